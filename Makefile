@@ -1,0 +1,49 @@
+# Everything from a fresh clone. Each target makes the environment first, once.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+bin := $(VENV)/bin
+installed := $(VENV)/.installed
+
+.PHONY: help install demo test test-all lint format ir clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
+
+install: $(installed)  ## the environment, in $(VENV)
+
+# torch is named first: left to other packages, pip would take another build of it.
+$(installed): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
+		{ echo "make: needs Python 3.11 (with venv) as '$(PYTHON)'; another path: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(bin)/python -m pip install --quiet --upgrade pip
+	$(bin)/python -m pip install --quiet torch==2.13.0 --editable '.[dev]'
+	touch $@
+
+demo: $(installed)  ## the whole pipeline on this machine, on generated videos
+	$(bin)/vthink run --preset laptop
+
+test: $(installed)  ## the tests, without the slow ones
+	$(bin)/python -m pytest -m "not slow"
+
+test-all: $(installed)  ## all tests
+	$(bin)/python -m pytest
+
+lint: $(installed)  ## format, lint, types, and the rules of the house
+	$(bin)/ruff format --check .
+	$(bin)/ruff check .
+	$(bin)/lint-imports
+	@# mypy finds the package by its name, so it gets a folder in which the repository is called that
+	@mkdir -p $(VENV)/types && ln -sfn "$(CURDIR)" $(VENV)/types/vthink
+	cd $(VENV)/types && ../bin/mypy --config-file vthink/pyproject.toml -p vthink.components -p vthink.pipelines
+
+format: $(installed)  ## write the format and the fixes that ruff knows
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+
+ir: $(installed)  ## compile the pipeline to pipelines/vthink.yaml
+	$(bin)/vthink compile --output pipelines/vthink.yaml
+
+clean:  ## remove the environment and what runs wrote
+	rm -rf $(VENV) .vthink

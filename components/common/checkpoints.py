@@ -1,0 +1,458 @@
+"""Training that can be killed: checkpoints that are whole or absent, resume, validation, and the pieces of a trainer.
+
+A checkpoint is a folder ``checkpoint-<step>`` that the Hugging Face trainer writes (weights, optimiser, scheduler,
+random states, trainer state). It counts only once it is sealed, by a list of its files written last; it is then
+copied to the store in the background, where `Storage.upload_dir` seals it again. After a kill, on this machine or on
+a new one, the newest sealed checkpoint is the place to go on from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import PrinterCallback, TrainerCallback
+
+from .answers import is_correct, is_video_r1_format, is_video_thinker_format, parse_response
+from .chat import ChatEncoder
+from .config import ModelConfig, RunContext, TrainingConfig, ValidationConfig
+from .generation import Sampling, sample
+from .launch import git_commit
+from .models import (
+    LoadedModel,
+    ensure_base_model,
+    fetch_model,
+    iter_linear_names,
+    load_model,
+    pick_dtype,
+    save_model,
+)
+from .samples import PreparedSet, Split
+from .storage import Manifest, Storage, join
+from .tracking import Tracker
+
+SEAL = "sealed.json"
+
+
+class CheckpointStore:
+    """The checkpoints of one training job: a local folder, mirrored to a prefix in the store."""
+
+    def __init__(self, storage: Storage, prefix_uri: str, folder: Path) -> None:
+        """Args: ``prefix_uri``: where checkpoints go in the store; ``folder``: the trainer's output folder."""
+        self.storage, self.prefix_uri, self.folder = storage, prefix_uri, folder
+        self._uploads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-upload")
+        self._pending: list[Future[None]] = []
+
+    @staticmethod
+    def step_of(path: Path | str) -> int | None:
+        """The step in a checkpoint's name, or None for anything else."""
+        match = re.fullmatch(r"checkpoint-(\d+)", Path(str(path).rstrip("/")).name)
+        return int(match.group(1)) if match else None
+
+    @staticmethod
+    def is_sealed(checkpoint: Path) -> bool:
+        """Whether every file that the seal lists is there in full."""
+        try:
+            files: dict[str, int] = json.loads((checkpoint / SEAL).read_text())
+            return all((checkpoint / name).stat().st_size == size for name, size in files.items())
+        except (OSError, json.JSONDecodeError, AttributeError):
+            return False
+
+    def seal(self, checkpoint: Path) -> None:
+        """Declare a checkpoint whole. The list of files appears at once, by a rename."""
+        files = {str(p.relative_to(checkpoint)): p.stat().st_size for p in checkpoint.rglob("*") if p.is_file()}
+        files.pop(SEAL, None)
+        temporary = checkpoint / f"{SEAL}.tmp"
+        temporary.write_text(json.dumps(files, sort_keys=True))
+        temporary.rename(checkpoint / SEAL)
+
+    def upload(self, checkpoint: Path) -> None:
+        """Copy a sealed checkpoint to the store in the background. Training does not wait; `wait` does."""
+        uri = join(self.prefix_uri, checkpoint.name) + "/"
+
+        def copy() -> None:
+            self.storage.upload_dir(checkpoint, uri)
+
+        self._pending.append(self._uploads.submit(copy))
+
+    def wait(self) -> None:
+        """Wait for the uploads; an upload's error is raised here."""
+        pending, self._pending = self._pending, []
+        for future in pending:
+            future.result()
+
+    def prune(self, keep: Sequence[str]) -> None:
+        """Delete checkpoints from the store whose names are not in ``keep`` (the trainer prunes the local folder)."""
+        self.wait()
+        for name in {
+            item.uri.removeprefix(self.prefix_uri).split("/")[0] for item in self.storage.list(self.prefix_uri)
+        }:
+            if self.step_of(name) is not None and name not in keep:
+                self.storage.delete_prefix(join(self.prefix_uri, name) + "/")
+
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint, fetched from the store if it is only there. Torn ones are removed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        steps: dict[int, Path | None] = {}
+        for path in self.folder.iterdir():
+            step = self.step_of(path)
+            if step is None:
+                continue
+            if self.is_sealed(path):
+                steps[step] = path
+            else:
+                shutil.rmtree(path)
+        names = {item.uri.removeprefix(self.prefix_uri).split("/")[0] for item in self.storage.list(self.prefix_uri)}
+        for name in names:
+            step = self.step_of(name)
+            if step is not None and step not in steps and self.storage.is_complete(join(self.prefix_uri, name) + "/"):
+                steps[step] = None
+        if not steps:
+            return None
+        best = max(steps)
+        found = steps[best]
+        if found is None:
+            found = self.folder / f"checkpoint-{best}"
+            self.storage.download_dir(join(self.prefix_uri, found.name) + "/", found)
+        return found
+
+
+class CheckpointCallback(TrainerCallback):
+    """Seals each checkpoint the trainer has written and sends it to the store."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self.store = store
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called on every rank after the checkpoint's files are written."""
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every rank has written its part of the optimiser and its random state
+        if not state.is_world_process_zero:
+            return
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.store.seal(checkpoint)
+        self.store.prune([path.name for path in Path(args.output_dir).iterdir()])
+        self.store.upload(checkpoint)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Leave no upload behind."""
+        self.store.wait()
+
+
+class ProgressCallback(TrainerCallback):
+    """Sends metrics to MLflow under the project's fixed names and prints a line for a person."""
+
+    NAMES: ClassVar[dict[str, str]] = {
+        "loss": "loss",
+        "grad_norm": "grad_norm",
+        "learning_rate": "learning_rate",
+        "mean_token_accuracy": "token_accuracy",
+        "entropy": "entropy",
+        "kl": "kl",
+    }
+
+    def __init__(self, stage: str, tracker: Tracker | None) -> None:
+        """Args: ``tracker``: None on every rank but the first."""
+        self.stage, self.tracker = stage, tracker
+        self.started, self.first_step = time.monotonic(), 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self.started, self.first_step = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Translate the trainer's names, track, print."""
+        if self.tracker is None or not logs or "train_runtime" in logs:
+            return
+        metrics: dict[str, float] = {}
+        for name, value in logs.items():
+            if not isinstance(value, int | float):
+                continue
+            if name.startswith("eval_"):
+                metrics[f"validation/{name.removeprefix('eval_')}"] = value
+            elif name in self.NAMES:
+                metrics[f"{self.stage}/{self.NAMES[name]}"] = value
+            elif name.startswith(("grpo/", "time/")):
+                metrics[name] = value
+        self.tracker.log_metrics(metrics, step=state.global_step)
+        done = state.global_step - self.first_step
+        pace = (time.monotonic() - self.started) / done if done else 0.0
+        left = pace * (state.max_steps - state.global_step)
+        shown = " · ".join(
+            f"{name.removeprefix(self.stage + '/').removeprefix('grpo/')} {value:.3g}"
+            for name, value in metrics.items()
+            if not name.endswith(("learning_rate", "grad_norm")) and not name.startswith("time/")
+        )
+        print(f"{self.stage} {state.global_step}/{state.max_steps} · {shown} · {pace:.2f} s/step · {left:.0f} s left")
+        sys.stdout.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationScore:
+    """Greedy answers on the validation split."""
+
+    accuracy: float
+    format_rate: float
+    num_items: int
+
+
+def pick_items(split: Split, kinds: Sequence[str], images: bool = True) -> list[int]:
+    """Indices of the samples whose ``metadata.kind`` is wanted (all when ``kinds`` is empty)."""
+    return [
+        index
+        for index, item in enumerate(split.samples)
+        if (not kinds or item.metadata.get("kind") in kinds) and (images or item.media.kind == "video")
+    ]
+
+
+def validate(
+    model: Any,
+    encoder: ChatEncoder,
+    split: Split,
+    indices: Sequence[int],
+    config: ValidationConfig,
+    rank: int = 0,
+    world_size: int = 1,
+) -> ValidationScore:
+    """Ask this rank's share of the questions greedily; the score is over all ranks."""
+    mine = indices[rank::world_size]
+    well_formed = is_video_r1_format if encoder.template.answer_format == "video_r1" else is_video_thinker_format
+    totals = torch.zeros(3)
+    for start in range(0, len(mine), config.batch_size):
+        items = [split[index] for index in mine[start : start + config.batch_size]]
+        sampling = Sampling(max_new_tokens=config.max_new_tokens)
+        completions = sample(model, encoder, [encoder.encode_sample(i) for i in items], sampling)
+        for item, (completion,) in zip(items, completions, strict=True):
+            totals[0] += is_correct(item.sample, parse_response(completion.text).answer)
+            totals[1] += well_formed(completion.text)
+            totals[2] += 1
+    if world_size > 1:
+        device = next(model.parameters()).device
+        totals = totals.to(device)
+        torch.distributed.all_reduce(totals)
+    right, formed, count = totals.tolist()
+    return ValidationScore(right / max(count, 1), formed / max(count, 1), int(count))
+
+
+_DEEPSPEED: dict[str, dict[str, Any]] = {
+    "zero2": {"zero_optimization": {"stage": 2, "overlap_comm": True, "contiguous_gradients": True}},
+    "zero3": {
+        "zero_optimization": {
+            "stage": 3,
+            "overlap_comm": True,
+            "contiguous_gradients": True,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        }
+    },
+}
+
+
+def trainer_arguments(config: TrainingConfig, folder: Path, threads_on_cpu: bool) -> dict[str, Any]:
+    """Keyword arguments that TRL's SFTConfig and GRPOConfig share, from our configuration."""
+    device = torch.device("cpu" if threads_on_cpu else "cuda")
+    bf16 = pick_dtype("auto", device) == torch.bfloat16
+    arguments: dict[str, Any] = {
+        "output_dir": str(folder),
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "max_steps": config.max_steps,
+        "num_train_epochs": config.num_epochs,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.lr_schedule,
+        "warmup_steps": config.warmup_steps,
+        "weight_decay": config.weight_decay,
+        "adam_beta2": config.adam_beta2,
+        "max_grad_norm": config.max_grad_norm,
+        "gradient_accumulation_steps": config.gradient_accumulation,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "save_strategy": "steps",
+        "save_steps": config.save_every_steps,
+        "save_total_limit": config.keep_checkpoints,
+        "eval_strategy": "steps",
+        "eval_steps": config.validation.every_steps,
+        "logging_steps": config.log_every_steps,
+        "logging_first_step": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "bf16": bf16,
+        "use_cpu": threads_on_cpu,
+        "dataloader_pin_memory": not threads_on_cpu,
+    }
+    if config.gradient_checkpointing:
+        arguments["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    if config.deepspeed != "none":
+        arguments["deepspeed"] = _DEEPSPEED[config.deepspeed] | {
+            "train_batch_size": "auto",
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+            "bf16": {"enabled": "auto"},
+        }
+    return arguments
+
+
+def freeze(model: Any, config: TrainingConfig) -> None:
+    """Stop gradients into the vision tower or the projector, as configured."""
+    for name, parameter in model.named_parameters():
+        in_vision = ".visual." in f".{name}"
+        in_projector = in_vision and ".merger" in name
+        if (config.freeze_projector and in_projector) or (config.freeze_vision and in_vision and not in_projector):
+            parameter.requires_grad_(False)
+
+
+def adapter_config(model: Any, config: TrainingConfig) -> Any | None:
+    """The PEFT configuration for LoRA on the language model's linear layers, or None."""
+    if config.lora is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=sorted(iter_linear_names(model)),
+        task_type="CAUSAL_LM",
+    )
+
+
+@dataclass(slots=True)
+class TrainingJob:
+    """What a training process works with, opened from the job that the stage's launcher wrote."""
+
+    stage: str
+    job: dict[str, Any]
+    context: RunContext
+    storage: Storage
+    work: Path
+    """Scratch folder of this job; it outlives a killed process."""
+    data: PreparedSet
+    base_uri: str
+    """Prefix of the base model."""
+    start_uri: str
+    """Prefix of the model that training starts from."""
+    loaded: LoadedModel
+    store: CheckpointStore
+    tracker: Tracker | None
+    """MLflow run; only on rank 0."""
+    started: float
+
+    @classmethod
+    def open(cls, stage: str, job: dict[str, Any]) -> TrainingJob:
+        """Fetch data and model (verified), and start tracking."""
+        started = time.monotonic()
+        context = RunContext.load(job["run"], "job")
+        model = ModelConfig.load(job["model"], "job")
+        storage = Storage(context.storage)
+        scratch = Path(context.work_dir or tempfile.mkdtemp(prefix="vthink-"))
+        rank = int(os.environ.get("RANK", "0"))
+        # Ranks of one machine share the caches: the first fills them, the others find them full.
+        with first_rank_first():
+            data = PreparedSet.open(storage, job["data"], scratch / "data")
+            base_uri = ensure_base_model(storage, model, data.video)
+            policy = job.get("policy") or ""
+            start_uri = Manifest.read(storage, policy).files["model"] if policy else base_uri
+            folder = fetch_model(storage, start_uri, scratch)
+        loaded = load_model(folder, dtype=model.dtype, attention=model.attention)
+        work = scratch / stage / job["fingerprint"]
+        store = CheckpointStore(storage, join(job["prefix"], "checkpoints") + "/", work / "checkpoints")
+        tracker = None
+        if rank == 0:
+            inputs = {"data": job["data"], "model": start_uri}
+            tracker = Tracker.start(context, stage, job["fingerprint"], job["config"], inputs)
+        return cls(stage, job, context, storage, work, data, base_uri, start_uri, loaded, store, tracker, started)
+
+    def run(self, trainer: Any) -> None:
+        """Train from the newest checkpoint, if there is one, to the end."""
+        trainer.remove_callback(PrinterCallback)  # `ProgressCallback` prints, in one line
+        checkpoint = self.store.newest() if self.tracker is not None else None
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            chosen = [checkpoint]
+            torch.distributed.broadcast_object_list(chosen, src=0)
+            checkpoint = chosen[0]
+        if checkpoint is not None and self.tracker is not None:
+            print(f"{self.stage}: going on from {checkpoint.name}", flush=True)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def finish(self, trainer: Any, counts: dict[str, int], details: dict[str, Any] | None = None) -> None:
+        """Validate once more, write the model to the store, and the manifest last. Every rank must call it."""
+        score = trainer.evaluate()
+        key, prefix = self.job["fingerprint"], self.job["prefix"]
+        lineage = {
+            "stage": self.stage,
+            "fingerprint": key,
+            "base": self.base_uri,
+            "start": self.start_uri,
+            "data": self.job["data"],
+            "run_id": self.context.run_id,
+        }
+        export(trainer, self.loaded, self.work / "model", lineage)
+        if self.tracker is None:
+            return
+        model_uri = join(prefix, "model") + "/"
+        self.storage.upload_dir(self.work / "model", model_uri)
+        seconds = time.monotonic() - self.started
+        metrics = {name.replace("eval_", "validation/"): value for name, value in score.items()}
+        self.tracker.log_metrics({"time/total_s": seconds}, step=trainer.state.global_step)
+        self.tracker.finish()
+        Manifest(
+            stage=self.stage,
+            fingerprint=key,
+            uri=prefix,
+            inputs={"data": self.job["data"], "base": self.base_uri, "start": self.start_uri},
+            counts={"steps": trainer.state.global_step, **counts},
+            metrics=metrics,
+            files={"model": model_uri},
+            config=self.job["config"],
+            details=details or {},
+            mlflow_run_id=self.tracker.run_id,
+            seconds=seconds,
+            git_commit=git_commit(),
+        ).write(self.storage)
+
+
+@contextmanager
+def first_rank_first() -> Iterator[None]:
+    """Let local rank 0 pass alone, then the others. Needs no process group: a file of torchrun's run is the signal."""
+    rank, world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if world == 1:
+        yield
+        return
+    name = f"vthink-{os.environ.get('TORCHELASTIC_RUN_ID', 'run')}-{os.environ.get('MASTER_PORT', '0')}-{os.getppid()}"
+    flag = Path(tempfile.gettempdir()) / name
+    if rank == 0:
+        yield
+        flag.touch()
+        return
+    while not flag.exists():
+        time.sleep(0.1)
+    yield
+
+
+def export(trainer: Any, loaded: LoadedModel, folder: Path, lineage: dict[str, Any]) -> None:
+    """Write the trained model as a servable folder: adapters merged, sharded weights gathered.
+
+    Every rank must call it; the first one writes.
+    """
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model)
+    if not trainer.accelerator.is_main_process:
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+        state = model.state_dict()
+    shutil.rmtree(folder, ignore_errors=True)
+    card = {"prompt": loaded.prompt, "video": loaded.video, "lineage": lineage}
+    save_model(folder, model, loaded.encoder.processor, card, state_dict=state)

@@ -1,0 +1,229 @@
+"""The generation engine: rollouts, validation, evaluation and the local server all decode here.
+
+Each prompt (vision tower included) is prefilled once, its cache is branched ``n`` times, and rows leave the batch when
+they finish. Sampling draws one uniform number per (seed, row, step) and inverts the distribution, so that a
+completion depends on its own seed alone, not on which other prompts share its batch.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import DynamicCache
+
+from .chat import ChatEncoder, EncodedPrompt
+from .models import LoadedModel
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How to pick the next token."""
+
+    max_new_tokens: int = 256
+    """Longest completion, the end-of-turn token included."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Nucleus: the smallest set of tokens with at least this probability."""
+    seed: int = 0
+    """Seed of the run's sampling."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError("max_new_tokens must be at least 1")
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1:
+            raise ValueError("temperature must be ≥ 0 and top_p in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """One completion."""
+
+    token_ids: list[int]
+    """Sampled tokens; the last is the end-of-turn token when ``finish_reason`` is ``stop``."""
+    text: str
+    """Decoded, without special tokens."""
+    finish_reason: Literal["stop", "length"]
+
+
+@contextmanager
+def inference(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients or checkpointing for a while; restores the mode of before."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def uniforms(seed: int, key: int, n: int, length: int) -> torch.Tensor:
+    """(n, length) uniform numbers that depend on (seed, key) alone; row i does not depend on n."""
+    generator = torch.Generator()
+    rows = []
+    for index in range(n):
+        generator.manual_seed(zlib.crc32(f"{seed}/{key}/{index}".encode()))
+        rows.append(torch.rand(length, generator=generator, dtype=torch.float64))
+    return torch.stack(rows)
+
+
+def pick_tokens(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> torch.Tensor:
+    """Next tokens (R,) from logits (R, V) and one uniform number per row (R,)."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probabilities, order = torch.softmax(logits.double() / sampling.temperature, -1).sort(-1, descending=True)
+    cumulative = probabilities.cumsum(-1)
+    if sampling.top_p < 1:
+        outside = cumulative - probabilities >= sampling.top_p
+        probabilities = probabilities.masked_fill(outside, 0)
+        cumulative = probabilities.cumsum(-1)
+    target = uniform.to(cumulative)[:, None] * cumulative[:, -1:]
+    rank = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
+    return order.gather(-1, rank)[:, 0]
+
+
+def _decode(
+    model: Any,
+    encoder: ChatEncoder,
+    prompts: Sequence[EncodedPrompt],
+    sampling: Sampling,
+    n: int,
+    keys: Sequence[int],
+) -> Iterator[list[tuple[int, int]]]:
+    """Prefill ``prompts`` once, branch each ``n`` times, and yield after each step the (row, token) pairs sampled.
+
+    Row ``i * n + j`` is completion j of prompt i.
+    """
+    device = next(model.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in encoder.collate(prompts).items()}
+    mask = batch.pop("attention_mask")
+    grids = {k: batch[k] for k in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts") if k in batch}
+    positions, _ = model.model.get_rope_index(
+        batch["input_ids"], batch["mm_token_type_ids"], attention_mask=mask, **grids
+    )
+    padded = bool((mask == 0).any())
+    cache = DynamicCache(config=model.config.get_text_config())
+    # The dtype of the vision tower, not of the file, decides what the pixels are computed in.
+    logits = model(
+        **batch,
+        attention_mask=mask if padded else None,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    next_position = positions.amax(dim=(0, 2)) + 1
+    if n > 1:
+        cache.batch_repeat_interleave(n)
+        logits, next_position = logits.repeat_interleave(n, 0), next_position.repeat_interleave(n)
+        mask = mask.repeat_interleave(n, 0)
+    noise = torch.cat([uniforms(sampling.seed, key, n, sampling.max_new_tokens) for key in keys]).to(device)
+    rows = torch.arange(logits.shape[0], device=device)
+    for step in range(sampling.max_new_tokens):
+        logits = logits.float()
+        logits[:, encoder.vision_token_ids] = float("-inf")
+        tokens = pick_tokens(logits, sampling, noise[rows, step])
+        yield list(zip(rows.tolist(), tokens.tolist(), strict=True))
+        alive = tokens != encoder.eos_token_id
+        if step + 1 == sampling.max_new_tokens or not bool(alive.any()):
+            return
+        if not bool(alive.all()):
+            keep = alive.nonzero()[:, 0]
+            cache.batch_select_indices(keep)
+            rows, tokens, mask, next_position = rows[keep], tokens[keep], mask[keep], next_position[keep]
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+        logits = model(
+            input_ids=tokens[:, None],
+            attention_mask=mask if padded else None,
+            position_ids=next_position.view(1, -1, 1).expand(3, -1, 1),
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+        next_position = next_position + 1
+
+
+def sample(
+    model: Any,
+    encoder: ChatEncoder,
+    prompts: Sequence[EncodedPrompt],
+    sampling: Sampling,
+    n: int = 1,
+    batch_size: int = 64,
+    keys: Sequence[int] | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[list[Completion]]:
+    """Sample ``n`` completions for each prompt.
+
+    Args:
+        model: an unwrapped Qwen-VL model.
+        prompts: any number, of any lengths; neighbours in length share a batch.
+        batch_size: rows (prompts × n) decoded at once.
+        keys: a number per prompt that, with ``sampling.seed``, determines its completions; default: its index.
+        on_batch: called with the number of prompts finished, after each batch.
+
+    Returns:
+        For each prompt, in the order given, its ``n`` completions.
+    """
+    keys = list(keys) if keys is not None else list(range(len(prompts)))
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    results: list[list[Completion]] = [[] for _ in prompts]
+    per_batch = max(1, batch_size // n)
+    with inference(model):
+        for start in range(0, len(order), per_batch):
+            chosen = order[start : start + per_batch]
+            token_ids: list[list[int]] = [[] for _ in range(len(chosen) * n)]
+            steps = _decode(model, encoder, [prompts[i] for i in chosen], sampling, n, [keys[i] for i in chosen])
+            for sampled in steps:
+                for row, token in sampled:
+                    token_ids[row].append(token)
+            for position, index in enumerate(chosen):
+                ids = token_ids[position * n : (position + 1) * n]
+                results[index] = [_completion(encoder, row) for row in ids]
+            if on_batch is not None:
+                on_batch(len(chosen))
+    return results
+
+
+def _completion(encoder: ChatEncoder, token_ids: list[int]) -> Completion:
+    stopped = bool(token_ids) and token_ids[-1] == encoder.eos_token_id
+    return Completion(
+        token_ids=token_ids, text=encoder.decode(token_ids), finish_reason="stop" if stopped else "length"
+    )
+
+
+def generate(
+    model: LoadedModel,
+    prompts: Sequence[EncodedPrompt],
+    sampling: Sampling,
+    n: int = 1,
+    batch_size: int = 64,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[list[Completion]]:
+    """`sample` for a loaded model."""
+    return sample(model.model, model.encoder, prompts, sampling, n, batch_size, on_batch=on_batch)
+
+
+def stream(model: LoadedModel, prompt: EncodedPrompt, sampling: Sampling) -> Iterator[str | Completion]:
+    """Yield the text of one completion as it grows, then the whole `Completion`.
+
+    The pieces, joined, are the completion's text: a piece is held back while its last character is incomplete.
+    """
+    token_ids: list[int] = []
+    sent = ""
+    with inference(model.model):
+        for sampled in _decode(model.model, model.encoder, [prompt], sampling, 1, [0]):
+            token_ids.append(sampled[0][1])
+            text = model.encoder.decode(token_ids)
+            if text.startswith(sent) and not text.endswith("\ufffd") and len(text) > len(sent):
+                yield text[len(sent) :]
+                sent = text
+    completion = _completion(model.encoder, token_ids)
+    if completion.text != sent and completion.text.startswith(sent):
+        yield completion.text[len(sent) :]
+    yield completion

@@ -1,0 +1,703 @@
+"""Bytes in an S3-compatible store, and the small JSON manifests by which stages hand work to each other.
+
+Two rules keep a half-written result from being mistaken for a finished one, on every S3 dialect: a completion
+marker is written last, and it lists the size and SHA-256 of what it vouches for and a checksum of itself.
+Object metadata, tags, ETags and conditional writes are never relied on, because S3-compatible servers differ
+in them.
+
+Keys come from boto3's default chain (environment, profile, web identity, …) and from nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Self
+
+from pydantic import AllowInfNan, BaseModel, Field, field_validator
+
+from .config import ConfigError, RunContext, Section, StorageConfig
+
+COMPLETE = "_COMPLETE.json"
+"""Marker of a finished folder; written after everything it lists."""
+JOURNAL = "_UPLOAD.json"
+"""What an unfinished upload has sent so far; gone once the folder is complete."""
+MANIFEST = "manifest.json"
+"""Marker of a finished stage."""
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+_PART_BYTES = 32 * 2**20
+_PARALLEL_FILES = 4
+_PARTS_PER_FILE = 4
+_JOURNAL_INTERVAL_S = 1.0
+
+
+class StorageError(RuntimeError):
+    """The store cannot be reached, refuses the credentials, or lacks or holds damaged data; one line for a
+    person."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object of a listing."""
+
+    uri: str
+    size: int
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """Size and checksum of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TreeInfo:
+    """A folder in the store."""
+
+    uri: str
+    files: dict[str, FileInfo]
+    """By path relative to the folder, with ``/`` between parts."""
+    transferred_bytes: int = 0
+    """Bytes that had to be sent or fetched; the rest was already there."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files.values())
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """``s3://bucket/a/b`` as ``("bucket", "a/b")``.
+
+    Raises:
+        StorageError: it is not an S3 URI.
+    """
+    scheme, separator, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme != "s3" or not separator or not bucket:
+        raise StorageError(f"'{uri}' is not an S3 URI; expected s3://bucket/key")
+    return bucket, key
+
+
+def join(prefix_uri: str, *parts: str) -> str:
+    """Append parts to a prefix with single slashes; a trailing slash of the last part is kept."""
+    uri = prefix_uri
+    for part in parts:
+        uri = f"{uri.rstrip('/')}/{part.lstrip('/')}"
+    return uri
+
+
+def as_prefix(uri: str) -> str:
+    """The URI with a trailing slash, so that ``…/7`` never also means ``…/70``."""
+    return uri if uri.endswith("/") else uri + "/"
+
+
+def canonical_json(value: Any) -> str:
+    """JSON text that is equal for equal values.
+
+    Keys are sorted, and a float without a fraction is written as an integer: KFP turns the integers inside
+    lists into floats, and a fingerprint must not notice.
+    """
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return _plain(value.model_dump(mode="json"))
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError("keys of a fingerprinted mapping must be strings")
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"cannot fingerprint a {type(value).__name__}")
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits that identify what the parts (sections, mappings, lists, strings, numbers) say."""
+    return hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()[:16]
+
+
+def stage_prefix(context: RunContext, stage: str, fp: str) -> str:
+    """Where the stage with this fingerprint keeps its output: ``s3://…/<stage>/<fingerprint>/``."""
+    return join(context.storage.root_uri, stage, fp + "/")
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+
+
+class Storage:
+    """An S3-compatible store. Thread-safe; a copy in another process connects by itself."""
+
+    def __init__(self, config: StorageConfig):
+        self.config = config
+        self._lock = threading.Lock()
+        self._connected: Any = None
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[StorageConfig]]:
+        return Storage, (self.config,)
+
+    # --- objects --------------------------------------------------------------------------------------------
+
+    def exists(self, uri: str) -> bool:
+        """Whether the object is there; for a URI that ends in ``/``, whether anything is below it."""
+        bucket, key = split_uri(uri)
+        if key.endswith("/") or not key:
+            return next(self.list(uri), None) is not None
+        with self._errors(uri, missing_ok=True):
+            self._client.head_object(Bucket=bucket, Key=key)
+            return True
+        return False
+
+    def read_bytes(self, uri: str) -> bytes:
+        """The whole object."""
+        bucket, key = split_uri(uri)
+        with self._errors(uri):
+            body: bytes = self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
+            return body
+
+    def read_json(self, uri: str) -> Any:
+        """The object parsed as JSON."""
+        data = self.read_bytes(uri)
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise StorageError(f"{uri} is not JSON ({error}); damaged, or cut off while written") from None
+
+    def write_bytes(self, uri: str, data: bytes) -> None:
+        """Write one small object."""
+        bucket, key = split_uri(uri)
+        with self._errors(uri):
+            self._client.put_object(Bucket=bucket, Key=key, Body=data)
+
+    def write_json(self, uri: str, obj: Any) -> None:
+        """Write an object as indented JSON."""
+        self.write_bytes(uri, json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False).encode())
+
+    def list(self, prefix_uri: str) -> Iterator[ObjectInfo]:
+        """The objects below a prefix, in the order of their keys."""
+        bucket, prefix = split_uri(as_prefix(prefix_uri))
+        with self._errors(prefix_uri):
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+                for item in page.get("Contents", []):
+                    yield ObjectInfo(f"s3://{bucket}/{item['Key']}", int(item["Size"]))
+
+    def delete(self, uri: str) -> None:
+        """Delete one object; nothing happens where there is none."""
+        bucket, key = split_uri(uri)
+        with self._errors(uri, missing_ok=True):
+            self._client.delete_object(Bucket=bucket, Key=key)
+
+    def delete_prefix(self, uri: str) -> None:
+        """Delete everything below a prefix, markers first, so that what is left is never taken for complete.
+
+        Raises:
+            StorageError: the prefix is a whole bucket.
+        """
+        if not split_uri(uri)[1].strip("/"):
+            raise StorageError(f"refusing to delete the whole bucket {uri}")
+        found = [item.uri for item in self.list(uri)]
+        for name in sorted(found, key=lambda name: (not name.endswith((f"/{COMPLETE}", f"/{MANIFEST}")), name)):
+            self.delete(name)
+
+    # --- files ----------------------------------------------------------------------------------------------
+
+    def upload_file(self, path: Path | str, uri: str, progress: Callable[[int], None] | None = None) -> None:
+        """Send a file, large ones in parts; ``progress`` gets the bytes sent since its last call."""
+        bucket, key = split_uri(uri)
+        if not Path(path).is_file():
+            raise StorageError(f"cannot upload {path}: no such file")
+        with self._errors(uri):
+            self._client.upload_file(str(path), bucket, key, Config=_transfer(), Callback=progress)
+
+    def download_file(self, uri: str, path: Path | str, progress: Callable[[int], None] | None = None) -> None:
+        """Fetch an object to a file that appears under its name only when it is whole."""
+        self._download(uri, Path(path), None, progress)
+
+    def _download(
+        self, uri: str, path: Path, expected: FileInfo | None, progress: Callable[[int], None] | None
+    ) -> None:
+        bucket, key = split_uri(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        try:
+            with self._errors(uri):
+                self._client.download_file(bucket, key, str(partial), Config=_transfer(), Callback=progress)
+            if expected is not None:
+                _check_file(partial, expected, uri)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    # --- folders --------------------------------------------------------------------------------------------
+
+    def is_complete(self, prefix_uri: str) -> bool:
+        """Whether a folder has been uploaded to the end."""
+        return self._read_tree(join(as_prefix(prefix_uri), COMPLETE)) is not None
+
+    def tree(self, prefix_uri: str) -> TreeInfo:
+        """What a complete folder holds.
+
+        Raises:
+            StorageError: it is not complete.
+        """
+        prefix = as_prefix(prefix_uri)
+        files = self._read_tree(join(prefix, COMPLETE))
+        if files is None:
+            raise StorageError(f"{prefix} is missing or its upload was never finished (no valid {COMPLETE})")
+        return TreeInfo(prefix, files)
+
+    def upload_dir(self, path: Path | str, prefix_uri: str, progress: Progress | None = None) -> TreeInfo:
+        """Send the files of a folder, several at once, then the marker that vouches for them.
+
+        Repeated after an interruption it sends only what had not arrived. Where the prefix holds another
+        version of the folder, its marker goes first and the objects it listed that are no longer there go
+        too.
+
+        Raises:
+            StorageError: the folder is missing, empty, or changes meanwhile; or the store fails.
+        """
+        prefix, paths = as_prefix(prefix_uri), _files_below(Path(path))
+        before = {name: _state(file) for name, file in paths.items()}
+        with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
+            shas = pool.map(sha256_file, paths.values())
+            wanted = {name: FileInfo(before[name][0], sha) for name, sha in zip(paths, shas, strict=True)}
+        meter = _Meter(progress, sum(file.size for file in wanted.values()))
+
+        sealed = self._read_tree(join(prefix, COMPLETE))
+        arrived = sealed or self._read_tree(join(prefix, JOURNAL)) or {}
+        sizes = self._sizes(prefix)
+        kept = {
+            name: file for name, file in arrived.items() if wanted.get(name) == file and sizes.get(name) == file.size
+        }
+        meter.add(sum(file.size for file in kept.values()))
+        if sealed == wanted == kept:
+            return TreeInfo(prefix, wanted)
+        # From here on the prefix is unfinished, and nothing may vouch for an object that is about to change.
+        self._write_tree(join(prefix, JOURNAL), kept)
+        self.delete(join(prefix, COMPLETE))
+
+        done, lock, journal_s = dict(kept), threading.Lock(), time.monotonic()
+
+        def send(name: str) -> None:
+            nonlocal journal_s
+            self.upload_file(paths[name], join(prefix, name), meter.add)
+            if _state(paths[name]) != before[name]:
+                raise StorageError(f"{paths[name]} changed while it was being uploaded")
+            # Written under the lock, so that an older journal never replaces a newer one.
+            with lock:
+                done[name] = wanted[name]
+                if time.monotonic() - journal_s >= _JOURNAL_INTERVAL_S:
+                    self._write_tree(join(prefix, JOURNAL), done)
+                    journal_s = time.monotonic()
+
+        _in_parallel(send, [name for name in wanted if name not in kept])
+        sizes = self._sizes(prefix)
+        for name, file in wanted.items():
+            if sizes.get(name) != file.size:
+                got = sizes.get(name, "no")
+                raise StorageError(f"{join(prefix, name)} has {got} bytes after its upload, not {file.size}")
+        self._write_tree(join(prefix, COMPLETE), wanted)
+        for name in [*(set(sealed or {}) - set(wanted)), JOURNAL]:
+            self.delete(join(prefix, name))
+        return TreeInfo(prefix, wanted, sum(f.size for name, f in wanted.items() if name not in kept))
+
+    def _sizes(self, prefix: str) -> dict[str, int]:
+        return {item.uri.removeprefix(prefix): item.size for item in self.list(prefix)}
+
+    def download_dir(
+        self, prefix_uri: str, path: Path | str, verify: bool = True, progress: Progress | None = None
+    ) -> TreeInfo:
+        """Fetch a complete folder; files that are already here and right are kept.
+
+        Args:
+            prefix_uri: the folder in the store.
+            path: where to; made when missing.
+            verify: check every file's SHA-256 (else only its size), both the fetched and the kept ones.
+            progress: called with (bytes done, bytes in all).
+
+        Raises:
+            StorageError: the folder is not complete, a file is missing or damaged, or a name would leave
+            ``path``.
+        """
+        tree, folder = self.tree(prefix_uri), Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        targets = {name: _inside(folder, name, tree.uri) for name in tree.files}
+        meter = _Meter(progress, tree.total_bytes)
+        fetched: list[int] = []
+
+        def fetch(name: str) -> None:
+            file, target = tree.files[name], targets[name]
+            here = target.is_file() and target.stat().st_size == file.size
+            if here and (not verify or sha256_file(target) == file.sha256):
+                meter.add(file.size)
+                return
+            expected = file if verify else FileInfo(file.size, "")
+            self._download(join(tree.uri, name), target, expected, meter.add)
+            fetched.append(file.size)
+
+        _in_parallel(fetch, list(tree.files))
+        return TreeInfo(tree.uri, tree.files, sum(fetched))
+
+    def _write_tree(self, uri: str, files: dict[str, FileInfo]) -> None:
+        listing = {name: {"size": file.size, "sha256": file.sha256} for name, file in sorted(files.items())}
+        self.write_json(uri, {"files": listing, "sha256": _digest(listing)})
+
+    def _read_tree(self, uri: str) -> dict[str, FileInfo] | None:
+        """The listing of a marker or journal; None where there is none or it was cut off."""
+        if not self.exists(uri):
+            return None
+        data = self.read_bytes(uri)
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            tree = json.loads(data)
+            listing = tree["files"]
+            if listing and tree["sha256"] == _digest(listing):
+                return {name: FileInfo(int(file["size"]), str(file["sha256"])) for name, file in listing.items()}
+        return None
+
+    # --- the connection -------------------------------------------------------------------------------------
+
+    def ensure_bucket(self) -> None:
+        """Create the bucket when it does not exist."""
+        from botocore.exceptions import ClientError
+
+        bucket = self.config.bucket
+        with self._errors(f"s3://{bucket}/"):
+            try:
+                self._client.head_bucket(Bucket=bucket)
+                return
+            except ClientError as error:
+                if _code(error) not in _MISSING:
+                    raise
+            extra: dict[str, Any] = {}
+            if self.config.region != "us-east-1":
+                extra["CreateBucketConfiguration"] = {"LocationConstraint": self.config.region}
+            try:
+                self._client.create_bucket(Bucket=bucket, **extra)
+            except ClientError as error:
+                if _code(error) != "BucketAlreadyOwnedByYou":
+                    raise
+
+    def check(self) -> None:
+        """Write, read and delete a small object under the configured prefix.
+
+        Raises:
+            StorageError: in one line, what does not work and what to look at.
+        """
+        uri = join(self.config.root_uri, f".vthink-probe-{secrets.token_hex(4)}")
+        data = secrets.token_bytes(16)
+        self.write_bytes(uri, data)
+        if self.read_bytes(uri) != data:
+            raise StorageError(f"{uri}: the store gave back other bytes than were written")
+        self.delete(uri)
+
+    @property
+    def _client(self) -> Any:
+        """The boto3 client. Its first use fails within seconds when the endpoint is down or the keys are
+        missing.
+
+        After that first contact requests are retried patiently, because a run of hours must outlive a short
+        outage.
+        """
+        if self._connected is None:
+            with self._lock:
+                if self._connected is None:
+                    from botocore.exceptions import ClientError
+
+                    with contextlib.suppress(ClientError):
+                        _connect(self.config, attempts=2, connect_timeout_s=3).head_bucket(Bucket=self.config.bucket)
+                    self._connected = _connect(self.config, attempts=6, connect_timeout_s=10)
+        return self._connected
+
+    @contextlib.contextmanager
+    def _errors(self, uri: str, missing_ok: bool = False) -> Iterator[None]:
+        """Turn what boto3 raises into one line; ``missing_ok`` swallows that the object is not there."""
+        import boto3.exceptions
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except ClientError as error:
+            if missing_ok and _code(error) in _MISSING - {"NoSuchBucket"}:
+                return
+            raise StorageError(self._describe(error, uri)) from error
+        except boto3.exceptions.Boto3Error as error:
+            cause = error.__cause__ or error.__context__ or error
+            raise StorageError(self._describe(cause, uri)) from error
+        except (BotoCoreError, ValueError, OSError) as error:
+            raise StorageError(self._describe(error, uri)) from error
+
+    def _describe(self, error: BaseException, uri: str) -> str:
+        from botocore import exceptions as boto
+
+        endpoint = self.config.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or "of AWS"
+        if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.ProfileNotFound):
+            return (
+                f"no usable S3 credentials ({_first_line(error)}); set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the pod an identity"
+            )
+        if isinstance(error, boto.SSLError):
+            return f"TLS with the S3 endpoint {endpoint} failed ({_first_line(error)}); see storage.ca_bundle"
+        if isinstance(error, boto.HTTPClientError | boto.EndpointConnectionError):
+            return (
+                f"cannot reach the S3 endpoint {endpoint} ({_first_line(error)}); is it running, and is "
+                "storage.endpoint_url right?"
+            )
+        if isinstance(error, boto.ClientError):
+            code = _code(error)
+            if code in {
+                "InvalidAccessKeyId",
+                "SignatureDoesNotMatch",
+                "InvalidToken",
+                "ExpiredToken",
+                "TokenRefreshRequired",
+            }:
+                return (
+                    f"the S3 endpoint {endpoint} refused the credentials ({code}); check AWS_ACCESS_KEY_ID, "
+                    "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the profile or identity in use"
+                )
+            if code in {"403", "AccessDenied", "Forbidden"}:
+                return f"the S3 endpoint {endpoint} denied access to {uri}; check the keys and their rights"
+            if code == "NoSuchBucket":
+                return f"the bucket of {uri} does not exist at the S3 endpoint {endpoint}"
+            if code in _MISSING:
+                return f"{uri} does not exist"
+            message = error.response["Error"].get("Message", "")
+            return f"{uri}: the S3 endpoint {endpoint} answered {code}: {message}"
+        if isinstance(error, OSError):
+            return f"{uri}: {_first_line(error)}"
+        return f"{uri}: S3 endpoint {endpoint}: {_first_line(error)}"
+
+
+_BAD_KEYS = frozenset(
+    {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "TokenRefreshRequired"}
+)
+_MISSING = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchBucket"})
+
+
+def _code(error: Any) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _connect(config: StorageConfig, attempts: int, connect_timeout_s: float) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    # A session of our own: boto3's default session is not safe to build clients from in several threads.
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=config.endpoint_url,
+        region_name=config.region,
+        verify=config.ca_bundle,
+        config=Config(
+            connect_timeout=connect_timeout_s,
+            read_timeout=60,
+            retries={"mode": "standard", "total_max_attempts": attempts},
+            max_pool_connections=_PARALLEL_FILES * _PARTS_PER_FILE + 4,
+            s3={"addressing_style": "path" if config.path_style else "auto"},
+            # The newer default adds trailing checksums, which several S3-compatible servers refuse.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
+
+
+def _transfer() -> Any:
+    from boto3.s3.transfer import TransferConfig
+
+    return TransferConfig(
+        multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=_PARTS_PER_FILE
+    )
+
+
+class _Meter:
+    """Adds up the bytes that several threads report and passes the sum on."""
+
+    def __init__(self, progress: Progress | None, total: int):
+        self._progress, self._total, self._done, self._lock = progress, total, 0, threading.Lock()
+
+    def add(self, count: int) -> None:
+        if self._progress is not None:
+            with self._lock:
+                # A part that is sent again after an error is reported again.
+                self._done = min(self._done + count, self._total)
+                self._progress(self._done, self._total)
+
+
+def _in_parallel(action: Callable[[str], None], names: list[str]) -> None:
+    """Do it for every name, several at once; the first error ends it, without beginning what has not begun."""
+    pool = ThreadPoolExecutor(_PARALLEL_FILES)
+    try:
+        for future in as_completed([pool.submit(action, name) for name in names]):
+            future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Size and time of change of a file, by which a change is noticed."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise StorageError(f"cannot upload {path}: {error.strerror}") from error
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def _files_below(folder: Path) -> dict[str, Path]:
+    """The files of a folder by relative POSIX path, sorted; links to files are followed."""
+    if not folder.is_dir():
+        raise StorageError(f"cannot upload {folder}: no such folder")
+    files = {
+        file.relative_to(folder).as_posix(): file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and not (file.name.startswith(".") and file.name.endswith(".part"))
+    }
+    for reserved in (COMPLETE, JOURNAL):
+        files.pop(reserved, None)
+    if not files:
+        raise StorageError(f"cannot upload {folder}: it holds no files")
+    return files
+
+
+def _inside(folder: Path, name: str, uri: str) -> Path:
+    """Where a name of a listing goes below ``folder``; a name that would leave it is refused."""
+    parts = PurePosixPath(name).parts
+    plain = bool(parts) and not name.startswith("/") and ".." not in parts and "\\" not in name and "\0" not in name
+    target = folder / name if plain else folder
+    if not plain or not target.resolve().is_relative_to(folder.resolve()):
+        raise StorageError(f"{uri}{COMPLETE} lists {name!r}, which would be written outside of {folder}; refused")
+    return target
+
+
+def _check_file(path: Path, expected: FileInfo, uri: str) -> None:
+    size = path.stat().st_size
+    if size != expected.size:
+        raise StorageError(f"{uri} is damaged: {size} bytes instead of {expected.size}")
+    if expected.sha256 and sha256_file(path) != expected.sha256:
+        raise StorageError(f"{uri} is damaged: its SHA-256 is not the one recorded when it was uploaded")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _version() -> str:
+    from ... import __version__
+
+    return __version__
+
+
+class Manifest(Section):
+    """What a finished stage says about its output. Written last, it is the stage's completion marker."""
+
+    stage: str
+    """Which stage."""
+    fingerprint: str
+    """Identity of the stage's configuration and inputs."""
+    uri: str
+    """Prefix of the output, ending in ``/``; the manifest itself is ``manifest.json`` below it."""
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """URIs of what went in, by name."""
+    counts: dict[str, int] = Field(default_factory=dict)
+    """Whole numbers worth telling, such as rows in and out."""
+    metrics: dict[str, Annotated[float, AllowInfNan(False)]] = Field(default_factory=dict)
+    """Final measurements."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """URIs of what came out, by name; a folder's ends in ``/``."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """The stage's section of the configuration."""
+    details: dict[str, Any] = Field(default_factory=dict)
+    """Anything else that later stages or a person need."""
+    mlflow_run_id: str | None = None
+    """The stage's MLflow run."""
+    seconds: float = 0.0
+    """How long the stage took."""
+    created: str = Field(default_factory=_now)
+    """When, in UTC (ISO 8601)."""
+    version: str = Field(default_factory=_version)
+    """Version of this package."""
+    git_commit: str | None = None
+    """Commit of this package's source, when known."""
+
+    @field_validator("uri")
+    @classmethod
+    def _prefix(cls, uri: str) -> str:
+        split_uri(uri)
+        return as_prefix(uri)
+
+    @property
+    def manifest_uri(self) -> str:
+        """Where the manifest itself is."""
+        return join(self.uri, MANIFEST)
+
+    def write(self, storage: Storage) -> str:
+        """Write ``<uri>manifest.json``, with a checksum of itself; returns its URI."""
+        data = self.model_dump(mode="json")
+        storage.write_json(self.manifest_uri, {**data, "sha256": _digest(data)})
+        return self.manifest_uri
+
+    @classmethod
+    def read(cls, storage: Storage, manifest_uri: str) -> Self:
+        """Read and check a manifest.
+
+        Raises:
+            StorageError: it is missing, cut off or altered.
+        """
+        data = storage.read_json(manifest_uri)
+        recorded = data.pop("sha256", None) if isinstance(data, dict) else None
+        if recorded is None or recorded != _digest(data):
+            raise StorageError(f"{manifest_uri} is damaged: its checksum does not fit its content")
+        try:
+            return cls.load(data, source=manifest_uri)
+        except ConfigError as error:
+            raise StorageError(str(error)) from error
+
+    @classmethod
+    def find(cls, storage: Storage, prefix_uri: str) -> Self | None:
+        """The manifest below a prefix, or None when the stage did not finish there.
+
+        One that was cut off while being written counts as not there; a store that cannot be asked is an
+        error.
+        """
+        uri = join(as_prefix(prefix_uri), MANIFEST)
+        if not storage.exists(uri):
+            return None
+        try:
+            return cls.read(storage, uri)
+        except StorageError:
+            storage.read_bytes(uri)
+            return None

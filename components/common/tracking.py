@@ -1,0 +1,559 @@
+"""What a run measured and made, recorded in MLflow.
+
+One parent run per pipeline run, one child per stage. A stage's run is found again by its tags, so that a
+stage that was killed continues in the run it began. Artifacts go to the experiment's S3 location.
+
+MLflow takes seconds to import, so it is imported where it is used; importing this module is cheap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Self
+
+from .config import RunContext, StorageConfig, TrackingConfig
+from .launch import (
+    LaunchError,
+    Process,
+    free_port,
+    git_commit,
+    package_versions,
+    spawn,
+    wait_until_ready,
+)
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+_log = logging.getLogger(__name__)
+_MAX_VALUE = 6000
+"""MLflow's limit for the text of a parameter."""
+_BATCH = 100
+"""MLflow's limit for parameters and tags in one request."""
+
+
+class TrackingError(RuntimeError):
+    """The tracking store cannot be used; one line for a person."""
+
+
+# --- MLflow's own settings ----------------------------------------------------------------------------------
+
+
+def mlflow_environment(storage: StorageConfig | None = None) -> dict[str, str]:
+    """The variables with which MLflow writes artifacts to our store and otherwise keeps quiet."""
+    env = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+        # MLflow makes its own S3 client; without this it sends checksums that several servers refuse.
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    }
+    if storage is not None:
+        env["AWS_DEFAULT_REGION"] = os.environ.get("AWS_DEFAULT_REGION", storage.region)
+        env["MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE"] = "path" if storage.path_style else "auto"
+        if storage.endpoint_url:
+            env["MLFLOW_S3_ENDPOINT_URL"] = storage.endpoint_url
+        if storage.ca_bundle:
+            env["AWS_CA_BUNDLE"] = storage.ca_bundle
+    return env
+
+
+def tracking_uri(tracking: TrackingConfig) -> str:
+    """Where runs are recorded.
+
+    Raises:
+        TrackingError: neither the configuration nor the environment says.
+    """
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise TrackingError("no MLflow tracking URI: set tracking.uri or MLFLOW_TRACKING_URI")
+    return uri
+
+
+def registry_client(tracking: TrackingConfig, storage: StorageConfig | None = None) -> Any:
+    """An ``MlflowClient`` for runs, artifacts and the model registry.
+
+    Raises:
+        TrackingError: the store cannot be opened.
+    """
+    os.environ.update(mlflow_environment(storage))
+    # Schema migrations are announced line by line otherwise.
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    uri = tracking_uri(tracking)
+    try:
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        return client
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"cannot use MLflow at {_shown(uri)}: {_first_line(error)}") from error
+
+
+def _shown(uri: str) -> str:
+    """A URI without the password that it may carry."""
+    scheme, separator, rest = uri.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of an error, without a password in a URI that it quotes."""
+    lines = str(error).splitlines()
+    return re.sub(r"//[^/@\s]+@", "//", lines[0]) if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _errors(what: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise TrackingError(f"{what}: {_first_line(error)}") from error
+
+
+# --- runs ---------------------------------------------------------------------------------------------------
+
+
+def start_parent(
+    tracking: TrackingConfig,
+    run_id: str,
+    config_yaml: str,
+    name: str,
+    artifact_root: str,
+    storage: StorageConfig | None = None,
+) -> str:
+    """The pipeline's run, begun or continued; returns its id.
+
+    ``MLFLOW_RUN_ID`` in the environment names the run to use; otherwise it is found by its tag
+    ``vthink.run_id`` or created.
+
+    Args:
+        tracking: where.
+        run_id: of the pipeline run.
+        config_yaml: the whole configuration, kept as ``config.yaml``.
+        name: shown in MLflow.
+        artifact_root: ``s3://…`` folder for the artifacts of an experiment that must be created.
+        storage: the store of ``artifact_root``.
+    """
+    client = registry_client(tracking, storage)
+    with _errors(f"cannot start the MLflow run of {run_id}"):
+        parent = os.environ.get("MLFLOW_RUN_ID")
+        tags = {"vthink.run_id": run_id, **_origin_tags("vthink run")}
+        if parent:
+            _continue(client, parent, tags)
+        else:
+            experiment = ensure_experiment(client, tracking.experiment, artifact_root)
+            found = _search(client, experiment, {"vthink.run_id": run_id, "vthink.stage": "pipeline"})
+            tags["vthink.stage"] = "pipeline"
+            if found is not None:
+                parent = str(found.info.run_id)
+                _continue(client, parent, tags)
+            else:
+                parent = str(client.create_run(experiment, tags=tags, run_name=name).info.run_id)
+        client.log_text(parent, config_yaml, "config.yaml")
+        return parent
+
+
+def finish_parent(tracking: TrackingConfig, parent_run_id: str, status: Status = "FINISHED") -> None:
+    """Close the pipeline's run."""
+    client = registry_client(tracking)
+    with _errors(f"cannot close the MLflow run {parent_run_id}"):
+        client.set_terminated(parent_run_id, status)
+
+
+def ensure_experiment(client: Any, name: str, artifact_root: str | None = None) -> str:
+    """The id of the experiment; created, with its artifacts below ``artifact_root``, when there is none."""
+    from mlflow.exceptions import MlflowException
+
+    for attempt in range(2):
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            if found.lifecycle_stage != "active":
+                client.restore_experiment(found.experiment_id)
+            return str(found.experiment_id)
+        try:
+            return str(client.create_experiment(name, artifact_location=artifact_root))
+        except MlflowException as error:
+            # Another process created it between the two calls.
+            if attempt or error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+    raise AssertionError("unreachable")
+
+
+def _search(client: Any, experiment: str, tags: Mapping[str, str]) -> Any:
+    """The newest run with these tags, or None."""
+    condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    runs = client.search_runs(
+        [experiment], filter_string=condition, order_by=["attributes.start_time DESC"], max_results=1
+    )
+    return runs[0] if runs else None
+
+
+def _continue(client: Any, run_id: str, tags: Mapping[str, str]) -> Any:
+    """Reopen a run."""
+    run = client.get_run(run_id)
+    if run.info.status != "RUNNING":
+        client.update_run(run_id, status="RUNNING")
+    _set_tags(client, run_id, tags)
+    return run
+
+
+def _set_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    from mlflow.entities import RunTag
+
+    items = [RunTag(key, str(value)[:_MAX_VALUE]) for key, value in tags.items()]
+    for start in range(0, len(items), _BATCH):
+        client.log_batch(run_id, tags=items[start : start + _BATCH])
+
+
+def _origin_tags(source: str) -> dict[str, str]:
+    """Where a run comes from: code, person, KFP run."""
+    tags = {"mlflow.source.name": source, "mlflow.source.type": "JOB"}
+    if commit := git_commit():
+        tags["vthink.git_commit"] = tags["mlflow.source.git.commit"] = commit
+    with contextlib.suppress(Exception):
+        # A container's user often has no name.
+        import getpass
+
+        tags["mlflow.user"] = getpass.getuser()
+    for name in ("pipeline_run_id", "pipeline_run_url"):
+        if value := os.environ.get(f"KFP_{name.upper()}"):
+            tags[f"kfp.{name}"] = value
+    return tags
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as one level of ``a.b`` keys, with values as text."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str, sort_keys=True)
+            flat[f"{prefix}{key}"] = text[:_MAX_VALUE]
+    return flat
+
+
+def _artifact_name(name: str, suffix: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise TrackingError(f"'{name}' is not a name below the run's artifacts")
+    return name if path.suffix else name + suffix
+
+
+class Tracker:
+    """The MLflow run of one stage. As a context manager it closes the run with the right status.
+
+    A stage that resumes from a checkpoint repeats some steps. MLflow cannot take a value back, so a value
+    whose step is not beyond the last one recorded under its name is dropped: each step appears once, and
+    because training is resumed exactly, with the value that the repetition would give again. The tag
+    ``vthink.resumed`` counts how often a stage continued.
+
+    A tracking server that fails for a while does not end a training: values wait in memory and go out with
+    the next ones. Only `finish` insists.
+    """
+
+    def __init__(self, client: Any, run_id: str | None, resumed: bool = False):
+        self._client = client
+        self.run_id = run_id
+        """MLflow's id; None in processes that do not record (rank other than 0)."""
+        self._resumed = resumed
+        self._last_step: dict[str, int] = {}
+        self._waiting: list[Any] = []
+        self._finished = False
+
+    @classmethod
+    def start(
+        cls,
+        context: RunContext,
+        stage: str,
+        fingerprint: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+    ) -> Self:
+        """Begin or continue the run of a stage.
+
+        The run is the one named by ``MLFLOW_RUN_ID`` (unless that is the pipeline's own), or the one under
+        ``context.parent_run_id`` that has this stage and fingerprint, or a new one.
+
+        Args:
+            context: the pipeline run.
+            stage: name of the stage.
+            fingerprint: of the stage.
+            config: the stage's section; logged as parameters ``a.b``.
+            inputs: URIs of what goes in, by name; logged as tags ``vthink.input.<name>``.
+        """
+        if os.environ.get("RANK", "0") != "0":
+            return cls(None, None)
+        client = registry_client(context.tracking, context.storage)
+        with _errors(f"cannot start the MLflow run of {stage}"):
+            tags = {
+                "vthink.run_id": context.run_id,
+                "vthink.stage": stage,
+                "vthink.fingerprint": fingerprint,
+                **_origin_tags(f"vthink {stage}"),
+                **{f"vthink.input.{name}": uri for name, uri in inputs.items()},
+            }
+            parent = context.parent_run_id
+            if parent:
+                of_parent = client.get_run(parent)
+                tags["mlflow.parentRunId"] = parent
+                # KFP's own MLflow plugin leaves its ids there.
+                tags |= {k: v for k, v in of_parent.data.tags.items() if k.startswith("kfp.")}
+            adopted = os.environ.get("MLFLOW_RUN_ID")
+            if adopted and adopted != parent:
+                run = _continue(client, adopted, tags)
+            else:
+                experiment = (
+                    str(of_parent.info.experiment_id)
+                    if parent
+                    else ensure_experiment(client, context.tracking.experiment, context.storage.root_uri + "mlflow")
+                )
+                wanted = {"vthink.stage": stage, "vthink.fingerprint": fingerprint}
+                wanted |= {"mlflow.parentRunId": parent} if parent else {"vthink.run_id": context.run_id}
+                run = _search(client, experiment, wanted)
+                if run is None:
+                    run = client.create_run(experiment, tags=tags, run_name=stage)
+                else:
+                    run = _continue(client, run.info.run_id, tags)
+            earlier = run.data.tags.get("vthink.resumed")
+            begun = "vthink.fingerprint" in run.data.tags and bool(run.data.params or run.data.metrics)
+            tracker = cls(client, str(run.info.run_id), resumed=begun)
+            tracker.log_params(config)
+            versions = json.dumps(package_versions(), sort_keys=True)
+            tracker.set_tags({"vthink.packages": versions})
+            if begun:
+                tracker.set_tags({"vthink.resumed": str(int(earlier or 0) + 1)})
+        return tracker
+
+    # --- numbers and words ----------------------------------------------------------------------------------
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Record values. ``step`` is the training step; without one they are the stage's final values.
+
+        A step that was already recorded under a name is dropped; a final value replaces the earlier one.
+        """
+        if self.run_id is None:
+            return
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        for key, value in metrics.items():
+            if step is not None:
+                if step <= self._last(key):
+                    continue
+                self._last_step[key] = step
+            self._waiting.append(Metric(key, float(value), now, 0 if step is None else step))
+        try:
+            self._send()
+        except Exception as error:
+            _log.warning("MLflow did not take %d values, will try again: %s", len(self._waiting), _first_line(error))
+
+    def _send(self) -> None:
+        while self._waiting:
+            batch = self._waiting[:1000]
+            self._client.log_batch(self.run_id, metrics=batch)
+            del self._waiting[: len(batch)]
+
+    def _last(self, key: str) -> int:
+        """The last step recorded under a name, by this process or by the one it continues."""
+        if key not in self._last_step:
+            history = self._client.get_metric_history(self.run_id, key) if self._resumed else []
+            self._last_step[key] = max((metric.step for metric in history), default=-1)
+        return self._last_step[key]
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record settings; nested mappings become ``a.b``. MLflow keeps the first value of each."""
+        if self.run_id is None:
+            return
+        from mlflow.entities import Param
+
+        known = self._client.get_run(self.run_id).data.params
+        items = [Param(key, value) for key, value in _flatten(params).items() if key not in known]
+        for start in range(0, len(items), _BATCH):
+            self._client.log_batch(self.run_id, params=items[start : start + _BATCH])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags, replacing earlier values."""
+        if self.run_id is not None:
+            _set_tags(self._client, self.run_id, tags)
+
+    # --- artifacts: a name that was used before is replaced -------------------------------------------------
+
+    def log_text(self, name: str, text: str) -> None:
+        """Keep a text; ``.txt`` is added to a name without a suffix."""
+        if self.run_id is not None:
+            self._client.log_text(self.run_id, text, _artifact_name(name, ".txt"))
+
+    def log_html(self, name: str, html: str) -> None:
+        """Keep a page; ``.html`` is added to a name without a suffix."""
+        self.log_text(_artifact_name(name, ".html"), html)
+
+    def log_table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Keep a table that MLflow shows as one; the columns must be equally long and JSON.
+
+        Unlike MLflow's own ``log_table`` it replaces a table of the same name instead of growing it, so that
+        a resumed stage does not list its rows twice.
+        """
+        if len({len(column) for column in columns.values()}) > 1:
+            raise ValueError(f"the columns of table '{name}' differ in length")
+        if self.run_id is None:
+            return
+        path = _artifact_name(name, ".json")
+        rows = [list(row) for row in zip(*columns.values(), strict=True)]
+        table = {"columns": list(columns), "data": _finite(rows)}
+        self._client.log_text(self.run_id, json.dumps(table, ensure_ascii=False, default=str), path)
+        tag = "mlflow.loggedArtifacts"
+        listed = json.loads(self._client.get_run(self.run_id).data.tags.get(tag, "[]"))
+        entry = {"path": path, "type": "table"}
+        if entry not in listed:
+            self._client.set_tag(self.run_id, tag, json.dumps([*listed, entry]))
+
+    def log_image(self, name: str, image: Any, step: int | None = None) -> None:
+        """Keep a PIL image or an array (H, W, 3) of uint8 as PNG; with a step ``<name>/step-000050.png``."""
+        if self.run_id is not None:
+            path = _artifact_name(name, ".png") if step is None else f"{name}/step-{step:06d}.png"
+            self._client.log_image(self.run_id, image, artifact_file=_artifact_name(path, ".png"))
+
+    def log_artifact(self, path: Path | str, folder: str | None = None) -> None:
+        """Keep a file under its own name, in a folder of the run's artifacts."""
+        if self.run_id is not None:
+            self._client.log_artifact(self.run_id, str(path), folder)
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        """Send what still waits and close the run.
+
+        Raises:
+            TrackingError: MLflow does not take it.
+        """
+        if self.run_id is None or self._finished:
+            return
+        with _errors(f"cannot close the MLflow run {self.run_id}"):
+            self._send()
+            self._client.set_terminated(self.run_id, status)
+        self._finished = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if kind is None:
+            self.finish()
+            return
+        stopped = not issubclass(kind, Exception)
+        try:
+            self.finish("KILLED" if stopped else "FAILED")
+        except TrackingError as failure:
+            # The error that brought us here is the one to see.
+            _log.warning("%s", failure)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return value
+
+
+# --- the user interface -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ui:
+    """A running MLflow server."""
+
+    url: str
+    process: Process
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.stop()
+
+
+def start_ui(
+    tracking: TrackingConfig, storage: StorageConfig, artifact_root: str, log: Path, port: int | None = None
+) -> Ui:
+    """Serve MLflow's pages over the database and the store, on 127.0.0.1, and wait until they answer.
+
+    Args:
+        tracking: whose ``uri`` is the database (``sqlite:///…``).
+        storage: where the artifacts are; its keys come from this process's environment.
+        artifact_root: ``s3://…`` folder of the artifacts.
+        log: the server's log file.
+        port: default: a free one.
+
+    Raises:
+        LaunchError: the server does not start; says what it printed last.
+    """
+    uri = tracking_uri(tracking)
+    if uri.startswith(("http://", "https://")):
+        raise LaunchError(f"MLflow already runs at {_shown(uri)}: open it there")
+    port = port or free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri,
+        "--artifacts-destination", artifact_root, "--serve-artifacts",
+        "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+    ]  # fmt: skip
+    env = {**os.environ, **mlflow_environment(storage)}
+    # It would make the server a client of another server.
+    env.pop("MLFLOW_TRACKING_URI", None)
+    process = spawn(command, env=env, log=log)
+    try:
+        wait_until_ready(process, "MLflow", lambda: _answers(f"{url}/health"), timeout_s=120)
+    except LaunchError:
+        process.stop(1)
+        raise
+    return Ui(url, process)
+
+
+def _answers(url: str) -> bool:
+    # No proxy: the server is on this machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def experiment_url(base: str, experiment_id: str) -> str:
+    """Link to the list of an experiment's runs (without ``/runs`` MLflow opens an overview)."""
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs"
+
+
+def run_url(base: str, experiment_id: str, run_id: str) -> str:
+    """Link to a run."""
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def model_version_url(base: str, name: str, version: str | int) -> str:
+    """Link to a version of a registered model."""
+    from urllib.parse import quote
+
+    return f"{base.rstrip('/')}/#/models/{quote(name, safe='')}/versions/{version}"

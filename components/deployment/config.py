@@ -1,0 +1,98 @@
+"""Settings of registration, serving and the smoke test."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from ..common.config import Section
+
+
+class ServerConfig(Section):
+    """The server: where it listens and what it takes on."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; the loopback address, unless something in front of the server checks who asks."""
+    port: int = Field(default=8080, ge=0, le=65535)
+    """TCP port."""
+    model_name: str = Field(default="vthink", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    """The name that requests call the model by."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``auto``: bfloat16 where the accelerator has it, float32 on a CPU; as in the model section."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernels; as in the model section."""
+    max_request_bytes: int = Field(default=88 * 2**20, gt=0)
+    """Larger request bodies are refused (413). Base64 makes a video a third larger."""
+    max_video_bytes: int = Field(default=64 * 2**20, gt=0)
+    """Larger videos and images are refused (413), however they come."""
+    max_duration_s: float = Field(default=3600.0, gt=0)
+    """Longer videos are refused (400)."""
+    max_question_chars: int = Field(default=8192, gt=0)
+    """Longer questions, options included, are refused (400)."""
+    max_new_tokens: int = Field(default=1024, gt=0)
+    """Most tokens of an answer; also what a request without ``max_tokens`` gets."""
+    max_concurrency: int = Field(default=8, gt=0)
+    """Requests that may be read, decoded, waiting or answered at once; one more is refused (429)."""
+    decoders: int = Field(default=2, gt=0)
+    """Processes that decode media side by side."""
+    upload_timeout_s: float = Field(default=60.0, gt=0)
+    """A request whose body takes longer to arrive is refused (408)."""
+    request_timeout_s: float = Field(default=300.0, gt=0)
+    """A request that is not answered after this long is given up (504)."""
+    grace_period_s: int = Field(default=30, ge=0)
+    """How long running requests may go on after the server was told to stop."""
+    allow_http_media: bool = False
+    """Fetch ``http(s)://`` media for a request. Private, loopback and link-local addresses stay refused."""
+    allowed_media_domains: tuple[str, ...] = ()
+    """With ``allow_http_media``: hosts media may come from (``example.org``, or ``.example.org`` for all below it);
+    empty: any public host."""
+    media_timeout_s: float = Field(default=30.0, gt=0)
+    """Fetching media may take this long in all, redirects included."""
+    max_media_redirects: int = Field(default=3, ge=0)
+    """Redirects followed when fetching media; each is checked like the first address."""
+
+    @field_validator("host")
+    @classmethod
+    def _host_is_an_address(cls, value: str) -> str:
+        try:
+            ipaddress.ip_address(value)
+        except ValueError:
+            raise ValueError("give an IP address, for example 127.0.0.1 (this machine) or 0.0.0.0 (all)") from None
+        return value
+
+    @field_validator("allowed_media_domains")
+    @classmethod
+    def _domains_are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for domain in value:
+            if not domain.strip(".") or any(c in domain for c in "/:@* ") or domain != domain.lower():
+                raise ValueError(f"'{domain}' is not a lower-case host name such as media.example.org")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.allowed_media_domains and not self.allow_http_media:
+            raise ValueError("allowed_media_domains has no effect without allow_http_media: true")
+        return self
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return ipaddress.ip_address(self.host).is_loopback
+
+
+class DeploymentConfig(Section):
+    """Registration, serving and the smoke test that decides whether a candidate becomes the champion."""
+
+    server: ServerConfig = ServerConfig()
+    """The server."""
+    smoke_items: int = Field(default=8, ge=1)
+    """Held-out items that are asked again through the candidate's endpoint."""
+    smoke_min_agreement: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Share of them whose answer must be the one that evaluation saw. Less than 1 is for accelerators, where another
+    batch size may round differently."""
+    smoke_question: str | None = None
+    """The question whose structured answer is kept with the deployment; null: that of the first replayed item."""
+    start_timeout_s: float = Field(default=600.0, gt=0)
+    """The server must be ready after this long, download and loading included."""

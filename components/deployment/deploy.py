@@ -1,0 +1,325 @@
+"""The stage `deploy`: start the candidate's server, see that it says what evaluation saw, then make it the champion.
+
+The smoke test asks held-out items again through the served endpoint, with the original files, and compares with the
+answers that evaluation recorded. The champion moves only when they agree; otherwise it stays, and the error says why.
+Everything here goes through HTTP, so this process needs no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import httpx
+
+from ... import __version__
+from ..common.config import RunContext
+from ..common.launch import LaunchError, free_port, git_commit, spawn, tail, wait_until_ready
+from ..common.samples import Media, PreparedSet, Sample
+from ..common.storage import Manifest, Storage, StorageError, fingerprint, join, sha256_file, stage_prefix
+from ..common.tracking import Tracker
+from .client import AskError, ask
+from .config import DeploymentConfig
+from .registry import CHAMPION, Registry
+
+log = logging.getLogger(__name__)
+
+
+class DeploymentError(RuntimeError):
+    """The candidate did not go into service, and why; the champion is what it was."""
+
+
+def run(run: str, config: str, registered: str, evaluation: str, data: str) -> str:
+    """Smoke-test the registered candidate and promote it.
+
+    Args:
+        run: `RunContext` as JSON.
+        config: `DeploymentConfig` as JSON.
+        registered: manifest URI of the stage `register`.
+        evaluation: manifest URI of the evaluation.
+        data: manifest URI of the prepared data.
+
+    Returns:
+        URI of the manifest; ``details`` holds ``name``, ``version``, ``alias``, ``replaced`` (the version in service
+        before), ``smoke`` (what was compared) and ``question`` (one question with its structured answer).
+
+    Raises:
+        DeploymentError: the server did not start or did not agree with evaluation; the champion stays.
+    """
+    started = time.monotonic()
+    context = RunContext.load(run, "run")
+    section = DeploymentConfig.load(config, "deployment")
+    storage = Storage(context.storage)
+    candidate, evaluated, prepared = (Manifest.read(storage, uri) for uri in (registered, evaluation, data))
+    version, source = int(candidate.details["version"]), candidate.files["model"]
+    key = fingerprint(
+        "deploy",
+        section,
+        [candidate.fingerprint, evaluated.fingerprint, prepared.fingerprint],
+        candidate.details,
+        context.redo.get("deploy", 0),
+        __version__,
+    )
+    prefix = stage_prefix(context, "deploy", key)
+    registry = Registry(context.tracking)
+    before = registry.alias(CHAMPION)
+    found = Manifest.find(storage, prefix)
+    if found is not None and before is not None and before.version == version:
+        log.info("deploy reused: %s", prefix)
+        return found.manifest_uri
+    in_service = f"version {before.version}" if before is not None else "nothing"
+    inputs = {"registered": registered, "evaluation": evaluation, "data": data}
+    with Tracker.start(context, "deploy", key, section.model_dump(mode="json"), inputs) as tracker:
+        with contextlib.ExitStack() as stack:
+            scratch = Path(context.work_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="vthink-")))
+            items = _items(storage, evaluated)
+            samples = PreparedSet.open(storage, data, scratch).split(evaluated.config["split"]).samples
+            try:
+                with served(source, section, context, scratch) as url:
+                    smoke = smoke_test(url, storage, samples, items, evaluated.config, section, scratch)
+                    question = _ask_one(url, storage, samples, smoke, section, scratch) if smoke["passed"] else None
+            except (LaunchError, AskError) as error:
+                smoke, question = {"passed": False, "why": str(error)}, None
+        storage.write_json(join(prefix, "smoke.json"), smoke)
+        figures = {f"deployment/{name}": smoke[name] for name in ("agreement", "identical") if name in smoke}
+        tracker.log_metrics(figures)
+        tracker.set_tags({"vthink.model_version": str(version), "vthink.smoke_test": smoke["why"]})
+        registry.tag(version, "vthink.smoke_test", smoke["why"][:500])
+        if not smoke["passed"]:
+            raise DeploymentError(
+                f"version {version} of '{registry.name}' failed its smoke test and is not in service ({smoke['why']}); "
+                f"in service stays {in_service}; details: {join(prefix, 'smoke.json')}"
+            )
+        registry.tag(version, "vthink.deploy_uri", join(prefix, "manifest.json"))
+        registry.promote(version, smoke)
+        manifest = Manifest(
+            stage="deploy",
+            fingerprint=key,
+            uri=prefix,
+            inputs=inputs,
+            counts={"smoke_items": smoke["asked"]},
+            metrics=figures,
+            files={"model": source, "smoke": join(prefix, "smoke.json")},
+            config=section.model_dump(mode="json"),
+            details={
+                "name": registry.name,
+                "version": version,
+                "alias": CHAMPION,
+                "replaced": before.version if before is not None else None,
+                "source": source,
+                "smoke": {name: value for name, value in smoke.items() if name != "items"},
+                "question": question,
+            },
+            mlflow_run_id=tracker.run_id,
+            seconds=round(time.monotonic() - started, 3),
+            git_commit=git_commit(),
+        )
+        return manifest.write(storage)
+
+
+@contextlib.contextmanager
+def served(source: str, section: DeploymentConfig, context: RunContext, scratch: Path) -> Iterator[str]:
+    """The candidate's server on a free port of this machine, ready; yields its URL and stops it at the end.
+
+    Raises:
+        LaunchError: it did not start, with the last it said.
+    """
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    server = section.server.model_copy(update={"host": "127.0.0.1", "port": port})
+    command = [sys.executable, "-m", f"{__package__}.server", "--model", source, "--config", server.to_json()]
+    command += ["--storage", context.storage.to_json(), "--cache-dir", str(scratch)]
+    server_log = scratch / "logs" / f"server-{port}.log"
+    with spawn(command, log=server_log) as process, httpx.Client(trust_env=False, timeout=5) as client:
+
+        def ready() -> bool:
+            with contextlib.suppress(httpx.HTTPError):
+                return client.get(f"{url}/v2/health/ready").status_code == 200
+            return False
+
+        wait_until_ready(process, "the model server", ready, section.start_timeout_s)
+        try:
+            yield url
+        except AskError as error:
+            if process.poll() is not None:
+                last = (tail(server_log) or ["nothing in its log"])[-1]
+                raise LaunchError(
+                    f"the model server ended during the smoke test: {last} (log: {server_log})"
+                ) from error
+            raise
+
+
+def _items(storage: Storage, evaluated: Manifest) -> list[dict[str, Any]]:
+    """The candidate's answers on frames in order, as evaluation recorded them, without those that failed there."""
+    rows = [json.loads(line) for line in storage.read_bytes(evaluated.files["items"]).splitlines()]
+    candidate = evaluated.details["candidate"]
+    return [r for r in rows if r["model"] == candidate and r["frames"] == "ordered" and not r["error"]]
+
+
+def smoke_test(
+    url: str,
+    storage: Storage,
+    samples: Sequence[Sample],
+    items: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    section: DeploymentConfig,
+    scratch: Path,
+) -> dict[str, Any]:
+    """Ask held-out items again through the endpoint.
+
+    Args:
+        url: the server.
+        storage: where ``s3://`` media are.
+        samples: rows of the held-out split.
+        items: rows of evaluation's ``items.jsonl``.
+        settings: evaluation's section (``max_new_tokens``, ``temperature``, ``top_p``, ``seed``).
+        section: how many to ask, and how many must agree.
+        scratch: for downloaded media.
+
+    Returns:
+        ``passed``, ``why`` (one line), ``asked``, ``agreement`` (share with evaluation's answer), ``identical`` (share
+        with its very tokens), ``skipped`` (media that could not be had), ``items`` (each comparison).
+
+    Raises:
+        AskError: the server is gone.
+    """
+    by_id = {sample.id: sample for sample in samples}
+    limit = min(int(settings["max_new_tokens"]), section.server.max_new_tokens)
+    # What was drawn at random cannot be drawn again; a nucleus this small is greedy (Video-R1 evaluates with 0.001).
+    repeatable = settings["temperature"] == 0 or settings["top_p"] <= 0.01
+    usable = [item for item in items if item["id"] in by_id and len(item["token_ids"]) <= limit]
+    compared: list[dict[str, Any]] = []
+    skipped: list[str] = []
+    for item in _spread(usable):
+        if len(compared) == section.smoke_items:
+            break
+        sample = by_id[item["id"]]
+        try:
+            path = local_copy(storage, sample.media, scratch)
+        except (OSError, StorageError, DeploymentError) as error:
+            skipped.append(f"{sample.id}: {error}")
+            continue
+        entry: dict[str, Any] = {"id": sample.id, "expected": item["answer"], "answer": None, "error": None}
+        try:
+            reply = ask(
+                url,
+                path,
+                sample.question,
+                sample.options,
+                problem_type=sample.problem_type,
+                kind=sample.media.kind,
+                start_s=sample.media.start_s,
+                end_s=sample.media.end_s,
+                max_tokens=limit,
+                temperature=settings["temperature"],
+                top_p=settings["top_p"],
+                seed=settings["seed"],
+            )
+        except AskError as error:
+            entry["error"] = str(error)
+            _still_there(url, error)
+        else:
+            entry["answer"] = reply["answer"]
+            # Two responses without an answer agree only when they are the same.
+            same = reply["text"] == item["response"] if item["answer"] is None else True
+            entry["agrees"] = same and reply["answer"] == item["answer"]
+            entry["identical"] = reply["token_ids"] == list(item["token_ids"])
+            if not entry["identical"]:
+                entry |= {"text": reply["text"], "expected_text": item["response"]}
+        compared.append(entry)
+    return _verdict(compared, skipped, repeatable, section)
+
+
+def _verdict(
+    compared: list[dict[str, Any]], skipped: list[str], repeatable: bool, section: DeploymentConfig
+) -> dict[str, Any]:
+    asked = len(compared)
+    record: dict[str, Any] = {"passed": False, "asked": asked, "skipped": skipped, "items": compared}
+    if not asked:
+        reason = f"; the first: {skipped[0]}" if skipped else ""
+        return record | {"why": f"no held-out item could be asked again{reason}"}
+    agreed = sum(bool(entry.get("agrees")) for entry in compared)
+    record["agreement"] = agreed / asked
+    record["identical"] = sum(bool(entry.get("identical")) for entry in compared) / asked
+    failed = [entry for entry in compared if entry["error"]]
+    said = f"{agreed} of {asked} held-out items got the answer that evaluation saw"
+    if failed:
+        return record | {"why": f"{len(failed)} of {asked} held-out items got no answer: {failed[0]['error']}"}
+    if not repeatable:
+        return record | {"passed": True, "why": f"{said}; evaluation sampled, so they need not agree"}
+    if record["agreement"] < section.smoke_min_agreement:
+        other = next(entry for entry in compared if not entry.get("agrees"))
+        example = f"{other['id']}: served {other['answer']!r}, evaluation {other['expected']!r}"
+        return record | {"why": f"{said}, {section.smoke_min_agreement:.0%} must ({example})"}
+    return record | {"passed": True, "why": said}
+
+
+def _spread(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """All items, in an order that depends on their ids alone and takes neighbours far apart."""
+    return sorted(items, key=lambda item: fingerprint("smoke", item["id"]))
+
+
+def _still_there(url: str, error: AskError) -> None:
+    """Raise ``error`` when the server does not even say that it is ready."""
+    try:
+        httpx.get(f"{url}/v2/health/ready", trust_env=False, timeout=10).raise_for_status()
+    except httpx.HTTPError:
+        raise error from None
+
+
+def local_copy(storage: Storage, media: Media, scratch: Path) -> Path:
+    """The original file of a row: where it is, or downloaded once; its checksum is checked.
+
+    Raises:
+        DeploymentError: it is not the file that the row was prepared from.
+    """
+    path = Path(media.uri)
+    if media.uri.startswith("s3://"):
+        path = scratch / "media" / (fingerprint(media.uri) + PurePosixPath(media.uri).suffix)
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            storage.download_file(media.uri, path)
+    if media.sha256 is not None and sha256_file(path) != media.sha256:
+        raise DeploymentError(f"{media.uri} has changed since the data was prepared")
+    return path
+
+
+def _ask_one(
+    url: str,
+    storage: Storage,
+    samples: Sequence[Sample],
+    smoke: Mapping[str, Any],
+    section: DeploymentConfig,
+    scratch: Path,
+) -> dict[str, Any]:
+    """Ask one question as a user would, streaming, and keep its structured answer."""
+    sample = next(sample for sample in samples if sample.id == smoke["items"][0]["id"])
+    own = section.smoke_question is None
+    question, options = (sample.question, sample.options) if own else (str(section.smoke_question), ())
+    reply = ask(
+        url,
+        local_copy(storage, sample.media, scratch),
+        question,
+        options,
+        on_delta=lambda text: None,
+        problem_type=sample.problem_type if own else None,
+        kind=sample.media.kind,
+        start_s=sample.media.start_s,
+        end_s=sample.media.end_s,
+    )
+    kept = {name: reply[name] for name in ("answer", "reasoning", "segments", "text", "finish_reason", "media")}
+    return {
+        "id": sample.id,
+        "media_uri": sample.media.uri,
+        "question": question,
+        "options": list(options),
+        "truth": sample.answer if own else None,
+        **kept,
+    }

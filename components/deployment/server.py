@@ -1,0 +1,203 @@
+"""The server of one model: KServe's `ModelServer` with the OpenAI chat route and a page.
+
+KServe brings health, metrics and graceful stop. Its own OpenAI routes need vLLM and drop media parts, so the chat
+route is ours (`routes.py`).
+
+Run it with ``python -m vthink.components.deployment.server --model FOLDER|s3://…/ --port 8080``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import secrets
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..common.config import ConfigError, StorageConfig, VideoConfig
+from ..common.launch import die_with_owner
+from ..common.storage import Storage, StorageError
+from .chat_api import ApiError, Ask, Generated
+from .config import ServerConfig
+from .routes import CHAT_PATHS, ChatCompletions, Guard, build_routes
+
+if TYPE_CHECKING:
+    from ..common.models import LoadedModel
+    from ..common.video import Clip
+
+log = logging.getLogger(f"{__package__}.server")  # __name__ is __main__ when run as a program
+
+
+class ModelEngine:
+    """A loaded model as the chat route uses it: encodes and decodes with the code that evaluation runs."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        from ..common.models import read_card
+
+        self._loaded = loaded
+        self.video: VideoConfig = loaded.video
+        self.system: str | None = loaded.encoder.template.system
+        self.lineage: dict[str, Any] = read_card(loaded.folder).get("lineage", {})
+        self.fingerprint = str(self.lineage.get("fingerprint", ""))
+        self._context = int(loaded.model.config.get_text_config().max_position_embeddings)
+
+    def stream(self, ask: Ask, clip: Clip) -> Iterator[str | Generated]:
+        """Yield the answer's text as it grows, then the whole.
+
+        Raises:
+            ApiError: 400, the prompt and the longest answer do not fit the model's context.
+        """
+        from ..common.generation import Sampling, stream
+
+        prompt = self._loaded.encoder.encode(ask.question, ask.options, ask.problem_type, clip)
+        if len(prompt) + ask.max_new_tokens > self._context:
+            raise ApiError(
+                400,
+                f"{len(prompt)} prompt tokens and up to {ask.max_new_tokens} of an answer are more than the model's "
+                f"{self._context}; lower max_tokens or ask about less",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        sampling = Sampling(
+            max_new_tokens=ask.max_new_tokens,
+            temperature=ask.temperature,
+            top_p=ask.top_p,
+            seed=secrets.randbits(31) if ask.seed is None else ask.seed,
+        )
+        for item in stream(self._loaded, prompt, sampling):
+            if isinstance(item, str):
+                yield item
+            else:
+                yield Generated(
+                    text=item.text,
+                    token_ids=tuple(item.token_ids),
+                    finish_reason=item.finish_reason,
+                    prompt_token_ids=tuple(prompt.input_ids.tolist()),
+                )
+
+
+def serve(loaded: LoadedModel, config: ServerConfig) -> None:
+    """Serve a loaded model until the process is told to stop (SIGTERM, SIGINT).
+
+    Must be called in the main thread, once per process: KServe's application is one per process.
+    """
+    # KServe reads the process's arguments when imported; ours are not its.
+    arguments, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        import kserve
+        from kserve.model_server import app
+    finally:
+        sys.argv = arguments
+
+    class ServedModel(kserve.Model):
+        """The model in KServe's registry, for its health and metadata routes."""
+
+        def __init__(self) -> None:
+            super().__init__(config.model_name)
+            self.ready = True
+
+        async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> Any:
+            """Not offered: a question about a video is asked as a chat completion."""
+            raise kserve.errors.InvalidInput(f"ask at POST {CHAT_PATHS[0]}")
+
+    class Server(kserve.ModelServer):
+        """Listens on the configured address; KServe itself would listen on every one (0.0.0.0)."""
+
+        async def _serve(self) -> None:
+            # Made by `start`, not yet listening.
+            self._rest_server.config.host = config.host
+            await super()._serve()
+
+    engine = ModelEngine(loaded)
+    chat = ChatCompletions(engine, config)
+    about: dict[str, Any] = {
+        "max_model_len": engine._context,
+        "vthink": {
+            "prompt": loaded.prompt,
+            "lineage": engine.lineage,
+            "max_video_bytes": config.max_video_bytes,
+            "max_duration_s": config.max_duration_s,
+            "max_new_tokens": config.max_new_tokens,
+        },
+    }
+    app.router.routes.extend(build_routes(chat, config, about))
+    app.add_middleware(Guard, config=config)
+    server = Server(
+        http_port=config.port, enable_grpc=False, workers=1, grace_period=config.grace_period_s, event_loop="asyncio"
+    )
+    _log_like_kserve()
+    shown = f"[{config.host}]" if ":" in config.host else config.host
+    log.info("serving %s at http://%s:%d", loaded.folder, shown, config.port)
+    try:
+        server.start([ServedModel()])
+    finally:
+        chat.close()
+
+
+def _log_like_kserve() -> None:
+    """Send the package's log lines where KServe's go, and leave out its two lines of timing per request."""
+    logging.getLogger("kserve.trace").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # KServe's own use of it
+    package = logging.getLogger(__package__)
+    if not package.handlers:
+        package.handlers = list(logging.getLogger("kserve").handlers)
+        package.setLevel(logging.INFO)
+        package.propagate = False
+
+
+def run_server(
+    model: str, config: ServerConfig, storage: StorageConfig | None = None, cache_dir: Path | None = None
+) -> None:
+    """Fetch, load and serve a model; returns when the process was told to stop.
+
+    Args:
+        model: a model folder, or its ``s3://…/`` prefix.
+        config: where to listen, and the limits.
+        storage: the store of an ``s3://…/`` model.
+        cache_dir: where a downloaded model is kept; None: a temporary folder.
+
+    Raises:
+        ModelError, StorageError: the model cannot be had, in one line.
+    """
+    from ..common.models import fetch_model, load_model
+
+    with tempfile.TemporaryDirectory(prefix="vthink-model-") as scratch:
+        folder = Path(model)
+        if model.startswith("s3://"):
+            folder = fetch_model(Storage(storage or StorageConfig()), model, cache_dir or Path(scratch))
+        serve(load_model(folder, config.dtype, config.attention), config)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; see the module."""
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name if __spec__ else __package__}", allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="model folder, or its s3://…/ prefix")
+    parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="TCP port (default 8080)")
+    parser.add_argument("--config", default="{}", help="the server's section of the configuration, as JSON")
+    parser.add_argument("--storage", default="{}", help="the storage section of the configuration, as JSON")
+    parser.add_argument("--cache-dir", type=Path, help="where a downloaded model is kept")
+    given = parser.parse_args(arguments)
+    die_with_owner()
+    # Until KServe takes the signals over, one ends the process as usual, with its cleanup.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    from ..common.models import ModelError
+
+    try:
+        config = ServerConfig.load(given.config, "--config")
+        changes = {k: v for k, v in {"host": given.host, "port": given.port}.items() if v is not None}
+        config = ServerConfig.load(config.model_dump() | changes, "--host/--port")
+        run_server(given.model, config, StorageConfig.load(given.storage, "--storage"), given.cache_dir)
+    except (ConfigError, ModelError, StorageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

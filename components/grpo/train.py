@@ -1,0 +1,156 @@
+"""GRPO's training process.
+
+Started by torchrun, once per process: ``python -m vthink.components.grpo.train --job URI``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from trl import GRPOConfig as TRLConfig
+
+from ..common.checkpoints import (
+    CheckpointCallback,
+    ProgressCallback,
+    TrainingJob,
+    adapter_config,
+    freeze,
+    pick_items,
+    trainer_arguments,
+)
+from ..common.config import VideoConfig
+from ..common.launch import die_with_owner, read_job
+from ..common.report import RolloutCompletion, RolloutRow, page, rollout_table
+from ..common.tracking import Tracker
+from ..common.video import encode_frames
+from .config import GRPOConfig
+from .rewards import COMPONENTS
+from .trainer import Rollouts, VideoGRPOTrainer, prompt_rows
+
+_SHOWN_PROMPTS = 4
+
+
+def rollout_rows(rollouts: Rollouts, video: VideoConfig) -> list[RolloutRow]:
+    """The first prompts of a step for the rollout table: frames, completions, rewards, advantages."""
+    rows = []
+    for i, item in enumerate(rollouts.items[:_SHOWN_PROMPTS]):
+        clip = rollouts.shuffled_clips[i]
+        rows.append(
+            RolloutRow(
+                prompt=item.sample.question,
+                truth=item.sample.answer,
+                frames_ordered=encode_frames(item.clip, video),
+                frames_shuffled=encode_frames(clip, video) if clip is not None else [],
+                completions_ordered=[
+                    RolloutCompletion(
+                        text=completion.text,
+                        rewards=dict(zip(COMPONENTS, rollouts.rewards[i, j].tolist(), strict=True))
+                        | {"total": float(rollouts.rewards[i, j].sum())},
+                        advantage=float(rollouts.advantages[i, j]),
+                    )
+                    for j, completion in enumerate(rollouts.completions[i])
+                ],
+                completions_shuffled=[
+                    RolloutCompletion(text=completion.text, rewards={"accuracy": float(graded)}, advantage=None)
+                    for completion, graded in zip(
+                        rollouts.shuffled[i], rollouts.shuffled_accuracy[i].tolist(), strict=True
+                    )
+                ],
+            )
+        )
+    return rows
+
+
+def table_writer(tracker: Tracker, video: VideoConfig) -> Callable[[int, Rollouts], None]:
+    """Writes a step's rollouts to MLflow: a page to look at and a table to search."""
+
+    def write(step: int, rollouts: Rollouts) -> None:
+        rows = rollout_rows(rollouts, video)
+        html = page(f"Rollouts at step {step}", [("", rollout_table(rows))])
+        tracker.log_html(f"rollouts/step-{step:06d}.html", html)
+        columns: dict[str, list[Any]] = {name: [] for name in ("step", "question", "truth", "frames", "completion")}
+        columns |= {name: [] for name in (*COMPONENTS, "advantage")}
+        for row in rows:
+            for frames, group in (
+                ("ordered", row.completions_ordered),
+                ("shuffled", row.completions_shuffled),
+            ):
+                for completion in group:
+                    columns["step"].append(step)
+                    columns["question"].append(row.prompt)
+                    columns["truth"].append(row.truth)
+                    columns["frames"].append(frames)
+                    columns["completion"].append(completion.text)
+                    columns["advantage"].append(completion.advantage)
+                    for name in COMPONENTS:
+                        columns[name].append(completion.rewards.get(name))
+        tracker.log_table("rollouts.json", columns)
+
+    return write
+
+
+def train(job: dict[str, Any]) -> None:
+    """Run the job to its end, from its newest checkpoint if it has one; rank 0 writes the manifest last."""
+    config = GRPOConfig.load(job["config"], "job")
+    opened = TrainingJob.open("grpo", job)
+    model, encoder = opened.loaded.model, opened.loaded.encoder
+    freeze(model, config)
+    training, held_out = opened.data.split("train"), opened.data.split("validation")
+    indices = pick_items(training, config.kinds, config.images)
+    asked = pick_items(held_out, config.validation.kinds)[: config.validation.num_items]
+    batch = config.prompts_per_step * config.num_generations
+    arguments = TRLConfig(
+        **trainer_arguments(config, opened.store.folder, opened.loaded.device.type == "cpu"),
+        per_device_train_batch_size=batch,
+        per_device_eval_batch_size=batch,
+        num_generations=config.num_generations,
+        max_completion_length=config.max_new_tokens,
+        temperature=1.0,  # of the log-probabilities; rollouts are sampled by our own engine
+        beta=config.kl_coefficient,
+        epsilon=config.epsilon,
+        loss_type=config.loss,
+        scale_rewards="group" if config.scale_by_std else "none",
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_accuracy",
+        greater_is_better=True,
+        log_completions=False,
+    )
+    trainer = VideoGRPOTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=prompt_rows(indices),
+        eval_dataset=prompt_rows(asked),
+        processing_class=encoder.processor,
+        reward_funcs=[_scored_by_group],
+        peft_config=adapter_config(model, config),
+        callbacks=[CheckpointCallback(opened.store), ProgressCallback("grpo", opened.tracker)],
+        settings=config,
+        encoder=encoder,
+        split=training,
+        held_out=held_out,
+        asked=asked,
+        on_rollouts=table_writer(opened.tracker, opened.loaded.video) if opened.tracker else None,
+    )
+    opened.run(trainer)
+    best = {"best_step": trainer.state.best_global_step, "best_accuracy": trainer.state.best_metric}
+    opened.finish(trainer, {"prompts": len(indices), "validation_items": len(asked)}, best)
+
+
+def _scored_by_group(**_: Any) -> list[float]:
+    """TRL wants a reward function; ours needs the whole group and is called by `VideoGRPOTrainer` itself."""
+    raise RuntimeError("rewards come from grpo/rewards.py")
+
+
+def main() -> None:
+    """Entry point of a training process."""
+    parser = argparse.ArgumentParser(description="GRPO training process; started by the grpo stage")
+    parser.add_argument("--job", required=True, help="URI of job.json")
+    arguments = parser.parse_args()
+    die_with_owner()
+    train(read_job(arguments.job))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""SFT's training process: TRL's SFTTrainer with a collator that brings the video and scores the response alone.
+
+Started by torchrun, once per process: ``python -m vthink.components.sft.train --job URI``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from trl import SFTConfig as TRLConfig
+from trl import SFTTrainer
+
+from ..common.answers import write_response
+from ..common.chat import ChatEncoder
+from ..common.checkpoints import (
+    CheckpointCallback,
+    ProgressCallback,
+    TrainingJob,
+    adapter_config,
+    freeze,
+    pick_items,
+    trainer_arguments,
+    validate,
+)
+from ..common.launch import die_with_owner, read_job
+from ..common.samples import Split
+from .config import SFTConfig
+
+
+class ResponseCollator:
+    """Batches rows (their numbers in the split) for SFT: prompt with pixels, response, labels on the response."""
+
+    def __init__(
+        self, split: Split, encoder: ChatEncoder, response: Literal["auto", "video_r1", "video_thinker"]
+    ) -> None:
+        self.split, self.encoder = split, encoder
+        self.style = encoder.template.answer_format if response == "auto" else response
+
+    def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
+        """Returns: the model's keyword arguments and ``labels`` (B, P+C), −100 outside the response and its end."""
+        items = [self.split[row["row"]] for row in rows]
+        prompts = [self.encoder.encode_sample(item) for item in items]
+        responses = [self.encoder.encode_response(write_response(item.sample, self.style)) for item in items]
+        batch = self.encoder.collate(prompts, responses)
+        prompt_length = max(len(prompt) for prompt in prompts)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        labels[:, :prompt_length] = -100
+        return batch | {"labels": labels}
+
+
+class VideoSFTTrainer(SFTTrainer):
+    """TRL's SFTTrainer, with greedy answers on the validation split in the place of an evaluation loss."""
+
+    validation: tuple[ChatEncoder, Split, list[int]]
+    settings: SFTConfig
+    control: Any
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Validation accuracy; ends the training once it is as good as a cold start should be."""
+        encoder, split, indices = self.validation
+        score = validate(
+            self.accelerator.unwrap_model(self.model),
+            encoder,
+            split,
+            indices,
+            self.settings.validation,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        metrics = {"eval_accuracy": score.accuracy, "eval_format_rate": score.format_rate}
+        # TRL's own `log` would add the training metrics gathered so far; these are complete as they are.
+        super(SFTTrainer, self).log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        target = self.settings.stop_at_accuracy
+        if target is not None and score.accuracy >= target and self.state.global_step > 0:
+            self.control.should_training_stop = True
+        return metrics
+
+
+def train(job: dict[str, Any]) -> None:
+    """Run the job to its end, from its newest checkpoint if it has one; rank 0 writes the manifest last."""
+    config = SFTConfig.load(job["config"], "job")
+    opened = TrainingJob.open("sft", job)
+    model, encoder = opened.loaded.model, opened.loaded.encoder
+    freeze(model, config)
+    training, held_out = opened.data.split("train"), opened.data.split("validation")
+    indices = pick_items(training, config.kinds, config.images)
+    asked = pick_items(held_out, config.validation.kinds)[: config.validation.num_items]
+    arguments = TRLConfig(
+        **trainer_arguments(config, opened.store.folder, opened.loaded.device.type == "cpu"),
+        per_device_train_batch_size=config.batch_size,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    trainer = VideoSFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"row": indices}),
+        eval_dataset=Dataset.from_dict({"row": asked}),
+        data_collator=ResponseCollator(training, encoder, config.response),
+        processing_class=encoder.processor,
+        peft_config=adapter_config(model, config),
+        callbacks=[CheckpointCallback(opened.store), ProgressCallback("sft", opened.tracker)],
+    )
+    trainer.validation, trainer.settings = (encoder, held_out, asked), config
+    opened.run(trainer)
+    opened.finish(trainer, {"samples": len(indices), "validation_items": len(asked)})
+
+
+def main() -> None:
+    """Entry point of a training process."""
+    parser = argparse.ArgumentParser(description="SFT training process; started by the sft stage")
+    parser.add_argument("--job", required=True, help="URI of job.json")
+    arguments = parser.parse_args()
+    die_with_owner()
+    train(read_job(arguments.job))
+
+
+if __name__ == "__main__":
+    main()

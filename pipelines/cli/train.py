@@ -1,0 +1,56 @@
+"""``vthink train``: one training stage by itself."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .options import WORKSPACE, Folder, Overrides, Preset, load
+
+app = typer.Typer(help="Run one training stage by itself.", no_args_is_help=True)
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="URI|PATH",
+        help="A prepared set (its manifest or prefix), or rows to prepare first; default: the rows of data.source.",
+    ),
+]
+
+
+@app.command(epilog="Example: vthink train sft --preset laptop --data world/rows.jsonl")
+def sft(
+    data: Data = None, preset: Preset = "laptop", overrides: Overrides = None, workspace: Folder = WORKSPACE
+) -> None:
+    """Fine-tune the base model on reasoning traces. Prints the manifest's URI."""
+    from ...components.sft import stage
+    from ..run import find_data, session
+
+    config = load(preset, overrides)
+    with session(config, workspace) as opened:
+        prepared = find_data(opened, data)
+        print(stage.run(opened.context.to_json(), config.sft.to_json(), config.model.to_json(), prepared))
+
+
+@app.command(epilog="Example: vthink train grpo --policy s3://vthink/sft/0123456789abcdef/")
+def grpo(
+    data: Data = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(metavar="URI|PATH", help="What SFT left (its manifest or prefix); default: the base model."),
+    ] = None,
+    preset: Preset = "laptop",
+    overrides: Overrides = None,
+    workspace: Folder = WORKSPACE,
+) -> None:
+    """Improve a model by (T-)GRPO. Prints the manifest's URI."""
+    from ...components.grpo import stage
+    from ..run import find_data, find_manifest, session
+
+    config = load(preset, overrides)
+    with session(config, workspace) as opened:
+        prepared = find_data(opened, data)
+        start = find_manifest(opened, policy) if policy else ""
+        print(stage.run(opened.context.to_json(), config.grpo.to_json(), config.model.to_json(), prepared, start))

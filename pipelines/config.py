@@ -1,0 +1,291 @@
+"""The whole configuration: the stages' sections assembled, read from a preset or a YAML file, with overrides.
+
+A configuration is layered: a preset or file, which may say ``extends: <preset or file>``, then ``--set key=value``
+overrides from left to right. A mistake is one line that names the layer it came from, the key and the nearest
+known key.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from ..components.common.config import (
+    ConfigError,
+    LaunchConfig,
+    ModelConfig,
+    Section,
+    StorageConfig,
+    TrackingConfig,
+    VideoConfig,
+    describe,
+    key_path,
+)
+from ..components.data_prep.config import DataPrepConfig
+from ..components.deployment.config import DeploymentConfig
+from ..components.evaluation.config import EvaluationConfig
+from ..components.grpo.config import GRPOConfig
+from ..components.sft.config import SFTConfig
+
+_SUFFIXES = (".yaml", ".yml")
+PRESETS = resources.files(__package__) / "presets"
+"""Folder of the presets that come with the package."""
+
+
+class Config(Section):
+    """Everything a run of the pipeline depends on."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$", max_length=40)
+    """Name of the configuration; begins the run id."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of every stage that does not set its own ``seed``."""
+    model: ModelConfig = ModelConfig()
+    """The base model and its prompt."""
+    video: VideoConfig = VideoConfig()
+    """How videos and images become frames."""
+    data: DataPrepConfig = DataPrepConfig()
+    """Data preparation."""
+    sft: SFTConfig = SFTConfig()
+    """Supervised fine-tuning (the cold start)."""
+    grpo: GRPOConfig = GRPOConfig()
+    """Reinforcement learning."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Evaluation and the gate."""
+    deployment: DeploymentConfig = DeploymentConfig()
+    """Registration, serving and the smoke test."""
+    storage: StorageConfig = StorageConfig()
+    """Where artifacts go."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where metrics go."""
+    launch: LaunchConfig = LaunchConfig()
+    """How training starts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spread_seed(cls, data: Any) -> Any:
+        """Hand ``seed`` to every section that has a seed of its own and does not set it."""
+        if isinstance(data, Mapping) and "seed" in data:
+            return _with_seed(cls, data, data["seed"])
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not (self.sft.enabled or self.grpo.enabled):
+            raise ValueError("sft.enabled and grpo.enabled are both false: nothing is trained")
+        if self.model.name == "tiny":
+            multiple = {"qwen2_5_vl": 28, "qwen3_vl": 32}[self.model.tiny.family]
+            if self.video.size_multiple % multiple:
+                raise ValueError(
+                    f"video.size_multiple must be a multiple of {multiple} for model.tiny.family "
+                    f"{self.model.tiny.family} (got {self.video.size_multiple})"
+                )
+        return self
+
+
+def _with_seed(section: type[Section], data: Mapping[str, Any], seed: Any) -> dict[str, Any]:
+    spread = dict(data)
+    for key, field in section.model_fields.items():
+        below = field.annotation
+        given = spread.get(key, {})
+        if key == "seed":
+            spread.setdefault(key, seed)
+        elif isinstance(below, type) and issubclass(below, Section) and isinstance(given, Mapping):
+            spread[key] = _with_seed(below, given, seed)
+    return spread
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source of settings: a preset, a file, or one ``--set``."""
+
+    source: str
+    """What a message calls it."""
+    values: Mapping[str, Any]
+    """The settings, nested."""
+    lines: Mapping[tuple[str, ...], int]
+    """Line of each key in the file; empty for ``--set``."""
+
+    def place(self, path: Sequence[str | int]) -> str | None:
+        """``source:line`` of ``path`` (or of its longest known parent), None when this layer does not set it."""
+        values: Any = self.values
+        known: tuple[str, ...] = ()
+        for part in path:
+            if not isinstance(values, Mapping) or part not in values:
+                break
+            known, values = (*known, str(part)), values[part]
+        if not known:
+            return None
+        if known != tuple(map(str, path)) and isinstance(values, Mapping):
+            return None
+        line = self.lines.get(known)
+        return f"{self.source}:{line}" if line else self.source
+
+
+def load(source: str | Path = "laptop", overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration.
+
+    Args:
+        source: name of a preset, or path of a YAML file.
+        overrides: ``key.path=value`` each, the value in YAML; later ones win.
+
+    Raises:
+        ConfigError: one line, naming file (or ``--set``), key and the nearest known key.
+    """
+    files = _file_layers(source)
+    layers = [*files, *(_override(text) for text in overrides)]
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = _merged(merged, layer.values)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        path = key_path(Config, error.errors()[0]["loc"])
+        places = [place for layer in layers if (place := layer.place(path))]
+        raise ConfigError(f"{(places or [files[-1].source])[-1]}: {describe(error, Config)}") from error
+
+
+def presets() -> dict[str, str]:
+    """Name of every preset, with the first comment line of its file as description."""
+    found = {}
+    for entry in sorted(PRESETS.iterdir(), key=lambda entry: entry.name):
+        if entry.name.endswith(".yaml"):
+            first = entry.read_text("utf-8").partition("\n")[0]
+            found[entry.name.removesuffix(".yaml")] = first.lstrip("# ").rstrip()
+    return found
+
+
+def to_yaml(config: Config) -> str:
+    """The full configuration, defaults included, as YAML that `load` reads back to an equal one."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+# --- Reading YAML ------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the scalars of YAML 1.2.
+
+    PyYAML follows YAML 1.1, where ``5e-6`` is a string, ``on`` is true, ``010`` is eight and ``1:30`` is ninety.
+    """
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: strings that it would take for another type are quoted."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+_Dumper.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("int", r"^[-+]?[0-9]+$", "-+0123456789"),
+    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
+    ("float", r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", "-+."),
+):
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+# 1.1's constructor reads 010 as octal.
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+
+
+def _file_layers(source: str | Path, below: tuple[str, ...] = ()) -> list[Layer]:
+    """The layers of a preset or file: those it extends first."""
+    try:
+        name, text = _read(source)
+    except ConfigError as error:
+        raise ConfigError(f"{below[-1]}: extends: {error}") if below else error from error
+    if name in below:
+        raise ConfigError(f"{name}: extends itself ({' → '.join((*below, name))})")
+    values, lines = _parse(text, name)
+    parent = values.pop("extends", None)
+    if parent is None:
+        return [Layer(name, values, lines)]
+    if not isinstance(parent, str):
+        raise ConfigError(f"{name}:{lines[('extends',)]}: 'extends' names a preset or a file, got {parent!r}")
+    if Path(parent).suffix in _SUFFIXES:
+        parent = str(Path(source).parent / parent)  # an absolute path stays itself
+    return [*_file_layers(parent, (*below, name)), Layer(name, values, lines)]
+
+
+def _read(source: str | Path) -> tuple[str, str]:
+    """Name for messages and text of a preset or a file."""
+    known = presets()
+    if isinstance(source, str) and source in known:
+        return f"preset {source}", (PRESETS / f"{source}.yaml").read_text("utf-8")
+    path = Path(source)
+    try:
+        return str(source), path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        if path.suffix in _SUFFIXES or "/" in str(source):
+            reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+            raise ConfigError(f"{source}: {reason or error}") from error
+    near = difflib.get_close_matches(str(source), known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"presets: {', '.join(known)}; or a .yaml file"
+    raise ConfigError(f"unknown preset '{source}'; {hint}")
+
+
+def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+    """Values of a YAML document and the line of every key."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return {}, {}
+        lines = dict(_key_lines(node, name))
+        values = loader.construct_document(node)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        problem = getattr(error, "problem", None) or str(error).replace("\n", " ")
+        raise ConfigError(f"{where}: not YAML: {problem}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name}: expected 'key: value' lines, got {type(values).__name__}")
+    return values, lines
+
+
+def _key_lines(node: yaml.Node, name: str, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Path and line (from 1) of every key below ``node``; a key given twice is an error."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if key.value in seen:
+            dotted = ".".join((*path, key.value))
+            raise ConfigError(f"{name}:{line}: '{dotted}' is given twice (first in line {seen[key.value]})")
+        seen[key.value] = line
+        yield (*path, key.value), line
+        yield from _key_lines(value, name, (*path, key.value))
+
+
+def _override(text: str) -> Layer:
+    """One ``key.path=value``."""
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {text}: expected KEY=VALUE, for example grpo.learning_rate=5e-6")
+    try:
+        nested: Any = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not YAML") from error
+    for part in reversed(parts):
+        nested = {part: nested}
+    return Layer(f"--set {text}", nested, {})
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` laid on ``base``: mappings are merged, everything else is replaced."""
+    result = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result

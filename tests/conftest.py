@@ -1,0 +1,80 @@
+"""What tests share: a real S3 server, a real MLflow database, and a run's context over both."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from vthink.components.common.config import LaunchConfig, RunContext, StorageConfig, TrackingConfig
+from vthink.components.common.launch import start_s3
+from vthink.components.common.storage import Storage
+
+BUCKET = "vthink-test"
+
+
+@pytest.fixture(scope="session")
+def s3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder behind the S3 server; an object is the file ``<bucket>/<key>`` in it."""
+    return tmp_path_factory.mktemp("s3")
+
+
+@pytest.fixture(scope="session")
+def s3(s3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StorageConfig]:
+    """A running S3 server with a bucket; its keys are in the environment."""
+    log = tmp_path_factory.mktemp("logs") / "s3.log"
+    endpoint = start_s3(s3_folder, "test-access-key", "test-secret-key", log)
+    before = dict(os.environ)
+    endpoint.export()
+    # The configuration says where the server is. In the environment it would also turn off the servers that
+    # a test of `vthink run` wants to see started.
+    del os.environ["AWS_ENDPOINT_URL_S3"]
+    os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+    config = StorageConfig(endpoint_url=endpoint.url, bucket=BUCKET)
+    Storage(config).ensure_bucket()
+    yield config
+    endpoint.stop()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def storage(s3: StorageConfig, request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """The S3 store with a prefix of this test's own."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", request.node.name)
+    return Storage(s3.model_copy(update={"prefix": f"{name}-{tmp_path.parent.name}-{tmp_path.name}/"}))
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs; creating one takes MLflow seconds, copying it does not."""
+    from vthink.components.common.tracking import registry_client
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    registry_client(TrackingConfig(uri=f"sqlite:///{path}")).search_experiments()
+    return path
+
+
+@pytest.fixture
+def tracking(empty_mlflow_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingConfig:
+    """MLflow on a SQLite file of this test's own."""
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "mlflow.db"
+    shutil.copy(empty_mlflow_database, path)
+    return TrackingConfig(uri=f"sqlite:///{path}", experiment="test")
+
+
+@pytest.fixture
+def context(storage: Storage, tracking: TrackingConfig, tmp_path: Path) -> RunContext:
+    """A run whose artifacts, metrics and scratch space are this test's own."""
+    return RunContext(
+        run_id="test-run",
+        work_dir=str(tmp_path / "work"),
+        storage=storage.config,
+        tracking=tracking,
+        launch=LaunchConfig(threads=1),
+    )

@@ -1,0 +1,183 @@
+"""Registration and deployment end to end: a real world, prepared data, evaluation, MLflow, S3 and a served model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from vthink.components.common.config import ModelConfig, RunContext, VideoConfig
+from vthink.components.common.models import ensure_base_model
+from vthink.components.common.storage import Manifest, Storage, fingerprint, join
+from vthink.components.data_prep.config import DataPrepConfig, SynthesizeConfig
+from vthink.components.data_prep.prepare import prepare_data
+from vthink.components.deployment import deploy
+from vthink.components.deployment.config import DeploymentConfig, ServerConfig
+from vthink.components.deployment.registry import Registry, champion, register
+from vthink.components.evaluation import evaluate
+from vthink.components.evaluation.config import EvaluationConfig
+
+VIDEO = VideoConfig(num_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)
+SECTION = DeploymentConfig(smoke_items=6, start_timeout_s=120, server=ServerConfig(max_new_tokens=24))
+
+
+@dataclass
+class Run:
+    """What the stages before deployment left behind; an untrained model stands in for a trained one."""
+
+    context: RunContext
+    storage: Storage
+    data: str
+    grpo: str
+    evaluation: str
+
+    def candidate(self, seed: int) -> str:
+        """Manifest of a training that produced the tiny model of this seed."""
+        uri = ensure_base_model(self.storage, ModelConfig(seed=seed), VIDEO)
+        key = fingerprint("trained", seed)
+        prefix = join(self.storage.config.root_uri, "grpo", key) + "/"
+        return Manifest(stage="grpo", fingerprint=key, uri=prefix, files={"model": uri}).write(self.storage)
+
+    def register(self, model: str | None = None, section: DeploymentConfig = SECTION) -> str:
+        return register(self.context.to_json(), section.to_json(), model or self.grpo, self.evaluation, self.data)
+
+    def deploy(self, registered: str, section: DeploymentConfig = SECTION) -> str:
+        return deploy.run(self.context.to_json(), section.to_json(), registered, self.evaluation, self.data)
+
+
+@pytest.fixture
+def finished(context: RunContext, storage: Storage) -> Run:
+    world = SynthesizeConfig(num_train=4, num_validation=0, num_test=12, size=64)
+    data = prepare_data(context.to_json(), DataPrepConfig(synthesize=world).to_json(), VIDEO.to_json())
+    done = Run(context, storage, data, "", "")
+    done.grpo = done.candidate(seed=0)
+    settings = EvaluationConfig(
+        max_new_tokens=24, shuffled=False, other_video_control=False, bootstrap_resamples=100, report_items=0
+    )
+    done.evaluation = evaluate.run(
+        context.to_json(), settings.to_json(), ModelConfig().to_json(), data, grpo_uri=done.grpo
+    )
+    return done
+
+
+def servers() -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any("deployment.server" in part for part in process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+def test_candidate_that_agrees_with_evaluation_becomes_champion(finished: Run) -> None:
+    registered = finished.register()
+    assert champion(finished.context.tracking) is None
+    before = {process.pid for process in servers()}
+    uri = finished.deploy(registered)
+    manifest = Manifest.read(finished.storage, uri)
+    smoke = finished.storage.read_json(manifest.files["smoke"])
+    assert smoke["asked"] == 6
+    assert smoke["agreement"] == 1.0
+    assert smoke["identical"] == 1.0
+    assert manifest.metrics == {"deployment/agreement": 1.0, "deployment/identical": 1.0}
+    question = manifest.details["question"]
+    assert question["question"]
+    assert question["truth"]
+    assert set(question) >= {"answer", "segments", "reasoning", "text", "media"}
+    assert manifest.details["replaced"] is None
+    now = champion(finished.context.tracking)
+    assert now is not None
+    assert now.version == manifest.details["version"] == 1
+    assert now.tags["vthink.smoke_test"].startswith("6 of 6")
+    assert {process.pid for process in servers()} <= before
+
+    written = manifest.created
+    assert finished.deploy(finished.register()) == uri
+    assert Manifest.read(finished.storage, uri).created == written  # reused, not repeated
+
+
+def test_candidate_that_says_something_else_leaves_the_champion(finished: Run) -> None:
+    """The control: another model than the evaluated one is served under the candidate's name."""
+    finished.deploy(finished.register())
+    impostor = finished.register(finished.candidate(seed=1))
+    with pytest.raises(deploy.DeploymentError) as caught:
+        finished.deploy(impostor)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "got the answer that evaluation saw" in message
+    assert "in service stays version 1" in message
+    registry = Registry(finished.context.tracking)
+    now, candidate = registry.alias("champion"), registry.alias("candidate")
+    assert now is not None
+    assert candidate is not None
+    assert (now.version, candidate.version) == (1, 2)
+    assert "of 6" in candidate.tags["vthink.smoke_test"]
+    # Back to the first: it is registered and in service already, so nothing is asked again.
+    finished.deploy(finished.register())
+    assert champion(finished.context.tracking).version == 1  # type: ignore[union-attr]
+
+
+def test_older_version_can_return_into_service(finished: Run) -> None:
+    first = finished.register()
+    uri = finished.deploy(first)
+    registry = Registry(finished.context.tracking)
+    other = registry.register("s3://elsewhere/model/", None, {})
+    registry.promote(other.version, {"passed": True})
+    assert finished.deploy(first) == uri
+    assert Manifest.read(finished.storage, uri).details["replaced"] == other.version
+    now = champion(finished.context.tracking)
+    assert now is not None
+    assert now.version == 1
+
+
+def _without_weights(run: Run) -> str:
+    registered = run.register()
+    source = Manifest.read(run.storage, registered).files["model"]
+    run.storage.delete(join(source, "model.safetensors"))
+    return registered
+
+
+def _without_media(run: Run) -> str:
+    for item in list(run.storage.list(run.storage.config.root_uri)):
+        if item.uri.endswith((".mp4", ".png")):
+            run.storage.delete(item.uri)
+    return run.register()
+
+
+def _with_other_media(run: Run) -> str:
+    for item in list(run.storage.list(run.storage.config.root_uri)):
+        if item.uri.endswith(".mp4"):
+            run.storage.write_bytes(item.uri, b"not what it was")
+    return run.register()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_without_weights, "model server ended"),
+        (_without_media, "no held-out item could be asked again"),
+        (_with_other_media, "has changed since"),
+    ],
+)
+def test_what_cannot_be_tested_is_not_deployed(
+    finished: Run, damage: Callable[[Run], str], words: str, tmp_path: Path
+) -> None:
+    registered = damage(finished)
+    # Nothing may be left over from evaluation that hides the damage.
+    finished.context = finished.context.model_copy(update={"work_dir": str(tmp_path / "fresh")})
+    with pytest.raises(deploy.DeploymentError, match=words) as caught:
+        finished.deploy(registered)
+    assert "in service stays nothing" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert champion(finished.context.tracking) is None
+
+
+def test_own_question_is_asked_as_free_form(finished: Run) -> None:
+    section = SECTION.model_copy(update={"smoke_question": "What happens?", "smoke_items": 1})
+    manifest = Manifest.read(finished.storage, finished.deploy(finished.register(section=section), section))
+    question = manifest.details["question"]
+    assert (question["question"], question["options"], question["truth"]) == ("What happens?", [], None)
+    assert json.dumps(question)

@@ -1,0 +1,187 @@
+"""``vthink run`` from its first stage to a model in service."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from vthink.components.common.launch import free_port
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+STAGES = ("prepare", "sft", "grpo", "evaluate", "gate", "register", "deploy")
+
+
+def test_a_run_goes_from_rows_to_a_model_in_service_and_says_what_came_out(finished, statuses):
+    summary = finished.summary
+    assert statuses(finished) == dict.fromkeys(STAGES, "done")
+    assert set(summary["models"]) == {"base", "sft", "grpo"}
+    for about in summary["models"].values():
+        for frames in ("ordered", "shuffled"):
+            accuracy = about[frames]["accuracy"]
+            assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+            assert accuracy["n"] == 12
+            assert "multiple_choice" in about[frames]["by_type"]
+    assert summary["gate"]["verdict"] == "pass"
+    assert (summary["model"]["version"], summary["model"]["alias"]) == (1, "champion")
+    assert summary["question"]["question"]
+    assert summary["question"]["text"]
+    assert set(summary["prefixes"]) == set(STAGES)
+    assert all(about["work_seconds"] > 0 for about in summary["stages"].values())
+
+
+def test_a_run_leaves_no_process_and_a_log_per_stage(finished):
+    assert finished.orphans() == {}
+    for stage in STAGES:
+        assert f"Executing task '{'plan-data' if stage == 'prepare' else stage}'" in finished.log(stage)
+    assert "Executing task 'sft'" not in finished.log("grpo")
+
+
+def test_mlflow_holds_one_parent_with_a_run_per_stage(finished):
+    from vthink.components.common.config import TrackingConfig
+    from vthink.components.common.tracking import registry_client
+
+    recorded = finished.summary["mlflow"]
+    client = registry_client(TrackingConfig(uri=recorded["uri"]))
+    experiment = client.get_experiment_by_name(recorded["experiment"]).experiment_id
+    runs = {run.info.run_id: run for run in client.search_runs([experiment])}
+    parent = runs.pop(recorded["parent_run_id"])
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["vthink.run_id"] == finished.summary["run_id"]
+    assert set(runs) == set(recorded["run_ids"].values())
+    for run in runs.values():
+        assert run.data.tags["mlflow.parentRunId"] == recorded["parent_run_id"]
+        assert run.info.status == "FINISHED"
+
+
+def test_a_second_run_reuses_everything_in_seconds(copied, finished, statuses, check):
+    start = time.monotonic()
+    check(copied.run())
+    assert time.monotonic() - start < 90
+    # The gate judges anew, because there is a champion now; it compares, and trains nothing.
+    assert {stage: status for stage, status in statuses(copied).items() if stage != "gate"} == {
+        stage: "reused" for stage in STAGES if stage != "gate"
+    }
+    assert copied.results() == finished.results()
+    assert copied.summary["run_id"] == finished.summary["run_id"]
+    assert copied.summary["mlflow"]["parent_run_id"] == finished.summary["mlflow"]["parent_run_id"]
+    assert copied.summary["model"]["version"] == 1
+
+
+def test_a_dry_run_says_what_is_reused_and_changes_nothing(copied, check):
+    before = copied.manifests()
+    lines = check(copied.run("--dry-run")).splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [
+        ["prepare", "reuse"], ["sft", "reuse"], ["grpo", "reuse"], ["evaluate", "reuse"],
+        ["gate", "check"], ["register", "check"], ["deploy", "check"],
+    ]  # fmt: skip
+    plan = check(copied.run("--dry-run", "--set", "grpo.learning_rate=5e-6")).splitlines()[1:]
+    assert [line.split()[1] for line in plan] == ["reuse", "reuse", "run", "run", "check", "check", "check"]
+    plan = check(copied.run("--dry-run", "--from", "sft")).splitlines()[1:]
+    assert [line.split()[1] for line in plan] == ["reuse", "run", "run", "run", "check", "check", "check"]
+    assert copied.manifests() == before
+    assert copied.read("state.json")["redo"] == {}
+
+
+def test_from_a_stage_redoes_it_and_all_after_it_with_the_same_result(copied, finished, statuses, check):
+    check(copied.run("--from", "grpo"))
+    found = statuses(copied)
+    assert (found["prepare"], found["sft"]) == ("reused", "reused")
+    assert {found[stage] for stage in STAGES[2:]} == {"done"}
+    assert copied.read("state.json")["redo"] == {"grpo": 1}
+    again, first = (demo.summary["models"]["grpo"]["ordered"] for demo in (copied, finished))
+    assert again == first
+    # Without --from the redone stage is now the one that is reused.
+    check(copied.run())
+    assert statuses(copied)["grpo"] == "reused"
+
+
+def test_without_sft_the_policy_starts_from_the_base_model(copied, statuses, check):
+    check(copied.run("--set", "sft.enabled=false"))
+    assert (statuses(copied)["prepare"], statuses(copied)["sft"]) == ("reused", "skipped")
+    assert set(copied.summary["models"]) == {"base", "grpo"}
+    assert copied.summary["candidate"] == "grpo"
+
+
+def test_without_grpo_the_model_of_sft_is_the_candidate(copied, statuses, check):
+    check(copied.run("--set", "grpo.enabled=false"))
+    assert (statuses(copied)["sft"], statuses(copied)["grpo"]) == ("reused", "skipped")
+    assert set(copied.summary["models"]) == {"base", "sft"}
+    assert copied.summary["candidate"] == "sft"
+    assert "/sft/" in copied.summary["model"]["source"]
+
+
+def test_a_model_that_fails_its_gate_is_not_deployed_and_the_one_in_service_stays(copied, statuses):
+    done = copied.run("--set", "evaluation.gate=[candidate.ordered.accuracy.value >= 1]")
+    assert done.returncode == 3
+    assert "refused" in done.stdout
+    assert "candidate.ordered.accuracy.value >= 1" in done.stdout
+    found = statuses(copied)
+    assert (found["gate"], found["register"], found["deploy"]) == ("refused", "skipped", "skipped")
+    assert copied.summary["gate"]["verdict"] == "fail"
+    assert copied.summary["model"] is None
+    # The reason is also the output of a task, where KFP shows it.
+    said = next((copied.workspace / "kfp").glob("*/refuse/executor_output.json"))
+    assert "gate failed" in json.loads(said.read_text())["parameterValues"]["Output"]
+
+
+def test_a_stage_that_fails_says_why_in_one_line_with_its_log(demo):
+    (demo.folder / "rows.jsonl").write_text("")
+    done = demo.run("--set", "data.source=rows.jsonl")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("vthink: stage prepare: ")
+    assert last.endswith("(log: .vthink/logs/prepare.log)")
+    assert demo.orphans() == {}
+
+
+def test_a_second_run_at_once_is_refused(demo):
+    first = demo.start_run()
+    assert demo.wait_until(first, lambda: "Executing task" in demo.log())
+    second = demo.run()
+    assert second.returncode == 1
+    assert f"is in use by process {first.pid}" in second.stderr
+    demo.kill(first)
+    assert demo.orphans() == {}
+
+
+def test_stages_run_by_themselves_on_local_rows(demo, check):
+    small = ["--config", str(Path(__file__).with_name("micro.yaml"))]
+    check(demo.vthink("data", "synthesize", "world", *small))
+    prepared = check(demo.vthink("data", "prepare", "world/rows.jsonl", *small)).splitlines()[-1]
+    trained = check(demo.vthink("train", "sft", "--data", prepared, *small)).splitlines()[-1]
+    folder = ".vthink/s3/" + trained.removeprefix("s3://").removesuffix("manifest.json")
+    evaluated = check(demo.vthink("evaluate", "--data", "world/rows.jsonl", "--sft", folder, *small))
+    assert "12 held-out questions" in evaluated
+    assert [line.split()[0] for line in evaluated.splitlines() if "[" in line] == ["base", "sft"]
+    wrong = demo.vthink("evaluate", "--data", "world", *small)
+    assert wrong.returncode == 1
+    assert "neither an s3:// URI nor a folder below .vthink/s3" in wrong.stderr
+
+
+def test_the_commands_that_a_run_ends_with_work(copied, check):
+    shown = check(copied.vthink("report", "--output", "report.html")).splitlines()[-1]
+    assert shown == "report.html"
+    assert "<html" in (copied.folder / "report.html").read_text("utf-8")
+
+    for command, path in (("serve", "/v2/health/ready"), ("ui", "/health")):
+        url = f"http://127.0.0.1:{(port := free_port())}{path}"
+        process = copied.start(command, "--port", str(port))
+        try:
+            assert copied.wait_until(process, lambda url=url: answers(url))
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)
+
+
+def answers(url: str) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=2) as response:
+            return response.status == 200
+    except OSError:
+        return False

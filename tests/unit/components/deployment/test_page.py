@@ -1,0 +1,192 @@
+"""The page, driven by a real browser: choose or drop a video, ask, watch the answer stream in, click a segment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Running, ScriptedEngine, write_video
+
+pytestmark = pytest.mark.browser
+
+ANSWER = (
+    "<time>00:00-00:02</time><caption>a red square enters at the left</caption><think>It has not moved far yet.</think>"
+    "<time>00:02-00:06</time><caption>the square crosses the picture</caption><think>Every frame is further right."
+    "</think> It started at the left and ended at the right, so it moved right. <answer>B</answer>"
+)
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    missing = None
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing = "playwright is not installed"
+    if not Path(CHROMIUM).exists():
+        missing = f"no Chromium at {CHROMIUM} (set CHROMIUM)"
+    if missing is not None:
+        if os.environ.get("VTHINK_REQUIRE_ALL") == "1":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with sync_playwright() as playwright:
+        # Neither Chromium's own errands nor a proxy: the page talks to its server and to nobody else.
+        arguments = ["--no-sandbox", "--disable-background-networking", "--no-proxy-server"]
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page of which every error, and every request to another host, fails the test."""
+    context = browser.new_context(viewport={"width": 900, "height": 1200})
+    tab = context.new_page()
+    problems: list[str] = []
+    tab.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    hosts: set[str] = set()
+    tab.on("request", lambda request: hosts.add(request.url.split("/")[2] if "://" in request.url[:9] else ""))
+    tab.problems = problems
+    yield tab
+    context.close()
+    allowed = {host for host in hosts if host.startswith("127.0.0.1:") or not host}
+    assert hosts == allowed
+    assert problems == []
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("film") / "a moving square.mp4", seconds=6, size=320)
+
+
+def test_ask_and_see_the_answer_stream_in_with_its_segments(
+    page: Any, start: Callable[..., Running], film: Path, tmp_path: Path
+) -> None:
+    server = start(ScriptedEngine(text=ANSWER, delay_s=0.05))
+    page.goto(server.url)
+    page.get_by_text("vthink", exact=True).wait_for()
+    assert page.locator("#ask").is_disabled()
+    page.set_input_files("#picker", film)
+    page.locator("#timeline").wait_for()  # Chromium has read the video's length
+    page.fill("#question", "Which way does the square move?")
+    page.get_by_text("Answer options").click()
+    page.fill("#options", "left\nright\n")
+    page.click("#ask")
+    page.locator("#live .tag").first.wait_for()
+    partial = page.locator("#live").inner_text()
+    assert partial
+    assert partial != ANSWER
+    page.locator("#answer").wait_for()
+    assert page.locator("#answer").inner_text() == "B · right"
+    assert "moved right" in page.locator("#reasoning").inner_text()
+    assert server.engine.asks[-1].options == ("left", "right")
+    assert server.engine.asks[-1].question == "Which way does the square move?"
+
+    bars = page.locator("#track button")
+    assert bars.count() == 2
+    track = page.locator("#track").bounding_box()
+    second = bars.nth(1).bounding_box()
+    assert (second["x"] - track["x"]) / track["width"] == pytest.approx(2 / 6, abs=0.02)
+    assert second["width"] / track["width"] == pytest.approx(4 / 6, abs=0.02)
+    assert page.locator("#frames i").count() == 4
+
+    bars.nth(1).click()
+    page.wait_for_function("Math.abs(document.querySelector('video').currentTime - 2) < 0.2")
+    page.locator("#segments button.now").wait_for()
+    assert "crosses the picture" in page.locator("#segments button.now").inner_text()
+    page.locator("#segments button").first.click()
+    page.wait_for_function("document.querySelector('video').currentTime < 0.2")
+    page.screenshot(path=tmp_path / "answer.png", full_page=True)
+
+
+def test_dropped_file_is_taken(page: Any, server: Running, film: Path) -> None:
+    page.goto(server.url)
+    data = page.evaluate_handle(
+        """async (bytes) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], "dropped.mp4", {type: "video/mp4"}));
+            return transfer;
+        }""",
+        list(film.read_bytes()),
+    )
+    page.dispatch_event("body", "drop", {"dataTransfer": data})
+    page.get_by_text("dropped.mp4").wait_for()
+    page.locator("#timeline").wait_for()
+    page.click("#ask")
+    page.locator("#answer").wait_for()
+    assert page.locator("#answer").inner_text() == "B"
+
+
+def test_markup_of_a_model_is_shown_as_text(page: Any, start: Callable[..., Running], film: Path) -> None:
+    evil = (
+        "<time>00:00-00:01</time><caption><img src=x onerror=alert(1)></caption><think><script>alert(2)</script></think>"
+        "<b>bold</b> <answer><svg onload=alert(3)></answer>"
+    )
+    server = start(ScriptedEngine(text=evil))
+    page.on("dialog", lambda dialog: page.problems.append(f"dialog: {dialog.message}"))
+    page.goto(server.url)
+    page.set_input_files("#picker", film)
+    page.locator("#timeline").wait_for()
+    page.click("#ask")
+    page.locator("#answer").wait_for()
+    assert page.locator("#answer").inner_text() == "<svg onload=alert(3)>"
+    assert "<img src=x" in page.locator("#segments").inner_text()
+    assert page.locator("#result img, #result script, #result svg, #result b").count() == 0
+
+
+def test_refusal_is_shown_in_the_servers_words(page: Any, server: Running, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"not a video at all " * 50)
+    page.goto(server.url)
+    page.set_input_files("#picker", broken)
+    page.get_by_text("cannot show the file").wait_for()
+    page.click("#ask")
+    page.get_by_role("alert").wait_for()
+    assert "The video cannot be read" in page.get_by_role("alert").inner_text()
+    page.problems[:] = [problem for problem in page.problems if "400" not in problem]
+
+
+def test_answer_can_be_stopped(page: Any, start: Callable[..., Running], film: Path) -> None:
+    engine = ScriptedEngine(text="word " * 300, delay_s=0.05)
+    server = start(engine)
+    page.goto(server.url)
+    page.set_input_files("#picker", film)
+    page.locator("#timeline").wait_for()
+    page.click("#ask")
+    page.get_by_text("word word").wait_for()
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="Ask", exact=True).wait_for()
+    page.wait_for_timeout(500)
+    assert engine.stopped_early == 1
+
+
+def test_picture_has_no_timeline(page: Any, server: Running, tmp_path: Path) -> None:
+    from PIL import Image
+
+    picture = tmp_path / "red.png"
+    Image.new("RGB", (320, 240), "red").save(picture)
+    page.goto(server.url)
+    page.set_input_files("#picker", picture)
+    page.locator("#viewer img").wait_for()
+    page.click("#ask")
+    page.locator("#answer").wait_for()
+    assert page.locator("#timeline").is_hidden()
+    assert server.engine.asks[-1].media_kind == "image"
+
+
+def test_phone_needs_no_sideways_scrolling(browser: Any, server: Running, film: Path) -> None:
+    context = browser.new_context(viewport={"width": 360, "height": 740}, color_scheme="dark")
+    tab = context.new_page()
+    tab.goto(server.url)
+    tab.set_input_files("#picker", film)
+    tab.locator("#timeline").wait_for()
+    tab.click("#ask")
+    tab.locator("#answer").wait_for()
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+    context.close()

@@ -1,0 +1,161 @@
+import json
+
+import pytest
+from vthink.components.common.config import RunContext
+from vthink.components.common.storage import Manifest, Storage, join
+from vthink.components.common.tracking import registry_client
+from vthink.components.evaluation.config import EvaluationConfig
+from vthink.components.evaluation.expressions import ExpressionError
+from vthink.components.evaluation.gate import GateError, find_champion, gate, gate_uri, read_gate
+from vthink.components.evaluation.measures import conclude
+
+from .conftest import make_world
+from .test_measures import SEGMENT, rows_of
+
+WORLD = make_world(videos=40)
+NAME = "vthink"
+
+
+def write_evaluation(storage: Storage, name: str, right: float, data: str = "data-1") -> str:
+    """An evaluation of base and grpo in which grpo answers this share of the items rightly; its manifest's URI."""
+    config = EvaluationConfig(bootstrap_resamples=200)
+
+    def texts(share: float) -> list[str]:
+        wrong = round(share * 10)
+        return [
+            f"{SEGMENT}<answer>{sample.answer if number % 10 < wrong else '?'}</answer>"
+            for number, sample in enumerate(WORLD.samples)
+        ]
+
+    rows = {
+        ("base", "ordered"): rows_of(WORLD, texts(0.2), "base"),
+        ("grpo", "ordered"): rows_of(WORLD, texts(right), "grpo"),
+        ("grpo", "shuffled"): rows_of(WORLD, texts(0.3), "grpo", "shuffled"),
+    }
+    about = {model: {"uri": f"s3://b/{model}/", "fingerprint": model} for model in ("base", "grpo")}
+    result = conclude(rows, about, {}, config)
+    result |= {"data": {"uri": "s3://b/d/", "fingerprint": data}, "split": "test", "settings": {"max_items": None}}
+    prefix = join(storage.config.root_uri, "evaluate", name + "/")
+    files = {"result": join(prefix, "result.json"), "items": join(prefix, "items.jsonl")}
+    storage.write_json(files["result"], result)
+    items = [json.dumps(row) for cell in rows.values() for row in cell]
+    storage.write_bytes(files["items"], "\n".join(items).encode())
+    return Manifest(stage="evaluate", fingerprint=name, uri=prefix, files=files).write(storage)
+
+
+def put_into_service(context: RunContext, evaluation: str | None) -> str:
+    client = registry_client(context.tracking, context.storage)
+    if not client.search_registered_models():
+        client.create_registered_model(NAME)
+    tags = {"vthink.evaluation_uri": evaluation} if evaluation else {}
+    version = client.create_model_version(NAME, "s3://b/model/", tags=tags).version
+    client.set_registered_model_alias(NAME, "champion", version)
+    return str(version)
+
+
+def judged(context: RunContext, evaluation: str, *rules: str) -> tuple[str, list[str]]:
+    config = EvaluationConfig(gate=rules) if rules else EvaluationConfig()
+    said = gate(context.to_json(), config.to_json(), evaluation)
+    return said, read_gate(Storage(context.storage), context, evaluation).details["lines"]
+
+
+def test_without_a_champion_the_floors_decide(context, storage):
+    said, lines = judged(context, write_evaluation(storage, "good", 0.8))
+    assert said == "pass"
+    assert lines[-1] == "gate passed: 3 of 3 rules hold"
+    assert "there is no champion yet" in lines[2]
+    said, lines = judged(context, write_evaluation(storage, "poor", 0.2))
+    assert said == "fail"
+    assert lines[1].startswith("FAIL  candidate.ordered.accuracy.low > base.ordered.accuracy.value  (0.")
+
+
+def test_a_candidate_worse_than_the_champion_fails_and_an_equal_one_passes(context, storage):
+    good, poor = write_evaluation(storage, "good", 0.8), write_evaluation(storage, "poor", 0.5)
+    put_into_service(context, good)
+    assert judged(context, poor)[0] == "fail"
+    assert judged(context, good)[0] == "pass"
+
+
+def test_a_new_champion_is_a_new_judgement(context, storage):
+    good, poor = write_evaluation(storage, "good", 0.8), write_evaluation(storage, "poor", 0.5)
+    assert judged(context, poor)[0] == "pass"
+    first = read_gate(storage, context, poor)
+    version = put_into_service(context, good)
+    assert judged(context, poor)[0] == "fail"
+    second = read_gate(storage, context, poor)
+    assert first.fingerprint != second.fingerprint
+    assert (first.details["champion"], second.details["champion"]) == (None, version)
+
+
+def test_the_same_question_is_judged_once(context, storage):
+    good = write_evaluation(storage, "good", 0.8)
+    judged(context, good)
+    first = read_gate(storage, context, good)
+    judged(context, good)
+    assert read_gate(storage, context, good) == first
+    again = context.model_copy(update={"redo": {"gate": 1}})
+    judged(again, good)
+    assert read_gate(storage, again, good).fingerprint != first.fingerprint
+
+
+def test_a_difference_to_the_champion_is_paired_over_the_same_items(context, storage):
+    put_into_service(context, write_evaluation(storage, "before", 0.7))
+    rule = "lower_bound(candidate.accuracy - champion.accuracy) > 0.02"
+    said, lines = judged(context, write_evaluation(storage, "good", 0.8), rule)
+    assert said == "pass"
+    assert f"paired over {len(WORLD)} items" in lines[0]
+    # On other data there are no pairs; the intervals overlap, so the same rule fails, and a note says why.
+    said, lines = judged(context, write_evaluation(storage, "elsewhere", 0.8, data="data-2"), rule)
+    assert said == "fail"
+    assert "paired" not in lines[0]
+    assert "note  champion version 1 was measured on other questions than this candidate" in lines
+
+
+def test_pairs_by_kind_and_between_orders_of_frames(context, storage):
+    good = write_evaluation(storage, "good", 0.8)
+    said, lines = judged(
+        context,
+        good,
+        "lower_bound(grpo.by_kind.direction.accuracy - base.by_kind.direction.accuracy) > 0.3",
+        "lower_bound(grpo.accuracy - grpo.shuffled.accuracy) > 0.3",
+        "lower_bound(grpo.accuracy - grpo.format_rate) < 0.3",
+    )
+    assert said == "pass"
+    assert "paired over 40 items" in lines[0]
+    assert f"paired over {len(WORLD)} items" in lines[1]
+    assert "paired" not in lines[2]  # different metrics are no pair
+
+
+def test_a_rule_about_what_was_not_measured_is_a_mistake_and_no_verdict(context, storage):
+    good = write_evaluation(storage, "good", 0.8)
+    with pytest.raises(ExpressionError, match=r"'grpo.ordered.by_kind.directions.accuracy' was not measured; nearest"):
+        judged(context, good, "grpo.by_kind.directions.accuracy > 0.5")
+    with pytest.raises(ExpressionError, match="no model 'sft' in this evaluation; it has: base, grpo, candidate"):
+        judged(context, good, "grpo.accuracy > sft.accuracy")
+    assert not storage.exists(gate_uri(context, good))
+
+
+def test_a_champion_without_its_evaluation_is_an_error_and_not_a_pass(context, storage):
+    put_into_service(context, None)
+    with pytest.raises(GateError, match=r"champion version 1 of 'vthink' has no tag vthink.evaluation_uri"):
+        judged(context, write_evaluation(storage, "good", 0.8))
+
+
+def test_the_champion_is_found_by_its_alias(context, storage):
+    assert find_champion(context) is None
+    good = write_evaluation(storage, "good", 0.8)
+    version = put_into_service(context, good)
+    client = registry_client(context.tracking, context.storage)
+    client.create_model_version(NAME, "s3://b/newer/")  # registered later, not in service
+    champion = find_champion(context)
+    assert (champion.version, champion.evaluation_uri) == (version, good)
+
+
+def test_the_verdict_is_recorded_in_mlflow(context, storage):
+    good = write_evaluation(storage, "good", 0.8)
+    judged(context, good)
+    run_id = read_gate(storage, context, good).mlflow_run_id
+    run = registry_client(context.tracking, context.storage).get_run(run_id)
+    assert run.data.tags["vthink.gate"] == "pass"
+    assert run.data.tags["vthink.stage"] == "gate"
+    assert run.info.status == "FINISHED"

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from vthink.components.common.config import STAGES, RunContext
+from vthink.pipelines import pipeline
+from vthink.pipelines.config import load, presets
+from vthink.pipelines.run import LAST_TASK, STAGE_OF_TASK
+
+TRAINING = ("exec-sft", "exec-grpo")
+LAUNCHERS = {"skip", "keep"}
+"""Tasks that only steer the graph and belong to no stage."""
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> str:
+    return pipeline.compile_to(tmp_path_factory.mktemp("ir") / "vthink.yaml").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def spec(compiled) -> dict[str, Any]:
+    return yaml.safe_load(compiled)
+
+
+def dags(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield spec["root"]["dag"]
+    for component in spec["components"].values():
+        if "dag" in component:
+            yield component["dag"]
+
+
+def tasks(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for dag in dags(spec):
+        yield from dag["tasks"].items()
+
+
+def runs_code(spec: dict[str, Any], task: dict[str, Any]) -> bool:
+    return "executorLabel" in spec["components"][task["componentRef"]["name"]]
+
+
+def test_the_committed_pipeline_is_the_compiled_one(compiled):
+    assert pipeline.IR_FILE.read_text("utf-8") == compiled, "run `make ir`"
+
+
+def test_kfp_caches_no_task(spec):
+    cached = [name for name, task in tasks(spec) if runs_code(spec, task) and task["cachingOptions"]]
+    assert cached == []
+
+
+def test_a_task_that_may_be_cached_would_be_noticed(spec):
+    _, task = next((name, task) for name, task in tasks(spec) if runs_code(spec, task))
+    assert not {**task, "cachingOptions": {}}["cachingOptions"]
+    assert {**task, "cachingOptions": {"enableCache": True}}["cachingOptions"]
+
+
+def test_training_tasks_are_launchers_and_only_evaluation_asks_for_a_gpu(spec):
+    executors = spec["deploymentSpec"]["executors"]
+    accelerated = {
+        name: executor["container"]["resources"]["accelerator"]
+        for name, executor in executors.items()
+        if "accelerator" in executor["container"].get("resources", {})
+    }
+    assert set(accelerated) == {"exec-evaluate"}
+    assert accelerated["exec-evaluate"]["resourceCount"] == "1"
+    for name, task in tasks(spec):
+        assert "retryPolicy" not in task, name
+    assert "timeout" not in yaml.dump([executors[name] for name in TRAINING]).lower()
+
+
+def test_the_gpu_can_be_left_out(tmp_path):
+    text = pipeline.compile_to(tmp_path / "cpu.yaml", evaluation_gpus=0).read_text("utf-8")
+    assert "accelerator" not in text
+
+
+def test_conditions_look_at_one_output_or_a_boolean_only(spec):
+    conditions = [
+        task["triggerPolicy"]["condition"]
+        for _, task in tasks(spec)
+        if "condition" in task.get("triggerPolicy", {}) and "componentRef" in task
+    ]
+    assert len(conditions) == 6
+    for condition in conditions:
+        # kfp.local resolves `…-Output` and parameters; another named output would be silently false.
+        assert (
+            "gate-Output'] == 'pass'" in condition
+            or "train_sft'] == true" in condition.lower()
+            or ("train_grpo'] == true" in condition.lower())
+        ), condition
+
+
+def test_every_task_belongs_to_a_stage_so_that_its_log_and_progress_have_a_place(spec):
+    names = {name.removeprefix("exec-") for name in spec["deploymentSpec"]["executors"]}
+    steering = {name for name in names if name.split("-")[0] in LAUNCHERS}
+    assert names - steering == set(STAGE_OF_TASK)
+    assert set(STAGE_OF_TASK.values()) == set(STAGES)
+    assert set(LAST_TASK.values()) <= set(STAGE_OF_TASK)
+
+
+def test_no_task_installs_packages_and_every_image_is_a_python_image(spec):
+    for name, executor in spec["deploymentSpec"]["executors"].items():
+        assert "pip install" not in " ".join(executor["container"]["command"]), name
+        assert "-python:" in executor["container"]["image"], name
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_every_preset_gives_the_arguments_that_the_pipeline_takes(name, spec):
+    config = load(name)
+    given = pipeline.arguments(config, RunContext(run_id="r", storage=config.storage))
+    assert set(given) == set(spec["root"]["inputDefinitions"]["parameters"])
+    assert given["train_sft"] is (name != "zero")
+    assert given["train_grpo"] is True
+
+
+BLOCKED = ("torch", "torchvision", "transformers", "trl", "deepspeed", "peft", "accelerate", "datasets", "decord", "av")
+IMPORTS = """
+import sys
+for name in {blocked}:
+    sys.modules[name] = None  # an import of it raises
+import {modules}
+"""
+TORCH_FREE = [
+    "vthink.pipelines.pipeline",
+    "vthink.pipelines.run",
+    "vthink.pipelines.submit",
+    "vthink.pipelines.cli.main",
+    *(
+        f"vthink.components.{stage}.{module}"
+        for stage in ("data_prep", "sft", "grpo", "evaluation", "deployment")
+        for module in ("component", "config")
+    ),
+    *(f"vthink.components.common.{module}" for module in ("config", "storage", "tracking", "launch", "prompts")),
+]
+
+
+def imported(modules: list[str]) -> subprocess.CompletedProcess[str]:
+    code = IMPORTS.format(blocked=BLOCKED, modules=", ".join(modules))
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_the_dag_its_components_and_what_launches_them_import_without_torch():
+    done = imported(TORCH_FREE)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_module_that_needs_torch_would_be_noticed():
+    assert "torch" in imported(["vthink.components.common.models"]).stderr
