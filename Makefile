@@ -5,7 +5,7 @@ VENV ?= .venv
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 
-.PHONY: help install demo test test-all lint format ir clean
+.PHONY: help install demo test test-all seeds lint format ir clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: $(installed)  ## the tests, without the slow ones
 
 test-all: $(installed)  ## all tests
 	$(bin)/python -m pytest
+
+seeds: $(installed)  ## does the demo learn? three seeds with controls; writes the README's table
+	$(bin)/python tests/bench/bench_seeds.py --readme README.md
 
 lint: $(installed)  ## format, lint, types, and the rules of the house
 	$(bin)/ruff format --check .

@@ -246,10 +246,11 @@ LAST_TASK: dict[Stage, str] = {"prepare": "merge-data", **{stage: stage for stag
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _EXECUTING = re.compile(r"Executing task '([^']+)'")
-_FINISHED = re.compile(r"Task '([^']+)' finished with status SUCCESS")
+_FINISHED = re.compile(r"Task '([^']+)' finished with status (\w+)")
 _NOISE = re.compile(
     r"^\s*$|^\s*[-{}\[\]\"]|KFP Executor|Streamed logs:|Executing task|finished with status|"
-    r"Task '.*' (?:outputs:|has no outputs)|^\s*Output: |have no effect in the current|_warn_local_only"
+    r"Task '.*' (?:outputs:|has no outputs)|^\s*Output: |have no effect in the current|_warn_local_only|"
+    r"During handling of the above exception|The above exception was the direct cause"
 )
 """Lines of kfp.local itself, which say nothing to a person."""
 _EXCEPTION = re.compile(r"^\s*(?:[a-z_][\w.]*\.)?([A-Z]\w*): (.+)$")
@@ -280,6 +281,7 @@ class _Watcher:
         self._logs = logs
         self._unfinished = ""
         self._current: Stage | None = None
+        self._in_traceback = False
         self.last_exception = ""
         self.last_lines: deque[str] = deque(maxlen=12)
         self.stages = {stage: StageProgress(stage, "skipped" if stage in skipped else "waiting") for stage in STAGES}
@@ -307,13 +309,24 @@ class _Watcher:
             return
         with (self._logs / f"{self._current}.log").open("a", encoding="utf-8") as log:
             log.write(line + "\n")
-        if not _NOISE.search(line):
-            self.stages[self._current].line = line.strip()
-            self.last_lines.append(line.removeprefix("    "))
-            if raised := _EXCEPTION.match(line):
-                self.last_exception = raised[2]
-        if (done := _FINISHED.search(line)) and done[1] == LAST_TASK[self._current]:
+        if self.stages[self._current].status == "running" and not _NOISE.search(line):
+            self._hear(line.removeprefix("    "), self.stages[self._current])
+        if (ended := _FINISHED.search(line)) and ended[2] != "SUCCESS":
+            self.stages[self._current].status = "failed"
+        elif ended and ended[1] == LAST_TASK[self._current]:
             self._finish(self.stages[self._current])
+
+    def _hear(self, line: str, progress: StageProgress) -> None:
+        """Something that a stage itself said. Of a traceback, which is for the log, only the end is kept."""
+        if line.lstrip().startswith("Traceback (most recent call last)"):
+            self._in_traceback = True
+        raised = _EXCEPTION.match(line)
+        if raised and (self._in_traceback or raised[1].endswith("Error")):
+            self._in_traceback = False
+            self.last_exception = raised[2]
+        elif not self._in_traceback:
+            progress.line = line.strip()
+            self.last_lines.append(line)
 
     def _finish(self, progress: StageProgress) -> None:
         output = next(self._tasks.glob(f"*/{LAST_TASK[progress.stage]}/executor_output.json"))
@@ -326,10 +339,10 @@ class _Watcher:
 
     def fail(self) -> StageProgress | None:
         """The stage in which the DAG ended, None when it was not in any."""
-        running = [progress for progress in self.stages.values() if progress.status == "running"]
-        for progress in running:
+        ended = [progress for progress in self.stages.values() if progress.status in ("running", "failed")]
+        for progress in ended:
             progress.status = "failed"
-        return running[-1] if running else None
+        return ended[-1] if ended else None
 
 
 # --- Running -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,6 +52,7 @@ def submit(
     import kfp_server_api
     import urllib3
 
+    warnings.filterwarnings("ignore", "This client only works", FutureWarning)
     name = f"{config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     context = RunContext(run_id=name, storage=config.storage, tracking=config.tracking, launch=config.launch)
     try:
@@ -68,7 +70,9 @@ def submit(
     except kfp_server_api.ApiException as error:
         raise SubmitError(f"{host} answered {error.status} {error.reason}: {_body(error)}") from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise SubmitError(f"cannot reach Kubeflow Pipelines at {host}: {str(error).splitlines()[0][:200]}") from error
+        reason = getattr(error, "reason", None) or error
+        said = str(reason).rpartition(": ")[2][:200]
+        raise SubmitError(f"cannot reach Kubeflow Pipelines at {host} ({said}); is the address right?") from error
     return SubmittedRun(run.run_id, f"{host.rstrip('/')}/#/runs/details/{run.run_id}")
 
 

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vthink.components.common.config import LaunchConfig, RunContext, StorageConfig, TrackingConfig
+from vthink.components.common.config import LaunchConfig, RunContext, StorageConfig, TrackingConfig, VideoConfig
 from vthink.components.common.launch import start_s3
+from vthink.components.common.samples import PreparedSet
 from vthink.components.common.storage import Storage
 
 BUCKET = "vthink-test"
+SMALL_VIDEO = VideoConfig(num_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +80,30 @@ def context(storage: Storage, tracking: TrackingConfig, tmp_path: Path) -> RunCo
         tracking=tracking,
         launch=LaunchConfig(threads=1),
     )
+
+
+@pytest.fixture(scope="session")
+def small_world(s3: StorageConfig, empty_mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Manifest of a prepared set of a few generated videos and pictures, all kinds of question (bucket's root)."""
+    from vthink.components.data_prep.config import DataPrepConfig, SynthesizeConfig
+    from vthink.components.data_prep.prepare import prepare_data
+
+    world = SynthesizeConfig(
+        num_train=32,
+        num_validation=16,
+        num_test=24,
+        images=0.1,
+        mix={"direction": 4, "order": 1, "count": 1, "ocr": 1, "duration": 1, "describe": 1},
+    )
+    folder = tmp_path_factory.mktemp("world")
+    database = shutil.copy(empty_mlflow_database, folder / "mlflow.db")
+    tracking = TrackingConfig(uri=f"sqlite:///{database}")
+    run = RunContext(run_id="small-world", storage=s3, tracking=tracking, work_dir=str(folder))
+    config = DataPrepConfig(synthesize=world, workers=1)
+    return prepare_data(run.to_json(), config.to_json(), SMALL_VIDEO.to_json())
+
+
+@pytest.fixture
+def prepared(small_world: str, s3: StorageConfig, tmp_path: Path) -> PreparedSet:
+    """The small world, opened."""
+    return PreparedSet.open(Storage(s3), small_world, tmp_path / "cache")

@@ -72,7 +72,7 @@ def patchify(
     frame_count, height, width, channels = frames.shape
     if height % (patch * merge) or width % (patch * merge):
         raise ValueError(f"frames of {height}×{width} pixels are not a multiple of {patch * merge}")
-    video = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
+    video = torch.from_numpy(np.require(frames, requirements=["C", "W"])).permute(0, 3, 1, 2).float()
     scale = torch.tensor(std).view(1, 3, 1, 1) * 255.0
     offset = torch.tensor(mean).view(1, 3, 1, 1) * 255.0
     video = (video - offset) / scale
@@ -126,7 +126,8 @@ class ChatEncoder:
         self.image_token_id, self.video_token_id = vocabulary["<|image_pad|>"], vocabulary["<|video_pad|>"]
         self.pad_token_id = int(self.tokenizer.pad_token_id)
         self.eos_token_id = int(self.tokenizer.convert_tokens_to_ids("<|im_end|>"))
-        self._specials = sorted((t for t in self.tokenizer.all_special_tokens if t), key=len, reverse=True)
+        added = self.tokenizer.added_tokens_decoder.values()
+        self._specials = sorted({str(t) for t in added if t.special or str(t).startswith("<|")}, key=len, reverse=True)
         self._tokenize = lru_cache(maxsize=65536)(self._tokenize_text)
 
     # -- text ---------------------------------------------------------------------------------------------------------

@@ -25,13 +25,14 @@ from typing import Any, ClassVar
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
-from .answers import is_correct, is_video_r1_format, is_video_thinker_format, parse_response
+from .answers import follows_format, is_correct, parse_response
 from .chat import ChatEncoder
 from .config import ModelConfig, RunContext, TrainingConfig, ValidationConfig
 from .generation import Sampling, sample
 from .launch import git_commit
 from .models import (
     LoadedModel,
+    ModelError,
     ensure_base_model,
     fetch_model,
     iter_linear_names,
@@ -127,6 +128,44 @@ class CheckpointStore:
             found = self.folder / f"checkpoint-{best}"
             self.storage.download_dir(join(self.prefix_uri, found.name) + "/", found)
         return found
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Load a saved model's weights into ``model``, all of them.
+
+    transformers 5 saves under the hub's names for weights and translates them back in ``from_pretrained``, but its
+    Trainer loads checkpoints without translating and without insisting: it would go on from random weights.
+
+    Raises:
+        ModelError: a weight is missing or left over.
+    """
+    source, info = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
+    if info["missing_keys"] or info["unexpected_keys"]:
+        odd = sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"]]))
+        raise ModelError(f"{folder}: {len(odd)} weights do not fit the model, among them {', '.join(odd[:3])}")
+    model.load_state_dict(source.state_dict(), strict=True)
+
+
+class WholeCheckpoints:
+    """For a trainer (listed before it among the bases): resuming and choosing the best really load the weights."""
+
+    def _plain(self: Any) -> bool:
+        """Whether the checkpoint is a model folder; DeepSpeed and PEFT keep and load theirs correctly."""
+        return not self.is_deepspeed_enabled and not hasattr(self.model, "peft_config")
+
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self._plain():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+            return
+        load_weights(
+            self.accelerator.unwrap_model(model if model is not None else self.model), Path(resume_from_checkpoint)
+        )
+
+    def _load_best_model(self: Any) -> None:
+        if not self._plain():
+            super()._load_best_model()  # type: ignore[misc]
+            return
+        load_weights(self.accelerator.unwrap_model(self.model), Path(self.state.best_model_checkpoint))
 
 
 class CheckpointCallback(TrainerCallback):
@@ -228,7 +267,6 @@ def validate(
 ) -> ValidationScore:
     """Ask this rank's share of the questions greedily; the score is over all ranks."""
     mine = indices[rank::world_size]
-    well_formed = is_video_r1_format if encoder.template.answer_format == "video_r1" else is_video_thinker_format
     totals = torch.zeros(3)
     for start in range(0, len(mine), config.batch_size):
         items = [split[index] for index in mine[start : start + config.batch_size]]
@@ -236,7 +274,7 @@ def validate(
         completions = sample(model, encoder, [encoder.encode_sample(i) for i in items], sampling)
         for item, (completion,) in zip(items, completions, strict=True):
             totals[0] += is_correct(item.sample, parse_response(completion.text).answer)
-            totals[1] += well_formed(completion.text)
+            totals[1] += follows_format(item.sample, completion.text, encoder.template.answer_format)
             totals[2] += 1
     if world_size > 1:
         device = next(model.parameters()).device

@@ -183,7 +183,7 @@ class RowError:
         return f"line {self.line}: {self.reason}"
 
 
-# ---------------------------------------------------------------------------------------------- files of rows
+# -------------------------------------------------------------------------------------------------------- files of rows
 
 
 def read_samples(source: str | Path | IO[bytes] | IO[str]) -> Iterator[Sample | RowError]:
@@ -415,7 +415,7 @@ def write_records(writer: Any, records: list[dict[str, Any]]) -> None:
     writer.write_table(pa.Table.from_pylist(records, schema=writer.schema))
 
 
-# -------------------------------------------------------------------------------------- the prepared data set
+# ------------------------------------------------------------------------------------------------ the prepared data set
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ _PART_BYTES = 32 * 2**20
 _PARALLEL_FILES = 4
 _PARTS_PER_FILE = 4
 _JOURNAL_INTERVAL_S = 1.0
+_READ_ATTEMPTS = 3
 
 
 class StorageError(RuntimeError):
@@ -176,10 +177,20 @@ class Storage:
 
     def read_bytes(self, uri: str) -> bytes:
         """The whole object."""
+        from botocore.exceptions import HTTPClientError, IncompleteReadError
+
         bucket, key = split_uri(uri)
         with self._errors(uri):
-            body: bytes = self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
-            return body
+            for attempt in range(_READ_ATTEMPTS):
+                body = self._client.get_object(Bucket=bucket, Key=key)["Body"]
+                try:
+                    return bytes(body.read())
+                except (HTTPClientError, IncompleteReadError):
+                    # boto3 repeats requests, but not the reading of a body that breaks off.
+                    if attempt == _READ_ATTEMPTS - 1:
+                        raise
+                    time.sleep(0.5 * 2**attempt)
+        raise AssertionError("unreachable")
 
     def read_json(self, uri: str) -> Any:
         """The object parsed as JSON."""
@@ -364,6 +375,10 @@ class Storage:
         _in_parallel(fetch, list(tree.files))
         return TreeInfo(tree.uri, tree.files, sum(fetched))
 
+    def mark_complete(self, prefix_uri: str, files: dict[str, FileInfo]) -> None:
+        """Vouch for files that were sent one by one, for example by several tasks; the last thing to do."""
+        self._write_tree(join(as_prefix(prefix_uri), COMPLETE), files)
+
     def _write_tree(self, uri: str, files: dict[str, FileInfo]) -> None:
         listing = {name: {"size": file.size, "sha256": file.sha256} for name, file in sorted(files.items())}
         self.write_json(uri, {"files": listing, "sha256": _digest(listing)})
@@ -430,8 +445,9 @@ class Storage:
                     from botocore.exceptions import ClientError
 
                     with contextlib.suppress(ClientError):
-                        _connect(self.config, attempts=2, connect_timeout_s=3).head_bucket(Bucket=self.config.bucket)
-                    self._connected = _connect(self.config, attempts=6, connect_timeout_s=10)
+                        probe = _connect(self.config, attempts=2, connect_timeout_s=3, read_timeout_s=5)
+                        probe.head_bucket(Bucket=self.config.bucket)
+                    self._connected = _connect(self.config, attempts=6, connect_timeout_s=10, read_timeout_s=60)
         return self._connected
 
     @contextlib.contextmanager
@@ -463,7 +479,7 @@ class Storage:
             )
         if isinstance(error, boto.SSLError):
             return f"TLS with the S3 endpoint {endpoint} failed ({_first_line(error)}); see storage.ca_bundle"
-        if isinstance(error, boto.HTTPClientError | boto.EndpointConnectionError):
+        if isinstance(error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError):
             return (
                 f"cannot reach the S3 endpoint {endpoint} ({_first_line(error)}); is it running, and is "
                 "storage.endpoint_url right?"
@@ -509,7 +525,7 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _connect(config: StorageConfig, attempts: int, connect_timeout_s: float) -> Any:
+def _connect(config: StorageConfig, attempts: int, connect_timeout_s: float, read_timeout_s: float) -> Any:
     import boto3
     from botocore.config import Config
 
@@ -521,7 +537,7 @@ def _connect(config: StorageConfig, attempts: int, connect_timeout_s: float) -> 
         verify=config.ca_bundle,
         config=Config(
             connect_timeout=connect_timeout_s,
-            read_timeout=60,
+            read_timeout=read_timeout_s,
             retries={"mode": "standard", "total_max_attempts": attempts},
             max_pool_connections=_PARALLEL_FILES * _PARTS_PER_FILE + 4,
             s3={"addressing_style": "path" if config.path_style else "auto"},

@@ -525,7 +525,7 @@ def start_ui(
     env.pop("MLFLOW_TRACKING_URI", None)
     process = spawn(command, env=env, log=log)
     try:
-        wait_until_ready(process, "MLflow", lambda: _answers(f"{url}/health"), timeout_s=120)
+        wait_until_ready(process, "MLflow", lambda: _answers(f"{url}/health"), timeout_s=240)
     except LaunchError:
         process.stop(1)
         raise

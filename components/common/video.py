@@ -107,7 +107,7 @@ class ClipRequest:
     end_s: float | None = None
 
 
-# -------------------------------------------------------------------------------------- which frames, how big
+# ------------------------------------------------------------------------------------------------ which frames, how big
 
 
 def frame_indices(
@@ -210,7 +210,7 @@ def target_size(height: int, width: int, config: VideoConfig) -> tuple[int, int]
     return h, w
 
 
-# ------------------------------------------------------------------------------------------- reading one file
+# ----------------------------------------------------------------------------------------------------- reading one file
 
 
 def read_clip(
@@ -513,7 +513,7 @@ def _first_line(error: BaseException) -> str:
     return (text[0] if text else type(error).__name__)[:200]
 
 
-# ---------------------------------------------------------------------------------------------- stored frames
+# -------------------------------------------------------------------------------------------------------- stored frames
 
 
 def encode_frames(clip: Clip, config: VideoConfig) -> list[bytes]:
@@ -552,7 +552,7 @@ def stored(clip: Clip, config: VideoConfig) -> Clip:
     return encode_clip(clip, config).decode()
 
 
-# -------------------------------------------------------------------------------- decoding that can be killed
+# ------------------------------------------------------------------------------------------ decoding that can be killed
 
 
 class Decoder:

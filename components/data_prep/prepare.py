@@ -195,7 +195,7 @@ def prepare_data(run: str, config: str, video: str) -> str:
     return merge_data(run, config, video, [prepare_shard(run, config, video, shard) for shard in shards])
 
 
-# --------------------------------------------------------------------------------------------------- the plan
+# ------------------------------------------------------------------------------------------------------------- the plan
 
 
 def plan_data(run: str, config: str, video: str) -> list[str]:
@@ -376,7 +376,7 @@ def _media_id(media: Media) -> str:
     return fingerprint(media.kind, media.uri, media.start_s, media.end_s)
 
 
-# ---------------------------------------------------------------------------------------------------- a shard
+# -------------------------------------------------------------------------------------------------------------- a shard
 
 
 @dataclass
@@ -623,7 +623,7 @@ class _MediaFile:
             self._writer.close()
 
 
-# -------------------------------------------------------------------------------------------------- the merge
+# ------------------------------------------------------------------------------------------------------------ the merge
 
 
 def merge_data(run: str, config: str, video: str, shards: Sequence[str]) -> str:
@@ -872,7 +872,7 @@ def _card(splits: Sequence[str], counts: Mapping[str, int]) -> str:
     )
 
 
-# ------------------------------------------------------------------------------------------ checking a source
+# ---------------------------------------------------------------------------------------------------- checking a source
 
 
 @dataclass(frozen=True)
@@ -977,7 +977,7 @@ def _no_storage(source: str) -> Storage:
     raise PrepareError(f"{source} is in a store; say which one (storage section, AWS_ENDPOINT_URL_S3)")
 
 
-# ----------------------------------------------------------------------------------------------- small things
+# --------------------------------------------------------------------------------------------------------- small things
 
 
 def _find_json(storage: Storage, uri: str) -> Any:

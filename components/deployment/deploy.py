@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -79,14 +80,21 @@ def run(run: str, config: str, registered: str, evaluation: str, data: str) -> s
     with Tracker.start(context, "deploy", key, section.model_dump(mode="json"), inputs) as tracker:
         with contextlib.ExitStack() as stack:
             scratch = Path(context.work_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="vthink-")))
-            items = _items(storage, evaluated)
             samples = PreparedSet.open(storage, data, scratch).split(evaluated.config["split"]).samples
-            try:
-                with served(source, section, context, scratch) as url:
-                    smoke = smoke_test(url, storage, samples, items, evaluated.config, section, scratch)
-                    question = _ask_one(url, storage, samples, smoke, section, scratch) if smoke["passed"] else None
-            except (LaunchError, AskError) as error:
-                smoke, question = {"passed": False, "why": str(error)}, None
+            limit = min(int(evaluated.config["max_new_tokens"]), section.server.max_new_tokens)
+            replays, skipped = choose(storage, samples, _items(storage, evaluated), limit, section.smoke_items, scratch)
+            smoke: dict[str, Any] = {"passed": False, "skipped": skipped}
+            question: dict[str, Any] | None = None
+            if not replays:
+                reason = f"; the first: {skipped[0]}" if skipped else ""
+                smoke["why"] = f"no held-out item could be asked again{reason}"
+            else:
+                try:
+                    with served(source, section, context, scratch) as url:
+                        smoke |= smoke_test(url, replays, limit, evaluated.config, section.smoke_min_agreement)
+                        question = _ask_one(url, replays[0], section.smoke_question) if smoke["passed"] else None
+                except (LaunchError, AskError) as error:
+                    smoke |= {"passed": False, "why": str(error)}
         storage.write_json(join(prefix, "smoke.json"), smoke)
         figures = {f"deployment/{name}": smoke[name] for name in ("agreement", "identical") if name in smoke}
         tracker.log_metrics(figures)
@@ -163,107 +171,124 @@ def _items(storage: Storage, evaluated: Manifest) -> list[dict[str, Any]]:
     return [r for r in rows if r["model"] == candidate and r["frames"] == "ordered" and not r["error"]]
 
 
-def smoke_test(
-    url: str,
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A held-out item that is asked again."""
+
+    sample: Sample
+    path: Path
+    """The original file."""
+    item: Mapping[str, Any]
+    """The row of evaluation's ``items.jsonl``."""
+
+    def ask(self, url: str, **more: Any) -> dict[str, Any]:
+        """Ask the item's question (or another one, given in ``more``) about its media."""
+        media = self.sample.media
+        asked = {
+            "question": self.sample.question,
+            "options": self.sample.options,
+            "problem_type": self.sample.problem_type,
+            **more,
+        }
+        return ask(url, self.path, kind=media.kind, start_s=media.start_s, end_s=media.end_s, **asked)
+
+
+def choose(
     storage: Storage,
     samples: Sequence[Sample],
     items: Sequence[Mapping[str, Any]],
-    settings: Mapping[str, Any],
-    section: DeploymentConfig,
+    limit: int,
+    count: int,
     scratch: Path,
+) -> tuple[list[Replay], list[str]]:
+    """The items to ask again, always the same ones, and why others were passed over.
+
+    Args:
+        storage: where ``s3://`` media are.
+        samples: rows of the held-out split.
+        items: rows of evaluation's ``items.jsonl``; those of more than ``limit`` tokens cannot be repeated.
+        limit: longest answer of the server, in tokens.
+        count: how many.
+        scratch: for downloaded media.
+    """
+    by_id = {sample.id: sample for sample in samples}
+    usable = [item for item in items if item["id"] in by_id and len(item["token_ids"]) <= limit]
+    usable.sort(key=lambda item: fingerprint("smoke", item["id"]))  # neighbours in a data set are alike
+    replays: list[Replay] = []
+    skipped: list[str] = []
+    for item in usable:
+        if len(replays) == count or len(skipped) == 8 * count:
+            break
+        sample = by_id[item["id"]]
+        try:
+            replays.append(Replay(sample, local_copy(storage, sample.media, scratch), item))
+        except (OSError, StorageError, DeploymentError) as error:
+            skipped.append(f"{sample.id}: {error}")
+    return replays, skipped
+
+
+def smoke_test(
+    url: str, replays: Sequence[Replay], limit: int, settings: Mapping[str, Any], min_agreement: float
 ) -> dict[str, Any]:
-    """Ask held-out items again through the endpoint.
+    """Ask held-out items again through the endpoint and compare with evaluation.
 
     Args:
         url: the server.
-        storage: where ``s3://`` media are.
-        samples: rows of the held-out split.
-        items: rows of evaluation's ``items.jsonl``.
-        settings: evaluation's section (``max_new_tokens``, ``temperature``, ``top_p``, ``seed``).
-        section: how many to ask, and how many must agree.
-        scratch: for downloaded media.
+        replays: what to ask, at least one.
+        limit: longest answer, in tokens.
+        settings: evaluation's section (``temperature``, ``top_p``, ``seed``).
+        min_agreement: share that must agree.
 
     Returns:
         ``passed``, ``why`` (one line), ``asked``, ``agreement`` (share with evaluation's answer), ``identical`` (share
-        with its very tokens), ``skipped`` (media that could not be had), ``items`` (each comparison).
+        with its very tokens), ``items`` (each comparison).
 
     Raises:
         AskError: the server is gone.
     """
-    by_id = {sample.id: sample for sample in samples}
-    limit = min(int(settings["max_new_tokens"]), section.server.max_new_tokens)
-    # What was drawn at random cannot be drawn again; a nucleus this small is greedy (Video-R1 evaluates with 0.001).
-    repeatable = settings["temperature"] == 0 or settings["top_p"] <= 0.01
-    usable = [item for item in items if item["id"] in by_id and len(item["token_ids"]) <= limit]
+    sampling = {name: settings[name] for name in ("temperature", "top_p", "seed")}
     compared: list[dict[str, Any]] = []
-    skipped: list[str] = []
-    for item in _spread(usable):
-        if len(compared) == section.smoke_items:
-            break
-        sample = by_id[item["id"]]
+    for replay in replays:
+        expected = replay.item
+        entry: dict[str, Any] = {"id": replay.sample.id, "expected": expected["answer"], "answer": None, "error": None}
         try:
-            path = local_copy(storage, sample.media, scratch)
-        except (OSError, StorageError, DeploymentError) as error:
-            skipped.append(f"{sample.id}: {error}")
-            continue
-        entry: dict[str, Any] = {"id": sample.id, "expected": item["answer"], "answer": None, "error": None}
-        try:
-            reply = ask(
-                url,
-                path,
-                sample.question,
-                sample.options,
-                problem_type=sample.problem_type,
-                kind=sample.media.kind,
-                start_s=sample.media.start_s,
-                end_s=sample.media.end_s,
-                max_tokens=limit,
-                temperature=settings["temperature"],
-                top_p=settings["top_p"],
-                seed=settings["seed"],
-            )
+            reply = replay.ask(url, max_tokens=limit, **sampling)
         except AskError as error:
             entry["error"] = str(error)
             _still_there(url, error)
         else:
-            entry["answer"] = reply["answer"]
             # Two responses without an answer agree only when they are the same.
-            same = reply["text"] == item["response"] if item["answer"] is None else True
-            entry["agrees"] = same and reply["answer"] == item["answer"]
-            entry["identical"] = reply["token_ids"] == list(item["token_ids"])
+            same = reply["text"] == expected["response"] if expected["answer"] is None else True
+            entry["answer"] = reply["answer"]
+            entry["agrees"] = same and reply["answer"] == expected["answer"]
+            entry["identical"] = reply["token_ids"] == list(expected["token_ids"])
             if not entry["identical"]:
-                entry |= {"text": reply["text"], "expected_text": item["response"]}
+                entry |= {"text": reply["text"], "expected_text": expected["response"]}
         compared.append(entry)
-    return _verdict(compared, skipped, repeatable, section)
+    # What was drawn at random cannot be drawn again; a nucleus this small is greedy (Video-R1 evaluates with 0.001).
+    repeatable = settings["temperature"] == 0 or settings["top_p"] <= 0.01
+    passed, why = _verdict(compared, repeatable, min_agreement)
+    shares = {
+        name: sum(bool(entry.get(key)) for entry in compared) / len(compared)
+        for name, key in (("agreement", "agrees"), ("identical", "identical"))
+    }
+    return {"passed": passed, "why": why, "asked": len(compared), **shares, "items": compared}
 
 
-def _verdict(
-    compared: list[dict[str, Any]], skipped: list[str], repeatable: bool, section: DeploymentConfig
-) -> dict[str, Any]:
-    asked = len(compared)
-    record: dict[str, Any] = {"passed": False, "asked": asked, "skipped": skipped, "items": compared}
-    if not asked:
-        reason = f"; the first: {skipped[0]}" if skipped else ""
-        return record | {"why": f"no held-out item could be asked again{reason}"}
-    agreed = sum(bool(entry.get("agrees")) for entry in compared)
-    record["agreement"] = agreed / asked
-    record["identical"] = sum(bool(entry.get("identical")) for entry in compared) / asked
-    failed = [entry for entry in compared if entry["error"]]
+def _verdict(compared: Sequence[Mapping[str, Any]], repeatable: bool, min_agreement: float) -> tuple[bool, str]:
+    """Whether the smoke test passed, and a line that says so."""
+    asked, agreed = len(compared), sum(bool(entry.get("agrees")) for entry in compared)
     said = f"{agreed} of {asked} held-out items got the answer that evaluation saw"
+    failed = [entry for entry in compared if entry["error"]]
     if failed:
-        return record | {"why": f"{len(failed)} of {asked} held-out items got no answer: {failed[0]['error']}"}
+        return False, f"{len(failed)} of {asked} held-out items got no answer: {failed[0]['error']}"
     if not repeatable:
-        return record | {"passed": True, "why": f"{said}; evaluation sampled, so they need not agree"}
-    if record["agreement"] < section.smoke_min_agreement:
+        return True, f"{said}; evaluation sampled, so they need not agree"
+    if agreed < min_agreement * asked:
         other = next(entry for entry in compared if not entry.get("agrees"))
         example = f"{other['id']}: served {other['answer']!r}, evaluation {other['expected']!r}"
-        return record | {"why": f"{said}, {section.smoke_min_agreement:.0%} must ({example})"}
-    return record | {"passed": True, "why": said}
-
-
-def _spread(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """All items, in an order that depends on their ids alone and takes neighbours far apart."""
-    return sorted(items, key=lambda item: fingerprint("smoke", item["id"]))
+        return False, f"{said}, {min_agreement:.0%} must ({example})"
+    return True, said
 
 
 def _still_there(url: str, error: AskError) -> None:
@@ -291,35 +316,14 @@ def local_copy(storage: Storage, media: Media, scratch: Path) -> Path:
     return path
 
 
-def _ask_one(
-    url: str,
-    storage: Storage,
-    samples: Sequence[Sample],
-    smoke: Mapping[str, Any],
-    section: DeploymentConfig,
-    scratch: Path,
-) -> dict[str, Any]:
+def _ask_one(url: str, replay: Replay, own_question: str | None) -> dict[str, Any]:
     """Ask one question as a user would, streaming, and keep its structured answer."""
-    sample = next(sample for sample in samples if sample.id == smoke["items"][0]["id"])
-    own = section.smoke_question is None
-    question, options = (sample.question, sample.options) if own else (str(section.smoke_question), ())
-    reply = ask(
-        url,
-        local_copy(storage, sample.media, scratch),
-        question,
-        options,
-        on_delta=lambda text: None,
-        problem_type=sample.problem_type if own else None,
-        kind=sample.media.kind,
-        start_s=sample.media.start_s,
-        end_s=sample.media.end_s,
-    )
+    sample = replay.sample
+    if own_question is None:
+        question, options, truth, problem_type = sample.question, sample.options, sample.answer, sample.problem_type
+    else:
+        question, options, truth, problem_type = own_question, (), None, None
+    reply = replay.ask(url, question=question, options=options, problem_type=problem_type, on_delta=lambda text: None)
     kept = {name: reply[name] for name in ("answer", "reasoning", "segments", "text", "finish_reason", "media")}
-    return {
-        "id": sample.id,
-        "media_uri": sample.media.uri,
-        "question": question,
-        "options": list(options),
-        "truth": sample.answer if own else None,
-        **kept,
-    }
+    about = {"id": sample.id, "media_uri": sample.media.uri, "question": question, "options": list(options)}
+    return {**about, "truth": truth, **kept}

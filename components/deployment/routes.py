@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib.resources
@@ -36,7 +37,7 @@ from ..common.config import VideoConfig
 from ..common.video import Clip, DecodeError, Decoder, stored
 from .chat_api import ApiError, Ask, Generated, Reply, parse_request
 from .config import ServerConfig
-from .media import MediaReader
+from .media import MediaReader, shortened
 
 log = logging.getLogger(__name__)
 
@@ -247,8 +248,9 @@ class ChatCompletions:
             max_new_tokens=config.max_new_tokens,
             max_question_chars=config.max_question_chars,
         )
-        del body
         data = await self._media.read(ask.media_url)
+        del body
+        ask = dataclasses.replace(ask, media_url=shortened(ask.media_url))  # a video in base64 need not wait along
         _SECONDS.labels("receive").observe(time.monotonic() - started)
         started = time.monotonic()
         clip = await loop.run_in_executor(self._decoding, self._decode, data, ask)

@@ -12,6 +12,7 @@ import argparse
 import logging
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 import warnings
@@ -31,6 +32,27 @@ if TYPE_CHECKING:
     from ..common.video import Clip
 
 log = logging.getLogger(f"{__package__}.server")  # __name__ is __main__ when run as a program
+
+
+class ServerError(RuntimeError):
+    """The server cannot be started, in one line."""
+
+
+def check_address(config: ServerConfig) -> None:
+    """See that the address can be listened on, before a model is loaded for minutes.
+
+    Raises:
+        ServerError: it is taken, or not an address of this machine.
+    """
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise ServerError(
+                f"cannot listen on {config.host} port {config.port}: {error.strerror}; choose another with --port"
+            ) from error
 
 
 class ModelEngine:
@@ -162,8 +184,9 @@ def run_server(
         cache_dir: where a downloaded model is kept; None: a temporary folder.
 
     Raises:
-        ModelError, StorageError: the model cannot be had, in one line.
+        ServerError, ModelError, StorageError: the address or the model cannot be had, in one line.
     """
+    check_address(config)
     from ..common.models import fetch_model, load_model
 
     with tempfile.TemporaryDirectory(prefix="vthink-model-") as scratch:
@@ -193,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
         changes = {k: v for k, v in {"host": given.host, "port": given.port}.items() if v is not None}
         config = ServerConfig.load(config.model_dump() | changes, "--host/--port")
         run_server(given.model, config, StorageConfig.load(given.storage, "--storage"), given.cache_dir)
-    except (ConfigError, ModelError, StorageError) as error:
+    except (ConfigError, ServerError, ModelError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -6,12 +6,12 @@ Source: Video-R1 (arXiv 2503.21776), equations 1–4, and the settings of its re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from ..common.answers import grade, is_video_r1_format, is_video_thinker_format, parse_response
+from ..common.answers import follows_format, grade, parse_response
 from ..common.prompts import AnswerFormat
 from ..common.samples import Sample
 from .config import LengthConfig, RewardConfig, TemporalConfig
@@ -31,14 +31,18 @@ class Group:
 
 
 def accuracy(sample: Sample, texts: Sequence[str]) -> torch.Tensor:
-    """Graded answers in [0, 1], one per completion (problem types: Video-R1 §3.2)."""
-    return torch.tensor([grade(sample, parse_response(text).answer) for text in texts], dtype=torch.float32)
+    """Graded answers in [0, 1], one per completion (problem types: Video-R1 §3.2).
+
+    Only an answer inside ``<answer>`` counts: a reward for guesses found elsewhere in the text would be paid for
+    ignoring the format.
+    """
+    parsed = [parse_response(text) for text in texts]
+    return torch.tensor([grade(sample, p.answer) if p.tagged else 0.0 for p in parsed], dtype=torch.float32)
 
 
-def well_formed(texts: Sequence[str], answer_format: AnswerFormat) -> torch.Tensor:
+def well_formed(sample: Sample, texts: Sequence[str], answer_format: AnswerFormat) -> torch.Tensor:
     """1.0 where the whole completion has the shape that the prompt asked for, else 0.0."""
-    check = is_video_r1_format if answer_format == "video_r1" else is_video_thinker_format
-    return torch.tensor([float(check(text)) for text in texts], dtype=torch.float32)
+    return torch.tensor([float(follows_format(sample, text, answer_format)) for text in texts])
 
 
 def temporal_bonus(
@@ -70,9 +74,6 @@ def length_bonus(
 COMPONENTS = ("accuracy", "format", "temporal", "length")
 """Columns of `group_rewards`."""
 
-RewardFunction = Callable[[Group], torch.Tensor]
-"""A further reward: one number per ordered completion."""
-
 
 def group_rewards(group: Group, config: RewardConfig, answer_format: AnswerFormat) -> tuple[torch.Tensor, torch.Tensor]:
     """The reward components of a group.
@@ -86,7 +87,7 @@ def group_rewards(group: Group, config: RewardConfig, answer_format: AnswerForma
     zero = torch.zeros_like(graded)
     columns = [
         config.accuracy * graded,
-        config.format * well_formed(group.texts, answer_format),
+        config.format * well_formed(group.sample, group.texts, answer_format),
         temporal_bonus(graded, shuffled, config.correct_above, config.temporal) if config.temporal else zero,
         length_bonus(graded, group.token_counts, config.correct_above, config.length) if config.length else zero,
     ]

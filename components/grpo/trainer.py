@@ -24,7 +24,7 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
 from ..common.chat import BlindInputError, ChatEncoder, EncodedPrompt
-from ..common.checkpoints import validate
+from ..common.checkpoints import WholeCheckpoints, validate
 from ..common.generation import Completion, Sampling, sample
 from ..common.samples import PreparedSample, Split
 from ..common.video import Clip
@@ -67,7 +67,7 @@ def frame_order(seed: int, step: int, row: int, num_frames: int) -> np.ndarray:
             return order
 
 
-class VideoGRPOTrainer(GRPOTrainer):
+class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     """GRPO on rows of a `Split`. TRL insists on `reward_funcs`; the rewards come from ``settings`` all the same."""
 
     def __init__(

@@ -20,6 +20,7 @@ from ..common.checkpoints import (
     CheckpointCallback,
     ProgressCallback,
     TrainingJob,
+    WholeCheckpoints,
     adapter_config,
     freeze,
     pick_items,
@@ -52,7 +53,7 @@ class ResponseCollator:
         return batch | {"labels": labels}
 
 
-class VideoSFTTrainer(SFTTrainer):
+class VideoSFTTrainer(WholeCheckpoints, SFTTrainer):
     """TRL's SFTTrainer, with greedy answers on the validation split in the place of an evaluation loss."""
 
     validation: tuple[ChatEncoder, Split, list[int]]

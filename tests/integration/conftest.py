@@ -25,6 +25,12 @@ def clean_environment() -> dict[str, str]:
     return {**env, "NO_COLOR": "1", "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
 
 
+def run_vthink(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``vthink ARGUMENTS`` as a user types it in ``folder``."""
+    command = [*VTHINK, *arguments]
+    return subprocess.run(command, cwd=folder, env=clean_environment(), capture_output=True, text=True, check=False)
+
+
 class Demo:
     """A folder in which a user works with the micro configuration."""
 
@@ -34,10 +40,7 @@ class Demo:
 
     def vthink(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Any command, waited for."""
-        command = [*VTHINK, *arguments]
-        return subprocess.run(
-            command, cwd=self.folder, env=clean_environment(), capture_output=True, text=True, check=False
-        )
+        return run_vthink(self.folder, *arguments)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """``vthink run``, waited for."""
@@ -127,6 +130,12 @@ class Demo:
 def succeeded(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.fixture(scope="session")
+def vthink() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command in a folder, without the stores of other tests."""
+    return run_vthink
 
 
 @pytest.fixture

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
-
-from vthink.components.common.config import ModelConfig, RunContext, VideoConfig
+from vthink.components.common.config import (
+    LaunchConfig,
+    ModelConfig,
+    RunContext,
+    StorageConfig,
+    TrackingConfig,
+    VideoConfig,
+)
 from vthink.components.common.models import ensure_base_model
 from vthink.components.common.storage import Manifest, Storage, fingerprint, join
 from vthink.components.data_prep.config import DataPrepConfig, SynthesizeConfig
@@ -49,8 +57,18 @@ class Run:
         return deploy.run(self.context.to_json(), section.to_json(), registered, self.evaluation, self.data)
 
 
-@pytest.fixture
-def finished(context: RunContext, storage: Storage) -> Run:
+@pytest.fixture(scope="module")
+def trained(s3: StorageConfig, empty_mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copy(empty_mlflow_database, folder / "mlflow.db")
+    storage = Storage(s3.model_copy(update={"prefix": "test-deployment/"}))
+    context = RunContext(
+        run_id="trained",
+        work_dir=str(folder / "work"),
+        storage=storage.config,
+        tracking=TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}", experiment="test"),
+        launch=LaunchConfig(threads=1),
+    )
     world = SynthesizeConfig(num_train=4, num_validation=0, num_test=12, size=64)
     data = prepare_data(context.to_json(), DataPrepConfig(synthesize=world).to_json(), VIDEO.to_json())
     done = Run(context, storage, data, "", "")
@@ -62,6 +80,17 @@ def finished(context: RunContext, storage: Storage) -> Run:
         context.to_json(), settings.to_json(), ModelConfig().to_json(), data, grpo_uri=done.grpo
     )
     return done
+
+
+@pytest.fixture
+def finished(trained: Run, s3_folder: Path, tracking: TrackingConfig, tmp_path: Path) -> Iterator[Run]:
+    """The run with a registry of this test's own; what the test does to the store is undone."""
+    objects = s3_folder / trained.storage.config.bucket / "test-deployment"
+    shutil.copytree(objects, tmp_path / "objects")
+    context = trained.context.model_copy(update={"tracking": tracking, "work_dir": str(tmp_path / "work")})
+    yield dataclasses.replace(trained, context=context)
+    shutil.rmtree(objects)
+    shutil.copytree(tmp_path / "objects", objects)
 
 
 def servers() -> list[psutil.Process]:
@@ -162,12 +191,8 @@ def _with_other_media(run: Run) -> str:
         (_with_other_media, "has changed since"),
     ],
 )
-def test_what_cannot_be_tested_is_not_deployed(
-    finished: Run, damage: Callable[[Run], str], words: str, tmp_path: Path
-) -> None:
+def test_what_cannot_be_tested_is_not_deployed(finished: Run, damage: Callable[[Run], str], words: str) -> None:
     registered = damage(finished)
-    # Nothing may be left over from evaluation that hides the damage.
-    finished.context = finished.context.model_copy(update={"work_dir": str(tmp_path / "fresh")})
     with pytest.raises(deploy.DeploymentError, match=words) as caught:
         finished.deploy(registered)
     assert "in service stays nothing" in str(caught.value)

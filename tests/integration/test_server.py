@@ -17,7 +17,6 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-
 from vthink.components.common.config import ModelConfig, StorageConfig, VideoConfig
 from vthink.components.common.launch import Process, free_port, spawn, wait_until_ready
 from vthink.components.common.models import LoadedModel, ensure_base_model, fetch_model, load_model
@@ -27,6 +26,8 @@ from vthink.components.common.video import Decoder, stored
 from vthink.components.data_prep.config import SynthesizeConfig
 from vthink.components.data_prep.synthesize import synthesize
 from vthink.components.deployment.client import AskError, ask
+from vthink.components.deployment.config import ServerConfig
+from vthink.components.deployment.server import ServerError, run_server
 
 VIDEO = VideoConfig(num_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)
 MODULE = "vthink.components.deployment.server"
@@ -157,17 +158,6 @@ def test_control_tokens_in_a_question_are_only_words(served: Served, world: tupl
     assert reply["finish_reason"] in ("stop", "length")
 
 
-def test_question_too_long_for_the_model_is_refused_with_numbers(
-    tmp_path: Path, store: Storage, model_uri: str, world: tuple[Path, list[Sample]]
-) -> None:
-    folder, samples = world
-    config = '{"max_new_tokens": 40000}'
-    with serving(tmp_path, model_uri, "--storage", store.config.to_json(), "--config", config) as server:
-        with pytest.raises(AskError, match=r"HTTP 400.*32768"):
-            ask(server.url, folder / samples[0].media.uri, "?")
-        assert ask(server.url, folder / samples[0].media.uri, "?", max_tokens=2)["finish_reason"]
-
-
 def test_kserves_own_routes_stay(served: Served) -> None:
     client = httpx.Client(base_url=served.url, trust_env=False)
     assert client.get("/v2/health/live").json() == {"live": True}
@@ -201,13 +191,28 @@ def test_listens_on_the_loopback_address_only(served: Served) -> None:
         socket.create_connection(("127.0.0.2", served.port), timeout=5)
 
 
-def test_listens_elsewhere_only_when_told_to(tmp_path: Path, store: Storage, model_uri: str) -> None:
-    arguments = ("--storage", store.config.to_json(), "--host", "0.0.0.0")
-    with serving(tmp_path, model_uri, *arguments) as server:
-        assert listening(server) == {("0.0.0.0", server.port)}
-        # In a cluster it is asked by other names than localhost.
-        response = httpx.get(server.url + "/v1/models", headers={"host": "vthink.team.svc"}, trust_env=False)
-        assert response.status_code == 200
+@pytest.fixture(scope="module")
+def elsewhere(store: Storage, model_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with other settings: all addresses, and answers longer than the model's context."""
+    arguments = ("--storage", store.config.to_json(), "--host", "0.0.0.0", "--config", '{"max_new_tokens": 40000}')
+    with serving(tmp_path_factory.mktemp("elsewhere"), model_uri, *arguments) as server:
+        yield server
+
+
+def test_listens_elsewhere_only_when_told_to(elsewhere: Served) -> None:
+    assert listening(elsewhere) == {("0.0.0.0", elsewhere.port)}
+    # In a cluster it is asked by other names than localhost.
+    response = httpx.get(elsewhere.url + "/v1/models", headers={"host": "vthink.team.svc"}, trust_env=False)
+    assert response.status_code == 200
+
+
+def test_question_too_long_for_the_model_is_refused_with_numbers(
+    elsewhere: Served, world: tuple[Path, list[Sample]]
+) -> None:
+    folder, samples = world
+    with pytest.raises(AskError, match=r"HTTP 400.*32768"):
+        ask(elsewhere.url, folder / samples[0].media.uri, "?")
+    assert ask(elsewhere.url, folder / samples[0].media.uri, "?", max_tokens=2)["finish_reason"]
 
 
 def test_told_to_stop_it_finishes_the_running_answer(
@@ -232,13 +237,22 @@ def test_told_to_stop_it_finishes_the_running_answer(
             ask_about(server, folder, samples[0])
 
 
+def test_taken_port_is_noticed_before_the_model_is_loaded(served: Served) -> None:
+    with pytest.raises(ServerError, match=f"port {served.port}: Address already in use"):
+        run_server("/nowhere", ServerConfig(port=served.port))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model", "/nowhere"], "config.json"),
+        (["--model", "/nowhere", "--port", "0"], "config.json"),
         (["--model", "/nowhere", "--host", "localhost"], "IP address"),
         (["--model", "/nowhere", "--config", '{"prot": 1}'], "did you mean 'port'"),
-        (["--model", "s3://bucket/nothing/", "--storage", '{"endpoint_url": "http://127.0.0.1:9"}'], "127.0.0.1:9"),
+        (["--model", "/nowhere", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
+        (
+            ["--model", "s3://bucket/nothing/", "--port", "0", "--storage", '{"endpoint_url": "http://127.0.0.1:9"}'],
+            "127.0.0.1:9",
+        ),
     ],
 )
 def test_mistake_is_one_line_without_a_traceback(arguments: list[str], words: str) -> None:

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -66,12 +65,14 @@ def test_help_answers_at_once_because_nothing_heavy_is_imported():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "kfp", "mlflow", "boto3", "pydantic", "numpy", "transformers", "yaml"} & set(loaded)
 
-    def seconds() -> float:
-        start = time.perf_counter()
+    def cpu_seconds() -> float:
+        before = os.times()
         assert vthink("--help").returncode == 0
-        return time.perf_counter() - start
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
 
-    assert min(seconds() for _ in range(5)) < 0.5
+    # Of the processor's time, so that a busy machine does not matter.
+    assert min(cpu_seconds() for _ in range(5)) < 0.5
 
 
 def test_the_version_is_the_package_s():
@@ -141,6 +142,11 @@ def test_a_question_to_no_server_is_one_line(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"x")
     said = one_line(vthink("ask", "http://127.0.0.1:9", "clip.mp4", "What?", cwd=tmp_path))
     assert "no server at http://127.0.0.1:9" in said
+
+
+def test_kubeflow_pipelines_that_cannot_be_reached_is_one_line():
+    said = one_line(vthink("submit", "--host", "http://127.0.0.1:9"))
+    assert said.startswith("vthink: cannot reach Kubeflow Pipelines at http://127.0.0.1:9 (")
 
 
 def test_a_report_of_no_run_is_one_line(tmp_path):

@@ -185,9 +185,10 @@ def test_a_command_outlives_the_thread_that_started_it() -> None:
 def test_the_command_dies_with_a_killed_supervisor_and_so_do_our_programs_below_it() -> None:
     worker = "from vthink.components.common.launch import *; import time; die_with_owner(); print('up', flush=True)"
     command = f"""
-        import subprocess, sys
+        import subprocess, sys, time
         worker = {worker!r} + "; time.sleep(1000)"
-        subprocess.Popen([sys.executable, "-c", worker], start_new_session=True).wait()
+        subprocess.Popen([sys.executable, "-c", worker], start_new_session=True)
+        time.sleep(1000)
     """
     process = spawn(python(command))
     assert next(process.lines) == "up"

@@ -199,7 +199,7 @@ def test_target_size_is_that_of_qwen(shape: tuple[int, int], expected: tuple[int
     assert target_size(*shape, VideoConfig()) == expected
 
 
-# ------------------------------------------------------------------------------------------------------- reading files
+# -------------------------------------------------------------------------------------------------------- reading files
 
 
 def test_a_clip_holds_the_sampled_frames_and_their_times(video: Path) -> None:
@@ -361,7 +361,7 @@ def test_too_large_and_too_long_files_are_refused(video: Path) -> None:
         read_clip(video, CONFIG.model_copy(update={"max_duration_s": 5.0}))
 
 
-# ------------------------------------------------------------------------------------------------------------- images
+# --------------------------------------------------------------------------------------------------------------- images
 
 
 def test_an_image_is_a_clip_of_one_frame(tmp_path: Path) -> None:
@@ -400,7 +400,7 @@ def test_bad_images_are_refused_with_their_reason(tmp_path: Path, decoder: Decod
             decoder.read(tmp_path / name, "image")
 
 
-# ------------------------------------------------------------------------------------------------------- stored frames
+# -------------------------------------------------------------------------------------------------------- stored frames
 
 
 def test_png_gives_back_the_same_frames_and_jpeg_nearly_the_same(video: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from vthink.components.common.launch import free_port
 from vthink.components.deployment.client import AskError, ask
 

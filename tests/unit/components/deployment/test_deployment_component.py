@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import yaml
 from kfp import compiler, dsl
-
 from vthink.components.deployment.component import deploy, register
 
 

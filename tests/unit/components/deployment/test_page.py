@@ -125,7 +125,8 @@ def test_dropped_file_is_taken(page: Any, server: Running, film: Path) -> None:
 
 def test_markup_of_a_model_is_shown_as_text(page: Any, start: Callable[..., Running], film: Path) -> None:
     evil = (
-        "<time>00:00-00:01</time><caption><img src=x onerror=alert(1)></caption><think><script>alert(2)</script></think>"
+        "<time>00:00-00:01</time><caption><img src=x onerror=alert(1)></caption>"
+        "<think><script>alert(2)</script></think>"
         "<b>bold</b> <answer><svg onload=alert(3)></answer>"
     )
     server = start(ScriptedEngine(text=evil))

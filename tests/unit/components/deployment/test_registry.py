@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from vthink.components.common.config import RunContext, TrackingConfig
 from vthink.components.common.storage import Manifest, Storage, StorageError, join
 from vthink.components.deployment.config import DeploymentConfig
@@ -40,7 +39,7 @@ def test_candidate_is_what_was_registered_last_and_champion_stays(tracking: Trac
 
 
 @pytest.mark.parametrize("record", [{}, {"passed": False}, {"passed": "yes"}, {"passed": 1}])
-def test_champion_does_not_move_without_a_passed_smoke_test(tracking: TrackingConfig, record: dict[str, object]) -> None:
+def test_champion_moves_only_with_a_passed_smoke_test(tracking: TrackingConfig, record: dict[str, object]) -> None:
     registry = Registry(tracking)
     version = registry.register("s3://b/a/", None, {})
     with pytest.raises(RegistryError, match="smoke test"):

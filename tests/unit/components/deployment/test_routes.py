@@ -206,6 +206,14 @@ def test_body_without_a_length_is_cut_off(healthy: Running) -> None:
     refusal(response, 413, "larger than")
 
 
+def test_client_that_asks_first_is_told_before_it_sends(healthy: Running) -> None:
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += "Content-Length: 1000000000\r\nExpect: 100-continue\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", healthy.port), timeout=20) as client:
+        client.sendall(head.encode())
+        assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
 def test_video_over_the_limit_is_a_413(start: Callable[..., Running], mp4: bytes) -> None:
     server = start(max_video_bytes=len(mp4) - 1)
     refusal(post(server, request(video_part(mp4))), 413, "media is larger than")

@@ -1,0 +1,125 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from vthink.components.common.config import ModelConfig, TinyModelConfig, VideoConfig
+from vthink.components.common.models import (
+    ModelError,
+    build_tiny,
+    check_folder,
+    ensure_base_model,
+    fetch_model,
+    load_model,
+    read_card,
+    save_model,
+)
+from vthink.components.common.storage import Storage
+
+VIDEO = VideoConfig()
+
+
+def test_the_same_seed_gives_the_same_tiny_model_and_another_seed_another() -> None:
+    first, again, other = (build_tiny(TinyModelConfig(), VIDEO, seed)[0] for seed in (0, 0, 1))
+    pairs = list(zip(first.parameters(), again.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b, _ in pairs)
+    assert not all(torch.equal(a, c) for a, _, c in pairs)
+
+
+@pytest.mark.parametrize(("family", "multiple"), [("qwen2_5_vl", 28), ("qwen3_vl", 32)])
+def test_a_base_model_goes_to_the_store_once_and_comes_back_the_same(
+    storage: Storage, tmp_path: Path, family: str, multiple: int
+) -> None:
+    config = ModelConfig(tiny=TinyModelConfig(family=family), prompt="compact/1")  # type: ignore[arg-type]
+    video = VideoConfig(size_multiple=multiple)
+    uri = ensure_base_model(storage, config, video)
+    assert uri.endswith("/")
+    listed = sorted((o.uri, o.size) for o in storage.list(uri))
+    assert ensure_base_model(storage, config, video) == uri
+    assert sorted((o.uri, o.size) for o in storage.list(uri)) == listed
+    loaded = load_model(fetch_model(storage, uri, tmp_path))
+    built, _ = build_tiny(config.tiny, video, config.seed)
+    for (name, expected), found in zip(built.named_parameters(), loaded.model.parameters(), strict=True):
+        assert torch.equal(expected, found), name
+    assert (loaded.prompt, loaded.video) == ("compact/1", video)
+    assert not any(name.endswith((".bin", ".pt", ".pkl")) for name, _ in listed)
+
+
+def test_another_configuration_is_another_prefix(storage: Storage) -> None:
+    uris = {ensure_base_model(storage, ModelConfig(seed=seed), VIDEO) for seed in (0, 1)}
+    uris.add(ensure_base_model(storage, ModelConfig(prompt="compact/1"), VIDEO))
+    assert len(uris) == 3
+
+
+def test_a_local_folder_and_an_s3_prefix_are_base_models_too(storage: Storage, tmp_path: Path) -> None:
+    model, processor = build_tiny(TinyModelConfig(), VIDEO, 3)
+    save_model(tmp_path / "mine", model, processor, {"prompt": "compact/1", "video": VIDEO})
+    (tmp_path / "mine" / "optimizer.pt").write_bytes(b"pickled")
+    uri = ensure_base_model(storage, ModelConfig(name=str(tmp_path / "mine")), VIDEO)
+    again = ensure_base_model(storage, ModelConfig(name=uri), VIDEO)
+    for prefix in (uri, again):
+        names = {o.uri.removeprefix(prefix) for o in storage.list(prefix)}
+        assert "model.safetensors" in names
+        assert "optimizer.pt" not in names
+    with pytest.raises(ModelError, match="nothing there"):
+        ensure_base_model(storage, ModelConfig(name="s3://vthink-test/no/such/"), VIDEO)
+
+
+def test_an_unreachable_hub_model_is_one_clear_line(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="neither a folder here nor reachable on the hub") as caught:
+        ensure_base_model(storage, ModelConfig(name="no-such-org/no-such-model"), VIDEO)
+    assert "\n" not in str(caught.value)
+
+
+def folder_with(path: Path, config: object, **files: bytes) -> Path:
+    path.mkdir()
+    (path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    for name, data in files.items():
+        (path / name.replace("__", ".")).write_bytes(data)
+    return path
+
+
+def test_unsafe_or_unsupported_folders_are_refused_with_the_reason(tmp_path: Path) -> None:
+    good = {"model_type": "qwen2_5_vl"}
+    cases = [
+        (folder_with(tmp_path / "a", good, pytorch_model__bin=b"x"), "pytorch_model.bin, which can run code"),
+        (folder_with(tmp_path / "b", good | {"auto_map": {}}, model__safetensors=b"x"), "never runs here"),
+        (folder_with(tmp_path / "c", {"model_type": "llama"}, model__safetensors=b"x"), "'llama' is not supported"),
+        (folder_with(tmp_path / "d", "{not json", model__safetensors=b"x"), "not a JSON object"),
+        (folder_with(tmp_path / "e", [1], model__safetensors=b"x"), "not a JSON object"),
+    ]
+    for folder, reason in cases:
+        with pytest.raises(ModelError, match=reason):
+            check_folder(folder)
+    (tmp_path / "f").mkdir()
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        check_folder(tmp_path / "f")
+    check_folder(folder_with(tmp_path / "g", good, model__safetensors=b"x"))  # the control
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    model, processor = build_tiny(TinyModelConfig(), VIDEO, 0)
+    save_model(tmp_path / "m", model, processor, {"prompt": "compact/1", "video": VIDEO})
+    load_model(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] += 1
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="weights missing"):
+        load_model(tmp_path / "m")
+
+
+def test_a_model_without_its_card_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no vthink\.json"):
+        read_card(tmp_path)
+
+
+def test_torchvision_imports_beside_a_cpu_build_of_torch_in_a_new_process() -> None:
+    code = "import vthink, transformers; transformers.Qwen2VLVideoProcessor()"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
+    if torch.version.cuda is None and torch.version.hip is None:
+        # The control: without vthink's import hook the processor cannot be made.
+        alone = subprocess.run([sys.executable, "-c", code.replace("vthink, ", "")], capture_output=True, timeout=120)
+        assert alone.returncode != 0

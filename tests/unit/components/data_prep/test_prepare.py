@@ -1,0 +1,488 @@
+"""From rows to a prepared data set: nothing is lost, nothing is done twice, and bad input is named.
+
+KFP reads the annotations of the pipeline below as objects, so there is no ``from __future__ import annotations``.
+"""
+
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kfp import compiler, dsl, local
+from vthink.components.common.config import RunContext, VideoConfig
+from vthink.components.common.samples import PreparedSet, Sample, SamplesError, write_samples
+from vthink.components.common.storage import Manifest, Storage, StorageError, join, sha256_file
+from vthink.components.common.video import read_clip, stored
+from vthink.components.data_prep import component, prepare
+from vthink.components.data_prep.config import DataPrepConfig, SynthesizeConfig
+
+from .conftest import make_row, write_rows
+
+Source = Callable[[Sequence[Mapping[str, Any] | str]], str]
+
+
+class Run:
+    """Data preparation in this process, with its results at hand."""
+
+    def __init__(self, context: RunContext, video: VideoConfig):
+        self.context = context
+        self.video = video
+        self.storage = Storage(context.storage)
+
+    def arguments(self, source: str, **section: Any) -> tuple[str, str, str]:
+        config = DataPrepConfig(source=source, **{"workers": 2, **section})
+        return self.context.to_json(), config.to_json(), self.video.to_json()
+
+    def __call__(self, source: str, **section: Any) -> Manifest:
+        return Manifest.read(self.storage, prepare.prepare_data(*self.arguments(source, **section)))
+
+    def quarantine(self, manifest: Manifest) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.storage.read_bytes(manifest.files["quarantine"]).splitlines()]
+
+    def open(self, manifest: Manifest, folder: Path, **options: Any) -> PreparedSet:
+        return PreparedSet.open(self.storage, manifest.manifest_uri, folder, **options)
+
+
+@pytest.fixture
+def run(context: RunContext, video: VideoConfig) -> Run:
+    return Run(context, video)
+
+
+def rows_of(count: int, **changes: Any) -> list[dict[str, Any]]:
+    return [make_row(number, f"videos/{number}.mp4", **changes) for number in range(count)]
+
+
+# ----------------------------------------------------------------------------------------------------------- the result
+
+
+def test_rows_come_back_with_exactly_the_frames_that_the_server_would_make(
+    run: Run, source: Source, squares: Path, tmp_path: Path
+) -> None:
+    path = source([*rows_of(3), make_row(5, "videos/5.mp4", split="test")])
+    data = run.open(run(path), tmp_path / "cache")
+    assert data.split_names == ["test", "train"]
+    assert data.video == run.video
+    train = data.split("train")
+    assert [row.sample.id for row in train] == ["row-0", "row-1", "row-2"]
+    for number, row in enumerate(train):
+        file = squares / f"videos/{number}.mp4"
+        expected = stored(read_clip(file, run.video), run.video)
+        assert (row.clip.frames == expected.frames).all()
+        assert row.clip.times_s.tolist() == expected.times_s.tolist()
+        assert (row.clip.duration_s, row.clip.kind) == (expected.duration_s, "video")
+        assert row.sample.media.sha256 == sha256_file(file)
+    with pytest.raises(SamplesError, match="there are: test, train"):
+        data.split("validation")
+
+
+def test_a_video_is_decoded_and_stored_once_for_all_its_questions(run: Run, source: Source) -> None:
+    rows = [make_row(number, f"videos/{number % 2}.mp4") for number in range(6)]
+    manifest = run(source(rows), shards=2)
+    assert manifest.counts["rows_out"] == 6
+    assert manifest.counts["media"] == 2
+    assert manifest.metrics["frames"] == 2 * 4
+    assert manifest.metrics["bytes_per_frame"] > 0
+    assert manifest.details["codec"] == "jpeg"
+
+
+def test_datasets_loads_the_folder_as_it_is(
+    run: Run, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [*rows_of(3), make_row(9, "videos/9.mp4", split="test", metadata={"kind": "direction"})]
+    data = run.open(run(source(rows), shards=2), tmp_path / "cache")
+    datasets = pytest.importorskip("datasets")
+    cache = str(tmp_path / "hf")
+    loaded = datasets.load_dataset(str(data.folder), "rows", cache_dir=cache)
+    media = datasets.load_dataset(str(data.folder), "media", cache_dir=cache)
+    assert {split: len(loaded[split]) for split in loaded} == {"train": 3, "test": 1}
+    assert {split: len(media[split]) for split in media} == {"train": 3, "test": 1}
+    assert loaded["test"][0]["media_id"] == media["test"][0]["media_id"]
+    assert json.loads(loaded["test"][0]["metadata"]) == {"kind": "direction"}
+    assert media["test"][0]["frames"][0][:2] == b"\xff\xd8"
+
+
+def test_parts_of_a_video_are_media_of_their_own(run: Run, source: Source, tmp_path: Path) -> None:
+    whole = {"kind": "video", "uri": "videos/0.mp4"}
+    rows = [make_row(0, "", media=whole), make_row(1, "", media={**whole, "start_s": 1.0, "end_s": 2.0})]
+    train = run.open(run(source(rows)), tmp_path / "cache").split("train")
+    assert [row.clip.duration_s for row in train] == [pytest.approx(3.0), pytest.approx(1.0)]
+
+
+def test_rows_and_videos_may_be_in_the_store(run: Run, squares: Path, tmp_path: Path) -> None:
+    base = join(run.context.storage.root_uri, "source/")
+    write_samples(tmp_path / "rows.parquet", [Sample.model_validate(row) for row in rows_of(3)])
+    run.storage.upload_file(tmp_path / "rows.parquet", base + "rows.parquet")
+    for number in range(2):
+        run.storage.upload_file(squares / f"videos/{number}.mp4", f"{base}videos/{number}.mp4")
+    manifest = run(base + "rows.parquet", max_quarantined=0.5)
+    assert manifest.counts["rows_out"] == 2
+    (missing,) = run.quarantine(manifest)
+    assert (missing["line"], missing["reason"], missing["uri"]) == (3, "missing_media", f"{base}videos/2.mp4")
+
+
+def test_a_generated_world_is_prepared_with_images_and_its_files_are_in_the_store(run: Run, tmp_path: Path) -> None:
+    world = SynthesizeConfig(num_train=6, num_validation=2, num_test=2, images=0.3)
+    manifest = run("synthesize", synthesize=world)
+    assert manifest.counts["quarantined"] == 0
+    data = run.open(manifest, tmp_path / "cache")
+    assert data.split_names == ["test", "train", "validation"]
+    rows = data.split("train")
+    assert {row.clip.kind for row in rows} == {"video", "image"}
+    for row in rows:
+        local_file = tmp_path / "fetched"
+        run.storage.download_file(row.sample.media.uri, local_file)
+        assert sha256_file(local_file) == row.sample.media.sha256
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+def bad_media(folder: Path, squares: Path) -> dict[str, str]:
+    """Files that are no videos, and what the quarantine says about each."""
+    whole = (squares / "videos/0.mp4").read_bytes()
+    (folder / "empty.mp4").touch()
+    (folder / "truncated.mp4").write_bytes(whole[: len(whole) * 2 // 3])
+    (folder / "text.mp4").write_text("this is text\n" * 50)
+    import av
+    import numpy as np
+
+    with av.open(str(folder / "sound.mp4"), "w") as container:
+        stream: Any = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return {
+        "empty.mp4": "empty",
+        "truncated.mp4": "truncated",
+        "text.mp4": "text",
+        "sound.mp4": "no video stream",
+        "nowhere.mp4": "no such file",
+    }
+
+
+def test_every_bad_row_is_quarantined_with_its_line_and_nothing_is_lost(
+    run: Run, source: Source, squares: Path, tmp_path: Path
+) -> None:
+    files = bad_media(tmp_path, squares)
+    rows: list[dict[str, Any] | str] = [
+        make_row(0, "videos/0.mp4"),
+        *[make_row(10 + i, str(tmp_path / name)) for i, name in enumerate(files)],
+        {"id": "no-question"},
+        make_row(20, "videos/1.mp4", problem_type="essay"),
+        make_row(21, "videos/1.mp4", answer="C"),
+        "{not json",
+        make_row(22, "https://example.org/a.mp4"),
+        make_row(0, "videos/2.mp4"),
+        make_row(23, "", media={"kind": "video", "uri": "videos/3.mp4", "sha256": "0" * 64}),
+        make_row(24, "", media={"kind": "video", "uri": "videos/3.mp4", "start_s": 100.0}),
+        make_row(25, "videos/4.mp4"),
+    ]
+    manifest = run(source(rows), shards=3, max_quarantined=1.0)
+    assert manifest.counts["rows_in"] == len(rows)
+    assert manifest.counts["rows_out"] == 2
+    assert manifest.counts["rows_in"] == manifest.counts["rows_out"] + manifest.counts["quarantined"]
+    found = {row["line"]: row for row in run.quarantine(manifest)}
+    expected = [("missing_media" if name == "nowhere.mp4" else "damaged_media", word) for name, word in files.items()]
+    expected += [
+        ("unreadable_row", "Field required"),
+        ("unreadable_row", "problem_type"),
+        ("unreadable_row", "letters A to B"),
+        ("unreadable_row", "not JSON"),
+        ("missing_media", "https://"),
+        ("duplicate_id", "line 1"),
+        ("sha256_mismatch", "SHA-256"),
+        ("damaged_media", "3 s long"),
+    ]
+    assert sorted(found) == list(range(2, len(rows)))
+    for line, (reason, word) in enumerate(expected, 2):
+        assert found[line]["reason"] == reason, found[line]
+        assert word in found[line]["detail"], found[line]
+    by_reason = {name: n for name, n in manifest.counts.items() if name.startswith("quarantined_")}
+    assert sum(by_reason.values()) == manifest.counts["quarantined"]
+    assert by_reason["quarantined_damaged_media"] == 5
+    assert found[10]["raw"] == "{not json"
+
+
+def test_a_video_in_two_splits_stays_in_the_one_that_measures(
+    run: Run, source: Source, squares: Path, tmp_path: Path
+) -> None:
+    shutil.copy(squares / "videos/3.mp4", tmp_path / "copy.mp4")
+    rows = [
+        make_row(0, "videos/0.mp4"),
+        make_row(1, "videos/1.mp4", split="train"),
+        make_row(2, "videos/1.mp4", split="validation"),
+        make_row(3, "videos/3.mp4", split="train"),
+        make_row(4, str(tmp_path / "copy.mp4"), split="test"),
+    ]
+    manifest = run(source(rows), max_quarantined=0.5, shards=2)
+    assert {(q["line"], q["reason"]) for q in run.quarantine(manifest)} == {(2, "split_leak"), (4, "split_leak")}
+    data = run.open(manifest, tmp_path / "cache")
+    kept = {row.sample.id: row.clip.frames.shape for split in data.split_names for row in data.split(split)}
+    assert sorted(kept) == ["row-0", "row-2", "row-4"]
+
+
+def test_a_source_that_is_mostly_bad_stops_the_stage_and_may_be_tolerated_later(run: Run, source: Source) -> None:
+    path = source([make_row(0, "videos/0.mp4"), make_row(1, "nowhere/1.mp4")])
+    with pytest.raises(prepare.PrepareError, match=r"1 of 2 rows cannot be used .*line 2 .*no such file") as error:
+        run(path)
+    assert "\n" not in str(error.value)
+    assert run(path, max_quarantined=0.5).counts["rows_out"] == 1
+
+
+@pytest.mark.parametrize("rows", [[], ["", "  "]])
+def test_a_source_without_rows_is_an_error(rows: list[str], run: Run, source: Source) -> None:
+    with pytest.raises(prepare.PrepareError, match="no rows"):
+        run(source(rows))
+
+
+def test_a_source_that_cannot_be_read_is_one_clear_error(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(prepare.PrepareError, match="no file"):
+        run(str(tmp_path / "missing.jsonl"))
+    (tmp_path / "rows.parquet").write_bytes(b"no parquet")
+    with pytest.raises(SamplesError, match="Parquet"):
+        run(str(tmp_path / "rows.parquet"))
+    with pytest.raises(StorageError, match="does not exist"):
+        run(join(run.context.storage.root_uri, "missing.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("a.mp4", "s3://b/x/a.mp4"),
+        ("../a.mp4", "s3://b/a.mp4"),
+        ("s3://c/d.mp4", "s3://c/d.mp4"),
+        ("/data/a.mp4", "/data/a.mp4"),
+        ("file:///data/a.mp4", "/data/a.mp4"),
+    ],
+)
+def test_media_count_from_where_the_rows_are(uri: str, expected: str) -> None:
+    assert prepare.resolve_uri(uri, "s3://b/x/") == expected
+
+
+@pytest.mark.parametrize("uri", ["http://host/a.mp4", "../../../a.mp4"])
+def test_media_elsewhere_are_refused(uri: str) -> None:
+    with pytest.raises(ValueError, match=r"read from paths|leaves the bucket"):
+        prepare.resolve_uri(uri, "s3://b/x/")
+
+
+# ------------------------------------------------------------------------------------------ again, resumed, in parallel
+
+
+def test_each_video_is_in_exactly_one_shard(run: Run, source: Source) -> None:
+    rows = [make_row(number, f"videos/{number % 5}.mp4") for number in range(12)]
+    shards = [json.loads(shard) for shard in prepare.plan_data(*run.arguments(source(rows), shards=2))]
+    assert [(shard["media"], shard["rows"]) for shard in shards] == [(3, 7), (2, 5)]
+
+
+def test_the_same_work_is_done_once_and_other_work_goes_elsewhere(run: Run, source: Source) -> None:
+    path = source(rows_of(2))
+    first = run(path)
+    assert run(path) == first
+    assert run(path, workers=1).uri == first.uri
+    other_video = Run(run.context, run.video.model_copy(update={"num_frames": 2}))
+    redone = Run(run.context.model_copy(update={"redo": {"prepare": 1}}), run.video)
+    write_rows(Path(path), rows_of(3))
+    prefixes = {first.uri, run(path).uri, other_video(path).uri, redone(path).uri}
+    assert len(prefixes) == 4
+
+
+def test_a_killed_shard_goes_on_where_it_was_and_gives_the_same_files(
+    run: Run, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = run.arguments(source(rows_of(12)), workers=1)
+    (shard,) = prepare.plan_data(*arguments)
+    prefix = json.loads(shard)["prefix"]
+    script = (
+        "import sys\n"
+        "from vthink.components.common.storage import Storage\n"
+        "from vthink.components.data_prep import prepare\n"
+        "prepare.PART_MEDIA = 3\n"
+        "send = Storage.write_json\n"
+        "Storage.write_json = lambda *a: (send(*a), print('part', flush=True), sys.stdin.readline())\n"
+        "prepare.prepare_shard(*sys.argv[1:])\n"
+    )
+    killed = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments, shard],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert killed.stdin is not None
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == "part\n"
+    killed.stdin.write("\n")
+    killed.stdin.flush()
+    assert killed.stdout.readline() == "part\n"
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+
+    def parts() -> dict[str, bytes]:
+        found = run.storage.list(join(prefix, "shards/"))
+        return {item.uri: run.storage.read_bytes(item.uri) for item in found}
+
+    before = parts()
+    assert len(before) == 2
+    monkeypatch.setattr(prepare, "PART_MEDIA", 3)
+    decoded: list[str] = []
+    fetch = prepare._Fetcher.__call__
+    monkeypatch.setattr(
+        prepare._Fetcher, "__call__", lambda self, medium: (decoded.append(medium.media_id), fetch(self, medium))[1]
+    )
+    done = prepare.prepare_shard(*arguments, shard)
+    assert len(decoded) == 12 - 6
+    assert {uri: data for uri, data in parts().items() if uri in before} == before
+    manifest = Manifest.read(run.storage, prepare.merge_data(*arguments, [done]))
+    undisturbed = Run(run.context.model_copy(update={"redo": {"prepare": 1}}), run.video)
+    other = undisturbed(json.loads(arguments[1])["source"], workers=2)
+    assert manifest.counts == other.counts
+    files, others = manifest.details["files"], other.details["files"]
+    assert {n: f for n, f in files.items() if n != "README.md"} == {n: f for n, f in others.items() if n != "README.md"}
+
+
+def test_a_record_that_was_cut_off_while_being_written_counts_as_not_there(run: Run, source: Source) -> None:
+    arguments = run.arguments(source(rows_of(2)))
+    (shard,) = prepare.plan_data(*arguments)
+    done = prepare.prepare_shard(*arguments, shard)
+    whole = run.storage.read_bytes(done)
+    run.storage.write_bytes(done, whole[: len(whole) // 2])
+    assert prepare.prepare_shard(*arguments, shard) == done
+    assert json.loads(run.storage.read_bytes(done))["parts"] == 1
+
+
+def test_merging_needs_every_shard_once(run: Run, source: Source) -> None:
+    arguments = run.arguments(source(rows_of(4)), shards=2)
+    done = [prepare.prepare_shard(*arguments, shard) for shard in prepare.plan_data(*arguments)]
+    for wrong in ([], done[:1], [done[0], done[0]]):
+        with pytest.raises(prepare.PrepareError, match="not all shards"):
+            prepare.merge_data(*arguments, wrong)
+    assert Manifest.read(run.storage, prepare.merge_data(*arguments, done[::-1])).counts["rows_out"] == 4
+
+
+# ----------------------------------------------------------------------------------------------------- the prepared set
+
+
+def test_a_damaged_or_unfinished_set_is_not_opened(run: Run, source: Source, tmp_path: Path, s3_folder: Path) -> None:
+    manifest = run(source(rows_of(2)))
+    bucket = s3_folder / run.context.storage.bucket
+    (file,) = (bucket / manifest.uri.removeprefix(f"s3://{run.context.storage.bucket}/")).glob("media/*.parquet")
+    data = bytearray(file.read_bytes())
+    data[100] ^= 0xFF
+    file.write_bytes(data)
+    with pytest.raises(StorageError, match="damaged"):
+        run.open(manifest, tmp_path / "cache")
+    run.storage.delete(join(manifest.uri, "_COMPLETE.json"))
+    with pytest.raises(StorageError, match="never finished"):
+        run.open(manifest, tmp_path / "cache")
+
+
+def test_clips_are_cached_up_to_a_number_of_bytes(run: Run, source: Source, tmp_path: Path) -> None:
+    manifest = run(source(rows_of(4)))
+    one = 4 * 56 * 56 * 3
+    train = run.open(manifest, tmp_path / "cache", cache_bytes=2 * one).split("train")
+    first = train[0].clip
+    assert train[0].clip is first
+    assert train[1].clip is not first
+    assert train[2].clip is not first
+    assert train[0].clip is not first
+    assert (train[0].clip.frames == first.frames).all()
+    assert train._clips._cached_bytes == 2 * one
+    with pytest.raises(ValueError, match="read-only"):
+        first.frames[0] = 0
+
+
+def _frames_sum(train: Any, index: int) -> int:
+    return int(train[index].clip.frames.sum())
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_split_can_be_selected_from_and_used_in_other_processes(
+    method: str, run: Run, source: Source, tmp_path: Path
+) -> None:
+    train = run.open(run(source(rows_of(4))), tmp_path / "cache").split("train")
+    expected = [_frames_sum(train, index) for index in range(4)]
+    assert [row.sample.id for row in train.select([2, 0])] == ["row-2", "row-0"]
+    assert [sample.id for sample in train[1:3].samples] == ["row-1", "row-2"]
+    assert _frames_sum(pickle.loads(pickle.dumps(train)), 3) == expected[3]
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert pool.starmap(_frames_sum, [(train, 1), (train, 2)]) == expected[1:3]
+
+
+# ---------------------------------------------------------------------------------------------------- checking a source
+
+
+def test_validation_lists_every_problem_with_its_line(source: Source, storage: Storage, tmp_path: Path) -> None:
+    rows: list[dict[str, Any] | str] = [
+        make_row(0, "videos/0.mp4"),
+        make_row(1, "videos/missing.mp4"),
+        make_row(0, "videos/1.mp4"),
+        "{",
+        make_row(4, "videos/0.mp4", split="test", problem_type="ocr", options=[], source="other"),
+        make_row(5, join(storage.config.root_uri, "missing.mp4")),
+    ]
+    (report,) = prepare.validate_rows([source(rows)], storage)
+    assert [(problem.line, problem.reason) for problem in report.problems] == [
+        (2, "missing_media"),
+        (3, "duplicate_id"),
+        (4, "unreadable_row"),
+        (5, "split_leak"),
+        (6, "missing_media"),
+    ]
+    assert not report.ok
+    assert (report.rows, report.media, report.missing_media) == (6, 3, 2)
+    assert report.by_type == {"multiple_choice": 1, "ocr": 1}
+    assert report.by_source == {"squares": 1, "other": 1}
+    (good,) = prepare.validate_rows([str(write_rows(tmp_path / "source/good.jsonl", rows_of(3)))])
+    assert good.ok
+
+
+# ------------------------------------------------------------------------------------------------------- the components
+
+
+@dsl.pipeline(name="prepare")
+def pipeline(run: str, config: str, video: str) -> str:
+    plan = component.plan_data(run=run, config=config, video=video)
+    with dsl.ParallelFor(plan.output) as shard:
+        part = component.prepare_shard(run=run, config=config, video=video, shard=shard)
+    return component.merge_data(run=run, config=config, video=video, shards=dsl.Collected(part.output)).output
+
+
+def test_the_components_compile(tmp_path: Path) -> None:
+    compiler.Compiler().compile(pipeline, str(tmp_path / "pipeline.yaml"))
+    text = (tmp_path / "pipeline.yaml").read_text()
+    assert "pip install" not in text
+    assert component.IMAGE in text
+
+
+def test_the_components_run_under_kfp_local(run: Run, source: Source, tmp_path: Path) -> None:
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "kfp"))
+    arguments = run.arguments(source(rows_of(4)), shards=2)
+    task = pipeline(**dict(zip(("run", "config", "video"), arguments, strict=True)))
+    assert Manifest.read(run.storage, task.output).counts["rows_out"] == 4
+
+
+def test_importing_configuration_and_components_loads_no_ml_library() -> None:
+    script = (
+        "import sys, vthink.components.data_prep.config, vthink.components.data_prep.component\n"
+        "print({'torch', 'transformers', 'av', 'decord', 'datasets', 'pyarrow'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
+
+
+def test_preparing_loads_no_torch() -> None:
+    script = "import sys, vthink.components.data_prep.prepare; print({'torch', 'transformers'} & set(sys.modules))"
+    start = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
+    assert time.monotonic() - start < 30
