@@ -327,6 +327,8 @@ def trainer_arguments(config: TrainingConfig, folder: Path, threads_on_cpu: bool
         "remove_unused_columns": False,
         "bf16": bf16,
         "use_cpu": threads_on_cpu,
+        # Every parameter takes part in every step (each row brings an image or a video), so DDP need not search.
+        "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": not threads_on_cpu,
     }
     if config.gradient_checkpointing:

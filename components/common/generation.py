@@ -103,10 +103,9 @@ def _decode(
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in encoder.collate(prompts).items()}
     mask = batch.pop("attention_mask")
+    backbone = model.get_base_model().model if hasattr(model, "get_base_model") else model.model  # below LoRA, if any
     grids = {k: batch[k] for k in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts") if k in batch}
-    positions, _ = model.model.get_rope_index(
-        batch["input_ids"], batch["mm_token_type_ids"], attention_mask=mask, **grids
-    )
+    positions, _ = backbone.get_rope_index(batch["input_ids"], batch["mm_token_type_ids"], attention_mask=mask, **grids)
     padded = bool((mask == 0).any())
     cache = DynamicCache(config=model.config.get_text_config())
     # The dtype of the vision tower, not of the file, decides what the pixels are computed in.

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 from .chat import ChatEncoder
 from .config import ModelConfig, TinyModelConfig, VideoConfig
@@ -503,19 +505,23 @@ def load_model(
     check_folder(folder)
     card = read_card(folder)
     device = device or pick_device()
-    model, info = AutoModelForImageTextToText.from_pretrained(
-        folder,
-        dtype=pick_dtype(dtype, device),
-        attn_implementation=attention,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
+    try:
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            dtype=pick_dtype(dtype, device),
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{folder}: cannot be loaded ({type(error).__name__}: {reason})") from error
     missing = [k for k in info.get("missing_keys", ()) if not k.endswith("lm_head.weight")]
     if missing or info.get("mismatched_keys"):
         broken = sorted(str(k) for k in [*missing, *info.get("mismatched_keys", ())])
         raise ModelError(f"{folder}: weights missing or of another shape: {', '.join(broken[:5])}")
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     encoder = ChatEncoder(processor, card["prompt"], card["video"])
     return LoadedModel(model.to(device).eval(), encoder, card["video"], card["prompt"], folder)
 

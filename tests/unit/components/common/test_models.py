@@ -28,6 +28,15 @@ def test_the_same_seed_gives_the_same_tiny_model_and_another_seed_another() -> N
     assert not all(torch.equal(a, c) for a, _, c in pairs)
 
 
+def test_damaged_weights_are_one_clear_error(tmp_path: Path) -> None:
+    model, processor = build_tiny(TinyModelConfig(), VIDEO, 0)
+    save_model(tmp_path / "m", model, processor, {"prompt": "compact/1", "video": VIDEO})
+    weights = tmp_path / "m" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(tmp_path / "m")
+
+
 @pytest.mark.parametrize(("family", "multiple"), [("qwen2_5_vl", 28), ("qwen3_vl", 32)])
 def test_a_base_model_goes_to_the_store_once_and_comes_back_the_same(
     storage: Storage, tmp_path: Path, family: str, multiple: int
@@ -106,6 +115,10 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     load_model(tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     config["text_config"]["num_hidden_layers"] += 1
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="cannot be loaded"):  # it contradicts its own layer_types
+        load_model(tmp_path / "m")
+    del config["text_config"]["layer_types"]
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="weights missing"):
         load_model(tmp_path / "m")
