@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -107,3 +107,15 @@ def small_world(s3: StorageConfig, empty_mlflow_database: Path, tmp_path_factory
 def prepared(small_world: str, s3: StorageConfig, tmp_path: Path) -> PreparedSet:
     """The small world, opened."""
     return PreparedSet.open(Storage(s3), small_world, tmp_path / "cache")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where nothing may be left out (``VTHINK_REQUIRE_ALL=1``, as in CI), a skipped test has failed."""
+    report = yield
+    if report.skipped and os.environ.get("VTHINK_REQUIRE_ALL") == "1":
+        report.outcome = "failed"
+        report.longrepr = f"VTHINK_REQUIRE_ALL=1 forbids skipping: {call.excinfo.value if call.excinfo else 'skipped'}"
+    return report

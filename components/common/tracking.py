@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
 
-from .config import RunContext, StorageConfig, TrackingConfig
+from .config import STAGES, RunContext, StorageConfig, TrackingConfig
 from .launch import (
     LaunchError,
     Process,
@@ -33,6 +33,7 @@ from .launch import (
     spawn,
     wait_until_ready,
 )
+from .storage import MANIFEST, Manifest, Storage, StorageError
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -41,6 +42,13 @@ _MAX_VALUE = 6000
 """MLflow's limit for the text of a parameter."""
 _BATCH = 100
 """MLflow's limit for parameters and tags in one request."""
+_LISTED_TABLES = 100
+"""Tables that a run's tag lists: MLflow cuts a tag of more than 8,000 characters, and half a list is no JSON."""
+_NOTE = "mlflow.note.content"
+"""Tag with a run's description, in Markdown."""
+_NOTE_HEADING = "### What this run made"
+"""Where our part of the pipeline's description begins; what a person wrote above it stays."""
+_ORDER: dict[str, int] = {stage: index for index, stage in enumerate(STAGES)}
 
 
 class TrackingError(RuntimeError):
@@ -270,8 +278,9 @@ class Tracker:
     the next ones. Only `finish` insists.
     """
 
-    def __init__(self, client: Any, run_id: str | None, resumed: bool = False):
+    def __init__(self, client: Any, run_id: str | None, resumed: bool = False, context: RunContext | None = None):
         self._client = client
+        self._context = context
         self.run_id = run_id
         """MLflow's id; None in processes that do not record (rank other than 0)."""
         self._resumed = resumed
@@ -335,12 +344,13 @@ class Tracker:
                     run = _continue(client, run.info.run_id, tags)
             earlier = run.data.tags.get("vthink.resumed")
             begun = "vthink.fingerprint" in run.data.tags and bool(run.data.params or run.data.metrics)
-            tracker = cls(client, str(run.info.run_id), resumed=begun)
+            tracker = cls(client, str(run.info.run_id), resumed=begun, context=context)
             tracker.log_params(config)
             versions = json.dumps(package_versions(), sort_keys=True)
             tracker.set_tags({"vthink.packages": versions})
             if begun:
                 tracker.set_tags({"vthink.resumed": str(int(earlier or 0) + 1)})
+        describe_pipeline(client, context)
         return tracker
 
     # --- numbers and words ----------------------------------------------------------------------------------
@@ -424,7 +434,7 @@ class Tracker:
         listed = json.loads(self._client.get_run(self.run_id).data.tags.get(tag, "[]"))
         entry = {"path": path, "type": "table"}
         if entry not in listed:
-            self._client.set_tag(self.run_id, tag, json.dumps([*listed, entry]))
+            self._client.set_tag(self.run_id, tag, json.dumps([*listed, entry][-_LISTED_TABLES:]))
 
     def log_image(self, name: str, image: Any, step: int | None = None) -> None:
         """Keep a PIL image or an array (H, W, 3) of uint8 as PNG; with a step ``<name>/step-000050.png``."""
@@ -451,6 +461,8 @@ class Tracker:
             self._send()
             self._client.set_terminated(self.run_id, status)
         self._finished = True
+        if self._context is not None:
+            describe_pipeline(self._client, self._context)
 
     def __enter__(self) -> Self:
         return self
@@ -465,6 +477,93 @@ class Tracker:
         except TrackingError as failure:
             # The error that brought us here is the one to see.
             _log.warning("%s", failure)
+
+
+# --- the pipeline's description -----------------------------------------------------------------------------
+
+
+def describe_pipeline(client: Any, context: RunContext) -> None:
+    """Write links to everything that was made into the description of the pipeline's run, as far as it is there.
+
+    That is: the run of each stage with its pages (reports, the newest rollouts), the curves of SFT and GRPO side by
+    side, and the model version. A stage that was reused has its run below an earlier pipeline run; it is found through
+    the manifests that the later stages began with. Called whenever a stage begins or ends. A description that cannot be
+    written is no reason for a stage to fail.
+    """
+    if context.parent_run_id is None:
+        return
+    try:
+        parent = client.get_run(context.parent_run_id)
+        written = _description(client, context, parent)
+        by_hand, _, _ = parent.data.tags.get(_NOTE, "").partition(_NOTE_HEADING)
+        _set_tags(client, context.parent_run_id, {_NOTE: f"{by_hand}{_NOTE_HEADING}\n{written}"})
+    except Exception as error:
+        _log.warning("cannot describe the MLflow run %s: %s", context.parent_run_id, _first_line(error))
+
+
+def _description(client: Any, context: RunContext, parent: Any) -> str:
+    """The links, in Markdown. Relative ones, because MLflow's pages may be served from anywhere."""
+    runs = _stage_runs(client, context, parent)
+    stages, pages, models = [], [], []
+    for stage, run in sorted(runs.items(), key=lambda entry: _ORDER.get(entry[0], len(_ORDER))):
+        url = run_url(".", run.info.experiment_id, run.info.run_id)
+        gate = run.data.tags.get("vthink.gate")
+        stages.append(f"[{stage}]({url}) {gate or run.info.status.lower()}")
+        newest = {path.rpartition("/")[0]: path for path in _pages(client, run.info.run_id)}
+        pages += [
+            f"[{path.removesuffix('.html').replace('_', ' ')}]({url}/artifacts/{path})" for path in newest.values()
+        ]
+        if version := run.data.tags.get("vthink.model_version"):
+            name = context.tracking.registered_model
+            models.append(f"[{name} version {version}]({model_version_url('.', name, version)})")
+    lines = {"model": models[-1:], "pages": pages, "curves": [], "stages": stages}
+    trained = [runs[stage].info for stage in ("sft", "grpo") if stage in runs]
+    if trained:
+        experiments, ids = [run.experiment_id for run in trained], [run.run_id for run in trained]
+        url = curves_url(".", experiments, ids, "validation/accuracy")
+        lines["curves"].append(f"[validation accuracy of {' and '.join(run.run_name for run in trained)}]({url})")
+    # What a person looks for comes first: of a long description, MLflow folds away the end.
+    return "\n".join(f"- {title}: {', '.join(links)}" for title, links in lines.items() if links)
+
+
+def _pages(client: Any, run_id: str, folder: str | None = None) -> list[str]:
+    """The HTML artifacts of a run, also in folders, in the order of their names."""
+    found: list[str] = []
+    for entry in client.list_artifacts(run_id, folder):
+        found += _pages(client, run_id, entry.path) if entry.is_dir else [entry.path]
+    return sorted(path for path in found if path.endswith(".html"))
+
+
+def _stage_runs(client: Any, context: RunContext, parent: Any) -> dict[str, Any]:
+    """The MLflow run of each stage that the pipeline's run has gone through, by the stage's name."""
+    condition = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    order = ["attributes.start_time DESC"]
+    children = client.search_runs([parent.info.experiment_id], filter_string=condition, order_by=order)
+    found: dict[str, Any] = {}
+    waiting: list[str] = []
+    for run in children:
+        found.setdefault(run.data.tags.get("vthink.stage", run.info.run_name), run)
+        inputs = {k.removeprefix("vthink.input."): v for k, v in run.data.tags.items() if k.startswith("vthink.input.")}
+        waiting += _manifests(inputs)
+    storage, seen = Storage(context.storage), set[str]()
+    while waiting:
+        uri = waiting.pop(0)
+        if uri in seen:
+            continue
+        seen.add(uri)
+        try:
+            manifest = Manifest.read(storage, uri)
+        except StorageError:  # cleared away since; its stage stays without a link
+            continue
+        if manifest.mlflow_run_id and manifest.stage not in found:
+            found[manifest.stage] = client.get_run(manifest.mlflow_run_id)
+        waiting += _manifests(manifest.inputs)
+    return found
+
+
+def _manifests(inputs: Mapping[str, str]) -> list[str]:
+    """The manifests among a stage's inputs. The champion, with which the gate compares, is of another run."""
+    return [uri for name, uri in inputs.items() if name != "champion" and uri.endswith(f"/{MANIFEST}")]
 
 
 def _finite(value: Any) -> Any:
@@ -543,13 +642,30 @@ def _answers(url: str) -> bool:
 
 
 def experiment_url(base: str, experiment_id: str) -> str:
-    """Link to the list of an experiment's runs (without ``/runs`` MLflow opens an overview)."""
-    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs"
+    """Link to the list of an experiment's runs, in the pages that MLflow has for training.
+
+    Without ``/runs`` it opens an overview, without the workflow its pages for prompts and traces.
+    """
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
 
 
 def run_url(base: str, experiment_id: str, run_id: str) -> str:
     """Link to a run."""
     return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def curves_url(base: str, experiment_ids: Sequence[str], run_ids: Sequence[str], metric: str) -> str:
+    """Link to one chart with the curves of a metric in several runs; from there MLflow leads on to their comparison."""
+    from urllib.parse import quote
+
+    settings: dict[str, Any] = {
+        "runs": list(run_ids), "metric": metric, "experiments": sorted(set(experiment_ids)),
+        "plot_metric_keys": [metric], "plot_layout": {}, "line_smoothness": 1, "show_point": True,
+        "deselected_curves": [], "last_linear_y_axis_range": [],
+    }  # fmt: skip
+    query = "&".join(f"{key}={quote(json.dumps(value), safe='')}" for key, value in settings.items())
+    # MLflow's page fails where one of them is missing.
+    return f"{base.rstrip('/')}/#/metric?{query}&x_axis=step&y_axis_scale=linear"
 
 
 def model_version_url(base: str, name: str, version: str | int) -> str:

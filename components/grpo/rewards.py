@@ -75,13 +75,20 @@ COMPONENTS = ("accuracy", "format", "temporal", "length")
 """Columns of `group_rewards`."""
 
 
-def group_rewards(group: Group, config: RewardConfig, answer_format: AnswerFormat) -> tuple[torch.Tensor, torch.Tensor]:
-    """The reward components of a group.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupRewards:
+    """What a group's completions earned."""
 
-    Returns:
-        Components (G, 4) in the order of `COMPONENTS`, weights applied; and the graded answers of the shuffled
-        rollouts (G̃,).
-    """
+    components: torch.Tensor
+    """(G, 4) in the order of `COMPONENTS`, weights applied; a completion's reward is the sum of its row."""
+    accuracy: torch.Tensor
+    """(G,) graded answers in [0, 1]."""
+    shuffled_accuracy: torch.Tensor
+    """(G̃,) graded answers of the shuffled rollouts."""
+
+
+def group_rewards(group: Group, config: RewardConfig, answer_format: AnswerFormat) -> GroupRewards:
+    """Reward the completions of one prompt."""
     graded = accuracy(group.sample, group.texts)
     shuffled = accuracy(group.sample, group.shuffled_texts)
     zero = torch.zeros_like(graded)
@@ -91,7 +98,7 @@ def group_rewards(group: Group, config: RewardConfig, answer_format: AnswerForma
         temporal_bonus(graded, shuffled, config.correct_above, config.temporal) if config.temporal else zero,
         length_bonus(graded, group.token_counts, config.correct_above, config.length) if config.length else zero,
     ]
-    return torch.stack(columns, dim=1), shuffled
+    return GroupRewards(components=torch.stack(columns, dim=1), accuracy=graded, shuffled_accuracy=shuffled)
 
 
 def group_advantages(rewards: torch.Tensor, scale_by_std: bool = True) -> torch.Tensor:

@@ -86,7 +86,8 @@ def table_writer(tracker: Tracker, video: VideoConfig) -> Callable[[int, Rollout
                     columns["advantage"].append(completion.advantage)
                     for name in COMPONENTS:
                         columns[name].append(completion.rewards.get(name))
-        tracker.log_table("rollouts.json", columns)
+        # A table of its own for each step: a training that is resumed replaces the steps it repeats, and no others.
+        tracker.log_table(f"rollouts/step-{step:06d}.json", columns)
 
     return write
 

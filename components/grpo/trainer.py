@@ -46,7 +46,10 @@ class Rollouts:
     """(P, G, 4) components in the order of `COMPONENTS`."""
     advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     """(P, G)"""
+    accuracy: list[torch.Tensor] = field(default_factory=list)
+    """(G,) graded answers per prompt."""
     shuffled_accuracy: list[torch.Tensor] = field(default_factory=list)
+    """(G̃,) graded answers on the shuffled clips per prompt; empty where there are none."""
 
 
 def prompt_rows(indices: Sequence[int]) -> Dataset:
@@ -115,14 +118,14 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             top_p=config.top_p,
             seed=config.seed,
         )
-        keys = [zlib.crc32(f"{step}/{self._step % self.args.steps_per_generation}/{row}".encode()) for row in rows]
+        keys = [zlib.crc32(f"{step}/{row}".encode()) for row in rows]
+        # Under ZeRO-3 the weights are gathered for this block, so ranks need not make the same number of passes:
+        # one may have pictures only, and no shuffled rollouts.
         with unwrap_model_for_generation(
             self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
         ) as model:
             batch = config.num_generations * config.prompts_per_step
             completions = sample(model, self.encoder, prompts, sampling, config.num_generations, batch, keys)
-            # Images have no order: every rank still runs the same number of forward passes per generation only with
-            # a branch of its own, so the shuffled call is made for the videos of this rank, in one batch.
             chosen = [position for position, clip in enumerate(clips) if clip is not None]
             shuffled: list[list[Completion]] = [[] for _ in items]
             if chosen and temporal is not None:
@@ -136,22 +139,22 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     def _score(self, rollouts: Rollouts) -> None:
         """Fill in rewards and advantages; statistics are per group."""
         config = self.settings
-        components = []
-        for item, group, shuffled in zip(rollouts.items, rollouts.completions, rollouts.shuffled, strict=True):
-            texts = [completion.text for completion in group]
-            rewards, graded = group_rewards(
+        earned = [
+            group_rewards(
                 Group(
                     sample=item.sample,
-                    texts=texts,
+                    texts=[completion.text for completion in group],
                     token_counts=[len(completion.token_ids) for completion in group],
                     shuffled_texts=[completion.text for completion in shuffled],
                 ),
                 config.reward_config,
                 self.encoder.template.answer_format,
             )
-            components.append(rewards)
-            rollouts.shuffled_accuracy.append(graded)
-        rollouts.rewards = torch.stack(components)
+            for item, group, shuffled in zip(rollouts.items, rollouts.completions, rollouts.shuffled, strict=True)
+        ]
+        rollouts.rewards = torch.stack([group.components for group in earned])
+        rollouts.accuracy = [group.accuracy for group in earned]
+        rollouts.shuffled_accuracy = [group.shuffled_accuracy for group in earned]
         totals = rollouts.rewards.sum(-1)
         if config.permute_rewards:
             generator = torch.Generator().manual_seed(
@@ -207,13 +210,12 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
 
     def _record(self, rollouts: Rollouts, rollout_s: float, reward_s: float, log_probs_s: float) -> None:
         """Keep this step's figures for the next log, averaged over ranks."""
-        graded = rollouts.rewards[:, :, 0] / max(self.settings.reward_config.accuracy, 1e-9)
         lengths = [float(len(c.token_ids)) for group in rollouts.completions for c in group]
         shuffled = [float(value.mean()) for value in rollouts.shuffled_accuracy if value.numel()]
         values = {f"grpo/reward/{name}": rollouts.rewards[:, :, i].mean() for i, name in enumerate(COMPONENTS)}
         values |= {
             "grpo/reward/total": rollouts.rewards.sum(-1).mean(),
-            "grpo/accuracy_ordered": graded.mean(),
+            "grpo/accuracy_ordered": torch.stack(rollouts.accuracy).mean(),
             "grpo/completion_length": torch.tensor(lengths).mean(),
             "grpo/zero_std_groups": (rollouts.rewards.sum(-1).std(-1) < 1e-6).float().mean(),
             "time/rollout_s": torch.tensor(rollout_s),

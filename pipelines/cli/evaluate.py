@@ -35,15 +35,9 @@ def evaluate(
 
     config = load(preset, overrides)
     with session(config, workspace) as opened:
-        uri = stage.run(
-            opened.context.to_json(),
-            config.evaluation.to_json(),
-            config.model.to_json(),
-            find_data(opened, data),
-            find_manifest(opened, sft) if sft else "",
-            find_manifest(opened, grpo) if grpo else "",
-            str(report) if report else None,
-        )
+        of_sft, of_grpo = (find_manifest(opened, given) if given else "" for given in (sft, grpo))
+        told = (opened.context.to_json(), config.evaluation.to_json(), config.model.to_json())
+        uri = stage.run(*told, find_data(opened, data), of_sft, of_grpo, str(report) if report else None)
         result = opened.storage.read_json(Manifest.read(opened.storage, uri).files["result"])
     Console(highlight=False).print(accuracy_table(result))
     print(uri)

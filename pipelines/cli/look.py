@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def ui(
-    port: Annotated[int, typer.Option(help="TCP port.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 5000,
     preset: Preset = "laptop",
     overrides: Overrides = None,
     workspace: Folder = WORKSPACE,

@@ -47,7 +47,11 @@ app.add_typer(config.app, name="config")
 
 
 def main() -> None:
-    """Run the command line; what the package raises itself becomes one line, everything else is a bug and stays."""
+    """Run the command line.
+
+    What the package raises itself, and a file that cannot be read or written, becomes one line; everything else is a
+    bug and keeps its traceback.
+    """
     try:
         app()
     except KeyboardInterrupt:
@@ -56,6 +60,11 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"vthink: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
     except Exception as error:
         if type(error).__module__.split(".")[0] != (__package__ or "").split(".")[0]:
             raise

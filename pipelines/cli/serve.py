@@ -54,9 +54,9 @@ def _registered(tracking: TrackingConfig, name: str) -> str:
 
     registry = Registry(tracking)
     versions = registry.versions()
-    for version in versions:
-        if name == str(version.version) or name in version.aliases:
-            return version.source
+    found = next((version for version in versions if name == str(version.version)), None) or registry.alias(name)
+    if found is not None:
+        return found.source
     known = ", ".join(str(version.version) for version in versions) or "none yet; train one with `vthink run`"
     raise RegistryError(f"no version or alias '{name}' of the model '{tracking.registered_model}'; versions: {known}")
 

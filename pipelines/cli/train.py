@@ -51,6 +51,6 @@ def grpo(
 
     config = load(preset, overrides)
     with session(config, workspace) as opened:
-        prepared = find_data(opened, data)
         start = find_manifest(opened, policy) if policy else ""
+        prepared = find_data(opened, data)
         print(stage.run(opened.context.to_json(), config.grpo.to_json(), config.model.to_json(), prepared, start))

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +69,14 @@ def test_three_kills_of_vthink_run_in_every_stage_change_nothing(demo, finished)
     finishes_like(demo, finished, seen)
 
 
+def changed(folder: Path) -> float:
+    """When something in the folder was last made or removed; 0 when the folder itself is gone."""
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def workers(demo, module: str) -> list[int]:
     """The training processes themselves, without their launchers."""
     return [
@@ -83,13 +92,15 @@ def test_kills_of_the_training_processes_before_and_while_a_checkpoint_is_writte
     work = demo.workspace / "work" / stage
 
     def writing() -> bool:
-        """A checkpoint's folder is there, and not yet sealed."""
-        return any(not (folder / "sealed.json").exists() for folder in work.glob("*/checkpoints/checkpoint-*"))
+        """A checkpoint's folder of this attempt is there, and not yet sealed."""
+        made = [folder for folder in work.glob("*/checkpoints/checkpoint-*") if changed(folder) > started]
+        return any(not (folder / "sealed.json").exists() for folder in made)
 
     def training() -> bool:
         return began(demo, stage) and bool(workers(demo, module))
 
     for moment in (training, writing, writing):
+        started = time.time()
         process = demo.start_run()
         assert demo.wait_until(process, moment), "the run ended before it could be killed"
         for pid in workers(demo, module):

@@ -185,3 +185,9 @@ def answers(url: str) -> bool:
             return response.status == 200
     except OSError:
         return False
+
+
+def test_two_processes_train_together(copied, statuses, check):
+    check(copied.run("--from", "sft", "--set", "launch.processes=2"))
+    assert (statuses(copied)["sft"], statuses(copied)["grpo"]) == ("done", "done")
+    assert "[rank 1]" in copied.log("sft")

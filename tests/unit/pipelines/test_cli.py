@@ -153,6 +153,12 @@ def test_a_report_of_no_run_is_one_line(tmp_path):
     assert "no run has finished" in one_line(vthink("report", cwd=tmp_path))
 
 
+@pytest.mark.parametrize("command", [["compile", "--output", "none/x.yaml"], ["run", "--workspace", "file/x"]])
+def test_a_file_that_cannot_be_written_is_one_line(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert re.search(r"No such file|Not a directory", one_line(vthink(*command, cwd=tmp_path)))
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     from vthink.pipelines.cli import main
 

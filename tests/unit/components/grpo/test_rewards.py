@@ -98,7 +98,7 @@ def test_the_two_presets_differ_only_between_their_thresholds() -> None:
     # 3 of 8 ordered and 2 of 4 shuffled are correct: 0.375 < 0.4 = 0.8 · 0.5: no bonus in either.
     # 4 of 8 against 2 of 4: 0.5 >= 0.5: the bonus in both. 4 of 8 against 5 of 8: 0.5 = 0.8 · 0.625: the code's only.
     def totals(preset: str, group: Group) -> list[float]:
-        return group_rewards(group, REWARD_PRESETS[preset], "video_r1")[0].sum(-1).tolist()
+        return group_rewards(group, REWARD_PRESETS[preset], "video_r1").components.sum(-1).tolist()
 
     for preset in ("video_r1_code", "video_r1_v4"):
         assert totals(preset, group_of(3, 8, 2, 4)) == pytest.approx([2.2] * 3 + [1.0] * 5)
@@ -115,12 +115,13 @@ def test_the_components_of_a_group_and_its_advantages_equal_the_table() -> None:
         token_counts=[400, 100, 400, 400],
         shuffled_texts=[r1("A"), r1("B")],
     )
-    components, shuffled = group_rewards(group, config, "video_r1")
+    earned = group_rewards(group, config, "video_r1")
     expected = [[1, 1, 0.3, 0.2], [1, 1, 0.3, 0], [0, 1, 0, 0], [0, 0, 0, 0]]  # p = 2/4 ≥ p̃ = 1/2
-    assert torch.allclose(components, torch.tensor(expected))
-    assert shuffled.tolist() == [1.0, 0.0]
+    assert torch.allclose(earned.components, torch.tensor(expected))
+    assert earned.accuracy.tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert earned.shuffled_accuracy.tolist() == [1.0, 0.0]
     # totals 2.5, 2.3, 1, 0: mean 1.45, unbiased variance (1.1025 + 0.7225 + 0.2025 + 2.1025) / 3 = 1.376667
-    advantages = group_advantages(components.sum(-1))
+    advantages = group_advantages(earned.components.sum(-1))
     deviation = 1.3766667**0.5 + 1e-4
     assert advantages.tolist() == pytest.approx([d / deviation for d in (1.05, 0.85, -0.45, -1.45)], abs=1e-5)
 

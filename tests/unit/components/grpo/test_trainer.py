@@ -18,7 +18,7 @@ from vthink.components.common.models import build_tiny
 from vthink.components.common.samples import PreparedSet
 from vthink.components.common.storage import Storage
 from vthink.components.grpo.config import GRPOConfig
-from vthink.components.grpo.rewards import COMPONENTS, group_advantages
+from vthink.components.grpo.rewards import COMPONENTS, GroupRewards, group_advantages
 from vthink.components.grpo.trainer import Rollouts, VideoGRPOTrainer, frame_order, prompt_rows
 
 G = 4
@@ -215,7 +215,11 @@ def test_permuted_rewards_keep_a_groups_rewards_but_not_their_owners(
     import vthink.components.grpo.trainer as module
 
     rewards = torch.arange(G * len(COMPONENTS), dtype=torch.float32).view(G, -1)
-    monkeypatch.setattr(module, "group_rewards", lambda *_: (rewards, torch.tensor([])))
+    monkeypatch.setattr(
+        module,
+        "group_rewards",
+        lambda *_: GroupRewards(components=rewards, accuracy=rewards[:, 0], shuffled_accuracy=torch.tensor([])),
+    )
     rows = rows_of_kind(prepared, "video", 3)
     plain, control = build(), build(permute_rewards=True)
     rollouts = plain._roll_out(rows)
