@@ -89,6 +89,8 @@ class DeploymentConfig(Section):
     """The server."""
     smoke_items: int = Field(default=8, ge=1)
     """Held-out items that are asked again through the candidate's endpoint."""
+    smoke_kinds: tuple[str, ...] = ()
+    """Only items whose ``metadata.kind`` is listed are asked again; empty: any."""
     smoke_min_agreement: float = Field(default=1.0, ge=0.0, le=1.0)
     """Share of them whose answer must be the one that evaluation saw. Less than 1 is for accelerators, where another
     batch size may round differently."""

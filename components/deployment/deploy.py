@@ -82,7 +82,9 @@ def run(run: str, config: str, registered: str, evaluation: str, data: str) -> s
             scratch = Path(context.work_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="vthink-")))
             samples = PreparedSet.open(storage, data, scratch).split(evaluated.config["split"]).samples
             limit = min(int(evaluated.config["max_new_tokens"]), section.server.max_new_tokens)
-            replays, skipped = choose(storage, samples, _items(storage, evaluated), limit, section.smoke_items, scratch)
+            replays, skipped = choose(
+                storage, samples, _items(storage, evaluated), limit, section.smoke_items, scratch, section.smoke_kinds
+            )
             smoke: dict[str, Any] = {"passed": False, "skipped": skipped}
             question: dict[str, Any] | None = None
             if not replays:
@@ -200,6 +202,7 @@ def choose(
     limit: int,
     count: int,
     scratch: Path,
+    kinds: Sequence[str] = (),
 ) -> tuple[list[Replay], list[str]]:
     """The items to ask again, always the same ones, and why others were passed over.
 
@@ -210,8 +213,9 @@ def choose(
         limit: longest answer of the server, in tokens.
         count: how many.
         scratch: for downloaded media.
+        kinds: only items whose ``metadata.kind`` is one of these; empty: any.
     """
-    by_id = {sample.id: sample for sample in samples}
+    by_id = {s.id: s for s in samples if not kinds or s.metadata.get("kind") in kinds}
     usable = [item for item in items if item["id"] in by_id and len(item["token_ids"]) <= limit]
     usable.sort(key=lambda item: fingerprint("smoke", item["id"]))  # neighbours in a data set are alike
     replays: list[Replay] = []

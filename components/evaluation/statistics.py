@@ -102,6 +102,8 @@ def cluster_mean(
     tail = (1 - confidence) / 2
     wide = t_quantile(1 - tail, num_clusters - 1) * math.sqrt(num_clusters / (num_clusters - 1))
     tail = NormalDist().cdf(-wide)
+    if bounds is not None:
+        means = means.clip(*bounds)  # float32 sums can leave them by a rounding error
     low, high = (float(q) for q in np.quantile(means, [tail, 1 - tail]))
     return Estimate(mean, min(low, mean), max(high, mean), len(numbers))
 

@@ -13,6 +13,9 @@ import typer
 from ... import __version__
 from . import config, data, evaluate, look, run, serve, submit, train
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
 app = typer.Typer(
     name="vthink",
     help="Teach a multimodal LLM to reason over video, and serve it: here, or on Kubeflow Pipelines.",
@@ -54,9 +57,12 @@ def main() -> None:
     """
     try:
         app()
-    except KeyboardInterrupt:
-        print("\nvthink: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Typer turns Ctrl-C into this exit code and says nothing.
+        if isinstance(error, SystemExit) and error.code != INTERRUPTED:
+            raise
+        print("\nvthink: interrupted; what is finished is kept", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)

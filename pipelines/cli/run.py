@@ -175,6 +175,27 @@ def accuracy_table(result: Mapping[str, Any]) -> RenderableType:
     return table
 
 
+def kinds_table(result: Mapping[str, Any]) -> RenderableType | None:
+    """Accuracy with frames in order, by kind of question; None where there is only one kind."""
+    from rich.table import Table
+
+    models = {
+        name: result["models"][name]["ordered"]["by_kind"]
+        for name in ("base", "sft", "grpo")
+        if name in result["models"]
+    }
+    kinds = models[result["candidate"]]
+    if len(kinds) < 2:
+        return None
+    table = Table(title="by kind of question", title_justify="left", title_style="", box=None, header_style="bold")
+    for heading in ("", "questions", *models):
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    for kind, about in sorted(kinds.items(), key=lambda pair: -pair[1]["accuracy"]["n"]):
+        cells = (_interval(by_kind.get(kind, {}).get("accuracy")) for by_kind in models.values())
+        table.add_row(kind, f"{about['accuracy']['n']:g}", *cells)
+    return table
+
+
 def _interval(estimate: Mapping[str, float] | None) -> str:
     if estimate is None:
         return "–"
@@ -192,6 +213,9 @@ def show_summary(console: Console, summary: Mapping[str, Any], workspace: Path) 
     console.print()
     console.print(accuracy_table(summary))
     console.print()
+    if kinds := kinds_table(summary):
+        console.print(kinds)
+        console.print()
     passed = summary["gate"]["verdict"] == "pass"
     console.print(f"[bold]gate[/] {'[green]passed[/]' if passed else '[yellow]refused[/]'}")
     for line in summary["gate"]["lines"]:

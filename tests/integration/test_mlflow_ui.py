@@ -49,16 +49,17 @@ def link(browser: Any, finished: Any) -> Iterator[str]:
 
 @pytest.fixture
 def page(browser: Any, tmp_path: Path) -> Iterator[Any]:
-    """A page that reaches this machine only; what it showed last is kept as a picture."""
+    """A page that reaches this machine only; what it and the tabs opened from it showed last is kept as pictures."""
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     context.route(
         lambda url: not url.startswith(("http://127.0.0.1:", "data:", "blob:")),
         lambda route: route.abort(),
     )
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(30_000)
     tab = context.new_page()
     yield tab
-    tab.screenshot(path=tmp_path / "last.png")
+    for number, shown in enumerate(context.pages):
+        shown.screenshot(path=tmp_path / f"page-{number}.png")
     context.close()
 
 
@@ -88,10 +89,18 @@ def recorded(finished: Any, link: str) -> Recorded:
 
 
 def description(page: Any) -> Any:
-    """The links in the description of the run that is shown."""
-    links = page.locator("li")
-    links.filter(has_text="stages:").wait_for()
-    return links
+    """The lines of the description of the pipeline's run that is shown, unfolded."""
+    page.get_by_role("button", name="Show more").click()
+    lines = page.locator("li")
+    lines.filter(has_text="stages:").wait_for()
+    return lines
+
+
+def follow(page: Any, name: str) -> Any:
+    """Click a link of the description; MLflow opens it in a tab of its own."""
+    with page.context.expect_page() as opened:
+        description(page).get_by_role("link", name=name).click()
+    return opened.value
 
 
 def test_the_link_of_the_command_leads_to_the_pipeline_s_run_and_on_to_its_stages(
@@ -117,7 +126,7 @@ def test_the_link_of_the_command_leads_to_the_pipeline_s_run_and_on_to_its_stage
 
 def test_the_curves_of_sft_and_grpo_are_in_one_chart(page: Any, recorded: Recorded) -> None:
     page.goto(recorded.run(recorded.parent))
-    description(page).get_by_role("link", name="validation accuracy of sft and grpo").click()
+    page = follow(page, "validation accuracy of sft and grpo")
     for stage in ("sft", "grpo"):
         page.get_by_text(f"{stage} (validation/accuracy)").wait_for()
         history = recorded.client.get_metric_history(recorded.runs[stage], "validation/accuracy")
@@ -133,9 +142,8 @@ def test_the_curves_of_sft_and_grpo_are_in_one_chart(page: Any, recorded: Record
 
 def test_the_rollouts_show_frames_and_completions_as_a_page_and_as_a_table(page: Any, recorded: Recorded) -> None:
     page.goto(recorded.run(recorded.parent))
-    newest = description(page).get_by_role("link", name="rollouts/step-")
-    step = newest.inner_text().removeprefix("rollouts/")
-    newest.click()
+    page = follow(page, "rollouts/step-")
+    step = page.url.rpartition("/")[2].removesuffix(".html")
     shown = page.frame_locator("iframe")
     shown.get_by_text("Ordered frames").first.wait_for()
     shown.get_by_text("Shuffled frames").first.wait_for()
@@ -158,7 +166,7 @@ def test_the_rollouts_show_frames_and_completions_as_a_page_and_as_a_table(page:
 
 def test_the_evaluation_report_opens(page: Any, recorded: Recorded) -> None:
     page.goto(recorded.run(recorded.parent))
-    description(page).get_by_role("link", name="evaluation report").click()
+    page = follow(page, "evaluation report")
     assert recorded.runs["evaluate"] in page.url
     shown = page.frame_locator("iframe")
     shown.get_by_role("heading").first.wait_for()
@@ -173,7 +181,7 @@ def test_the_evaluation_report_opens(page: Any, recorded: Recorded) -> None:
 def test_the_model_version_is_linked_with_its_aliases_and_leads_back_to_its_run(page: Any, recorded: Recorded) -> None:
     name, version = recorded.model["name"], recorded.model["version"]
     page.goto(recorded.run(recorded.parent))
-    description(page).get_by_role("link", name=f"{name} version {version}").click()
+    page = follow(page, f"{name} version {version}")
     page.get_by_text(f"Version {version}", exact=True).first.wait_for()
     assert page.url == recorded.model_version
     for alias in ("candidate", "champion"):
