@@ -27,7 +27,8 @@ def run(run: str, config: str, model: str, data: str, policy: str) -> str:
     base = ModelConfig.load(model, "model")
     storage = Storage(context.storage)
     inputs = [Manifest.read(storage, uri).fingerprint for uri in (data, policy) if uri]
-    key = fingerprint("grpo", section, base, inputs, context.redo.get("grpo", 0), __version__)
+    ranks = context.launch.processes * context.launch.nodes  # they multiply the batch
+    key = fingerprint("grpo", section, base, inputs, ranks, context.redo.get("grpo", 0), __version__)
     prefix = stage_prefix(context, "grpo", key)
     finished = Manifest.find(storage, prefix)
     if finished is None:

@@ -26,7 +26,8 @@ def run(run: str, config: str, model: str, data: str) -> str:
     base = ModelConfig.load(model, "model")
     storage = Storage(context.storage)
     data_fingerprint = Manifest.read(storage, data).fingerprint
-    key = fingerprint("sft", section, base, data_fingerprint, context.redo.get("sft", 0), __version__)
+    ranks = context.launch.processes * context.launch.nodes  # they multiply the batch
+    key = fingerprint("sft", section, base, data_fingerprint, ranks, context.redo.get("sft", 0), __version__)
     prefix = stage_prefix(context, "sft", key)
     finished = Manifest.find(storage, prefix)
     if finished is None:

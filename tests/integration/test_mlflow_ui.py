@@ -90,7 +90,7 @@ def recorded(finished: Any, link: str) -> Recorded:
 
 def description(page: Any) -> Any:
     """The lines of the description of the pipeline's run that is shown, unfolded."""
-    page.get_by_role("button", name="Show more").click()
+    page.get_by_text("Show more", exact=True).click()
     lines = page.locator("li")
     lines.filter(has_text="stages:").wait_for()
     return lines
