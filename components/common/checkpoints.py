@@ -27,7 +27,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from .answers import follows_format, is_correct, parse_response
 from .chat import ChatEncoder
-from .config import ModelConfig, RunContext, TrainingConfig, ValidationConfig
+from .config import ConfigError, ModelConfig, RunContext, TrainingConfig, ValidationConfig
 from .generation import Sampling, sample
 from .launch import git_commit
 from .models import (
@@ -256,6 +256,23 @@ def pick_items(split: Split, kinds: Sequence[str], images: bool = True) -> list[
     ]
 
 
+def check_mixture(config: TrainingConfig, split: Split, indices: Sequence[int]) -> None:
+    """Refuse what would hang: pictures and videos mixed under ZeRO-3 on several ranks.
+
+    The models run the vision tower once for pictures and once for videos. Under ZeRO-3 every pass is a collective
+    operation, and a rank whose batch holds only one of the two would make fewer of them than its neighbours.
+
+    Raises:
+        ConfigError: saying what to set.
+    """
+    kinds = {split.samples[index].media.kind for index in indices}
+    if config.deepspeed == "zero3" and len(kinds) > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "deepspeed=zero3 on several processes cannot mix pictures and videos yet; "
+            "set deepspeed=zero2, or images=false"
+        )
+
+
 def validate(
     model: Any,
     encoder: ChatEncoder,
@@ -297,9 +314,9 @@ _DEEPSPEED: dict[str, dict[str, Any]] = {
 }
 
 
-def trainer_arguments(config: TrainingConfig, folder: Path, threads_on_cpu: bool) -> dict[str, Any]:
+def trainer_arguments(config: TrainingConfig, folder: Path, on_cpu: bool) -> dict[str, Any]:
     """Keyword arguments that TRL's SFTConfig and GRPOConfig share, from our configuration."""
-    device = torch.device("cpu" if threads_on_cpu else "cuda")
+    device = torch.device("cpu" if on_cpu else "cuda")
     bf16 = pick_dtype("auto", device) == torch.bfloat16
     arguments: dict[str, Any] = {
         "output_dir": str(folder),
@@ -326,14 +343,18 @@ def trainer_arguments(config: TrainingConfig, folder: Path, threads_on_cpu: bool
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "bf16": bf16,
-        "use_cpu": threads_on_cpu,
+        "use_cpu": on_cpu,
         # Every parameter takes part in every step (each row brings an image or a video), so DDP need not search.
         "ddp_find_unused_parameters": False,
-        "dataloader_pin_memory": not threads_on_cpu,
+        "dataloader_pin_memory": not on_cpu,
     }
     if config.gradient_checkpointing:
         arguments["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     if config.deepspeed != "none":
+        import deepspeed
+
+        # Before any model is made under ZeRO-3 (the reference model is): DeepSpeed would count one rank.
+        deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl")
         arguments["deepspeed"] = _DEEPSPEED[config.deepspeed] | {
             "train_batch_size": "auto",
             "train_micro_batch_size_per_gpu": "auto",

@@ -642,11 +642,8 @@ def _answers(url: str) -> bool:
 
 
 def experiment_url(base: str, experiment_id: str) -> str:
-    """Link to the list of an experiment's runs, in the pages that MLflow has for training.
-
-    Without ``/runs`` it opens an overview, without the workflow its pages for prompts and traces.
-    """
-    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    """Link to the list of an experiment's runs (without ``/runs`` MLflow opens an overview)."""
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs"
 
 
 def run_url(base: str, experiment_id: str, run_id: str) -> str:

@@ -16,6 +16,7 @@ from ..common.checkpoints import (
     ProgressCallback,
     TrainingJob,
     adapter_config,
+    check_mixture,
     freeze,
     pick_items,
     trainer_arguments,
@@ -101,6 +102,7 @@ def train(job: dict[str, Any]) -> None:
     training, held_out = opened.data.split("train"), opened.data.split("validation")
     indices = pick_items(training, config.kinds, config.images)
     asked = pick_items(held_out, config.validation.kinds)[: config.validation.num_items]
+    check_mixture(config, training, indices)
     batch = config.prompts_per_step * config.num_generations
     arguments = TRLConfig(
         **trainer_arguments(config, opened.store.folder, opened.loaded.device.type == "cpu"),

@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
+from trl.models import unwrap_model_for_generation
 
 from ..common.answers import write_response
 from ..common.chat import ChatEncoder
@@ -22,6 +23,7 @@ from ..common.checkpoints import (
     TrainingJob,
     WholeCheckpoints,
     adapter_config,
+    check_mixture,
     freeze,
     pick_items,
     trainer_arguments,
@@ -63,15 +65,17 @@ class VideoSFTTrainer(WholeCheckpoints, SFTTrainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validation accuracy; ends the training once it is as good as a cold start should be."""
         encoder, split, indices = self.validation
-        score = validate(
-            self.accelerator.unwrap_model(self.model),
-            encoder,
-            split,
-            indices,
-            self.settings.validation,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
+        # Under ZeRO-3 this gathers the weights, so that ranks may decode different numbers of tokens.
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+            score = validate(
+                model,
+                encoder,
+                split,
+                indices,
+                self.settings.validation,
+                self.accelerator.process_index,
+                self.accelerator.num_processes,
+            )
         metrics = {"eval_accuracy": score.accuracy, "eval_format_rate": score.format_rate}
         # TRL's own `log` would add the training metrics gathered so far; these are complete as they are.
         super(SFTTrainer, self).log(dict(metrics))
@@ -91,6 +95,7 @@ def train(job: dict[str, Any]) -> None:
     training, held_out = opened.data.split("train"), opened.data.split("validation")
     indices = pick_items(training, config.kinds, config.images)
     asked = pick_items(held_out, config.validation.kinds)[: config.validation.num_items]
+    check_mixture(config, training, indices)
     arguments = TRLConfig(
         **trainer_arguments(config, opened.store.folder, opened.loaded.device.type == "cpu"),
         per_device_train_batch_size=config.batch_size,

@@ -398,7 +398,7 @@ def test_recording_prints_nothing(child: RunContext) -> None:
 
 
 def test_links_lead_to_the_pages_of_mlflow() -> None:
-    assert experiment_url("http://h:1/", "3") == "http://h:1/#/experiments/3/runs?workflowType=machine_learning"
+    assert experiment_url("http://h:1/", "3") == "http://h:1/#/experiments/3/runs"
     assert run_url("http://h:1", "3", "abc") == "http://h:1/#/experiments/3/runs/abc"
     assert model_version_url("http://h:1", "team/model", 7) == "http://h:1/#/models/team%2Fmodel/versions/7"
 

@@ -1,0 +1,90 @@
+"""Several processes on this machine, as ``--set launch.processes=N`` starts them: real torchrun, gloo, DeepSpeed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from vthink.components.common.config import ModelConfig, RunContext
+from vthink.components.common.launch import LaunchError
+from vthink.components.common.models import fetch_model, load_model
+from vthink.components.common.storage import Manifest, Storage
+from vthink.components.grpo import stage as grpo
+from vthink.components.grpo.config import GRPOConfig
+from vthink.components.sft import stage as sft
+from vthink.components.sft.config import SFTConfig
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+MODEL = ModelConfig(prompt="compact/1").to_json()
+COMMON: dict[str, Any] = {
+    "max_steps": 3,
+    "images": False,  # see `check_mixture`
+    "learning_rate": 1e-3,
+    "lr_schedule": "constant",
+    "gradient_checkpointing": False,
+    "save_every_steps": 3,
+    "validation": {"every_steps": 3, "num_items": 6, "max_new_tokens": 8},
+}
+
+
+def launched(context: RunContext, processes: int) -> str:
+    launch = context.launch.model_copy(update={"processes": processes})
+    return context.model_copy(update={"launch": launch}).to_json()
+
+
+def weights(context: RunContext, manifest_uri: str, folder: Path) -> dict[str, torch.Tensor]:
+    storage = Storage(context.storage)
+    manifest = Manifest.read(storage, manifest_uri)
+    found = fetch_model(storage, manifest.files["model"], folder)
+    load_model(found)  # it is a whole, servable model
+    return load_file(found / "model.safetensors")
+
+
+def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Euclidean, over all weights."""
+    assert found.keys() == expected.keys()
+    return float(sum((found[name] - tensor).square().sum() for name, tensor in expected.items()) ** 0.5)
+
+
+def test_two_processes_train_the_weights_that_one_does(context: RunContext, small_world: str, tmp_path: Path) -> None:
+    one = SFTConfig(**COMMON, batch_size=8).to_json()
+    expected = weights(context, sft.run(launched(context, 1), one, MODEL, small_world), tmp_path / "one")
+    differences: dict[str, float] = {}
+    for deepspeed in ("none", "zero2", "zero3"):
+        two = SFTConfig(**COMMON, batch_size=4, deepspeed=deepspeed).to_json()  # type: ignore[arg-type]
+        found = weights(context, sft.run(launched(context, 2), two, MODEL, small_world), tmp_path / deepspeed)
+        differences[deepspeed] = distance(found, expected)
+    # The control: another batch gives other weights. (Adam turns rounding of tiny gradients into whole steps, so the
+    # same batch does not give the same bits.)
+    other = SFTConfig(**COMMON, batch_size=4).to_json()
+    control = distance(
+        weights(context, sft.run(launched(context, 1), other, MODEL, small_world), tmp_path / "other"), expected
+    )
+    print(differences, control)
+    assert max(differences.values()) < 0.1 * control
+
+
+def test_grpo_with_a_reference_runs_on_two_processes_under_zero3(
+    context: RunContext, small_world: str, tmp_path: Path
+) -> None:
+    config = GRPOConfig(
+        **COMMON,
+        deepspeed="zero3",
+        num_generations=4,
+        prompts_per_step=2,
+        max_new_tokens=8,
+        kl_coefficient=0.04,
+        rewards={"temporal": {}},
+    ).to_json()
+    manifest = grpo.run(launched(context, 2), config, MODEL, small_world, "")
+    assert Manifest.read(Storage(context.storage), manifest).counts["steps"] == 3
+    weights(context, manifest, tmp_path / "grpo")
+
+
+def test_pictures_and_videos_under_zero3_are_refused_before_they_hang(context: RunContext, small_world: str) -> None:
+    mixed = SFTConfig(**(COMMON | {"images": True}), batch_size=4, deepspeed="zero3").to_json()
+    with pytest.raises(LaunchError, match=r"cannot mix pictures and videos yet; set deepspeed=zero2, or images=false"):
+        sft.run(launched(context, 2), mixed, MODEL, small_world)
