@@ -62,28 +62,25 @@ def prepare(
 
 @app.command(epilog="Example: vthink data validate world/rows.jsonl")
 def validate(
-    rows: Annotated[Path, typer.Argument(help="Rows as .jsonl or .parquet.")],
-    show: Annotated[int, typer.Option(min=0, help="Print so many of the mistakes.")] = 20,
+    rows: Annotated[list[Path], typer.Argument(help="Files of rows, .jsonl or .parquet.")],
+    show: Annotated[int, typer.Option(min=0, help="Print so many of the mistakes of each file.")] = 20,
 ) -> None:
-    """Check rows: fields, types, answers among the options, times, and that local media files are there.
+    """Check rows: fields, types, answers among the options, times, duplicates, splits, and that media files are there.
 
     A mistake is one line with file and line. The exit code is 1 when there is any.
     """
-    from ...components.common.samples import RowError, numbered_samples
+    from ...components.data_prep.prepare import validate_rows
 
-    good = bad = 0
-    for number, row in numbered_samples(rows):
-        if isinstance(row, RowError):
-            reason = row.reason
-        else:
-            media = row.media.uri
-            missing = "://" not in media and not (rows.parent / media).exists()
-            reason = f"no media file {media}" if missing else ""
-        if not reason:
-            good += 1
-            continue
-        bad += 1
-        if bad <= show:
-            print(f"{rows}:{number}: {reason}")
-    print(f"{good} rows are fine, {bad} are not")
-    raise typer.Exit(1 if bad or not good else 0)
+    reports = validate_rows([str(path) for path in rows])
+    for report in reports:
+        for problem in report.problems[:show]:
+            print(f"{report.path}:{problem.line}: {problem.detail or problem.reason}")
+        if len(report.problems) > show:
+            print(f"{report.path}: and {len(report.problems) - show} more")
+        bad = len({problem.line for problem in report.problems})
+        kinds = ", ".join(f"{name} {count}" for name, count in sorted(report.by_type.items()))
+        sources = ", ".join(f"{name or 'no source'} {count}" for name, count in sorted(report.by_source.items()))
+        print(f"{report.path}: {report.rows - bad} rows are fine, {bad} are not")
+        print(f"  types: {kinds or 'none'}; sources: {sources or 'none'}")
+        print(f"  videos and images: {report.media}, of which {report.missing_media} are missing")
+    raise typer.Exit(0 if all(report.ok and report.rows for report in reports) else 1)

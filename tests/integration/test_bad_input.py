@@ -185,10 +185,12 @@ def test_validation_lists_a_bad_row_with_its_line(case: str, folder: Path, vthin
     (folder / "two.jsonl").write_text(json.dumps(row("good", "0.mp4")) + "\n" + json.dumps(BAD[case][0]) + "\n")
     done = vthink(folder, "data", "validate", "two.jsonl")
     assert done.returncode == 1
-    problem, total = done.stdout.splitlines()
+    problem, total, types, media = done.stdout.splitlines()
     assert problem.startswith("two.jsonl:2: ")
     assert BAD[case][2] in problem
-    assert total == "1 rows are fine, 1 are not"
+    assert total == "two.jsonl: 1 rows are fine, 1 are not"
+    assert types == "  types: multiple_choice 1; sources: no source 1"
+    assert media == "  videos and images: 1, of which 0 are missing"
     assert done.stderr == ""
 
 
@@ -196,7 +198,8 @@ def test_validation_passes_good_rows(folder: Path, vthink: Vthink) -> None:
     rows = [row(name, f"{number}.mp4") for number, name in enumerate(GOOD)]
     (folder / "good.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in rows))
     done = vthink(folder, "data", "validate", "good.jsonl")
-    assert (done.returncode, done.stdout) == (0, "4 rows are fine, 0 are not\n")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[0] == "good.jsonl: 4 rows are fine, 0 are not"
 
 
 # --- what cannot be worked with at all: one line ---

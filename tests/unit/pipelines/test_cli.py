@@ -135,7 +135,7 @@ def test_a_missing_video_is_found(tmp_path):
     next((tmp_path / "world" / "videos").rglob("*.mp4")).unlink()
     done = vthink("data", "validate", "world/rows.jsonl", cwd=tmp_path)
     assert done.returncode == 1
-    assert "no media file" in done.stdout
+    assert "1 are missing" in done.stdout
 
 
 def test_a_question_to_no_server_is_one_line(tmp_path):
