@@ -314,10 +314,14 @@ _DEEPSPEED: dict[str, dict[str, Any]] = {
 }
 
 
-def trainer_arguments(config: TrainingConfig, folder: Path, on_cpu: bool) -> dict[str, Any]:
-    """Keyword arguments that TRL's SFTConfig and GRPOConfig share, from our configuration."""
-    device = torch.device("cpu" if on_cpu else "cuda")
-    bf16 = pick_dtype("auto", device) == torch.bfloat16
+def trainer_arguments(config: TrainingConfig, folder: Path, on_cpu: bool, dtype: str = "auto") -> dict[str, Any]:
+    """Keyword arguments that TRL's SFTConfig and GRPOConfig share, from our configuration.
+
+    Args:
+        dtype: `ModelConfig.dtype`; with bfloat16 the forward pass is computed in it, while the weights that the
+            optimiser updates stay in float32 (its own, or DeepSpeed's master copy).
+    """
+    bf16 = pick_dtype(dtype, torch.device("cpu" if on_cpu else "cuda")) == torch.bfloat16
     arguments: dict[str, Any] = {
         "output_dir": str(folder),
         "seed": config.seed,
@@ -426,7 +430,9 @@ class TrainingJob:
             policy = job.get("policy") or ""
             start_uri = Manifest.read(storage, policy).files["model"] if policy else base_uri
             folder = fetch_model(storage, start_uri, scratch)
-        loaded = load_model(folder, dtype=model.dtype, attention=model.attention)
+        # A step of 1e-6 is lost in bfloat16: the weights are float32, unless DeepSpeed keeps such a copy of its own.
+        dtype = model.dtype if job["config"]["deepspeed"] != "none" else "float32"
+        loaded = load_model(folder, dtype=dtype, attention=model.attention)
         work = scratch / stage / job["fingerprint"]
         store = CheckpointStore(storage, join(job["prefix"], "checkpoints") + "/", work / "checkpoints")
         tracker = None
@@ -459,7 +465,7 @@ class TrainingJob:
             "data": self.job["data"],
             "run_id": self.context.run_id,
         }
-        export(trainer, self.loaded, self.work / "model", lineage)
+        export(trainer, self.loaded, self.work / "model", lineage, self.job["model"]["dtype"])
         if self.tracker is None:
             return
         model_uri = join(prefix, "model") + "/"
@@ -502,8 +508,8 @@ def first_rank_first() -> Iterator[None]:
     yield
 
 
-def export(trainer: Any, loaded: LoadedModel, folder: Path, lineage: dict[str, Any]) -> None:
-    """Write the trained model as a servable folder: adapters merged, sharded weights gathered.
+def export(trainer: Any, loaded: LoadedModel, folder: Path, lineage: dict[str, Any], dtype: str = "auto") -> None:
+    """Write the trained model as a servable folder: adapters merged, sharded weights gathered, in ``dtype``.
 
     Every rank must call it; the first one writes.
     """
@@ -513,6 +519,9 @@ def export(trainer: Any, loaded: LoadedModel, folder: Path, lineage: dict[str, A
     model = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
+        state = model.state_dict()
+    if not trainer.is_deepspeed_enabled:
+        model = model.to(pick_dtype(dtype, loaded.device))
         state = model.state_dict()
     shutil.rmtree(folder, ignore_errors=True)
     card = {"prompt": loaded.prompt, "video": loaded.video, "lineage": lineage}

@@ -305,6 +305,12 @@ class TrainingConfig(Section):
     validation: ValidationConfig = ValidationConfig()
     """Validation while training."""
 
+    @model_validator(mode="after")
+    def _check_adapters(self) -> Self:
+        if self.lora is not None and self.deepspeed == "zero3":
+            raise ValueError("lora with deepspeed=zero3 is not supported yet; use zero2 or none")
+        return self
+
 
 class RunContext(Section):
     """What every stage is told besides its own section: which run it belongs to and where things are."""

@@ -105,7 +105,9 @@ def train(job: dict[str, Any]) -> None:
     check_mixture(config, training, indices)
     batch = config.prompts_per_step * config.num_generations
     arguments = TRLConfig(
-        **trainer_arguments(config, opened.store.folder, opened.loaded.device.type == "cpu"),
+        **trainer_arguments(
+            config, opened.store.folder, opened.loaded.device.type == "cpu", opened.job["model"]["dtype"]
+        ),
         per_device_train_batch_size=batch,
         per_device_eval_batch_size=batch,
         num_generations=config.num_generations,

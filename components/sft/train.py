@@ -97,7 +97,9 @@ def train(job: dict[str, Any]) -> None:
     asked = pick_items(held_out, config.validation.kinds)[: config.validation.num_items]
     check_mixture(config, training, indices)
     arguments = TRLConfig(
-        **trainer_arguments(config, opened.store.folder, opened.loaded.device.type == "cpu"),
+        **trainer_arguments(
+            config, opened.store.folder, opened.loaded.device.type == "cpu", opened.job["model"]["dtype"]
+        ),
         per_device_train_batch_size=config.batch_size,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},

@@ -88,3 +88,18 @@ def test_pictures_and_videos_under_zero3_are_refused_before_they_hang(context: R
     mixed = SFTConfig(**(COMMON | {"images": True}), batch_size=4, deepspeed="zero3").to_json()
     with pytest.raises(LaunchError, match=r"cannot mix pictures and videos yet; set deepspeed=zero2, or images=false"):
         sft.run(launched(context, 2), mixed, MODEL, small_world)
+
+
+def test_a_model_that_serves_in_bfloat16_is_trained_in_float32(
+    context: RunContext, small_world: str, tmp_path: Path
+) -> None:
+    # Steps of 1e-5 vanish when they are added to bfloat16 weights one by one; in float32 they add up.
+    config = SFTConfig(**(COMMON | {"learning_rate": 1e-5, "max_steps": 3}), batch_size=4).to_json()
+    model = ModelConfig(prompt="compact/1", dtype="bfloat16").to_json()
+    manifest = sft.run(launched(context, 1), config, model, small_world)
+    served = weights(context, manifest, tmp_path)
+    assert {tensor.dtype for tensor in served.values()} == {torch.bfloat16}
+    checkpoint = load_file(
+        next((Path(str(context.work_dir)) / "sft").glob("*/checkpoints/checkpoint-3")) / "model.safetensors"
+    )
+    assert {tensor.dtype for tensor in checkpoint.values()} == {torch.float32}
