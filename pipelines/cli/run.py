@@ -188,18 +188,18 @@ def kinds_table(result: Mapping[str, Any]) -> RenderableType | None:
     if len(kinds) < 2:
         return None
     table = Table(title="by kind of question", title_justify="left", title_style="", box=None, header_style="bold")
-    for heading in ("", "questions", *models):
-        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    for heading in ("", *models):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for kind, about in sorted(kinds.items(), key=lambda pair: -pair[1]["accuracy"]["n"]):
-        cells = (_interval(by_kind.get(kind, {}).get("accuracy")) for by_kind in models.values())
-        table.add_row(kind, f"{about['accuracy']['n']:g}", *cells)
+        cells = (_interval(by_kind.get(kind, {}).get("accuracy"), 2) for by_kind in models.values())
+        table.add_row(f"{kind} ({about['accuracy']['n']:g})", *cells)
     return table
 
 
-def _interval(estimate: Mapping[str, float] | None) -> str:
+def _interval(estimate: Mapping[str, float] | None, digits: int = 3) -> str:
     if estimate is None:
         return "–"
-    return f"{estimate['value']:.3f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+    return f"{estimate['value']:.{digits}f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
 
 
 def _listed(options: Sequence[str]) -> str:
