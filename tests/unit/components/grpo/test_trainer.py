@@ -19,7 +19,7 @@ from vthink.components.common.samples import PreparedSet
 from vthink.components.common.storage import Storage
 from vthink.components.grpo.config import GRPOConfig
 from vthink.components.grpo.rewards import COMPONENTS, GroupRewards, group_advantages
-from vthink.components.grpo.trainer import Rollouts, VideoGRPOTrainer, frame_order, prompt_rows
+from vthink.components.grpo.trainer import VideoGRPOTrainer, frame_order, prompt_rows
 
 G = 4
 SETTINGS: dict[str, Any] = {
@@ -189,19 +189,19 @@ def test_frame_orders_are_permutations_never_the_identity_and_differ_between_ste
     assert np.array_equal(frame_order(3, 4, 5, 8), frame_order(3, 4, 5, 8))
 
 
-def test_advantages_are_taken_within_each_prompts_group(build: Build, prepared: PreparedSet) -> None:
-    seen: list[Rollouts] = []
-    trainer = build()
-    trainer.on_rollouts = lambda _, rollouts: seen.append(rollouts)
-    generated = trainer._generate_and_score_completions(inputs_for(rows_of_kind(prepared, "video", 3)))
-    (rollouts,) = seen
-    assert rollouts.rewards.shape == (3, G, len(COMPONENTS))
-    # Rewards of an untrained model are all zero; give them values to see where they go.
-    rollouts.rewards = torch.rand(3, G, len(COMPONENTS), generator=torch.Generator().manual_seed(0))
-    for index in range(3):
-        expected = group_advantages(rollouts.rewards[index].sum(-1))
-        assert torch.allclose(group_advantages(rollouts.rewards.sum(-1))[index], expected)
-    assert generated["advantages"].shape == (3 * G,)
+def test_advantages_are_taken_within_each_prompts_group(
+    build: Build, prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vthink.components.grpo.trainer as module
+
+    # Groups of different level and spread: statistics over all of them would give other advantages.
+    drawn = [10.0**i * torch.rand(G, len(COMPONENTS), generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    earned = iter([GroupRewards(components=r, accuracy=r[:, 0], shuffled_accuracy=torch.tensor([])) for r in drawn])
+    monkeypatch.setattr(module, "group_rewards", lambda *_: next(earned))
+    generated = build()._generate_and_score_completions(inputs_for(rows_of_kind(prepared, "video", 3)))
+    expected = torch.cat([group_advantages(rewards.sum(-1)) for rewards in drawn])
+    assert torch.allclose(generated["advantages"], expected)
+    assert not torch.allclose(group_advantages(torch.cat(drawn).sum(-1)), expected)  # the control
 
 
 def test_a_group_spread_over_processes_is_refused(build: Build) -> None:
