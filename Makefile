@@ -5,7 +5,7 @@ VENV ?= .venv
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 
-.PHONY: help install demo test test-all seeds lint format ir clean
+.PHONY: help install demo test test-all seeds bench lint format ir clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
@@ -32,6 +32,11 @@ test-all: $(installed)  ## all tests
 
 seeds: $(installed)  ## does the demo learn? three seeds with controls; writes the README's table
 	$(bin)/python tests/bench/bench_seeds.py --readme README.md
+
+bench: $(installed)  ## how fast, against the stock way on the same work; writes .vthink/bench.json
+	@set -e; for script in tests/bench/bench_*.py; do \
+		case $$script in */bench_seeds.py) continue;; esac; \
+		echo "$$script"; $(bin)/python $$script; done
 
 lint: $(installed)  ## format, lint, types, and the rules of the house
 	$(bin)/ruff format --check .
