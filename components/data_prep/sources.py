@@ -392,7 +392,9 @@ def write_rows(path: Path, samples: Iterable[Sample], format_name: str) -> int:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pa.Table.from_pylist(list(rows))
+        records = list(rows)
+        columns = dict.fromkeys(name for row in records for name in row)
+        table = pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in records])
         pq.write_table(table, path)
         return int(table.num_rows)
     if suffix not in (".json", ".jsonl", ".csv"):
@@ -412,7 +414,7 @@ def write_rows(path: Path, samples: Iterable[Sample], format_name: str) -> int:
     return count
 
 
-# ----------------------------------------------------------------------------------- what several formats have in common
+# ---------------------------------------------------------------------------------- what several formats have in common
 
 _TYPES = {
     "multiplechoice": "multiple_choice",
