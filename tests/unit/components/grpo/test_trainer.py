@@ -14,11 +14,11 @@ from trl import GRPOTrainer
 from vthink.components.common.chat import BlindInputError, ChatEncoder
 from vthink.components.common.checkpoints import CheckpointCallback, CheckpointStore, trainer_arguments
 from vthink.components.common.config import TinyModelConfig
-from vthink.components.common.models import build_tiny
+from vthink.components.common.models import build_tiny, tokens_per_second
 from vthink.components.common.samples import PreparedSet
 from vthink.components.common.storage import Storage
-from vthink.components.grpo.config import GRPOConfig
-from vthink.components.grpo.rewards import COMPONENTS, GroupRewards, group_advantages
+from vthink.components.grpo.config import BUILT_IN_REWARDS, GRPOConfig
+from vthink.components.grpo.rewards import GroupRewards, group_advantages
 from vthink.components.grpo.trainer import VideoGRPOTrainer, frame_order, prompt_rows
 
 G = 4
@@ -49,7 +49,7 @@ def build(prepared: PreparedSet, storage: Storage, tmp_path: Path) -> Build:
         start = tmp_path / "start"
         model.save_pretrained(start)  # the reference model is loaded from here
         model = type(model).from_pretrained(start, dtype=torch.float32)
-        encoder = ChatEncoder(processor, "compact/1", prepared.video)
+        encoder = ChatEncoder(processor, "compact/1", prepared.video, tokens_per_second(model))
         split, held_out = prepared.split("train"), prepared.split("validation")
         store = CheckpointStore(storage, f"{storage.config.root_uri}{folder}/", tmp_path / folder)
         batch = settings.prompts_per_step * G
@@ -195,7 +195,9 @@ def test_advantages_are_taken_within_each_prompts_group(
     import vthink.components.grpo.trainer as module
 
     # Groups of different level and spread: statistics over all of them would give other advantages.
-    drawn = [10.0**i * torch.rand(G, len(COMPONENTS), generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    drawn = [
+        10.0**i * torch.rand(G, len(BUILT_IN_REWARDS), generator=torch.Generator().manual_seed(i)) for i in range(3)
+    ]
     earned = iter([GroupRewards(components=r, accuracy=r[:, 0], shuffled_accuracy=torch.tensor([])) for r in drawn])
     monkeypatch.setattr(module, "group_rewards", lambda *_: next(earned))
     generated = build()._generate_and_score_completions(inputs_for(rows_of_kind(prepared, "video", 3)))
@@ -214,7 +216,7 @@ def test_permuted_rewards_keep_a_groups_rewards_but_not_their_owners(
 ) -> None:
     import vthink.components.grpo.trainer as module
 
-    rewards = torch.arange(G * len(COMPONENTS), dtype=torch.float32).view(G, -1)
+    rewards = torch.arange(G * len(BUILT_IN_REWARDS), dtype=torch.float32).view(G, -1)
     monkeypatch.setattr(
         module,
         "group_rewards",
@@ -226,6 +228,7 @@ def test_permuted_rewards_keep_a_groups_rewards_but_not_their_owners(
     results = []
     for trainer in (plain, control):
         trainer._score(rollouts)
+        trainer._set_advantages(rollouts)
         results.append(rollouts.advantages.clone())
     assert torch.allclose(results[0].sort(-1).values, results[1].sort(-1).values)
     assert not torch.allclose(results[0], results[1])
