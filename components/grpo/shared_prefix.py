@@ -129,9 +129,15 @@ def install(model: Any) -> None:
     """
     AttentionInterface.register(ATTENTION, _attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # below LoRA, if any
+    base = _innermost(model)
     base.model.language_model.config._attn_implementation = ATTENTION
     base.model.register_forward_hook(_keep_predicting, with_kwargs=True)
+
+
+def _innermost(model: Any) -> Any:
+    """The Qwen-VL model below DDP or DeepSpeed and LoRA."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def log_probs(model: Any, packed: Packed, form: AttentionForm = "two_call") -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -146,6 +152,9 @@ def log_probs(model: Any, packed: Packed, form: AttentionForm = "two_call") -> t
     device = next(model.parameters()).device
     if "pixel_values_videos" not in packed.media:
         raise BlindInputError("a forward pass was asked for without the pixels of its rows")
+    # Models swallow keyword arguments that they do not know: were the layout ignored, every figure would be wrong.
+    if _innermost(model).model.language_model.config._attn_implementation != ATTENTION:
+        raise RuntimeError("the model's attention does not know the packed layout; prepare it by `install`")
     outputs = model(
         input_ids=packed.input_ids.to(device),
         attention_mask=packed.layout.mask(device) if form == "mask" else None,
@@ -156,14 +165,7 @@ def log_probs(model: Any, packed: Packed, form: AttentionForm = "two_call") -> t
         shared_prefix=packed.layout,
         **{name: tensor.to(device) for name, tensor in packed.media.items()},
     )
-    values = outputs.log_probs
-    if values.shape != packed.targets.shape:
-        # Models swallow keyword arguments that they do not know: had the layout been lost, every figure would be wrong.
-        raise RuntimeError(
-            f"{tuple(values.shape)} log-probabilities for {tuple(packed.targets.shape)} tokens; "
-            "was the model prepared by `install`?"
-        )
-    return values[0], outputs.entropy[0] if outputs.entropy is not None else None
+    return outputs.log_probs[0], outputs.entropy[0] if outputs.entropy is not None else None
 
 
 def _keep_predicting(_: Any, __: Any, kwargs: dict[str, Any], output: Any) -> Any:
@@ -214,7 +216,10 @@ def two_call_attention(
         suffix_v = torch.cat([head_v.expand(count, -1, -1, -1), tails[2]], 2)
         # Aligned at the lower right: query c sees the prompt and the completion up to c. Padding comes after every
         # token of its row and is seen by padding alone.
-        bias = causal_lower_right(longest, prefix + longest)
+        if query.is_cuda:  # lets the fused kernels in; not run here
+            bias: Any = causal_lower_right(longest, prefix + longest)
+        else:
+            bias = torch.ones(longest, prefix + longest, dtype=torch.bool, device=query.device).tril(prefix)
         out = F.scaled_dot_product_attention(tails[0], suffix_k, suffix_v, attn_mask=bias, scale=scaling)
         if min(suffixes) == longest:
             parts.append(out.transpose(0, 1).flatten(1, 2)[None])

@@ -14,9 +14,9 @@ from trl import GRPOConfig as TRLConfig
 from ..common.checkpoints import (
     CheckpointCallback,
     ProgressCallback,
+    StopOnSignal,
     TrainingJob,
     adapter_config,
-    check_mixture,
     freeze,
     pick_items,
     trainer_arguments,
@@ -101,11 +101,14 @@ def train(job: dict[str, Any]) -> None:
     training, held_out = opened.data.split("train"), opened.data.split("validation")
     indices = pick_items(training, config.kinds, config.images)
     asked = pick_items(held_out, config.validation.kinds)[: config.validation.num_items]
-    check_mixture(config, training, indices)
     batch = config.prompts_per_step * config.num_generations
     arguments = TRLConfig(
         **trainer_arguments(
-            config, opened.store.folder, opened.loaded.device.type == "cpu", opened.job["model"]["dtype"]
+            config,
+            opened.store.folder,
+            opened.loaded.device.type == "cpu",
+            opened.job["model"]["dtype"],
+            opened.job.get("processes"),
         ),
         per_device_train_batch_size=batch,
         per_device_eval_batch_size=batch,
@@ -132,7 +135,11 @@ def train(job: dict[str, Any]) -> None:
         processing_class=encoder.processor,
         reward_funcs=[_scored_by_group],
         peft_config=adapter_config(model, config),
-        callbacks=[CheckpointCallback(opened.store), ProgressCallback("grpo", opened.tracker)],
+        callbacks=[
+            CheckpointCallback(opened.store),
+            StopOnSignal(opened.store, config.num_iterations),
+            ProgressCallback("grpo", opened.tracker),
+        ],
         settings=config,
         encoder=encoder,
         split=training,

@@ -407,11 +407,11 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             torch.distributed.all_gather_object(parts, sums)
         merged: dict[str, list[float]] = {}
         for part in parts:
-            for name, (total, count) in part.items():
+            for name, (accuracy, count) in part.items():
                 entry = merged.setdefault(name, [0.0, 0.0])
-                entry[0] += total
+                entry[0] += accuracy
                 entry[1] += count
-        return {name: total / count for name, (total, count) in merged.items()}
+        return {name: accuracy / count for name, (accuracy, count) in merged.items()}
 
     def close_step(self) -> None:
         """File where the step's time went, and how fast tokens were processed (each prompt counted once per group)."""
