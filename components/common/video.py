@@ -56,6 +56,10 @@ class DecodeError(ValueError):
     """A file that cannot become frames, and why. The message does not name the file: the caller knows it."""
 
 
+class DecodeLimitError(DecodeError):
+    """The decoder ran out of time or memory, or crashed: it may be the file, or this machine."""
+
+
 @dataclass(frozen=True, slots=True)
 class Clip:
     """Sampled frames of one video, or an image as one frame."""
@@ -781,13 +785,13 @@ class _Worker:
             # ended.
             if not connection.poll(limit_s + 5):
                 self.stop()
-                raise DecodeError(_too_slow(limit_s))
+                raise DecodeLimitError(_too_slow(limit_s))
             reply = json.loads(connection.recv_bytes())
             if "error" in reply:
-                raise DecodeError(reply["error"])
+                raise (DecodeLimitError if reply.get("limit") else DecodeError)(reply["error"])
             return reply, connection.recv_bytes()
         except (EOFError, OSError):
-            raise DecodeError(self._why_gone()) from None
+            raise DecodeLimitError(self._why_gone()) from None
 
     def _ready(self) -> Connection:
         if self._process is not None and self._process.poll() is None and self._connection is not None:
@@ -902,7 +906,8 @@ def _answer(request: dict[str, Any], config: VideoConfig) -> tuple[dict[str, Any
     except DecodeError as error:
         return {"error": str(error)}, b""
     except MemoryError:
-        return {"error": f"decoding needs more memory than {config.decode_memory_mib} MiB (decode_memory_mib)"}, b""
+        message = f"decoding needs more memory than {config.decode_memory_mib} MiB (decode_memory_mib)"
+        return {"error": message, "limit": True}, b""
     except Exception as error:  # a decoder's surprise on one file must not end the work on the others
         return {"error": f"{type(error).__name__}: {_first_line(error)}"}, b""
 

@@ -69,6 +69,7 @@ from ..common.video import (
     SIGNATURE_BYTES,
     DecodedFile,
     DecodeError,
+    DecodeLimitError,
     Decoder,
     FileRequest,
     MediaKind,
@@ -102,13 +103,14 @@ Reason = Literal[
     "duplicate_id",
     "missing_media",
     "damaged_media",
+    "decode_limit",
     "sha256_mismatch",
     "split_leak",
     "near_duplicate_leak",
 ]
-"""Why a row is quarantined: it is no row; its id was taken; its file is not there; its file cannot be
-decoded; its file has another SHA-256 than the row says; its video is also in a split that is kept for
-measuring, byte for byte; or it looks like one that is."""
+"""Why a row is quarantined: it is no row; its id was taken; its file is not there; its file cannot be decoded; its
+decoder ran out of time or memory, or crashed, and was replaced; its file has another SHA-256 than the row says; its
+video is also in a split that is kept for measuring, byte for byte; or it looks like one that is."""
 
 
 class PrepareError(RuntimeError):
@@ -730,6 +732,7 @@ def _write_part(
             lines += 1
             if not isinstance(decoded, DecodedFile):
                 reason: Reason = "missing_media" if decoded is None else "damaged_media"
+                reason = "decode_limit" if isinstance(decoded, DecodeLimitError) else reason
                 lost = MediaOutcome(sha256=fetched.sha256 or None, reason=reason, detail=str(decoded or fetched.detail))
                 outcomes.update((media_id, lost) for media_id, _, _ in file.parts)
             else:

@@ -23,6 +23,7 @@ from vthink.components.common.config import VideoConfig
 from vthink.components.common.video import (
     DecodedFile,
     DecodeError,
+    DecodeLimitError,
     Decoder,
     EncodedClip,
     FileRequest,
@@ -437,6 +438,7 @@ def test_damaged_files_are_refused_with_their_reason_and_the_worker_goes_on(
         with pytest.raises(DecodeError, match=word) as error:
             decoder.read(path)
         assert "\n" not in str(error.value), name
+        assert not isinstance(error.value, DecodeLimitError), name
     assert numbers(decoder.read(video).frames)[0] == 0
 
 
@@ -563,7 +565,7 @@ def test_map_takes_only_a_few_requests_ahead(video: Path, decoder: Decoder) -> N
 def test_a_decode_that_takes_too_long_is_killed_and_the_next_one_works(slow_video: Path, video: Path) -> None:
     config = CONFIG.model_copy(update={"decode_timeout_s": 0.5})
     with Decoder(config) as decoder:
-        with pytest.raises(DecodeError, match=r"longer than 0\.5 s"):
+        with pytest.raises(DecodeLimitError, match=r"longer than 0\.5 s"):
             decoder.read(slow_video)
         assert numbers(decoder.read(video).frames)[0] == 0
     assert read_clip(slow_video, CONFIG).frames.shape[0] == 8  # the file itself is sound
@@ -572,7 +574,7 @@ def test_a_decode_that_takes_too_long_is_killed_and_the_next_one_works(slow_vide
 def test_a_decode_that_needs_too_much_memory_is_refused_and_the_next_one_works(tmp_path: Path, video: Path) -> None:
     (tmp_path / "large.png").write_bytes(_png((11_000, 11_000), "L"))
     with Decoder(CONFIG.model_copy(update={"decode_memory_mib": 256})) as decoder:
-        with pytest.raises(DecodeError, match="more memory than 256 MiB"):
+        with pytest.raises(DecodeLimitError, match="more memory than 256 MiB"):
             decoder.read(tmp_path / "large.png", "image")
         assert numbers(decoder.read(video).frames)[0] == 0
 
@@ -587,7 +589,7 @@ def test_a_worker_that_dies_is_replaced(slow_video: Path, video: Path) -> None:
         assert numbers(decoder.read(video).frames)[0] == 0
         pid = worker._process.pid
         subprocess.Popen(["/bin/sh", "-c", f"sleep 0.2; kill -SEGV {pid}"])
-        with pytest.raises(DecodeError, match="SIGSEGV"):
+        with pytest.raises(DecodeLimitError, match="SIGSEGV"):
             decoder.read(slow_video)
         assert numbers(decoder.read(video).frames)[0] == 0
 

@@ -235,6 +235,26 @@ def test_a_video_in_two_splits_stays_in_the_one_that_measures(
     assert sorted(kept) == ["row-0", "row-2", "row-4"]
 
 
+def test_a_file_that_the_decoder_cannot_afford_has_a_reason_of_its_own(
+    run: Run, source: Source, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    Image.new("L", (11_000, 11_000)).save(tmp_path / "large.png")
+    frugal = Run(run.context, run.video.model_copy(update={"decode_memory_mib": 256}))
+    rows = [
+        *rows_of(2),
+        make_row(2, "", media={"kind": "image", "uri": str(tmp_path / "large.png")}),
+        make_row(3, "videos/3.mp4"),
+    ]
+    manifest = frugal(source(rows), max_quarantined=0.5)
+    (left,) = frugal.quarantine(manifest)
+    assert (left["id"], left["reason"]) == ("row-2", "decode_limit")
+    assert "decode_memory_mib" in left["detail"]
+    assert manifest.counts["quarantined_decode_limit"] == 1
+    assert manifest.counts["rows_out"] == 3
+
+
 def test_a_source_that_is_mostly_bad_stops_the_stage_and_may_be_tolerated_later(run: Run, source: Source) -> None:
     path = source([make_row(0, "videos/0.mp4"), make_row(1, "nowhere/1.mp4")])
     with pytest.raises(prepare.PrepareError, match=r"1 of 2 rows cannot be used .*line 2 .*no such file") as error:
