@@ -408,7 +408,7 @@ def _deal(rows: SourceRows, base: str, config: DataPrepConfig, folder: Path) -> 
             quarantine = stack.enter_context((folder / "plan/quarantine.jsonl").open("w", encoding="utf-8"))
             for line, row in islice(rows, config.max_rows):
                 dealt.rows_in += 1
-                checked = check_row(line, row, base, ledger, rows.format.unique_ids)
+                checked = check_row(line, row, base, ledger, None if rows.format.unique_ids else dealt.rows_in)
                 if isinstance(checked, Quarantined):
                     quarantine.write(checked.to_json() + "\n")
                     continue
@@ -440,13 +440,14 @@ def _deal(rows: SourceRows, base: str, config: DataPrepConfig, folder: Path) -> 
 
 
 def check_row(
-    line: int, row: Sample | RowError, base: str, ledger: sqlite3.Connection, unique_ids: bool
+    line: int, row: Sample | RowError, base: str, ledger: sqlite3.Connection, number: int | None
 ) -> Sample | Quarantined:
     """The row with the full URI of its media, or why it cannot be used.
 
     Args:
         ledger: with a table ``ids`` (id, line), in which the row's id is noted.
-        unique_ids: an id that is taken is a mistake; else the row's line makes it another one.
+        number: counts the rows, where ids are no more than that: one that is taken gets it added. None: an id that is
+            taken is a mistake.
     """
     if isinstance(row, RowError):
         return Quarantined(line=line, reason="unreadable_row", detail=row.reason, raw=row.raw)
@@ -456,12 +457,14 @@ def check_row(
         return _quarantined(line, row, "missing_media", str(error))
     media = row.media.model_copy(update={"uri": uri})
     row = row.model_copy(update={"media": media})
-    earlier = ledger.execute("SELECT line FROM ids WHERE id = ?", (row.id,)).fetchone()
+    taken = "SELECT line FROM ids WHERE id = ?"
+    earlier = ledger.execute(taken, (row.id,)).fetchone()
+    if earlier is not None and number is not None:
+        row = row.model_copy(update={"id": f"{row.id}#{number}"})
+        earlier = ledger.execute(taken, (row.id,)).fetchone()
     if earlier is not None:
-        if unique_ids:
-            return _quarantined(line, row, "duplicate_id", f"the id is already that of line {earlier[0]}")
-        row = row.model_copy(update={"id": f"{row.id}@{line}"})
-    ledger.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (row.id, line))
+        return _quarantined(line, row, "duplicate_id", f"the id is already that of line {earlier[0]}")
+    ledger.execute("INSERT INTO ids VALUES (?, ?)", (row.id, line))
     return row
 
 

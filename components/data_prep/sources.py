@@ -294,7 +294,7 @@ class Format:
     write: Callable[[Iterable[Sample]], Iterator[dict[str, Any]]]
     """The rows of samples; what the format has no field for is lost."""
     unique_ids: bool = False
-    """Whether an id that occurs twice is a mistake; else it gets its line, because it only counts rows."""
+    """Whether an id that occurs twice is a mistake; else ids only count rows, and one that is taken gets a number."""
 
 
 def format_named(name: str) -> Format:

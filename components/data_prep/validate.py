@@ -102,7 +102,7 @@ def _validate(
         report = FileReport(name, rows.format.name)
         for line, row in rows:
             report.rows += 1
-            checked = check_row(line, row, source.base, ledger, rows.format.unique_ids)
+            checked = check_row(line, row, source.base, ledger, None if rows.format.unique_ids else report.rows)
             if isinstance(checked, Quarantined):
                 report.add(Problem(line, checked.reason, checked.detail))
                 continue
