@@ -1,6 +1,6 @@
-"""A training process of test_distributed_grpo.py, started by torchrun: GRPO with SGD, its every step written down.
+"""A training process of test_distributed_grpo.py, started by torchrun: GRPO, its every step written down.
 
-SGD, because Adam turns the rounding of tiny gradients into whole steps, so that no two runs could be told apart.
+Adam has a large epsilon here: with the usual one it turns the rounding of tiny gradients into whole steps.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from typing import Any
 
 import torch
 from vthink.components.common.chat import ChatEncoder
-from vthink.components.common.checkpoints import CheckpointCallback, CheckpointStore, StopOnSignal, trainer_arguments
+from vthink.components.common.checkpoints import (
+    CheckpointCallback,
+    CheckpointStore,
+    StopOnSignal,
+    repartition,
+    trainer_arguments,
+)
 from vthink.components.common.config import StorageConfig, TinyModelConfig
 from vthink.components.common.models import build_tiny, tokens_per_second
 from vthink.components.common.samples import PreparedSet
@@ -70,8 +76,6 @@ def main() -> None:
     from trl import GRPOConfig as TRLConfig
 
     arguments = trainer_arguments(settings, store.folder, True, planned_processes=job["planned_processes"])
-    if "deepspeed" in arguments:
-        arguments["deepspeed"]["zero_allow_untested_optimizer"] = True
     batch = settings.prompts_per_step * settings.num_generations
     trainer = Traced(
         model=model,
@@ -81,7 +85,8 @@ def main() -> None:
             num_generations=settings.num_generations,
             max_completion_length=settings.max_new_tokens,
             beta=settings.kl_coefficient,
-            optim="sgd",
+            optim="adamw_torch",
+            adam_epsilon=1e-2,
         ),
         train_dataset=prompt_rows(job["rows"]),
         eval_dataset=prompt_rows([0]),
@@ -96,6 +101,8 @@ def main() -> None:
     )
     trainer.job, trainer.written = job, {}
     checkpoint = store.newest()
+    if checkpoint is not None:
+        repartition(trainer, checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     norms = {entry["step"]: entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry}
     engine = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
