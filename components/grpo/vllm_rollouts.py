@@ -45,6 +45,8 @@ import torch
 from ..common.chat import TEXT, ChatEncoder, EncodedPrompt
 from ..common.generation import Completion, Sampling
 
+_IMPOSSIBLE = -9000.0
+"""No token was sampled with such a log-probability: a server writes -9999 where it has none."""
 _FINAL_ONLY = 2
 """vLLM's ``RequestOutputKind``: with its default, only the completion that ended last of ``n`` is returned."""
 
@@ -330,7 +332,7 @@ def checked(asked: Request, answer: Answer, encoder: ChatEncoder) -> list[Sample
             raise RolloutError(f"{name} has {len(ids)} tokens; {longest} were allowed")
         if forbidden := sorted(set(ids) & set(encoder.vision_token_ids)):
             raise RolloutError(f"{name} holds vision tokens ({forbidden}), which only a prompt may")
-        if len(choice.log_probs) != len(ids) or not all(-1e4 < value < 1e-3 for value in choice.log_probs):
+        if len(choice.log_probs) != len(ids) or not all(_IMPOSSIBLE < value < 1e-3 for value in choice.log_probs):
             raise RolloutError(f"{name} has {len(ids)} tokens, but not a log-probability for each")
         completions.append(
             SampledCompletion(
@@ -524,7 +526,8 @@ def importance_weights(
     """Truncated importance sampling per token, min(π_trainer / π_sampler, C): TRL's ``token_truncate``.
 
     Rollouts come from vLLM's kernels and types, gradients from the trainer's; the same weights give other
-    probabilities there. The ratio corrects for it, the cap keeps its variance finite.
+    probabilities there. The ratio corrects for it, the cap keeps its variance finite. With a nucleus below 1 the
+    sampler's probabilities are those within the nucleus, so ratios lie a little below 1 and the gap is never 0.
 
     Args:
         trainer: log-probabilities of the sampled tokens under the weights they were sampled with, at the same

@@ -300,6 +300,10 @@ def test_a_completion_of_vision_tokens_and_a_log_probability_that_is_no_number_a
 
     with pytest.raises(RolloutError, match="not a log-probability for each"):
         run(fake(not_a_number), encoder, [prompt])
+    # what a server writes where it has none
+    engine = fake(lambda asked: output(asked.token_ids, ([9, 999_900], "stop"), ([9], "stop")))
+    with pytest.raises(RolloutError, match="not a log-probability for each"):
+        run(engine, encoder, [prompt])
 
 
 def test_weights_move_once_per_step_and_change_every_cache_key(encoder: ChatEncoder, fake: type[FakeVLLM]) -> None:
@@ -365,7 +369,7 @@ class FakeServer:
                 pass
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
         self.engine = SimpleNamespace(
             mode="server",
             server_base_url=f"http://127.0.0.1:{self.http.server_port}",
