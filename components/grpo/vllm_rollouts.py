@@ -445,8 +445,12 @@ class VLLMRollouts:
     def _ask_engine(self, asked: Sequence[Request]) -> list[Answer]:
         engine = self.engine.llm.llm_engine
         names = [f"{uuid.uuid4().hex}-{index}" for index in range(len(asked))]
-        for name, one in zip(names, asked, strict=True):
-            engine.add_request(name, *engine_request(one))
+        try:
+            for name, one in zip(names, asked, strict=True):
+                engine.add_request(name, *engine_request(one))
+        except ValueError as error:  # longer than the model's context or the cache of vision features
+            engine.abort_request(names)
+            raise RolloutError(f"vLLM refused a prompt of {len(one.token_ids)} tokens: {error}") from error
         answers: dict[str, Answer] = {}
         while engine.has_unfinished_requests():
             for output in engine.step():

@@ -160,6 +160,7 @@ class FakeVLLM:
     """Plays TRL's ``VLLMGeneration`` around a ``vllm.LLM`` in this process, as far as `VLLMRollouts` uses them."""
 
     mode, tensor_parallel_size, enable_sleep_mode = "colocate", 1, False
+    longest = 10_000
 
     def __init__(self, answer: Callable[[Request], Any], **settings: Any) -> None:
         self.answer, self.waiting, self.events = answer, [], []
@@ -181,8 +182,13 @@ class FakeVLLM:
         self.events.append(f"sleep {level}")
 
     def add_request(self, name: str, prompt: Request, params: None) -> None:
+        if len(prompt.token_ids) > self.longest:
+            raise ValueError("longer than the maximum model length")
         self.asked.append(prompt)
         self.waiting.append((name, prompt))
+
+    def abort_request(self, names: list[str]) -> None:
+        self.waiting = [(name, prompt) for name, prompt in self.waiting if name not in names]
 
     def has_unfinished_requests(self) -> bool:
         return bool(self.waiting)
@@ -304,6 +310,16 @@ def test_a_completion_of_vision_tokens_and_a_log_probability_that_is_no_number_a
     engine = fake(lambda asked: output(asked.token_ids, ([9, 999_900], "stop"), ([9], "stop")))
     with pytest.raises(RolloutError, match="not a log-probability for each"):
         run(engine, encoder, [prompt])
+
+
+def test_a_prompt_that_vllm_refuses_leaves_nothing_behind(encoder: ChatEncoder, fake: type[FakeVLLM]) -> None:
+    clip = clip_of(encoder)
+    short, long = (encoder.encode("Left? " * count, ["a", "b"], "multiple_choice", clip) for count in (1, 50))
+    engine = fake(lambda asked: output(asked.token_ids, ([9], "stop"), ([9], "stop")), longest=len(short))
+    with pytest.raises(RolloutError, match=f"refused a prompt of {len(long)} tokens: longer than"):
+        run(engine, encoder, [short, long])
+    assert not engine.waiting
+    assert len(run(engine, encoder, [short])) == 1
 
 
 def test_weights_move_once_per_step_and_change_every_cache_key(encoder: ChatEncoder, fake: type[FakeVLLM]) -> None:
