@@ -448,9 +448,10 @@ class VLLMRollouts:
         try:
             for name, one in zip(names, asked, strict=True):
                 engine.add_request(name, *engine_request(one))
-        except ValueError as error:  # longer than the model's context or the cache of vision features
+        except Exception as error:  # longer than the model's context or the cache of vision features, as a rule
             engine.abort_request(names)
-            raise RolloutError(f"vLLM refused a prompt of {len(one.token_ids)} tokens: {error}") from error
+            what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise RolloutError(f"vLLM refused a prompt of {len(one.token_ids)} tokens: {what}") from error
         answers: dict[str, Answer] = {}
         while engine.has_unfinished_requests():
             for output in engine.step():

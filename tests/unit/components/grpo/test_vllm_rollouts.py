@@ -316,7 +316,7 @@ def test_a_prompt_that_vllm_refuses_leaves_nothing_behind(encoder: ChatEncoder, 
     clip = clip_of(encoder)
     short, long = (encoder.encode("Left? " * count, ["a", "b"], "multiple_choice", clip) for count in (1, 50))
     engine = fake(lambda asked: output(asked.token_ids, ([9], "stop"), ([9], "stop")), longest=len(short))
-    with pytest.raises(RolloutError, match=f"refused a prompt of {len(long)} tokens: longer than"):
+    with pytest.raises(RolloutError, match=f"refused a prompt of {len(long)} tokens: ValueError: longer than"):
         run(engine, encoder, [short, long])
     assert not engine.waiting
     assert len(run(engine, encoder, [short])) == 1
@@ -621,6 +621,14 @@ if importlib.util.find_spec("vllm") is not None:
             with real.policy(2):
                 ((fresh,),) = real.generate([prompt], SAMPLING)
                 assert gap(real, prompt, fresh) < 1e-4
+
+        def test_a_prompt_longer_than_the_context_is_refused_by_name(self, real: VLLMRollouts) -> None:
+            clip = clip_of(real.encoder)
+            short, long = (real.encoder.encode("Left? " * n, ["a", "b"], "multiple_choice", clip) for n in (1, 600))
+            with real.policy(0):
+                with pytest.raises(RolloutError, match="refused a prompt of .* tokens: VLLMValidationError"):
+                    real.generate([short, long], SAMPLING)
+                assert len(real.generate([short], SAMPLING)) == 1
 
         def test_normalising_twice_is_seen_in_the_gap(self, real: VLLMRollouts) -> None:
             prompt = prompt_of(real.encoder, clip_of(real.encoder, seed=4))
