@@ -626,7 +626,7 @@ if importlib.util.find_spec("vllm") is not None:
             clip = clip_of(real.encoder)
             short, long = (real.encoder.encode("Left? " * n, ["a", "b"], "multiple_choice", clip) for n in (1, 600))
             with real.policy(0):
-                with pytest.raises(RolloutError, match="refused a prompt of .* tokens: VLLMValidationError"):
+                with pytest.raises(RolloutError, match=r"refused a prompt of .* tokens: VLLMValidationError"):
                     real.generate([short, long], SAMPLING)
                 assert len(real.generate([short], SAMPLING)) == 1
 
