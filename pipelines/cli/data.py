@@ -9,6 +9,9 @@ import typer
 
 from .options import WORKSPACE, Folder, Overrides, Preset, load
 
+UNFINISHED = 3
+"""Exit code of a curation that has something left to do: the budget is spent, or calls failed."""
+
 app = typer.Typer(help="Generate, check and prepare rows and videos.", no_args_is_help=True)
 
 
@@ -84,3 +87,39 @@ def validate(
         print(f"  types: {kinds or 'none'}; sources: {sources or 'none'}")
         print(f"  videos and images: {report.media}, of which {report.missing_media} are missing")
     raise typer.Exit(0 if all(report.ok and report.rows for report in reports) else 1)
+
+
+@app.command(
+    epilog="Example: vthink data curate captions.json -o curated.jsonl "
+    "--set curation.teacher.url=http://127.0.0.1:8000/v1 --set curation.teacher.model=Qwen/Qwen2.5-72B-Instruct "
+    "--set curation.judge.url=http://127.0.0.1:8001/v1 --set curation.judge.model=Qwen/Qwen2.5-VL-7B-Instruct"
+)
+def curate(
+    source: Annotated[Path, typer.Argument(help="Captioned segments (.json, as ActivityNet), or rows (.jsonl).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Rows to write (.jsonl); its journal lies beside it.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how many calls, and what they could cost.")
+    ] = False,
+    preset: Preset = "laptop",
+    overrides: Overrides = None,
+) -> None:
+    """Have a teacher model write reasoning traces, and keep those from which a judge finds the answer.
+
+    curation.method=hindsight (Video-Thinker) or cot (Video-R1); any OpenAI-compatible servers, whose keys come from
+    the environment variables named by curation.teacher.api_key_env and curation.judge.api_key_env. Stopped by Ctrl-C,
+    by a kill or by curation.budget_usd, the same command goes on where it was. The exit code is 3 when something is
+    left to do.
+    """
+    from ...components.common.storage import Storage
+    from ...components.data_prep import curate as curation
+    from .curation import say_estimate, say_summary, shown
+
+    config = load(preset, overrides)
+    if dry_run:
+        say_estimate(curation.estimate(source, output, config.curation))
+        return
+    with shown() as progress:
+        summary = curation.curate(source, output, config.curation, Storage(config.storage), progress)
+    say_summary(summary, output)
+    if not summary.complete:
+        raise typer.Exit(UNFINISHED)
