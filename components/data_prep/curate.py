@@ -20,7 +20,9 @@ among the options, times inside the video and in order.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -30,8 +32,8 @@ import string
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,13 +43,13 @@ from ... import __version__
 from ..common.answers import is_correct, parse_response
 from ..common.config import VideoConfig, describe
 from ..common.report import data_uri, jpeg
-from ..common.samples import Evidence, Media, RowError, Sample, numbered_samples, to_line
+from ..common.samples import Evidence, Media, RowError, Sample, to_line
 from ..common.storage import Storage, canonical_json
 from ..common.video import Clip, DecodeError, Decoder
 from .config import CurationConfig
 from .endpoint import IMAGE_TOKENS, Account, CallFailedError, Endpoint, EndpointError, Reply, StoppedError, usd
 from .journal import Journal
-from .prepare import resolve_uri
+from .sources import HUB, FormatError, fetch_from_hub, read_rows, resolve_uri
 from .traces import (
     STEPS,
     Prompts,
@@ -119,21 +121,26 @@ class Item:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_items(source: Path, config: CurationConfig) -> Iterator[Item | RowError]:
+def read_items(
+    source: Path, config: CurationConfig, format_name: str | None = None, roots: Mapping[str, str] | None = None
+) -> Iterator[Item | RowError]:
     """The videos or questions of a file.
 
     Args:
-        source: ``.json`` with captioned segments as ActivityNet Captions has them
-            (``{key: {"duration": s, "timestamps": [[start, end]], "sentences": [caption]}}``), or rows (`Sample`) as
-            ``.jsonl`` or ``.parquet``.
+        source: a JSON object of captioned segments as ActivityNet Captions has them
+            (``{key: {"timestamps": [[start, end]], "sentences": [caption]}}``), or rows in any format of `sources`.
         config: where the videos of captioned segments are, and how many items are read.
+        format_name: how the rows are written; None: as they look.
+        roots: where the media of rows are, by source (`DataPrepConfig.roots`).
 
     Raises:
         CurateError: the file of segments cannot be read at all.
-        SamplesError: the file of rows cannot be read at all.
+        SamplesError, FormatError: the file of rows cannot be read at all.
     """
     base = str(source.absolute().parent)
-    found = _captioned(source, config) if source.suffix.lower() == ".json" else numbered_samples(source)
+    captioned = None if format_name else _captioned_videos(source)
+    rows = read_rows(source, format_name, roots) if captioned is None else None
+    found = _captioned(captioned, config) if rows is None else rows
     ids: dict[str, int] = {}
     for number, (line, row) in enumerate(found):
         if config.max_items is not None and number >= config.max_items:
@@ -142,6 +149,8 @@ def read_items(source: Path, config: CurationConfig) -> Iterator[Item | RowError
             yield row
             continue
         item = row if isinstance(row, Item) else Item(line, row.id, row.media, row, row.evidence)
+        if item.id in ids and rows is not None and not rows.format.unique_ids:
+            item = replace(item, id=f"{item.id}@{line}")
         if item.id in ids:
             yield RowError(line, f"duplicate_id: the id '{item.id}' is already that of {ids[item.id]}", "")
             continue
@@ -152,20 +161,32 @@ def read_items(source: Path, config: CurationConfig) -> Iterator[Item | RowError
             yield RowError(line, f"missing_media: {error}", "")
             continue
         media = item.media.model_copy(update={"uri": uri})
-        sample = None if item.sample is None else item.sample.model_copy(update={"media": media})
-        yield Item(line, item.id, media, sample, item.segments)
+        sample = None if item.sample is None else item.sample.model_copy(update={"id": item.id, "media": media})
+        yield replace(item, media=media, sample=sample)
 
 
-def _captioned(source: Path, config: CurationConfig) -> Iterator[tuple[int, Item | RowError]]:
+def _captioned_videos(source: Path) -> dict[str, Any] | None:
+    """What a file of captioned segments holds; None when it is one of rows."""
+    if source.suffix.lower() != ".json":
+        return None
+    with source.open("rb") as file:
+        if not file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
+            return None
     if source.stat().st_size > MAX_SOURCE_BYTES:
         raise CurateError(f"{source}: larger than {MAX_SOURCE_BYTES} bytes; split it")
     try:
-        videos = json.loads(source.read_bytes())
+        videos = json.loads(source.read_text("utf-8-sig"))
     except (ValueError, RecursionError) as error:
+        if str(error).startswith("Extra data"):  # an object a line
+            return None
         raise CurateError(f"{source}: not JSON ({str(error)[:100]})") from None
-    if not isinstance(videos, dict) or not all(isinstance(about, dict) for about in videos.values()):
-        raise CurateError(f"{source}: expected {{video: {{duration, timestamps, sentences}}}}; rows come as .jsonl")
-    for number, (key, about) in enumerate(videos.items(), 1):
+    if not all(isinstance(about, dict) for about in videos.values()):
+        raise CurateError(f"{source}: expected {{video: {{timestamps, sentences}}}}, or rows")
+    return dict(videos)
+
+
+def _captioned(videos: Mapping[str, Any] | None, config: CurationConfig) -> Iterator[tuple[int, Item | RowError]]:
+    for number, (key, about) in enumerate((videos or {}).items(), 1):
         try:
             yield number, _captioned_item(number, key, about, config)
         except (ValueError, TypeError, KeyError) as error:
@@ -223,6 +244,8 @@ def curate(
     config: CurationConfig,
     storage: Storage | None = None,
     progress: Progress = lambda summary: None,
+    format_name: str | None = None,
+    roots: Mapping[str, str] | None = None,
 ) -> Summary:
     """Write the training rows that come of a source.
 
@@ -235,15 +258,16 @@ def curate(
         config: how.
         storage: where media with ``s3://`` URIs are.
         progress: called when an item is decided.
+        format_name, roots: see `read_items`.
 
     Raises:
-        CurateError, SamplesError: the source, the prompts or the journal cannot be used.
+        CurateError, SamplesError, FormatError: the source, the prompts or the journal cannot be used.
         EndpointError: a server cannot be used as it is set up; what is decided has been written.
         KeyboardInterrupt: asked to stop (SIGINT, SIGTERM); calls under way were waited for, what is decided has been
             written.
     """
     config = _checked(source, output, config)
-    run = _Run(source, config, storage, progress)
+    run = _Run(functools.partial(read_items, source, config, format_name, roots), config, storage, progress)
     output.parent.mkdir(parents=True, exist_ok=True)
     with Journal(output.with_suffix(".journal.jsonl")) as journal:
         try:
@@ -275,8 +299,14 @@ class _Run:
 
     journal: Journal
 
-    def __init__(self, source: Path, config: CurationConfig, storage: Storage | None, progress: Progress):
-        self.source, self.config = source, config
+    def __init__(
+        self,
+        items: Callable[[], Iterator[Item | RowError]],
+        config: CurationConfig,
+        storage: Storage | None,
+        progress: Progress,
+    ):
+        self._items, self.config = items, config
         self.prompts = Prompts.read(config.prompts)
         self.summary = Summary(account=Account(config.budget_usd))
         self.interrupted = False
@@ -289,9 +319,11 @@ class _Run:
         """Decide every item that is not decided yet."""
         self.journal, config = journal, self.config
         self.summary.account.usd = journal.spent_usd
-        for item in read_items(self.source, config):
+        for item in self._items():
             self.summary.items += 1
             self._check_store(item)
+        if not self.summary.items:
+            raise CurateError("the source has no rows")
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -306,7 +338,7 @@ class _Run:
             video = VideoConfig(num_frames=config.num_frames, max_pixels=config.max_pixels)
             self._decoder = stack.enter_context(Decoder(video, min(at_once, len(os.sched_getaffinity(0)))))
             # Items are taken from the source only as fast as they are worked off.
-            items = read_items(self.source, config)
+            items = self._items()
             await asyncio.gather(*(self._worker(items) for _ in range(at_once)))
 
     def _check_store(self, item: Item | RowError) -> None:
@@ -373,6 +405,11 @@ class _Run:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vthink-curate-"))
                 path = Path(folder) / ("media" + Path(media.uri).suffix[:8])
                 self._storage.download_file(media.uri, path)
+            elif media.uri.startswith(HUB):
+                try:
+                    path = fetch_from_hub(media.uri)
+                except FormatError as error:
+                    raise _DropError("missing_media", str(error)) from None
             elif not path.is_file():
                 raise _DropError("missing_media", f"there is no file {media.uri}")
             try:
@@ -539,7 +576,7 @@ class _Run:
         self.summary.rows, self.summary.decided = 0, 0
         self.summary.dropped.clear()
         with _whole(output) as rows, _whole(output.with_suffix(".dropped.jsonl")) as dropped:
-            for item in read_items(self.source, self.config):
+            for item in self._items():
                 if isinstance(item, RowError):
                     kind, _, detail = item.reason.partition(": ")
                     known = kind in ("duplicate_id", "missing_media", "bad_segments")
@@ -648,7 +685,13 @@ class Estimate:
     """Spent by earlier runs."""
 
 
-def estimate(source: Path, output: Path, config: CurationConfig) -> Estimate:
+def estimate(
+    source: Path,
+    output: Path,
+    config: CurationConfig,
+    format_name: str | None = None,
+    roots: Mapping[str, str] | None = None,
+) -> Estimate:
     """How many calls `curate` would make, and what they could cost; nothing is asked, and no video is opened."""
     config = _checked(source, output, config)
     prompts = Prompts.read(config.prompts)
@@ -657,7 +700,7 @@ def estimate(source: Path, output: Path, config: CurationConfig) -> Estimate:
     with contextlib.ExitStack() as stack:
         journal = stack.enter_context(Journal(journal_path)) if journal_path.exists() else None
         found.spent_usd = journal.spent_usd if journal is not None else 0.0
-        for item in read_items(source, config):
+        for item in read_items(source, config, format_name, roots):
             found.items += 1
             known = isinstance(item, RowError) or (journal and journal.find(item.digest(settings)) is not None)
             if known or isinstance(item, RowError):

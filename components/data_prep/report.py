@@ -92,7 +92,7 @@ def report_page(
         title = f"{len(shown)} of {card['rows']['out']:,} rows"
         sections.append((title, _items(prepared, sampled, shown)))
     made = prepared.manifest
-    subtitle = f"{card['source']} ({card['format']}), prepared as {made.fingerprint} by vthink {made.vthink_version}"
+    subtitle = f"{card['source']} ({card['format']}), prepared as {made.fingerprint} by vthink {made.version}"
     return report.page("Data", sections, subtitle)
 
 

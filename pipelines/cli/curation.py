@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ...components.data_prep.curate import Estimate, Summary
 
+UNFINISHED = 3
+"""Exit code of a curation that has something left to do: the budget is spent, or calls failed."""
 _SHOWN_FAILURES = 5
 
 

@@ -21,10 +21,11 @@ from PIL import Image
 from vthink.components.common import video as video_module
 from vthink.components.common.config import VideoConfig
 from vthink.components.common.video import (
-    Clip,
-    ClipRequest,
+    DecodedFile,
     DecodeError,
     Decoder,
+    EncodedClip,
+    FileRequest,
     decode_frames,
     encode_clip,
     encode_frames,
@@ -260,8 +261,9 @@ def test_decord_alone_would_give_wrong_frames_of_open_groups(tmp_path: Path) -> 
 def test_decord_and_pyav_give_the_same_pixels(video: Path) -> None:
     probe = video_module._probe(video)
     indices = select_frames(probe.times_s, probe.duration_s, CONFIG)
-    ours = video_module._decode_with_decord(video, indices, probe, CONFIG)
-    theirs = video_module._decode_with_pyav(video, indices, probe, CONFIG)
+    ours, size = video_module._decode_with_decord(video, indices, probe, CONFIG)
+    theirs, their_size = video_module._decode_with_pyav(video, indices, probe, CONFIG)
+    assert size == their_size == (SIZE, SIZE)
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 2
 
 
@@ -279,9 +281,9 @@ def test_a_rotated_video_is_turned_upright_by_both_decoders(tmp_path: Path) -> N
     path.write_bytes(data)
     probe = video_module._probe(path)
     indices = np.arange(8)
-    turned = video_module._decode_with_decord(path, indices, probe, CONFIG)
+    turned, _ = video_module._decode_with_decord(path, indices, probe, CONFIG)
     assert numbers(np.rot90(turned, axes=(1, 2))) == list(range(8))
-    assert np.abs(turned.astype(int) - video_module._decode_with_pyav(path, indices, probe, CONFIG)).max() <= 2
+    assert np.abs(turned.astype(int) - video_module._decode_with_pyav(path, indices, probe, CONFIG)[0]).max() <= 2
 
 
 def test_a_varying_frame_rate_gives_true_times(tmp_path: Path) -> None:
@@ -412,8 +414,8 @@ def test_png_gives_back_the_same_frames_and_jpeg_nearly_the_same(video: Path) ->
 
 def test_stored_is_what_a_worker_encodes_and_a_reader_decodes(video: Path, decoder: Decoder) -> None:
     clip = decoder.read(video)
-    (encoded,) = decoder.map_encoded([ClipRequest(video)])
-    assert not isinstance(encoded, DecodeError)
+    (encoded,) = decoder.read_file(FileRequest(video)).clips
+    assert isinstance(encoded, EncodedClip)
     assert encoded.frames == encode_frames(clip, CONFIG)
     assert (decode_frames(encoded.frames) == stored(clip, CONFIG).frames).all()
     assert encode_clip(clip, CONFIG).times_s.tolist() == encoded.times_s.tolist()
@@ -443,26 +445,31 @@ def test_a_worker_gives_exactly_what_this_process_would(video: Path, decoder: De
 def test_map_keeps_the_order_and_puts_errors_in_their_place(video: Path, tmp_path: Path, decoder: Decoder) -> None:
     (tmp_path / "empty.mp4").touch()
     starts = [i / 20 for i in range(60)]
-    requests = [ClipRequest(tmp_path / "empty.mp4" if i % 10 == 3 else video, "video", s) for i, s in enumerate(starts)]
-    for index, result in enumerate(decoder.map(iter(requests))):
+    requests = [
+        FileRequest(tmp_path / "empty.mp4" if i % 10 == 3 else video, "video", ((s, None),))
+        for i, s in enumerate(starts)
+    ]
+    for index, result in enumerate(decoder.map_files(iter(requests))):
         if index % 10 == 3:
             assert isinstance(result, DecodeError)
         else:
-            assert isinstance(result, Clip)
-            assert result.duration_s == pytest.approx(6.0 - starts[index])
+            assert isinstance(result, DecodedFile)
+            (clip,) = result.clips
+            assert isinstance(clip, EncodedClip)
+            assert clip.duration_s == pytest.approx(6.0 - starts[index])
     assert index == 59
 
 
 def test_map_takes_only_a_few_requests_ahead(video: Path, decoder: Decoder) -> None:
     taken = 0
 
-    def requests() -> Iterator[ClipRequest]:
+    def requests() -> Iterator[FileRequest]:
         nonlocal taken
         for _ in range(1000):
             taken += 1
-            yield ClipRequest(video)
+            yield FileRequest(video)
 
-    results = decoder.map(requests())
+    results = decoder.map_files(requests())
     for _ in range(3):
         next(results)
     results.close()  # type: ignore[attr-defined]

@@ -273,12 +273,39 @@ def test_segments_that_cannot_be_right_are_reported_and_the_others_read(tmp_path
     assert item.id == "good"
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"v": 5}', '{"v": ', "[" * 100_000])
+@pytest.mark.parametrize("text", ['{"v": 5}', '{"v": ', '{"v": ' + "[" * 100_000])
 def test_a_file_that_is_no_file_of_segments_is_one_line(tmp_path, text):
     path = tmp_path / "captions.json"
     path.write_text(text)
     with pytest.raises(CurateError, match=r"captions\.json: "):
         list(read_items(path, CurationConfig()))
+
+
+def test_questions_are_read_in_any_format_of_rows_with_roots_and_ids_of_their_own(tmp_path):
+    row = {
+        "problem_id": 7,
+        "problem": "Which way?",
+        "data_type": "video",
+        "problem_type": "multiple choice",
+        "options": ["A. left", "B. right"],
+        "solution": "<answer>B</answer>",
+        "path": "./clips/a.mp4",
+        "data_source": "STAR",
+    }
+    path = tmp_path / "Video-R1-260k.json"
+    path.write_text(json.dumps([row, row]))
+    items = list(read_items(path, CurationConfig(), roots={"STAR": "/data/star"}))
+    assert [item.sample.answer for item in items] == ["B", "B"]
+    assert len({item.id for item in items} | {item.sample.id for item in items}) == 2
+    assert {item.media.uri for item in items} == {"/data/star/clips/a.mp4"}
+
+
+def test_an_object_a_line_in_a_json_file_is_read_as_rows(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text((CHOICE.model_dump_json() + "\n") * 2)
+    first, second = read_items(path, CurationConfig())
+    assert first.sample == CHOICE
+    assert second.reason == "duplicate_id: the id 'a' is already that of 1"
 
 
 def test_segments_are_cut_at_the_video_s_end_within_reason():

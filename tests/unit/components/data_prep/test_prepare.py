@@ -22,7 +22,7 @@ from vthink.components.common.config import RunContext, VideoConfig
 from vthink.components.common.samples import PreparedSet, Sample, SamplesError, write_samples
 from vthink.components.common.storage import Manifest, Storage, StorageError, join, sha256_file
 from vthink.components.common.video import read_clip, stored
-from vthink.components.data_prep import component, prepare
+from vthink.components.data_prep import component, prepare, sources, validate
 from vthink.components.data_prep.config import DataPrepConfig, SynthesizeConfig
 
 from .conftest import make_row, write_rows
@@ -64,11 +64,15 @@ def rows_of(count: int, **changes: Any) -> list[dict[str, Any]]:
 # ----------------------------------------------------------------------------------------------------------- the result
 
 
+@pytest.mark.parametrize(("store", "stream"), [("frames", False), ("smallest", False), ("frames", True)])
 def test_rows_come_back_with_exactly_the_frames_that_the_server_would_make(
-    run: Run, source: Source, squares: Path, tmp_path: Path
+    store: str, stream: bool, run: Run, source: Source, squares: Path, tmp_path: Path
 ) -> None:
     path = source([*rows_of(3), make_row(5, "videos/5.mp4", split="test")])
-    data = run.open(run(path), tmp_path / "cache")
+    manifest = run(path, store=store)
+    assert manifest.metrics["originals"] == (4 if store == "smallest" else 0)
+    data = run.open(manifest, tmp_path / "cache", stream=stream)
+    assert (data.folder / "media").exists() != stream
     assert data.split_names == ["test", "train"]
     assert data.video == run.video
     train = data.split("train")
@@ -98,7 +102,7 @@ def test_datasets_loads_the_folder_as_it_is(
     run: Run, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [*rows_of(3), make_row(9, "videos/9.mp4", split="test", metadata={"kind": "direction"})]
-    data = run.open(run(source(rows), shards=2), tmp_path / "cache")
+    data = run.open(run(source(rows), shards=2, store="frames"), tmp_path / "cache")
     datasets = pytest.importorskip("datasets")
     cache = str(tmp_path / "hf")
     loaded = datasets.load_dataset(str(data.folder), "rows", cache_dir=cache)
@@ -246,7 +250,7 @@ def test_a_source_without_rows_is_an_error(rows: list[str], run: Run, source: So
 
 
 def test_a_source_that_cannot_be_read_is_one_clear_error(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(prepare.PrepareError, match="no file"):
+    with pytest.raises(sources.FormatError, match="no such file"):
         run(str(tmp_path / "missing.jsonl"))
     (tmp_path / "rows.parquet").write_bytes(b"no parquet")
     with pytest.raises(SamplesError, match="Parquet"):
@@ -266,13 +270,13 @@ def test_a_source_that_cannot_be_read_is_one_clear_error(run: Run, tmp_path: Pat
     ],
 )
 def test_media_count_from_where_the_rows_are(uri: str, expected: str) -> None:
-    assert prepare.resolve_uri(uri, "s3://b/x/") == expected
+    assert sources.resolve_uri(uri, "s3://b/x/") == expected
 
 
 @pytest.mark.parametrize("uri", ["http://host/a.mp4", "../../../a.mp4"])
 def test_media_elsewhere_are_refused(uri: str) -> None:
     with pytest.raises(ValueError, match=r"read from paths|leaves the bucket"):
-        prepare.resolve_uri(uri, "s3://b/x/")
+        sources.resolve_uri(uri, "s3://b/x/")
 
 
 # ------------------------------------------------------------------------------------------ again, resumed, in parallel
@@ -337,7 +341,7 @@ def test_a_killed_shard_goes_on_where_it_was_and_gives_the_same_files(
     decoded: list[str] = []
     fetch = prepare._Fetcher.__call__
     monkeypatch.setattr(
-        prepare._Fetcher, "__call__", lambda self, medium: (decoded.append(medium.media_id), fetch(self, medium))[1]
+        prepare._Fetcher, "__call__", lambda self, file: (decoded.append(file.uri), fetch(self, file))[1]
     )
     done = prepare.prepare_shard(*arguments, shard)
     assert len(decoded) == 12 - 6
@@ -430,7 +434,7 @@ def test_validation_lists_every_problem_with_its_line(source: Source, storage: S
         make_row(4, "videos/0.mp4", split="test", problem_type="ocr", options=[], source="other"),
         make_row(5, join(storage.config.root_uri, "missing.mp4")),
     ]
-    (report,) = prepare.validate_rows([source(rows)], storage)
+    (report,) = validate.validate_rows([source(rows)], storage)
     assert [(problem.line, problem.reason) for problem in report.problems] == [
         (2, "missing_media"),
         (3, "duplicate_id"),
@@ -442,7 +446,7 @@ def test_validation_lists_every_problem_with_its_line(source: Source, storage: S
     assert (report.rows, report.media, report.missing_media) == (6, 3, 2)
     assert report.by_type == {"multiple_choice": 1, "ocr": 1}
     assert report.by_source == {"squares": 1, "other": 1}
-    (good,) = prepare.validate_rows([str(write_rows(tmp_path / "source/good.jsonl", rows_of(3)))])
+    (good,) = validate.validate_rows([str(write_rows(tmp_path / "source/good.jsonl", rows_of(3)))])
     assert good.ok
 
 
