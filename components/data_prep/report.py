@@ -70,11 +70,28 @@ def write_report(
     return report_page(card, prepared, items, count_tokens)
 
 
+def token_counter(path: Path) -> CountTokens:
+    """Counts tokens with a ``tokenizer.json``, as every fast tokenizer of the hub has one.
+
+    Raises:
+        ReportError: it is no such file, or the library that reads it is missing.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise ReportError("counting tokens needs the package tokenizers (it comes with transformers)") from None
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # what it raises is a bare Exception
+        raise ReportError(f"{path}: not a tokenizer.json ({str(error)[:100]})") from None
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
 def report_page(
     card: Mapping[str, Any], prepared: PreparedSet, items: int = ITEMS, count_tokens: CountTokens | None = None
 ) -> str:
     """The page, from a set's card and the set."""
-    sampled = {split: _sampled(prepared, split) for split in prepared.split_names}
+    sampled = {split: _sampled(prepared, split) for split, _ in _by_split(card)}
     sections: list[tuple[str, Markup]] = [
         ("Rows and files", _overview(card)),
         ("Splits", _splits(card)),
@@ -84,7 +101,7 @@ def report_page(
         ("Resolutions", _resolutions(card)),
     ]
     if any(sum(about["pass_rate"]["counts"]) for about in card["splits"].values()):
-        rates = {split: about["pass_rate"] for split, about in card["splits"].items()}
+        rates = {split: about["pass_rate"] for split, about in _by_split(card)}
         sections.append(("Pass rates", _histograms(rates, lambda low, high: _between(low, high, "{:g}"))))
     sections += [("Duplicates and contamination", _contamination(card)), ("Quarantine", _quarantine(card))]
     shown = _chosen(sampled, items)
@@ -101,31 +118,38 @@ def report_page(
 
 def _overview(card: Mapping[str, Any]) -> Markup:
     rows, media = card["rows"], card["media"]
+    left_out = [(f"rows left out: {why}", count) for why, count in rows["left_out"].items()]
     table: list[Sequence[Any]] = [
-        ("rows read", rows["in"], ""),
-        ("rows kept", rows["out"], _share(rows["out"], rows["in"])),
-        ("rows quarantined", rows["quarantined"], _share(rows["quarantined"], rows["in"])),
-        *((f"rows left out: {why}", count, _share(count, rows["in"])) for why, count in rows["left_out"].items()),
-        ("videos and images shown (parts of files counted apart)", media["shown"], ""),
-        ("different files", media["files"], _bytes(media["source_bytes"])),
-        ("frames stored", media["frames"], ""),
-        ("files kept as they are, because frames would be larger", media["files_kept_themselves"], ""),
+        ("rows read", rows["in"]),
+        *(
+            (f"{name} ({_share(count, rows['in'])})", count)
+            for name, count in [("rows kept", rows["out"]), ("rows quarantined", rows["quarantined"]), *left_out]
+        ),
+        ("videos and images shown, parts of files counted apart", media["shown"]),
+        ("different files", media["files"]),
+        ("frames stored", media["frames"]),
+        ("files kept as they are, because their frames would be larger", media["files_kept_themselves"]),
     ]
-    stored = _bytes(media["stored_bytes"])
-    ratio = f", {media['stored_bytes'] / media['source_bytes']:.2f} of the source" if media["source_bytes"] else ""
-    return report.table(["", "number", ""], table) + report.paragraph(f"Stored: {stored}{ratio}.")
+    sizes = f"The files have {_bytes(media['source_bytes'])}; {_bytes(media['stored_bytes'])} are stored"
+    ratio = f" ({media['stored_bytes'] / media['source_bytes']:.2f} of it)" if media["source_bytes"] else ""
+    return report.table(["", "number"], table) + report.paragraph(f"{sizes}{ratio}.")
+
+
+def _by_split(card: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    order = ["train", "validation", "test"]
+    return sorted(card["splits"].items(), key=lambda item: (order.index(item[0]) if item[0] in order else 9, item[0]))
 
 
 def _splits(card: Mapping[str, Any]) -> Markup:
     table = []
-    for split, about in card["splits"].items():
+    for split, about in _by_split(card):
         duration = about["duration_s"]
         reaches = "–" if duration["mean"] is None else f"{duration['min']:.3g} – {duration['max']:.4g} s"
         mean = "–" if duration["mean"] is None else f"{duration['mean']:.3g} s"
         parts = [_share(about[name], about["rows"]) for name in ("with_reasoning", "with_evidence")]
         table.append([split, about["rows"], about["videos"], about["images"], *parts, mean, reaches])
     columns = ["split", "rows", "videos", "images", "with reasoning", "with evidence", "mean length", "lengths"]
-    durations = {split: about["duration_s"] for split, about in card["splits"].items() if about["videos"]}
+    durations = {split: about["duration_s"] for split, about in _by_split(card) if about["videos"]}
     heading = Markup("<h3>videos by length</h3>") if durations else Markup("")
     return report.table(columns, table) + heading + _histograms(durations, lambda a, b: _between(a, b, "{:g}", " s"))
 
@@ -133,21 +157,27 @@ def _splits(card: Mapping[str, Any]) -> Markup:
 def _kinds(card: Mapping[str, Any]) -> Markup:
     columns = []
     for key, title in (("by_type", "by type"), ("by_source", "by source"), ("by_kind", "by kind")):
-        for split, about in card["splits"].items():
+        for split, about in _by_split(card):
             if about[key]:
                 columns.append((f"{title}, {split}", _counts(about[key])))
     return _columns(columns)
 
 
 def _answers(card: Mapping[str, Any], sampled: Mapping[str, Mapping[int, Sample]]) -> Markup:
-    columns = []
-    for split, about in card["splits"].items():
+    letters, others = [], []
+    for split, about in _by_split(card):
         for options, counts in about["letters"].items():
-            columns.append((f"right letter of {options}, {split}", _letters(int(options), counts)))
+            letters.append((f"right letter of {options}, {split}", _letters(int(options), counts)))
         for kind, counts in about["answers"].items():
-            columns.append((f"most frequent answers, {kind}, {split}", _counts(counts, of=about["by_type"][kind])))
-    lines = [text for split, rows in sampled.items() if (text := _longest_option(split, list(rows.values())))]
-    return _columns(columns) + report.joined([report.paragraph(text, tone) for text, tone in lines])
+            others.append((f"{kind}, {split}", _counts(counts, of=about["by_type"][kind])))
+    blocks = [_columns(letters)] if letters else []
+    for split, rows in sampled.items():
+        if (said := _longest_option(split, list(rows.values()))) is not None:
+            blocks.append(report.paragraph(*said))
+    if others:
+        summary = "<details><summary>most frequent answers of other types</summary>{}</details>"
+        blocks.append(Markup(summary).format(_columns(others)))
+    return report.joined(blocks)
 
 
 def _letters(options: int, counts: Mapping[str, int]) -> Markup:
@@ -246,12 +276,7 @@ def _contamination(card: Mapping[str, Any]) -> Markup:
     for split, about in found["questions"].items():
         number = about["rows_with_a_question_of_train"]
         table.append((f"rows of {split} whose question, with its options, is also one of train", number))
-    rest = "What training and evaluation still share after this: no video."
-    return (
-        report.table(["", "number"], table)
-        + report.paragraph(f"The rule: {found['rule']}")
-        + report.paragraph(rest, "good")
-    )
+    return report.table(["", "number"], table) + report.paragraph(f"The rule: {found['rule']}")
 
 
 def _quarantine(card: Mapping[str, Any]) -> Markup:

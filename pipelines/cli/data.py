@@ -150,3 +150,30 @@ def curate(
     say_summary(summary, output)
     if not summary.complete:
         raise typer.Exit(UNFINISHED)
+
+
+@app.command(epilog="Example: vthink data report s3://vthink/prepare/0123456789abcdef/ -o data.html")
+def report(
+    prepared: Annotated[
+        str | None, typer.Argument(help="A prepared set (URI, or its folder in the workspace), or rows; default: data.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("data.html"),
+    items: Annotated[int, typer.Option(min=0, max=500, help="Show so many rows with their frames.")] = 36,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A tokenizer.json, to count tokens rather than to estimate them.")
+    ] = None,
+    preset: Preset = "laptop",
+    overrides: Overrides = None,
+    workspace: Folder = WORKSPACE,
+) -> None:
+    """Write a prepared set as one HTML page: counts, lengths, answers, duplicates, quarantine, and rows to look at."""
+    from ...components.common.storage import Manifest
+    from ...components.data_prep.report import token_counter, write_report
+    from ..run import find_data, session
+
+    count_tokens = None if tokenizer is None else token_counter(tokenizer)
+    with session(load(preset, overrides), workspace) as opened:
+        manifest = Manifest.read(opened.storage, find_data(opened, prepared))
+        folder = opened.workspace.work_dir / "report" / manifest.fingerprint
+        output.write_text(write_report(manifest, opened.storage, folder, items, count_tokens), encoding="utf-8")
+    print(output)
