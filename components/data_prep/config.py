@@ -82,6 +82,9 @@ class DataPrepConfig(Section):
     near_duplicate_difference: float = Field(default=3.0, ge=0, le=32)
     """Two files count as the same video when the root mean square difference of their coarse frames is not above this
     (of 255); 0: only equal bytes count."""
+    drop_near_duplicates: bool = True
+    """Leave out training rows whose video looks like one that is kept for measuring; false: only list them in
+    ``contamination.json``."""
     store: Literal["smallest", "frames"] = "smallest"
     """``smallest``: keep the file itself where its compressed frames would be larger, so that a prepared set is never
     larger than its source (it is then decoded again each time it is read); ``frames``: always frames."""

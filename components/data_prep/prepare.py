@@ -813,10 +813,10 @@ class _MediaFile:
         import pyarrow.parquet as pq
 
         self.path = path
-        # Frames are compressed already. A reader that takes single pages from a store checks them by their CRC.
-        self._writer = pq.ParquetWriter(
-            path, media_schema(), compression="none", use_dictionary=False, write_page_checksum=True
-        )
+        # Frames are compressed already, and the least and greatest of them are of no use to anyone. A reader that takes
+        # single pages from a store checks them by their CRC.
+        plain: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        self._writer = pq.ParquetWriter(path, media_schema(), write_page_checksum=True, **plain)
         self._group: list[dict[str, Any]] = []
         self._groups = 0
         self._bytes = 0
@@ -1181,6 +1181,8 @@ class _Merge:
         other = "SELECT sha256 FROM content JOIN content_split USING (sha256) WHERE name = ? AND split = ? LIMIT 1"
         (like,) = self._ledger.execute(other, (name, kept)).fetchone()
         leaks.add("near_duplicate_leak", sample, kept, sha256, like)
+        if not self._config.drop_near_duplicates:
+            return None, ""
         return "near_duplicate_leak", f"a video that looks the same (SHA-256 {like[:12]}…) is in the split '{kept}'"
 
     def _note(self, sample: Sample, media_id: str, split: str, card: SplitCard) -> None:
@@ -1237,7 +1239,8 @@ class _Merge:
             "files_in_several_splits": self._ledger.execute(exact).fetchone()[0],
             "near_duplicate_pairs": leaks.pairs,
             "near_duplicates": pairs,
-            "rows_left_out": {reason: leaks.rows[reason] for reason in ("split_leak", "near_duplicate_leak")},
+            "rows_that_leak": {reason: leaks.rows[reason] for reason in ("split_leak", "near_duplicate_leak")},
+            "near_duplicates_are_dropped": self._config.drop_near_duplicates,
             "leaks": leaks.examples,
             "questions": questions,
         }
@@ -1296,12 +1299,12 @@ class _Leaks:
     listed: list[tuple[int, int, float]] = field(default_factory=list)
     """The first of them."""
     rows: Counter[str] = field(default_factory=Counter)
-    """Rows that are left out, by reason."""
+    """Rows whose video is also in a split that measures, by reason."""
     examples: list[dict[str, str]] = field(default_factory=list)
     """The first of them."""
 
     def add(self, reason: Reason, sample: Sample, kept: str, sha256: str, like: str) -> None:
-        """Note a row that is left out because its video is in the split ``kept``."""
+        """Note a row whose video is in the split ``kept``."""
         self.rows[reason] += 1
         if len(self.examples) < LISTED:
             row = {"id": sample.id, "uri": sample.media.uri, "split": sample.split, "kept_in": kept}

@@ -293,6 +293,90 @@ def test_a_varying_frame_rate_gives_true_times(tmp_path: Path) -> None:
     assert clip.times_s == pytest.approx([0, 0.3, 4.0, 5.0])
 
 
+@pytest.mark.parametrize("size", [(113, 57), (1, 1), (3, 501), (30, 2000)])
+def test_odd_sizes_are_decoded(size: tuple[int, int], tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv444p"
+        for level in (0, 100, 200, 250):
+            pixels = np.full((size[1], size[0], 3), level, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    frames = read_clip(tmp_path / "v.mp4", CONFIG).frames
+    assert frames.shape[1:3] == target_size(size[1], size[0], CONFIG)
+    assert frames.mean(axis=(1, 2, 3)) == pytest.approx([0, 100, 200, 250], abs=3)
+
+
+ALPHA = {
+    "qtrle": ("v.mov", "argb", {}),
+    "png": ("v.mov", "rgba", {}),
+    "libvpx-vp9": ("v.webm", "yuva420p", {"auto-alt-ref": "0"}),
+}
+
+
+@pytest.mark.parametrize("codec", ALPHA)
+def test_a_video_with_alpha_shows_its_colours(codec: str, tmp_path: Path) -> None:
+    name, pixel_format, options = ALPHA[codec]
+    with av.open(str(tmp_path / name), "w") as container:
+        stream: Any = container.add_stream(codec, rate=10, options=options)
+        stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, pixel_format
+        for number in range(8):
+            pixels = np.concatenate([numbered_frame(number), np.full((SIZE, SIZE, 1), 128, np.uint8)], axis=2)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgba")))
+        container.mux(stream.encode())
+    assert numbers(read_clip(tmp_path / name, CONFIG).frames) == list(range(8))
+
+
+def test_a_video_of_one_frame_fills_a_temporal_patch_with_it(tmp_path: Path) -> None:
+    clip = read_clip(write_video(tmp_path / "v.mp4", 1), CONFIG)
+    assert numbers(clip.frames) == [0, 0]
+    assert clip.times_s.tolist() == [0.0, 0.0]
+    assert clip.duration_s == pytest.approx(0.1)
+
+
+def test_a_video_of_hours_is_decoded_in_a_moment_from_its_key_frames(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mp4", 200, fps=1, stamps=[60 * n for n in range(200)])
+    start = time.monotonic()
+    clip = read_clip(path, CONFIG)
+    assert clip.times_s[-1] == 199 * 60
+    assert numbers(clip.frames)[-1] == 199
+    late = read_clip(path, CONFIG, start_s=3 * 3600, end_s=3 * 3600 + 540)
+    assert numbers(late.frames) == [180, 181, 182, 183, 185, 186, 187, 188]
+    assert late.times_s[0] == 0.0
+    assert time.monotonic() - start < 10
+    with pytest.raises(DecodeError, match="max_duration_s"):
+        read_clip(path, CONFIG.model_copy(update={"max_duration_s": 3600.0}))
+
+
+@pytest.mark.parametrize(("start_s", "end_s", "seconds"), [(None, None, 6.0), (1.0, 3.0, 2.0), (5.5, None, 0.5)])
+def test_the_time_that_a_temporal_patch_spans_is_that_of_qwen(
+    video: Path, start_s: float | None, end_s: float | None, seconds: float
+) -> None:
+    """M-RoPE's second_per_grid_ts: Qwen divides the temporal patch by the sampled frames per second (frames sampled
+    over frames there, times the file's rate)."""
+    clip = read_clip(video, CONFIG, start_s=start_s, end_s=end_s)
+    sampled, there = len(clip.frames), seconds * 10
+    assert 2 / clip.fps == pytest.approx(2 / (sampled / there * 10))
+
+
+def test_parts_of_a_file_are_decoded_together_and_are_what_each_is_by_itself(video: Path, decoder: Decoder) -> None:
+    parts = ((None, None), (2.0, 4.0), (99.0, None), (5.9, 6.0))
+    decoded = decoder.read_file(FileRequest(video, "video", parts))
+    assert (decoded.width, decoded.height, decoded.duration_s) == (SIZE, SIZE, pytest.approx(6.0))
+    for (start_s, end_s), clip in zip(parts, decoded.clips, strict=True):
+        if start_s == 99.0:
+            assert isinstance(clip, DecodeError)
+            continue
+        assert isinstance(clip, EncodedClip)
+        alone = read_clip(video, CONFIG, start_s=start_s, end_s=end_s)
+        assert clip.frames == encode_frames(alone, CONFIG)
+        assert clip.times_s.tolist() == alone.times_s.tolist()
+        assert clip.duration_s == pytest.approx(alone.duration_s)
+    assert decoded.signature == decoder.read_file(FileRequest(video, "video", ((None, None),))).signature
+    with pytest.raises(DecodeError, match="6 s long"):
+        decoder.read_file(FileRequest(video, "video", ((99.0, None), (7.0, 8.0))))
+
+
 def cut(share: float) -> Callable[[bytes], bytes]:
     return lambda data: data[: int(len(data) * share)]
 
