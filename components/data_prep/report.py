@@ -266,12 +266,13 @@ def _resolutions(card: Mapping[str, Any]) -> Markup:
 
 def _contamination(card: Mapping[str, Any]) -> Markup:
     found = card["contamination"]
-    left_out = found["rows_left_out"]
+    leaks = found["rows_that_leak"]
+    like = "left out because" if found["near_duplicates_are_dropped"] else "kept although"
     table: list[Sequence[Any]] = [
         ("files that several splits share, byte for byte", found["files_in_several_splits"]),
         ("pairs of files that look the same, in whatever splits", found["near_duplicate_pairs"]),
-        ("rows left out because the same video is in another split", left_out["split_leak"]),
-        ("rows left out because a video that looks the same is in another split", left_out["near_duplicate_leak"]),
+        ("rows left out because the same video is in another split", leaks["split_leak"]),
+        (f"rows {like} a video that looks the same is in another split", leaks["near_duplicate_leak"]),
     ]
     for split, about in found["questions"].items():
         number = about["rows_with_a_question_of_train"]
