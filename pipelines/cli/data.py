@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import WORKSPACE, Folder, Overrides, Preset, load
+from .train import Data
 
 RowFormat = Annotated[
     str | None,
@@ -112,6 +113,65 @@ def validate(
         print(f"  types: {kinds}; sources: {sources}; splits: {splits}")
         print(f"  videos and images: {report.media}, of which {report.missing_media} are missing")
     raise typer.Exit(0 if all(report.ok and report.rows for report in reports) else 1)
+
+
+@app.command(epilog="Example: vthink data difficulty rated.jsonl --policy s3://vthink/sft/0123456789abcdef/")
+def difficulty(
+    output: Annotated[Path, typer.Argument(help="The rows with metadata.pass_rate, .jsonl; prepare them next.")],
+    data: Data = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(metavar="URI|PATH", help="What SFT or GRPO left (manifest or prefix); default: the base model."),
+    ] = None,
+    rollouts: Annotated[int, typer.Option(min=1, help="Completions per question.")] = 8,
+    preset: Preset = "laptop",
+    overrides: Overrides = None,
+    workspace: Folder = WORKSPACE,
+) -> None:
+    """Ask a policy each training question several times, and write down how often it is right.
+
+    Sampling is that of the section `grpo`. Then leave out what is too hard or too easy, or order the rows:
+    `vthink data prepare rated.jsonl --set data.min_pass_rate=0.1 --set data.max_pass_rate=0.9`. A run that was cut off
+    goes on.
+    """
+    from rich.progress import Progress
+
+    from ...components.common.config import ConfigError
+    from ...components.common.generation import Sampling
+    from ...components.common.models import ensure_base_model, fetch_model, load_model
+    from ...components.common.samples import PreparedSet
+    from ...components.common.storage import Manifest
+    from ...components.data_prep.difficulty import rate_counts, rate_rows
+    from ..run import find_data, find_manifest, session
+
+    if output.suffix != ".jsonl":
+        raise ConfigError(f"{output}: rows are written as .jsonl")
+    config = load(preset, overrides)
+    grpo = config.grpo
+    with session(config, workspace) as opened:
+        work = opened.workspace.work_dir / "difficulty"
+        prepared = PreparedSet.open(opened.storage, find_data(opened, data), work / "data")
+        uri = ensure_base_model(opened.storage, config.model, prepared.video)
+        if policy:
+            uri = Manifest.read(opened.storage, find_manifest(opened, policy)).files["model"]
+        model = load_model(fetch_model(opened.storage, uri, work), config.model.dtype, config.model.attention)
+        sampling = Sampling(
+            max_new_tokens=grpo.max_new_tokens, temperature=grpo.temperature, top_p=grpo.top_p, seed=grpo.seed
+        )
+        with Progress(transient=True) as progress:
+            task = progress.add_task("questions")
+            rate_rows(
+                model,
+                uri,
+                prepared,
+                output,
+                rollouts,
+                sampling,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+    counts = rate_counts(output)
+    print(", ".join(f"{name} right: {count}" for name, count in counts.items()))
+    print(output)
 
 
 @app.command(
