@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,10 @@ from vthink.components.common import samples
 from vthink.components.common.config import RunContext, TrackingConfig, VideoConfig
 from vthink.components.common.samples import Sample
 from vthink.components.common.storage import Manifest, Storage
+from vthink.components.common.tracking import registry_client
 from vthink.components.data_prep import report as data_report
 from vthink.components.data_prep.config import DataPrepConfig
-from vthink.components.data_prep.prepare import prepare_data
+from vthink.components.data_prep.prepare import merge_data, plan_data, prepare_data, prepare_shard
 from vthink.components.data_prep.report import (
     ITEMS,
     ReportError,
@@ -57,6 +58,9 @@ def mixed_rows() -> list[dict | str]:
 class Prepared:
     manifest: Manifest
     storage: Storage
+    run: RunContext
+    told: tuple[str, str, str]
+    """The JSON texts that its tasks were told."""
 
     def page(self, folder: Path, items: int = ITEMS, count_tokens=None) -> str:
         return write_report(self.manifest, self.storage, folder, items, count_tokens)
@@ -76,8 +80,8 @@ def prepare(s3, squares, empty_mlflow_database, tmp_path_factory):
         source = str(write_rows(folder / "rows.jsonl", rows))
         config = DataPrepConfig(source=source, workers=1, max_quarantined=0.5, near_duplicate_difference=0)
         video = VideoConfig(num_frames=4, min_pixels=56 * 56, max_pixels=56 * 56)
-        uri = prepare_data(run.to_json(), config.to_json(), video.to_json())
-        return Prepared(Manifest.read(Storage(storage), uri), Storage(storage))
+        told = (run.to_json(), config.to_json(), video.to_json())
+        return Prepared(Manifest.read(Storage(storage), prepare_data(*told)), Storage(storage), run, told)
 
     return prepare
 
@@ -118,6 +122,15 @@ def test_the_same_set_gives_the_same_page_and_its_media_files_are_not_fetched(mi
     assert "media" not in fetched
 
 
+def test_preparation_leaves_the_page_in_the_store_in_mlflow_and_with_its_caller(mixed, page, tmp_path):
+    assert mixed.storage.read_bytes(mixed.manifest.files["report"]).decode() == page
+    client = registry_client(mixed.run.tracking, mixed.run.storage)
+    assert "data_report.html" in {artifact.path for artifact in client.list_artifacts(mixed.manifest.mlflow_run_id)}
+    shards = [prepare_shard(*mixed.told, shard) for shard in plan_data(*mixed.told)]
+    merge_data(*mixed.told, shards, str(tmp_path / "report.html"))  # finished long ago: the page is fetched
+    assert (tmp_path / "report.html").read_text() == page
+
+
 def test_a_video_that_cannot_be_read_again_is_said_beside_its_row(mixed, tmp_path):
     manifest, storage = mixed.manifest, mixed.storage
     copy = manifest.uri.rstrip("/") + "-damaged/"
@@ -126,13 +139,13 @@ def test_a_video_that_cannot_be_read_again_is_said_beside_its_row(mixed, tmp_pat
         data = b"\0" * item.size if name.startswith("media/") else storage.read_bytes(item.uri)
         storage.write_bytes(copy + name, data)
     damaged = manifest.model_copy(update={"uri": copy})
-    assert Prepared(damaged, storage).page(tmp_path).count("no frames: ") == 14
+    assert replace(mixed, manifest=damaged).page(tmp_path).count("no frames: ") == 14
 
 
 def test_a_set_of_an_older_vthink_is_refused_in_one_line(mixed, tmp_path):
     old = mixed.manifest.model_copy(update={"files": {"data": mixed.manifest.uri}})
     with pytest.raises(ReportError, match="has no card"):
-        Prepared(old, mixed.storage).page(tmp_path)
+        replace(mixed, manifest=old).page(tmp_path)
 
 
 def test_the_page_and_its_work_do_not_grow_with_the_rows(prepare, tmp_path, monkeypatch):
