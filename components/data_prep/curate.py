@@ -79,6 +79,8 @@ Reason = Literal[
 image has no segments; its segments do not fit the video, or are too few; the teacher's replies cannot be used; the
 judge never found the answer; no trace earned enough."""
 
+_ABOUT_MEDIA = ("missing_media", "damaged_media", "not_a_video", "bad_segments")
+"""Reasons that cost no call and may be gone tomorrow: found anew each time, not journalled."""
 MAX_SOURCE_BYTES = 512 * 2**20
 """A larger file of captioned segments is refused, because it is read as a whole."""
 _BEYOND_END_S = 0.5
@@ -312,6 +314,7 @@ class _Run:
         self.interrupted = False
         self._storage, self._progress = storage, progress
         self._settings = _settings(config, self.prompts)
+        self._unusable: dict[str, dict[str, Any]] = {}
         self._teacher = Endpoint("teacher", config.teacher, self.summary.account)
         self._judge = Endpoint("judge", config.judge, self.summary.account) if config.method == "hindsight" else None
 
@@ -339,7 +342,10 @@ class _Run:
             self._decoder = stack.enter_context(Decoder(video, min(at_once, len(os.sched_getaffinity(0)))))
             # Items are taken from the source only as fast as they are worked off.
             items = self._items()
-            await asyncio.gather(*(self._worker(items) for _ in range(at_once)))
+            ended = await asyncio.gather(*(self._worker(items) for _ in range(at_once)), return_exceptions=True)
+        for error in ended:  # raised only now, when every call under way has ended and is journalled
+            if error is not None:
+                raise error
 
     def _check_store(self, item: Item | RowError) -> None:
         if self._storage is None and isinstance(item, Item) and item.media.uri.startswith("s3://"):
@@ -379,7 +385,11 @@ class _Run:
         try:
             rows = await self._rows(item)
         except _DropError as drop:
-            self.journal.add(digest, id=item.id, dropped=drop.reason, detail=str(drop))
+            outcome = {"id": item.id, "dropped": drop.reason, "detail": str(drop)}
+            if drop.reason in _ABOUT_MEDIA:
+                self._unusable[digest] = outcome
+            else:
+                self.journal.add(digest, **outcome)
         except CallFailedError as error:
             self.summary.failed.append(f"{item.id}: {error}")
             self._progress(self.summary)
@@ -582,9 +592,11 @@ class _Run:
                     known = kind in ("duplicate_id", "missing_media", "bad_segments")
                     reason, detail = (kind, detail) if known else ("unreadable_row", item.reason)
                     record: dict[str, Any] = {"id": None, "dropped": reason, "detail": detail}
-                elif (found := self.journal.find(item.digest(self._settings))) is None:
-                    continue
                 else:
+                    digest = item.digest(self._settings)
+                    found = self._unusable.get(digest) or self.journal.find(digest)
+                    if found is None:
+                        continue
                     record = found
                 self.summary.decided += 1
                 for line in record.get("rows", ()):

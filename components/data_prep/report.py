@@ -7,6 +7,7 @@ the number of rows.
 
 from __future__ import annotations
 
+import json
 import random
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ _FRAME_HEIGHT = 96
 _BARS = 12
 _CHARACTERS_PER_TOKEN = 4
 _LONGEST_TEXT = 2000
+_SPANS_SHOWN = 50
 
 CountTokens = Callable[[str], int]
 
@@ -286,7 +288,7 @@ def _quarantine(card: Mapping[str, Any]) -> Markup:
     blocks = []
     for reason, about in card["quarantine"].items():
         rows = [
-            [example["line"], example["id"] or "–", _cut(example["uri"] or "–"), _cut(example["detail"])]
+            [example["line"], _cut(example["id"] or "–"), _cut(example["uri"] or "–"), _cut(example["detail"])]
             for example in about["examples"]
         ]
         chip = report.chip(f"{about['rows']:,} rows", "warn")
@@ -357,21 +359,25 @@ def _item(prepared: PreparedSet, split: str, place: int, sample: Sample) -> Mark
         pictures = [report.jpeg(clip.frames[index], max_height=_FRAME_HEIGHT) for index in few]
         strip = report.frame_strip(pictures, clip.times_s[few] if clip.kind == "video" else None)
         if sample.evidence and clip.duration_s > 0:
-            spans = [Span(start_s=e.start_s, end_s=e.end_s, text=e.caption) for e in sample.evidence]
+            shown = sample.evidence[:_SPANS_SHOWN]
+            spans = [Span(start_s=e.start_s, end_s=e.end_s, text=_cut(e.caption)) for e in shown]
             timeline = report.timeline(clip.duration_s, [Track(label="evidence", spans=spans, tone="good")])
     trace = parse_response(sample.reasoning)
+    segments = [(s.start_s, s.end_s, _cut(s.caption), _cut(s.thought)) for s in trace.segments]
+    curation = sample.metadata.get("curation")
     return report.render(
         "data_prep/item.jinja",
-        sample=sample,
-        split=split,
-        kind=_kind(sample) or sample.problem_type,
-        letters=string.ascii_uppercase,
+        labels=[_cut(text, 40) for text in (split, _kind(sample) or sample.problem_type, sample.source) if text],
+        id=_cut(sample.id),
+        question=_cut(sample.question, _LONGEST_TEXT),
+        options=[f"{letter}. {_cut(o)}" for letter, o in zip(string.ascii_uppercase, sample.options, strict=False)],
         strip=strip,
         timeline=timeline,
-        segments=trace.segments,
-        reasoning=_cut(trace.reasoning if trace.segments else sample.reasoning or "", _LONGEST_TEXT),
-        question=_cut(sample.question, _LONGEST_TEXT),
+        answer=_cut(sample.answer),
         uri=_cut(sample.media.uri),
+        segments=(segments or [(e.start_s, e.end_s, _cut(e.caption), "") for e in sample.evidence])[:_SPANS_SHOWN],
+        reasoning=_cut(trace.reasoning if trace.segments else sample.reasoning or "", _LONGEST_TEXT),
+        curation=_cut(json.dumps(curation, ensure_ascii=False)) if curation is not None else "",
     )
 
 

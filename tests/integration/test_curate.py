@@ -28,6 +28,7 @@ from vthink.components.data_prep.config import CurationConfig
 from vthink.components.data_prep.curate import Summary, curate
 from vthink.components.data_prep.endpoint import EndpointError
 from vthink.components.data_prep.synthesize import write_mp4
+from vthink.components.data_prep.validate import validate_rows
 
 from .conftest import VTHINK, clean_environment
 
@@ -110,6 +111,10 @@ class Models:
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def item_of(self, digest: str) -> str:
+        """The item that a request was about."""
+        return self._ordinal[digest][0]
 
     def close(self) -> None:
         self._over.set()
@@ -381,6 +386,8 @@ def test_of_captioned_segments_exactly_what_the_rules_say_is_kept(models, folder
     output = folder / "curated.jsonl"
     summary = curate(captioned(folder, count), output, config)
     outcomes = check(summary, output, count, config, "question")
+    with pytest.raises(AssertionError, match="expected judge_wrong, got kept"):  # the check can fail
+        check(summary, output, count, config.model_copy(update={"max_regenerations": 0}), "question")
     assert min(outcomes[name] for name in ("kept", "failed", "malformed_reply", "judge_wrong")) > 0, outcomes
     assert not models.wrong_requests
     assert {trouble for _, trouble in models.seen} == {*TROUBLES, "fine"}
@@ -394,6 +401,8 @@ def test_of_captioned_segments_exactly_what_the_rules_say_is_kept(models, folder
         assert [s.caption for s in target.segments] == [e.caption for e in row.evidence]
         assert row.options["ABCD".index(row.answer)] == "the right one"
         assert write_response(row, "video_r1").endswith(f"<answer>{row.answer}</answer>")
+    (validated,) = validate_rows([str(output)])
+    assert validated.ok, validated.problems
     letters = Counter(row.answer for row in rows_of(output).values())
     assert len(letters) == 4, "the teacher's favourite letter was kept"
 
@@ -545,6 +554,33 @@ def test_a_changed_prompt_is_asked_afresh_and_what_came_before_it_is_not(models,
     ]
     assert len(hashes[0]) == len(hashes[1]) == 1
     assert hashes[0] != hashes[1]
+    output.with_suffix(".journal.jsonl").unlink()
+    third = curate(source, output, config_of(models, folder))
+    assert third.replayed == 0
+    assert third.account.calls["teacher"] >= 20
+
+
+def test_media_that_cannot_be_used_cost_nothing_and_may_be_there_the_next_time(models, folder):
+    models.troubles = {}
+    source, output = captioned(folder, 5), folder / "curated.jsonl"
+    about = json.loads(source.read_text())
+    about["clip 3"]["timestamps"] = [[0, 1], [1, 99]]
+    source.write_text(json.dumps(about))
+    (folder / "clip 0.mp4").unlink()
+    (folder / "clip 1.mp4").unlink()
+    (folder / "clip 1.mp4").write_bytes((folder / "v.mp4").read_bytes()[:700])
+    first = curate(source, output, config_of(models, folder))
+    unusable = {"clip 0": "missing_media", "clip 1": "damaged_media", "clip 3": "bad_segments"}
+    assert unusable.items() <= dropped_of(output).items()
+    assert first.complete
+    assert not {"clip 0", "clip 1", "clip 3"} & {models.item_of(digest) for digest, _ in models.seen}
+    for name in ("clip 0.mp4", "clip 1.mp4"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(folder / "v.mp4")
+    asked = len(models.seen)
+    curate(source, output, config_of(models, folder))
+    assert dropped_of(output)["clip 3"] == "bad_segments"
+    assert {models.item_of(digest) for digest, _ in models.seen[asked:]} == {"clip 0", "clip 1"}
 
 
 @pytest.mark.parametrize(

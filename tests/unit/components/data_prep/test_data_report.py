@@ -46,7 +46,9 @@ def mixed_rows() -> list[dict | str]:
     for number in range(12):
         split = ("train", "train", "validation", "test")[number % 4]
         rows.append(make_row(number, f"videos/{number}.mp4", split=split, evidence=EVIDENCE, reasoning=TRACE))
-    rows.append(make_row(20, "videos/1.mp4", question=ATTACK, source=ATTACK, metadata={"kind": ATTACK}))
+    rows.append(
+        make_row(20, "videos/1.mp4", question=ATTACK, source=ATTACK, metadata={"kind": ATTACK, "curation": ATTACK})
+    )
     rows.append(make_row(21, "videos/1.mp4", problem_type="free_form", options=[], answer=ATTACK))
     rows.append(make_row(22, "videos/0.mp4", split="test"))  # the video is in train: it leaves train
     rows.append(make_row(23, f"videos/{ATTACK}.mp4"))
@@ -106,6 +108,7 @@ def test_the_page_says_what_is_in_the_set_and_what_is_not(page):
     assert page.count("data-item ") == 14  # 17 less 3 in quarantine
     assert page.count('class="track"') == 11  # with evidence
     assert "so B" in page
+    assert "curation: " in page
     assert "estimated as 4 characters each" in page
 
 
