@@ -49,7 +49,7 @@ from ..common.video import Clip, DecodeError, Decoder
 from .config import CurationConfig
 from .endpoint import IMAGE_TOKENS, Account, CallFailedError, Endpoint, EndpointError, Reply, StoppedError, usd
 from .journal import Journal
-from .sources import HUB, FormatError, fetch_from_hub, read_rows, resolve_uri
+from .sources import HUB, FormatError, Source, fetch_from_hub, open_source, read_rows, resolve_uri
 from .traces import (
     STEPS,
     Prompts,
@@ -124,7 +124,7 @@ class Item:
 
 
 def read_items(
-    source: Path, config: CurationConfig, format_name: str | None = None, roots: Mapping[str, str] | None = None
+    source: Source, config: CurationConfig, format_name: str | None = None, roots: Mapping[str, str] | None = None
 ) -> Iterator[Item | RowError]:
     """The videos or questions of a file.
 
@@ -139,9 +139,8 @@ def read_items(
         CurateError: the file of segments cannot be read at all.
         SamplesError, FormatError: the file of rows cannot be read at all.
     """
-    base = str(source.absolute().parent)
-    captioned = None if format_name else _captioned_videos(source)
-    rows = read_rows(source, format_name, roots) if captioned is None else None
+    captioned = None if format_name else _captioned_videos(source.path)
+    rows = read_rows(source.path, format_name, roots) if captioned is None else None
     found = _captioned(captioned, config) if rows is None else rows
     ids: dict[str, int] = {}
     for number, (line, row) in enumerate(found):
@@ -158,7 +157,7 @@ def read_items(
             continue
         ids[item.id] = line
         try:
-            uri = resolve_uri(item.media.uri, base)
+            uri = resolve_uri(item.media.uri, source.base)
         except ValueError as error:
             yield RowError(line, f"missing_media: {error}", "")
             continue
@@ -241,7 +240,7 @@ Progress = Callable[[Summary], None]
 
 
 def curate(
-    source: Path,
+    source: str | Path,
     output: Path,
     config: CurationConfig,
     storage: Storage | None = None,
@@ -255,10 +254,10 @@ def curate(
     says why nothing came of an item. The output is written whenever this returns, with what is decided so far.
 
     Args:
-        source: see `read_items`.
+        source: a path, an ``s3://`` or an ``hf://`` URI; see `read_items` for what it may hold.
         output: ``.jsonl`` to write.
         config: how.
-        storage: where media with ``s3://`` URIs are.
+        storage: where the source or media with ``s3://`` URIs are.
         progress: called when an item is decided.
         format_name, roots: see `read_items`.
 
@@ -269,15 +268,17 @@ def curate(
             written.
     """
     config = _checked(source, output, config)
-    run = _Run(functools.partial(read_items, source, config, format_name, roots), config, storage, progress)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with Journal(output.with_suffix(".journal.jsonl")) as journal:
-        try:
-            asyncio.run(run.work(journal))
-        except asyncio.CancelledError:
-            pass  # interrupted twice
-        finally:
-            run.write(output)
+    with tempfile.TemporaryDirectory(prefix="vthink-curate-") as folder:
+        found = open_source(str(source), storage, Path(folder))
+        run = _Run(functools.partial(read_items, found, config, format_name, roots), config, storage, progress)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with Journal(output.with_suffix(".journal.jsonl")) as journal:
+            try:
+                asyncio.run(run.work(journal))
+            except asyncio.CancelledError:
+                pass  # interrupted twice
+            finally:
+                run.write(output)
     if run.interrupted:
         raise KeyboardInterrupt
     if run.summary.account.error is not None:
@@ -285,15 +286,13 @@ def curate(
     return run.summary
 
 
-def _checked(source: Path, output: Path, config: CurationConfig) -> CurationConfig:
-    """The settings with a name for the source, when the files can be used."""
+def _checked(source: str | Path, output: Path, config: CurationConfig) -> CurationConfig:
+    """The settings with a name for the source, when the output can be written."""
     if output.suffix.lower() != ".jsonl":
         raise CurateError(f"{output}: rows are written as .jsonl")
-    if not source.is_file():
-        raise CurateError(f"there is no file {source}")
-    if output.exists() and output.samefile(source):
+    if output.exists() and Path(source).exists() and output.samefile(source):
         raise CurateError(f"{output}: is the source; choose another file for the output")
-    return config if config.source else config.model_copy(update={"source": source.stem})
+    return config if config.source else config.model_copy(update={"source": Path(source).stem})
 
 
 class _Run:
@@ -698,34 +697,35 @@ class Estimate:
 
 
 def estimate(
-    source: Path,
+    source: str | Path,
     output: Path,
     config: CurationConfig,
+    storage: Storage | None = None,
     format_name: str | None = None,
     roots: Mapping[str, str] | None = None,
 ) -> Estimate:
     """How many calls `curate` would make, and what they could cost; nothing is asked, and no video is opened."""
     config = _checked(source, output, config)
     prompts = Prompts.read(config.prompts)
-    journal_path, found = output.with_suffix(".journal.jsonl"), Estimate()
-    settings = _settings(config, prompts)
+    settings, journal_path, counted = _settings(config, prompts), output.with_suffix(".journal.jsonl"), Estimate()
     with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vthink-curate-"))
+        found = open_source(str(source), storage, Path(folder))
         journal = stack.enter_context(Journal(journal_path)) if journal_path.exists() else None
-        found.spent_usd = journal.spent_usd if journal is not None else 0.0
-        for item in read_items(source, config, format_name, roots):
-            found.items += 1
-            known = isinstance(item, RowError) or (journal and journal.find(item.digest(settings)) is not None)
-            if known or isinstance(item, RowError):
-                found.decided += 1
+        counted.spent_usd = journal.spent_usd if journal is not None else 0.0
+        for item in read_items(found, config, format_name, roots):
+            counted.items += 1
+            if isinstance(item, RowError) or (journal and journal.find(item.digest(settings)) is not None):
+                counted.decided += 1
                 continue
             for role, fewest, most, text_bytes, frames in _calls(item, config, prompts):
                 endpoint: Any = getattr(config, role)
                 tokens = text_bytes // 4 + IMAGE_TOKENS * frames
-                found.min_calls += fewest
-                found.max_calls += most
-                found.min_usd += fewest * usd(endpoint, tokens, endpoint.max_tokens // 10)
-                found.max_usd += most * usd(endpoint, tokens, endpoint.max_tokens)
-    return found
+                counted.min_calls += fewest
+                counted.max_calls += most
+                counted.min_usd += fewest * usd(endpoint, tokens, endpoint.max_tokens // 10)
+                counted.max_usd += most * usd(endpoint, tokens, endpoint.max_tokens)
+    return counted
 
 
 def _calls(item: Item, config: CurationConfig, prompts: Prompts) -> Iterator[tuple[str, int, int, int, int]]:

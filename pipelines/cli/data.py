@@ -180,7 +180,9 @@ def difficulty(
     "--set curation.judge.url=http://127.0.0.1:8001/v1 --set curation.judge.model=Qwen/Qwen2.5-VL-7B-Instruct"
 )
 def curate(
-    source: Annotated[Path, typer.Argument(help="Captioned segments (.json, as ActivityNet), or rows in any format.")],
+    source: Annotated[
+        str, typer.Argument(help="Captioned segments (.json, as ActivityNet), or rows; a path, s3:// or hf:// URI.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Rows to write (.jsonl); its journal lies beside it.")],
     row_format: RowFormat = None,
     dry_run: Annotated[
@@ -201,12 +203,12 @@ def curate(
     from .curation import UNFINISHED, say_estimate, say_summary, shown
 
     config = load(preset, overrides)
-    rows = (row_format or config.data.format, config.data.roots)
+    storage, rows = Storage(config.storage), (row_format or config.data.format, config.data.roots)
     if dry_run:
-        say_estimate(curation.estimate(source, output, config.curation, *rows))
+        say_estimate(curation.estimate(source, output, config.curation, storage, *rows))
         return
     with shown() as progress:
-        summary = curation.curate(source, output, config.curation, Storage(config.storage), progress, *rows)
+        summary = curation.curate(source, output, config.curation, storage, progress, *rows)
     say_summary(summary, output)
     if not summary.complete:
         raise typer.Exit(UNFINISHED)

@@ -26,7 +26,7 @@ from vthink.components.common.answers import parse_response, write_response
 from vthink.components.common.samples import Sample, read_samples
 from vthink.components.data_prep.config import CurationConfig
 from vthink.components.data_prep.curate import Summary, curate
-from vthink.components.data_prep.endpoint import EndpointError
+from vthink.components.data_prep.endpoint import MAX_REPLY_BYTES, EndpointError
 from vthink.components.data_prep.synthesize import write_mp4
 from vthink.components.data_prep.validate import validate_rows
 
@@ -49,7 +49,8 @@ TROUBLES = {  # per cent of the calls
     "busy": 4,
     "dropped": 4,
     "stalled": 1,
-    "garbage": 3,
+    "garbage": 2,
+    "huge": 1,
     "refused": 1,
     "dead": 1,
 }
@@ -90,6 +91,11 @@ class Models:
         self.wrong_requests: list[str] = []
         self.delay_s = 0.0
         self.troubles = TROUBLES
+        self.shown_frames = {"captions", "cot"}
+        """Steps that come with frames."""
+        self.first_retry_after_s: int | None = None
+        """The first request of all is told to come back after so long."""
+        self.arrived_s: list[float] = []
         self._ordinal: dict[str, tuple[str, str, int]] = {}
         self._count: Counter[tuple[str, str]] = Counter()
         self._at_once: Counter[str] = Counter()
@@ -123,6 +129,12 @@ class Models:
 
     def _serve(self, handler: BaseHTTPRequestHandler, raw: bytes) -> None:
         body = json.loads(raw)
+        with self._lock:
+            self.arrived_s.append(time.monotonic())
+            first = len(self.arrived_s) == 1
+        if first and self.first_retry_after_s is not None:
+            self._send(handler, 429, b"{}", {"Retry-After": str(self.first_retry_after_s)})
+            return
         if handler.headers["Authorization"] != f"Bearer {KEY}":
             self.seen.append(("", "wrong key"))
             self._send(handler, 401, b'{"error": {"message": "who are you?"}}')
@@ -133,7 +145,7 @@ class Models:
         prompt = content if isinstance(content, str) else content[-1]["text"]
         images = 0 if isinstance(content, str) else sum(part["type"] == "image_url" for part in content)
         asked, _ = json.JSONDecoder().raw_decode(prompt)
-        if images != (4 if asked["step"] in ("captions", "cot") else 0):
+        if images != (4 if asked["step"] in self.shown_frames else 0):
             self.wrong_requests.append(f"{asked['step']} with {images} images")
         item = re.search(r"clip \d+", prompt)[0]
         digest = hashlib.sha256(raw).hexdigest()
@@ -169,6 +181,8 @@ class Models:
         elif trouble == "stalled":
             self._over.wait(3 * TIMEOUT_S)
             handler.close_connection = True
+        elif trouble == "huge":
+            self._send(handler, 200, b"{" + b" " * (MAX_REPLY_BYTES + 1))
         elif trouble == "garbage":
             self._send(handler, 200, b'{"choices": "none"}')
         else:
@@ -407,10 +421,12 @@ def test_of_captioned_segments_exactly_what_the_rules_say_is_kept(models, folder
     assert len(letters) == 4, "the teacher's favourite letter was kept"
 
 
-@pytest.mark.parametrize("when_never_right", ["drop", "keep"])
-def test_of_questions_exactly_what_the_rules_say_is_kept(models, folder, when_never_right):
+@pytest.mark.parametrize(("when_never_right", "judge_sees_video"), [("drop", False), ("keep", True)])
+def test_of_questions_exactly_what_the_rules_say_is_kept(models, folder, when_never_right, judge_sees_video):
     count = 60
-    config = config_of(models, folder, when_never_right=when_never_right, max_regenerations=1)
+    changes = {"when_never_right": when_never_right, "judge_sees_video": judge_sees_video, "max_regenerations": 1}
+    config = config_of(models, folder, **changes)
+    models.shown_frames |= {"judge"} if judge_sees_video else set()
     output = folder / "curated.jsonl"
     summary = curate(questions(folder, count), output, config)
     outcomes = check(summary, output, count, config, "captions")
@@ -418,6 +434,7 @@ def test_of_questions_exactly_what_the_rules_say_is_kept(models, folder, when_ne
     assert bool(outcomes["judge_wrong"]) == (when_never_right == "drop")
     verdicts = {row.metadata["curation"]["verdict"] for row in rows_of(output).values()}
     assert verdicts == ({"right"} if when_never_right == "drop" else {"right", "wrong"})
+    assert not models.wrong_requests
     assert all(row.metadata["kind"] == "test" for row in rows_of(output).values())
 
 
@@ -558,6 +575,15 @@ def test_a_changed_prompt_is_asked_afresh_and_what_came_before_it_is_not(models,
     third = curate(source, output, config_of(models, folder))
     assert third.replayed == 0
     assert third.account.calls["teacher"] >= 20
+
+
+def test_a_server_that_asks_for_a_pause_gets_it_from_all_calls(models, folder):
+    models.troubles, models.first_retry_after_s, models.delay_s = {}, 2, 0.2
+    assert curate(captioned(folder, 12), folder / "curated.jsonl", config_of(models, folder)).complete
+    after_s = sorted(arrived - min(models.arrived_s) for arrived in models.arrived_s)
+    at_once = [later for later in after_s if later < 1.0]
+    assert len(at_once) <= 6, "calls that were under way already"
+    assert after_s[len(at_once)] >= 1.9
 
 
 def test_media_that_cannot_be_used_cost_nothing_and_may_be_there_the_next_time(models, folder):

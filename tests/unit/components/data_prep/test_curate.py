@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from vthink.components.common.samples import Evidence, Media, RowError, Sample
 from vthink.components.common.video import Clip
 from vthink.components.data_prep import endpoint, traces
 from vthink.components.data_prep.config import CurationConfig, EndpointConfig
-from vthink.components.data_prep.curate import CurateError, _DropError, _frames, _inside, estimate, read_items
+from vthink.components.data_prep.curate import CurateError, Item, _DropError, _frames, _inside, estimate, read_items
 from vthink.components.data_prep.journal import Journal, JournalError
+from vthink.components.data_prep.sources import open_source
 from vthink.components.data_prep.traces import PromptFileError, Prompts, UnusableError
 
 MEDIA = Media(kind="video", uri="/videos/a.mp4")
@@ -238,6 +240,10 @@ def test_a_sampled_trace_earns_its_answer_s_grade_when_its_format_is_right(text,
 # --- sources
 
 
+def read(path: Path, config: CurationConfig | None = None, **options: Any) -> list[Item | RowError]:
+    return list(read_items(open_source(str(path), None, path.parent), config or CurationConfig(), **options))
+
+
 def captions(folder: Path, videos: object) -> Path:
     path = folder / "captions.json"
     path.write_text(json.dumps(videos))
@@ -246,7 +252,7 @@ def captions(folder: Path, videos: object) -> Path:
 
 def test_captioned_segments_are_read_in_the_order_of_time(tmp_path):
     about = {"duration": 9.0, "timestamps": [[4, 9], [0, 5.5]], "sentences": [" then ", "first"]}
-    (item,) = read_items(captions(tmp_path, {"v_1": about}), CurationConfig(videos="clips/{id}.mkv"))
+    (item,) = read(captions(tmp_path, {"v_1": about}), CurationConfig(videos="clips/{id}.mkv"))
     assert item.media.uri == str(tmp_path / "clips/v_1.mkv")
     assert [(s.start_s, s.end_s, s.caption) for s in item.segments] == [(0, 5.5, "first"), (4, 9, "then")]
 
@@ -267,7 +273,7 @@ def test_captioned_segments_are_read_in_the_order_of_time(tmp_path):
 )
 def test_segments_that_cannot_be_right_are_reported_and_the_others_read(tmp_path, about):
     good = {"timestamps": [[0, 1]], "sentences": ["x"]}
-    bad, item = read_items(captions(tmp_path, {"bad": about, "good": good}), CurationConfig())
+    bad, item = read(captions(tmp_path, {"bad": about, "good": good}))
     assert isinstance(bad, RowError)
     assert bad.reason.startswith("bad_segments: 'bad': ")
     assert item.id == "good"
@@ -278,7 +284,7 @@ def test_a_file_that_is_no_file_of_segments_is_one_line(tmp_path, text):
     path = tmp_path / "captions.json"
     path.write_text(text)
     with pytest.raises(CurateError, match=r"captions\.json: "):
-        list(read_items(path, CurationConfig()))
+        read(path)
 
 
 def test_questions_are_read_in_any_format_of_rows_with_roots_and_ids_of_their_own(tmp_path):
@@ -294,7 +300,7 @@ def test_questions_are_read_in_any_format_of_rows_with_roots_and_ids_of_their_ow
     }
     path = tmp_path / "Video-R1-260k.json"
     path.write_text(json.dumps([row, row]))
-    items = list(read_items(path, CurationConfig(), roots={"STAR": "/data/star"}))
+    items = read(path, roots={"STAR": "/data/star"})
     assert [item.sample.answer for item in items] == ["B", "B"]
     assert len({item.id for item in items} | {item.sample.id for item in items}) == 2
     assert {item.media.uri for item in items} == {"/data/star/clips/a.mp4"}
@@ -303,7 +309,7 @@ def test_questions_are_read_in_any_format_of_rows_with_roots_and_ids_of_their_ow
 def test_an_object_a_line_in_a_json_file_is_read_as_rows(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text((CHOICE.model_dump_json() + "\n") * 2)
-    first, second = read_items(path, CurationConfig())
+    first, second = read(path)
     assert first.sample == CHOICE
     assert second.reason == "duplicate_id: the id 'a' is already that of 1"
 
