@@ -27,6 +27,7 @@ from vthink.components.common.samples import Sample, read_samples
 from vthink.components.data_prep.config import CurationConfig
 from vthink.components.data_prep.curate import Summary, curate
 from vthink.components.data_prep.endpoint import MAX_REPLY_BYTES, EndpointError
+from vthink.components.data_prep.sources import FormatError
 from vthink.components.data_prep.synthesize import write_mp4
 from vthink.components.data_prep.validate import validate_rows
 
@@ -575,6 +576,23 @@ def test_a_changed_prompt_is_asked_afresh_and_what_came_before_it_is_not(models,
     third = curate(source, output, config_of(models, folder))
     assert third.replayed == 0
     assert third.account.calls["teacher"] >= 20
+
+
+def test_a_source_and_its_videos_in_a_store_are_read_there(models, folder, storage):
+    models.troubles = {}
+    here = questions(folder, 4)
+    root = storage.config.root_uri
+    for path in (here, folder / "v.mp4"):
+        storage.upload_file(path, root + path.name)
+    output = folder / "curated.jsonl"
+    summary = curate(root + "rows.jsonl", output, config_of(models, folder), storage)
+    assert summary.complete
+    assert {row.media.uri for row in rows_of(output).values()} == {root + "v.mp4"}
+    storage.delete(root + "v.mp4")
+    curate(root + "rows.jsonl", folder / "again.jsonl", config_of(models, folder), storage)
+    assert set(dropped_of(folder / "again.jsonl").values()) == {"missing_media"}
+    with pytest.raises(FormatError, match="is in a store; say which one"):
+        curate(root + "rows.jsonl", output, config_of(models, folder))
 
 
 def test_a_server_that_asks_for_a_pause_gets_it_from_all_calls(models, folder):
