@@ -26,8 +26,10 @@ MAX_SHARE_OF_CONTRAST = 0.2
 white are all alike in absolute terms."""
 MIN_CONTRAST = 2.0
 """Signatures with a smaller standard deviation (black or blank throughout) say nothing, and have no near duplicates."""
+CROWDED = 2048
+"""In a cell with more members than this a file is compared with the first of each kind only, so that thousands of
+equal pictures make thousands of pairs, not millions."""
 _BLOCK = 4096
-_BUCKET_BLOCK = 1024
 
 
 def near_pairs(signatures: np.ndarray, max_difference: float) -> Iterator[tuple[int, int, float]]:
@@ -73,21 +75,32 @@ def _keys(signatures: np.ndarray, max_difference: float) -> np.ndarray:
 
 
 def _close(signatures: np.ndarray, members: np.ndarray, max_difference: float) -> Iterator[tuple[int, int, float]]:
-    """The pairs among ``members`` that are close enough."""
+    """The pairs among ``members`` that are close enough; in a crowded cell, each with the first that it is close to."""
     members = np.sort(members)
-    for first in range(0, len(members), _BUCKET_BLOCK):
-        left = members[first : first + _BUCKET_BLOCK]
-        a = np.asarray(signatures[left], dtype=np.float32)
-        for second in range(first, len(members), _BUCKET_BLOCK):
-            right = members[second : second + _BUCKET_BLOCK]
-            b = np.asarray(signatures[right], dtype=np.float32)
-            squares = (a**2).mean(1)[:, None] + (b**2).mean(1)[None] - 2 * (a @ b.T) / a.shape[1]
-            limit = np.minimum(max_difference, MAX_SHARE_OF_CONTRAST * np.minimum(a.std(1)[:, None], b.std(1)[None]))
-            informative = (a.std(1)[:, None] >= MIN_CONTRAST) & (b.std(1)[None] >= MIN_CONTRAST)
-            # Rounding of float32 leaves about 0.1 of a difference of 0.
-            for i, j in np.argwhere((squares <= np.maximum(limit, 0.2) ** 2) & informative):
-                if left[i] < right[j]:
-                    yield int(left[i]), int(right[j]), float(np.sqrt(max(0.0, squares[i, j])))
+    crowded = len(members) > CROWDED
+    while len(members) > 1:
+        firsts = members[:1] if crowded else members
+        joined = np.zeros(len(members), dtype=bool)
+        joined[: len(firsts)] = True
+        for start in range(0, len(members), CROWDED):
+            others = members[start : start + CROWDED]
+            differences = _differences(signatures[firsts], signatures[others], max_difference)
+            for i, j in np.argwhere(~np.isnan(differences)):
+                if firsts[i] < others[j]:
+                    joined[start + j] = True
+                    yield int(firsts[i]), int(others[j]), float(differences[i, j])
+        members = members[~joined] if crowded else members[:0]
+
+
+def _differences(a: np.ndarray, b: np.ndarray, max_difference: float) -> np.ndarray:
+    """(A, B) root mean square differences; NaN where they are too large to be the same, or say nothing."""
+    a, b = np.asarray(a, dtype=np.float32), np.asarray(b, dtype=np.float32)
+    squares = (a**2).mean(1)[:, None] + (b**2).mean(1)[None] - 2 * (a @ b.T) / a.shape[1]
+    contrast = np.minimum(a.std(1)[:, None], b.std(1)[None])
+    limit = np.minimum(max_difference, MAX_SHARE_OF_CONTRAST * contrast)
+    # Rounding of float32 leaves about 0.1 of a difference of 0.
+    same = (squares <= np.maximum(limit, 0.2) ** 2) & (contrast >= MIN_CONTRAST)
+    return np.where(same, np.sqrt(np.maximum(squares, 0.0)), np.nan)
 
 
 class Groups:

@@ -52,6 +52,10 @@ class _BadRowError(ValueError):
     """What is wrong with a row."""
 
 
+_WRONG = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
+"""What an adapter raises on a row that is not what it should be."""
+
+
 # ------------------------------------------------------------------------------------------------- where the rows are
 
 
@@ -284,8 +288,9 @@ class Format:
     """Its name, for ``--format`` and ``data.format``."""
     fits: Callable[[Mapping[str, Any]], bool]
     """Whether a row looks like one of it."""
-    read: Callable[[Mapping[str, Any], int], Iterable[Mapping[str, Any]]]
-    """The samples of a row, as mappings (number of the row → ids where the format has none). Raises `ValueError`."""
+    read: Callable[[Mapping[str, Any], int], Iterable[Mapping[str, Any] | Exception]]
+    """The samples of a row, as mappings (number of the row → ids where the format has none). Raises, or yields for one
+    of several, a `ValueError` that says what is wrong."""
     write: Callable[[Iterable[Sample]], Iterator[dict[str, Any]]]
     """The rows of samples; what the format has no field for is lost."""
     unique_ids: bool = False
@@ -333,13 +338,19 @@ class SourceRows:
             return
         try:
             for row in self.format.read(value, number):
+                if isinstance(row, Exception):
+                    yield self._error(row, value, line)
+                    continue
                 sample = parse_row(row, line)
                 if isinstance(sample, RowError):
                     sample = RowError(line, sample.reason, raw_text(value))
                 yield self._rooted(sample) if isinstance(sample, Sample) else sample
-        except (_BadRowError, KeyError, TypeError, AttributeError, IndexError) as error:
-            reason = str(error) if isinstance(error, _BadRowError) else f"not a row of {self.format.name} ({error!r})"
-            yield RowError(line, reason[:200], raw_text(value))
+        except _WRONG as error:
+            yield self._error(error, value, line)
+
+    def _error(self, error: Exception, value: Any, line: int) -> RowError:
+        reason = str(error) if isinstance(error, ValueError) else f"not a row of {self.format.name} ({error!r})"
+        return RowError(line, " ".join(reason.split())[:200], raw_text(value))
 
     def _rooted(self, sample: Sample) -> Sample:
         uri = sample.media.uri
@@ -585,29 +596,37 @@ def _write_r1(samples: Iterable[Sample], with_ids: bool = True) -> Iterator[dict
 _STEP = re.compile(r"\s*\[([0-9:.]+)\s*->\s*([0-9:.]+)\]\s*\.?\s*$")
 
 
-def _read_vrbench(row: Mapping[str, Any], number: int) -> Iterator[Mapping[str, Any]]:
-    for name, qa in row["mcq"].items():
-        options = plain_options(qa["options"])
-        steps, evidence = [], []
-        for _, step in sorted((qa.get("reasoning_process") or {}).items(), key=lambda item: (len(item[0]), item[0])):
-            span = _STEP.search(step)
-            times = parse_spans(f"{span[1]}-{span[2]}") if span else []
-            text = step[: span.start()].strip() if span else step.strip()
-            steps.append(text)
-            evidence += [{"start_s": start, "end_s": end, "caption": text} for start, end in times if text]
-        yield {
-            "id": f"{row['video_id']}-{name}",
-            "media": {"kind": "video", "uri": posixpath.normpath(row["video_path"])},
-            "question": qa["question"],
-            "options": options,
-            "problem_type": "multiple_choice",
-            "answer": plain_answer(qa["answer"], "multiple_choice", options),
-            "reasoning": "\n".join(steps) or None,
-            "evidence": evidence,
-            "source": "VRBench",
-            "split": "test",
-            "metadata": {"kind": qa.get("reasoning_type") or "", "video_id": row["video_id"]},
-        }
+def _read_vrbench(row: Mapping[str, Any], number: int) -> Iterator[Mapping[str, Any] | Exception]:
+    for name, question in row["mcq"].items():
+        try:
+            yield _vrbench_question(row, name, question)
+        except _WRONG as error:
+            yield _BadRowError(f"{name}: {error if isinstance(error, ValueError) else repr(error)}")
+
+
+def _vrbench_question(row: Mapping[str, Any], name: str, question: Mapping[str, Any]) -> dict[str, Any]:
+    options = plain_options(question["options"])
+    steps, evidence = [], []
+    numbered = sorted((question.get("reasoning_process") or {}).items(), key=lambda item: (len(item[0]), item[0]))
+    for _, step in numbered:
+        span = _STEP.search(step)
+        times = parse_spans(f"{span[1]}-{span[2]}") if span else []
+        text = step[: span.start()].strip() if span else step.strip()
+        steps.append(text)
+        evidence += [{"start_s": start, "end_s": end, "caption": text} for start, end in times if text]
+    return {
+        "id": f"{row['video_id']}-{name}",
+        "media": {"kind": "video", "uri": posixpath.normpath(row["video_path"])},
+        "question": question["question"],
+        "options": options,
+        "problem_type": "multiple_choice",
+        "answer": plain_answer(question["answer"], "multiple_choice", options),
+        "reasoning": "\n".join(steps) or None,
+        "evidence": evidence,
+        "source": "VRBench",
+        "split": "test",
+        "metadata": {"kind": question.get("reasoning_type") or "", "video_id": row["video_id"]},
+    }
 
 
 def _write_vrbench(samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:

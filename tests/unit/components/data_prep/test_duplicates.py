@@ -51,6 +51,19 @@ def test_blank_files_have_no_duplicates() -> None:
     assert not list(near_pairs(np.zeros((9, SIGNATURE_BYTES), np.uint8), 3.0))
 
 
+def test_thousands_of_equal_files_make_thousands_of_pairs_and_one_group() -> None:
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 256, (2, SIGNATURE_BYTES))
+    signatures = np.concatenate([kinds[:1].repeat(2500, 0), kinds[1:].repeat(2500, 0)]).astype(np.uint8)
+    pairs = list(near_pairs(signatures, 3.0))
+    assert len(pairs) <= 2 * 2500
+    groups = Groups(len(signatures))
+    for i, j, _ in pairs:
+        groups.join(i, j)
+    assert {groups.find(i) for i in range(2500)} == {0}
+    assert {groups.find(i) for i in range(2500, 5000)} == {2500}
+
+
 def test_groups_are_named_by_their_first_member() -> None:
     groups = Groups(6)
     for i, j in ((4, 5), (1, 4), (2, 3)):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vthink.components.common.answers import format_span, is_video_thinker_format, write_response
 from vthink.components.common.samples import Evidence, Media, RowError, Sample, SamplesError
@@ -250,6 +250,46 @@ def test_a_users_own_table_needs_few_columns(tmp_path: Path) -> None:
     assert "exactly one of video, image and path" in bad.reason
 
 
+def test_one_bad_question_of_a_video_does_not_cost_the_others(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", EXPRESSIBLE["vrbench"], "vrbench")
+    row = json.loads((tmp_path / "rows.jsonl").read_text())
+    row["mcq"]["qa2"]["answer"] = "E"
+    row["mcq"]["qa10"] = None
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (_, first), (_, second), (line, third) = read_rows(tmp_path / "rows.jsonl")
+    assert first == EXPRESSIBLE["vrbench"][0]
+    assert isinstance(second, RowError)
+    assert second.reason.startswith("qa2: the answer 'E' is neither")
+    assert isinstance(third, RowError)
+    assert line == 1
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.sampled_from(["A", "", "a. x", "1e999"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ABx"), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_no_values_make_an_adapter_fail(name: str, data: st.DataObject) -> None:
+    (good,) = FORMATS[name].write(EXPRESSIBLE[name][:1])
+    places = [good, *(value for value in good.values() if isinstance(value, dict) and value)]
+    if name == "vrbench":
+        places.append(next(iter(good["mcq"].values())))
+    place = data.draw(st.sampled_from(places))
+    place[data.draw(st.sampled_from(sorted(place)))] = data.draw(JSON)
+    rows = sources.SourceRows(Path("x"), FORMATS[name], {}, iter([(1, good)]))
+    for _, row in rows:
+        assert isinstance(row, Sample | RowError)
+
+
 # ------------------------------------------------------------------------------------------------------------- files
 
 
@@ -284,6 +324,7 @@ def test_a_broken_list_is_an_error_with_its_line(name: str, tmp_path: Path) -> N
     assert "\n" not in str(error.value)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.dictionaries(st.text(max_size=4), st.text(max_size=4) | st.integers() | st.none(), max_size=3)),
     st.sampled_from([None, 1]),
