@@ -211,7 +211,7 @@ def restart(here: Place, manifest: str) -> list[Measurement]:
         cold = first_batch(here, manifest, cache, how)
         found.append(
             Measurement(
-                name=f"data/first-batch-{how}",
+                name=f"data/first-batch-{how}/{counts['rows_out']}-rows",
                 plain_seconds=cold,
                 own_seconds=first_batch(here, manifest, cache, how),
                 setting={"rows": counts["rows_out"], "media": counts["media"], "batch": 8,
@@ -297,7 +297,7 @@ def many_rows(here: Place, rows: int, files: int, workers: int) -> list[Measurem
         assert counts["rows_out"] == rows, counts
         found.append(
             Measurement(
-                name=f"data/many-rows/{processes}-processes",
+                name=f"data/many-rows/{rows}-rows-{processes}-processes",
                 plain_seconds=None,
                 own_seconds=merged - start,
                 own_peak_mib=peak(),
@@ -317,15 +317,17 @@ def many_rows(here: Place, rows: int, files: int, workers: int) -> list[Measurem
 def main() -> None:
     """Run all parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=int, default=4, help="videos of 10 s at 1280 × 720")
+    parser.add_argument("--videos", type=int, default=4, help="videos of 10 s at 1280 × 720; 0: leave this out")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--rows", type=int, default=3000)
+    parser.add_argument("--rows", type=int, default=3000, help="rows over --files small files; 0: leave this out")
     parser.add_argument("--files", type=int, default=600)
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
     with place() as here:
-        record(one_pass_and_later_epochs(here, given.videos, given.rounds))
-        record(many_rows(here, given.rows, given.files, given.processes))
+        if given.videos:
+            record(one_pass_and_later_epochs(here, given.videos, given.rounds))
+        if given.rows:
+            record(many_rows(here, given.rows, given.files, given.processes))
 
 
 if __name__ == "__main__":
