@@ -522,7 +522,11 @@ class PreparedSet:
     @property
     def split_names(self) -> list[str]:
         """The splits there are."""
-        return sorted({path.name.split("-", 1)[0] for path in (self.folder / "rows").glob("*.parquet")})
+        return sorted({path.name.split("-", 1)[0] for path in self._row_paths()})
+
+    def _row_paths(self) -> list[Path]:
+        """The files of rows that the manifest vouches for; an attempt that was cut off may have left others."""
+        return sorted(self.folder / name for name in self.manifest.details["files"] if name.startswith("rows/"))
 
     def split(self, name: str) -> Split:
         """The rows of a split, in the order of the set.
@@ -531,7 +535,7 @@ class PreparedSet:
             SamplesError: there is no such split.
         """
         if name not in self._splits:
-            paths = sorted((self.folder / "rows").glob(f"{name}-*.parquet"))
+            paths = [path for path in self._row_paths() if path.name.split("-", 1)[0] == name]
             if not paths:
                 raise SamplesError(
                     f"no split '{name}' in {self.manifest.uri}; there are: {', '.join(self.split_names)}"
@@ -576,6 +580,12 @@ class Rows(Sequence[Sample]):
         if isinstance(index, slice):
             return self.select(range(*index.indices(len(self))))
         return self._files.row(int(self._indices[index]))
+
+    def __iter__(self) -> Iterator[Sample]:
+        if len(self) and (np.diff(self._indices) > 0).all():
+            yield from self._files.ascending(self._indices)
+        else:
+            yield from (self[index] for index in range(len(self)))
 
     def select(self, indices: Iterable[int]) -> Rows:
         """Some of the rows, in the given order."""
@@ -692,8 +702,21 @@ class _RowFiles:
 
     def row(self, index: int) -> Sample:
         table, row = self._find(index)
-        (values,) = table.slice(row, 1).drop_columns(["media_id"]).to_pylist()
-        sample = parse_row(values, index + 1)
+        (values,) = table.slice(row, 1).to_pylist()
+        return self._parse(values, index)
+
+    def ascending(self, indices: Iterable[int]) -> Iterator[Sample]:
+        """Many rows in the order of the files: their groups are taken apart once, not row by row."""
+        last: Any = None
+        values: list[dict[str, Any]] = []
+        for index in indices:
+            table, row = self._find(int(index))
+            if table is not last:
+                last, values = table, table.to_pylist()
+            yield self._parse(values[row], int(index))
+
+    def _parse(self, values: dict[str, Any], index: int) -> Sample:
+        sample = parse_row({key: value for key, value in values.items() if key != "media_id"}, index + 1)
         if isinstance(sample, RowError):
             raise SamplesError(f"{self._paths[0].parent}: {sample}")
         return sample

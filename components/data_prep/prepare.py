@@ -949,6 +949,7 @@ CREATE TABLE media (id TEXT PRIMARY KEY, sha256 TEXT, reason TEXT, detail TEXT, 
     duration_s REAL, split TEXT) WITHOUT ROWID;
 CREATE TABLE content (sha256 TEXT PRIMARY KEY, number INTEGER UNIQUE, kind TEXT, bytes INTEGER, width INTEGER,
     height INTEGER, duration_s REAL, name INTEGER) WITHOUT ROWID;
+CREATE INDEX content_name ON content (name);
 CREATE TABLE content_split (sha256 TEXT, split TEXT, PRIMARY KEY (sha256, split)) WITHOUT ROWID;
 CREATE TABLE kept (name INTEGER PRIMARY KEY, split TEXT);
 CREATE TABLE question (hash BLOB, split TEXT, rows INTEGER, PRIMARY KEY (hash, split)) WITHOUT ROWID;

@@ -417,6 +417,11 @@ def test_a_split_can_be_selected_from_and_used_in_other_processes(
     expected = [_frames_sum(train, index) for index in range(4)]
     assert [row.sample.id for row in train.select([2, 0])] == ["row-2", "row-0"]
     assert [sample.id for sample in train[1:3].samples] == ["row-1", "row-2"]
+    assert [sample.id for sample in train.samples] == [train.samples[n].id for n in range(4)]
+    assert [sample.id for sample in train.select([3, 0, 0]).samples] == ["row-3", "row-0", "row-0"]
+    assert train[-1].sample.id == "row-3"
+    with pytest.raises(IndexError):
+        _ = train[4]
     assert _frames_sum(pickle.loads(pickle.dumps(train)), 3) == expected[3]
     with multiprocessing.get_context(method).Pool(1) as pool:
         assert pool.starmap(_frames_sum, [(train, 1), (train, 2)]) == expected[1:3]
@@ -614,6 +619,17 @@ def test_a_reader_that_streams_notices_a_damaged_page(
     file.write_bytes(data)
     with pytest.raises(SamplesError, match=r"media/train.*damaged"):
         _ = run.open(manifest, tmp_path / "damaged", stream=True).split("train")[0].clip
+
+
+def test_files_that_an_earlier_attempt_left_are_not_part_of_the_set(run: Run, source: Source, tmp_path: Path) -> None:
+    manifest = run(source(rows_of(2)))
+    folder = run.open(manifest, tmp_path / "cache").folder
+    (rows,) = folder.glob("rows/*.parquet")
+    shutil.copy(rows, rows.with_name("train-00000-00000000.parquet"))
+    shutil.copy(rows, rows.with_name("test-00000-00000000.parquet"))
+    data = run.open(manifest, tmp_path / "cache")
+    assert data.split_names == ["train"]
+    assert len(data.split("train")) == 2
 
 
 def test_a_second_start_reads_nothing_again_that_was_verified(
