@@ -85,7 +85,7 @@ _SEVERAL = re.compile(
 """Between two numbers: they are alternatives, a range, a list or a sum, so that neither is the answer."""
 _SCALE = re.compile(r"\A ?(?:hundred|thousand|million|billion|trillion|dozen|k\b)", re.IGNORECASE)
 _LATEX = re.compile(
-    r"\A[-+]?(?:[0-9]{1,12}(?:\.[0-9]{1,12})?|\\[dt]?frac|\\sqrt|\\times|\\cdot|\\pi|[{}() .+*/-]){1,32}"
+    r"\A[-+]?(?:[0-9]{1,12}+(?:\.[0-9]{1,12}+)?(?![0-9])|\\[dt]?frac|\\sqrt|\\times|\\cdot|\\pi|[{}() +*/-]){1,32}+"
     r"(?:\^(?:[0-9]|\{-?[0-9]{1,2}\}))?\Z"
 )
 """What is handed to math-verify: nothing that could grow (one power at most, of two digits)."""
