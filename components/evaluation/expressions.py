@@ -29,7 +29,7 @@ from .statistics import Estimate
 MODELS = ("base", "sft", "grpo", "candidate", "champion")
 """``candidate`` is the last model of the chain, the one that would be registered; ``champion`` is in
 service."""
-FRAMES = ("ordered", "shuffled", "other_video")
+FRAMES = ("ordered", "shuffled", "other_video", "reversed", "single_frame", "grey")
 METRICS = (
     "accuracy",
     "score",
