@@ -122,9 +122,7 @@ def cluster_mean(
     return Estimate(mean, min(low, mean), max(high, mean), len(numbers))
 
 
-def _grouped(
-    values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable]
-) -> tuple[np.ndarray, np.ndarray, int]:
+def _grouped(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray, int]:
     """Values (N,), the number of each one's cluster (N,), and how many clusters there are."""
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1 or not len(numbers) or len(numbers) != len(clusters):
@@ -232,11 +230,8 @@ def paired_difference(
     p_value = float(np.mean((lows <= 0) & (highs >= 0)))
     rejected = math.floor((1 - confidence) * len(lows) + 1e-9)
     widest = 1.0 if float(np.abs(difference).max()) <= 1 else math.inf
-    low, high = -widest, widest
-    if rejected >= 1:
-        low = max(low, float(np.partition(lows, rejected - 1)[rejected - 1]))
-        high = min(high, float(-np.partition(-highs, rejected - 1)[rejected - 1]))
-        low, high = min(low, mean), max(high, mean)
+    low = max(-widest, min(mean, float(np.partition(lows, rejected)[rejected])))
+    high = min(widest, max(mean, float(-np.partition(-highs, rejected)[rejected])))
     detectable = _detectable(sums, n, num_clusters, confidence)
     return Difference(mean, low, high, n, p_value, mcnemar_mid_p(one, two), detectable, num_clusters)
 
