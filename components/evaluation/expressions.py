@@ -5,9 +5,18 @@ A rule is one comparison, or several joined by ``and``, ``or``, ``not``::
     candidate.ordered.accuracy.low > base.ordered.accuracy.value
     lower_bound(candidate.accuracy - champion.accuracy) > -0.02
 
-A metric is ``MODEL[.FRAMES][.by_type.TYPE | .by_kind.KIND].METRIC[.PART]``; frames are ``ordered`` and the
-part is ``value`` where left out. Numbers, ``+ - * /``, ``abs``, ``min``, ``max`` and ``lower_bound`` (lower
-end of the interval; of a difference of two metrics, of the difference paired by item) complete it.
+    lower_bound(video_holmes.accuracy - champion.video_holmes.accuracy) > -0.01
+
+A metric is ``[MODEL.][BENCHMARK.][FRAMES.][by_type.TYPE. | by_kind.KIND.]METRIC[.PART]``. Without a benchmark it is
+the held-out split's; the model is ``candidate`` where a benchmark begins the path, frames are ``ordered`` and the
+part is ``value`` where left out. Numbers, ``+ - * /``, ``abs``, ``min``, ``max`` complete it, and
+
+- ``lower_bound``, ``upper_bound``: an end of the interval; of a difference of two metrics on the same items, of the
+  difference paired by item;
+- ``p_value(a - b)``: of the paired test over videos (`statistics.paired_difference`).
+
+Mistakes are found when a rule is read, before anything runs: unknown names, with the nearest known one, numbers where
+a comparison is needed, comparisons that no result can fulfil or fail (``accuracy > 50``).
 
 What needs the champion is unknown while there is none (Kleene's three values), and a rule that stays unknown
 is satisfied, in words. ``ast`` only parses; the nodes allowed are listed in `_check`.
@@ -24,7 +33,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .statistics import Estimate
+from .statistics import Difference, Estimate
 
 MODELS = ("base", "sft", "grpo", "candidate", "champion")
 """``candidate`` is the last model of the chain, the one that would be registered; ``champion`` is in
@@ -37,17 +46,51 @@ METRICS = (
     "format_video_r1",
     "format_video_thinker",
     "mra",
+    "mra_inclusive",
     "wer",
     "rouge",
     "miou",
     "recall_at_30",
     "recall_at_50",
     "recall_at_70",
+    "clue_iou",
+    "caption_rouge_l",
+    "caption_bleu_1",
+    "caption_bleu_4",
+    "caption_meteor",
 )
-"""Names of metrics; every one is a mean over items."""
+"""Names of metrics; every one is a mean over items, and but for ``wer`` in [0, 1]."""
+BENCHMARKS = (
+    "video_holmes",
+    "cg_bench",
+    "cg_bench_reasoning",
+    "vrbench",
+    "vrbench_summary",
+    "videommmu",
+    "vsi_bench",
+    "mmvu",
+    "mvbench",
+    "tempcompass",
+    "videomme",
+)
+"""Public benchmarks as rules name them (`benchmarks.BENCHMARKS`, with ``_`` for ``-``)."""
+SCORES = (
+    "overall",
+    "overall_video_r1",
+    "accuracy_choice",
+    "accuracy_open",
+    "accuracy_by_task",
+    "multi_choice",
+    "yes_no",
+    "caption_matching",
+    "captioning_overlap",
+)
+"""Scores of benchmarks (`benchmarks.Benchmark.scores`) that are no metric of every item."""
+UNBOUNDED = ("wer",)
+"""Metrics that can exceed 1."""
 PARTS = ("value", "low", "high", "n")
 GROUPS = ("by_type", "by_kind")
-FUNCTIONS = ("lower_bound", "abs", "min", "max")
+FUNCTIONS = ("lower_bound", "upper_bound", "p_value", "abs", "min", "max")
 MAX_LENGTH = 500
 """Longest rule in characters: bounds what parsing can cost."""
 
@@ -76,6 +119,8 @@ class MetricPath:
     """One metric as a rule names it."""
 
     model: str
+    benchmark: str | None
+    """None: the held-out split."""
     frames: str
     group: tuple[str, str] | None
     """``("by_kind", "direction")``, or none for all items."""
@@ -84,33 +129,43 @@ class MetricPath:
     """``low`` …; none where left out."""
 
     @classmethod
-    def parse(cls, text: str) -> MetricPath:
+    def parse(cls, text: str, benchmarks: Sequence[str] = BENCHMARKS) -> MetricPath:
         """Read a dotted path.
 
         Raises:
             ExpressionError: an unknown name, with the nearest known one.
         """
         names = text.split(".")
-        model = _known(names.pop(0), MODELS, "model", text)
+        if names[0] in benchmarks:
+            model = "candidate"
+        else:
+            model = _known(names.pop(0), MODELS, "model", text, (*MODELS, *benchmarks))
+        benchmark = names.pop(0) if names and names[0] in benchmarks else None
         frames = names.pop(0) if names and names[0] in FRAMES else "ordered"
         group = None
         if names and names[0] in GROUPS:
             if len(names) < 2:
                 raise ExpressionError(f"'{text}' ends before the name of the group")
             group = (names.pop(0), names.pop(0))
+        metrics = METRICS if benchmark is None else (*METRICS, *SCORES)
         if not names:
-            raise ExpressionError(f"'{text}' names no metric; metrics: {', '.join(METRICS)}")
-        leading = (*METRICS, *(FRAMES if group is None else ()), *(GROUPS if group is None else ()))
-        metric = _known(names.pop(0), METRICS, "metric", text, leading)
+            raise ExpressionError(f"'{text}' names no metric; metrics: {', '.join(metrics)}")
+        others = () if group else (*FRAMES, *GROUPS, *(benchmarks if benchmark is None else ()))
+        metric = _known(names.pop(0), metrics, "metric", text, (*metrics, *others))
         part = _known(names.pop(0), PARTS, "part", text) if names else None
         if names:
             raise ExpressionError(f"'{text}' goes on after '{part}'")
-        return cls(model, frames, group, metric, part)
+        return cls(model, benchmark, frames, group, metric, part)
 
     @property
     def keys(self) -> tuple[str, ...]:
         """Where the metric stands below ``models.<model>`` of ``result.json``."""
-        return (self.frames, *(self.group or ()), self.metric)
+        return (*((self.benchmark,) if self.benchmark else ()), self.frames, *(self.group or ()), self.metric)
+
+    def pairs_with(self, other: MetricPath) -> bool:
+        """Whether both are the same metric of the same questions, so that a difference is paired by item."""
+        mine, theirs = ((p.benchmark, p.group, p.metric) for p in (self, other))
+        return mine == theirs and (self.model, self.frames) != (other.model, other.frames)
 
     def __str__(self) -> str:
         return ".".join((self.model, *self.keys, *((self.part,) if self.part else ())))
@@ -177,6 +232,7 @@ def _check(node: ast.expr) -> str:
                     raise ExpressionError("comparisons are > >= < <= == !=")
             for value in (node.left, *node.comparators):
                 _number(value)
+            _check_possible(node)
             return "truth"
         case ast.UnaryOp(op=ast.USub() | ast.UAdd()):
             return _number(node.operand)
@@ -211,15 +267,86 @@ def _check_call(node: ast.Call) -> str:
     if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
         raise ExpressionError(f"{name}() takes plain arguments")
     kinds = [_number(argument) for argument in node.args]
-    if name in ("lower_bound", "abs") and len(kinds) != 1:
+    if name in ("lower_bound", "upper_bound", "p_value", "abs") and len(kinds) != 1:
         raise ExpressionError(f"{name}() takes one argument")
     if name in ("min", "max") and len(kinds) < 2:
         raise ExpressionError(f"{name}() takes two arguments or more")
-    if name == "lower_bound":
+    if name in ("lower_bound", "upper_bound"):
         if kinds[0] != "metric":
-            raise ExpressionError("lower_bound() takes a metric with its interval; leave out .value, .low, .high")
+            raise ExpressionError(f"{name}() takes a metric with its interval; leave out .value, .low, .high")
         return "number"
+    if name == "p_value":
+        match node.args[0]:
+            case ast.BinOp(op=ast.Sub(), left=ast.Attribute() as left, right=ast.Attribute() as right):
+                sides = [MetricPath.parse(_dotted(side)) for side in (left, right)]
+                if not any(side.part for side in sides) and sides[0].pairs_with(sides[1]):
+                    return "number"
+        raise ExpressionError(
+            "p_value() takes the difference of one metric between two models or two frame conditions, such as "
+            "p_value(candidate.accuracy - base.accuracy)"
+        )
     return "metric" if "metric" in kinds else "number"
+
+
+# What a number can be, whatever is measured: finds the comparisons that say nothing.
+
+
+def _check_possible(node: ast.Compare) -> None:
+    sides = (node.left, *node.comparators)
+    for left, operation, right in zip(sides, node.ops, sides[1:], strict=False):
+        if ast.dump(left) == ast.dump(right):
+            raise ExpressionError(f"'{ast.unparse(left)[:60]}' is compared with itself")
+        (a, b), (c, d) = _range(left), _range(right)
+        if any(map(math.isnan, (a, b, c, d))):
+            continue
+        symbol, compare = _COMPARISONS[type(operation)]
+        if isinstance(operation, ast.Eq | ast.NotEq):
+            outcomes = {symbol == "!="} if b < c or d < a else {True, False}
+        else:
+            outcomes = {compare(x, y) for x in (a, b) for y in (c, d)}
+        if len(outcomes) == 1:
+            word = "fail" if True in outcomes else "hold"
+            lies = [f"'{ast.unparse(side)[:60]}' {_lies(*ends)}" for side, ends in ((left, (a, b)), (right, (c, d)))]
+            hint = "; metrics are fractions: 0.5, not 50" if max(abs(a), abs(c)) > 1 else ""
+            raise ExpressionError(f"this can never {word}: {' and '.join(lies)}{hint}")
+
+
+def _lies(low: float, high: float) -> str:
+    if low == high:
+        return f"is {low:g}"
+    if math.isinf(high):
+        return f"is at least {low:g}" if not math.isinf(low) else "can be anything"
+    return f"is between {low:g} and {high:g}" if not math.isinf(low) else f"is at most {high:g}"
+
+
+def _range(node: ast.expr) -> tuple[float, float]:
+    """The least and the greatest value that a number can have; nan where that cannot be said."""
+    match node:
+        case ast.Constant(value=int() | float() as value):
+            return float(value), float(value)
+        case ast.UnaryOp():
+            low, high = _range(node.operand)
+            return (-high, -low) if isinstance(node.op, ast.USub) else (low, high)
+        case ast.Name() | ast.Attribute():
+            path = MetricPath.parse(_dotted(node))
+            return (1, math.inf) if path.part == "n" else (0, math.inf if path.metric in UNBOUNDED else 1)
+        case ast.BinOp():
+            (a, b), (c, d) = _range(node.left), _range(node.right)
+            if isinstance(node.op, ast.Div) and c <= 0 <= d:
+                return -math.inf, math.inf
+            ends = [_ARITHMETIC[type(node.op)][1](x, y) for x in (a, b) for y in (c, d)]
+            return (math.nan, math.nan) if any(map(math.isnan, ends)) else (min(ends), max(ends))
+        case ast.Call(func=ast.Name(id=name)):
+            ranges = [_range(argument) for argument in node.args]
+            lows, highs = zip(*ranges, strict=True)
+            if name == "p_value":
+                return 0, 1
+            if name == "abs":
+                low, high = sorted(map(abs, ranges[0]))
+                return (0 if lows[0] <= 0 <= highs[0] else low), high
+            choose = {"min": min, "max": max}.get(name)
+            return (choose(lows), choose(highs)) if choose else ranges[0]
+    return math.nan, math.nan
 
 
 def _dotted(node: ast.expr) -> str:
@@ -263,6 +390,8 @@ class _Number:
     high: float
     text: str
     path: MetricPath | None = None
+    difference: Estimate | None = None
+    """The paired difference that this number is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,13 +438,18 @@ def check_measured(rule: Rule, models: Mapping[str, Mapping[str, Any]]) -> None:
             raise ExpressionError(f"rule '{rule.text}': {error}") from None
 
 
-def check_asked(rule: Rule, models: Sequence[str], frames: Sequence[str]) -> None:
-    """Check, before anything is asked, that the models and frame conditions of a rule will be.
+def check_asked(rule: Rule, models: Sequence[str], frames: Sequence[str], benchmarks: Sequence[str] = ()) -> None:
+    """Check, before anything is asked, that the models, benchmarks and frame conditions of a rule will be.
 
     Raises:
         ExpressionError: naming those that will.
     """
     for path in rule.paths:
+        if path.benchmark is not None and path.benchmark not in benchmarks:
+            raise ExpressionError(
+                f"rule '{rule.text}': benchmark '{path.benchmark}' will not be evaluated; evaluated are: "
+                f"{', '.join(benchmarks) or 'none, only the held-out split'}"
+            )
         known_models = (*models, "candidate", "champion")
         for what, name, known in (("model", path.model, known_models), ("frames", path.frames, frames)):
             if name not in known:
@@ -409,10 +543,13 @@ class _Judge:
             return _Unknown(str(path))
         found = _lookup(path, self.models)
         if path.part is not None:
+            if found[path.part] is None:
+                raise ArithmeticError(f"{path} has no end: too few videos")
             value = float(found[path.part])
             return _Number(value, value, value, _show(value))
-        value = float(found["value"])
-        return _Number(value, float(found["low"]), float(found["high"]), _show(value), path)
+        value, low, high = (found[name] for name in ("value", "low", "high"))
+        low = -math.inf if low is None else float(low)  # no end: too few videos
+        return _Number(float(value), low, math.inf if high is None else float(high), _show(float(value)), path)
 
     def arithmetic(self, node: ast.BinOp) -> _Number | _Unknown:
         left, right = self.number(node.left), self.number(node.right)
@@ -425,11 +562,13 @@ class _Judge:
         if isinstance(left, _Unknown) or isinstance(right, _Unknown):
             return _Unknown(text)
         value = operation(left.value, right.value)
-        if symbol == "-" and left.path and right.path and self.pair is not None:
+        if symbol == "-" and left.path and right.path and self.pair is not None and left.path.pairs_with(right.path):
             paired = self.pair(left.path, right.path)
             if paired is not None:
                 text += f" = {_show(paired.value)} paired over {paired.n} items"
-                return _Number(paired.value, paired.low, paired.high, text)
+                if isinstance(paired, Difference):
+                    text += f" of {paired.clusters} videos, {paired.verdict}"
+                return _Number(paired.value, paired.low, paired.high, text, difference=paired)
         if symbol == "/" and right.low <= 0 <= right.high:
             return _Number(value, -math.inf, math.inf, text)
         corners = [operation(a, b) for a in (left.low, left.high) for b in (right.low, right.high)]
@@ -441,8 +580,14 @@ class _Judge:
         if len(known) < len(arguments):
             return _Unknown(text)
         first = known[0]
-        if name == "lower_bound":
-            return _Number(first.low, first.low, first.low, f"{text} = {_show(first.low)}")
+        if name in ("lower_bound", "upper_bound"):
+            end = first.low if name == "lower_bound" else first.high
+            return _Number(end, end, end, f"{text} = {_show(end)}")
+        if name == "p_value":
+            if not isinstance(first.difference, Difference):
+                raise ArithmeticError(f"{text}: not measured on the same items")
+            p = first.difference.p_value
+            return _Number(p, p, p, f"{text} = {_show(p)}")
         if name == "abs":
             ends = sorted((abs(first.low), abs(first.high)))
             low = 0.0 if first.low <= 0 <= first.high else ends[0]

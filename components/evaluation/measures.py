@@ -17,12 +17,8 @@ from ..common import answers as graders
 from ..common.samples import Sample
 from .asking import Answer, video_of
 from .config import EvaluationConfig
-from .expressions import FRAMES
+from .expressions import FRAMES, UNBOUNDED
 from .statistics import Estimate, cluster_mean, paired_difference, t_quantile
-
-UNBOUNDED = ("wer",)
-"""Metrics that can exceed 1."""
-
 
 Row = Mapping[str, Any]
 """One graded item, a line of ``items.jsonl``."""

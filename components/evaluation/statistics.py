@@ -197,33 +197,46 @@ def paired_difference(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
+    weights: Sequence[float] | np.ndarray | None = None,
 ) -> Difference:
     """The mean of ``first - second`` over the same items, with a sign-flip test over clusters and its interval.
 
     Up to 12 clusters every pattern of signs is tried; fewer than 6 cannot show a difference at 95 %, and then the
     interval has no ends (±1 where no difference exceeds that).
 
+    Args:
+        first: (N,) one model's number per item.
+        second: (N,) the other's.
+        clusters: (N,) what each item belongs to (its video).
+        confidence: coverage wanted, e.g. 0.95.
+        resamples: patterns of signs, where there are too many to try all.
+        seed: of the patterns.
+        weights: (N,) what each item counts, for scores that are means of means; None: all alike.
+
     Raises:
         ValueError: lengths that differ, no items, or a value that is not finite.
     """
-    if len(first) != len(second):
+    if len(first) != len(second) or (weights is not None and len(weights) != len(first)):
         raise ValueError(f"paired values must have the same length, got {len(first)} and {len(second)}")
     one, two = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     difference, groups, num_clusters = _grouped(one - two, clusters)
-    n, mean = len(difference), float(difference.mean())
-    sums = np.bincount(groups, difference - mean, minlength=num_clusters)
-    counts = np.bincount(groups, minlength=num_clusters)
+    share = np.full(len(difference), 1 / len(difference))
+    if weights is not None:
+        share = np.asarray(weights, dtype=np.float64) / float(np.sum(weights))
+    mean = float(difference @ share)
+    sums = np.bincount(groups, (difference - mean) * share, minlength=num_clusters)
+    shares = np.bincount(groups, share, minlength=num_clusters)
     if 2**num_clusters <= 4096:
         patterns = (np.arange(2**num_clusters)[:, None] >> np.arange(num_clusters)) & 1
-        kept = patterns.astype(np.float64) @ np.stack([sums, counts], axis=1)
+        kept = patterns.astype(np.float64) @ np.stack([sums, shares], axis=1)
     else:  # the pattern that was observed is one of all
-        kept = _product(_half_draws, num_clusters, resamples, seed, np.stack([sums, counts], axis=1))
+        kept = _product(_half_draws, num_clusters, resamples, seed, np.stack([sums, shares], axis=1))
         kept = np.concatenate([[[0.0, 0.0]], kept])
     # Flipping the signs of one half of the videos gives at least the observed difference just where the true
     # difference lies between the means of the two halves. An empty half: everywhere.
     with np.errstate(divide="ignore", invalid="ignore"):
-        halves = np.stack([kept[:, 0] / kept[:, 1], -kept[:, 0] / (n - kept[:, 1])])
-    empty = (kept[:, 1] == 0) | (kept[:, 1] == n)
+        halves = np.stack([kept[:, 0] / kept[:, 1], -kept[:, 0] / (1 - kept[:, 1])])
+    empty = (kept[:, 1] < 1e-12) | (kept[:, 1] > 1 - 1e-12)
     # Rounded, since ties are common (many videos differ in nothing) and must stay ties.
     lows = np.where(empty, -np.inf, np.round(mean + halves.min(axis=0), 12))
     highs = np.where(empty, np.inf, np.round(mean + halves.max(axis=0), 12))
@@ -232,15 +245,15 @@ def paired_difference(
     widest = 1.0 if float(np.abs(difference).max()) <= 1 else math.inf
     low = max(-widest, min(mean, float(np.partition(lows, rejected)[rejected])))
     high = min(widest, max(mean, float(-np.partition(-highs, rejected)[rejected])))
-    detectable = _detectable(sums, n, num_clusters, confidence)
-    return Difference(mean, low, high, n, p_value, mcnemar_mid_p(one, two), detectable, num_clusters)
+    detectable = _detectable(sums, num_clusters, confidence)
+    return Difference(mean, low, high, len(difference), p_value, mcnemar_mid_p(one, two), detectable, num_clusters)
 
 
-def _detectable(sums: np.ndarray, n: int, num_clusters: int, confidence: float, power: float = 0.8) -> float | None:
+def _detectable(sums: np.ndarray, num_clusters: int, confidence: float, power: float = 0.8) -> float | None:
     """Smallest true difference shown with this power: (t of the test + t of the power) standard errors."""
     if num_clusters < 2:
         return None
-    error = math.sqrt(float(sums @ sums) * num_clusters / (num_clusters - 1)) / n
+    error = math.sqrt(float(sums @ sums) * num_clusters / (num_clusters - 1))
     degrees = num_clusters - 1
     return (t_quantile((1 + confidence) / 2, degrees) + t_quantile(power, degrees)) * error
 
