@@ -185,15 +185,21 @@ class Rule:
 
     text: str
     tree: ast.expr
+    benchmarks: tuple[str, ...] = BENCHMARKS
+    """Names of benchmarks that it may use."""
 
     @property
     def paths(self) -> list[MetricPath]:
         """The metrics it uses."""
-        return [MetricPath.parse(text) for text in _path_texts(self.tree)]
+        return [MetricPath.parse(text, self.benchmarks) for text in _path_texts(self.tree)]
 
 
-def parse(text: str) -> Rule:
+def parse(text: str, benchmarks: tuple[str, ...] = BENCHMARKS) -> Rule:
     """Read a rule.
+
+    Args:
+        text: of the rule.
+        benchmarks: names of benchmarks that it may use.
 
     Raises:
         ExpressionError: it is not a rule of this language.
@@ -207,23 +213,23 @@ def parse(text: str) -> Rule:
         reason = error.msg if isinstance(error, SyntaxError) else "too deeply nested"
         raise ExpressionError(f"rule '{text}': {reason}") from None
     try:
-        if _check(tree) != "truth":
+        if _check(tree, benchmarks) != "truth":
             raise ExpressionError("a rule compares something, such as `candidate.accuracy.low > 0.5`")
     except ExpressionError as error:
         raise ExpressionError(f"rule '{text}': {error}") from None
-    return Rule(text, tree)
+    return Rule(text, tree, benchmarks)
 
 
-def _check(node: ast.expr) -> str:
+def _check(node: ast.expr, benchmarks: Sequence[str]) -> str:
     """``truth``, ``metric`` (has an interval) or ``number``; raises on everything that is not in the
     language."""
     match node:
         case ast.BoolOp():
-            if any(_check(value) != "truth" for value in node.values):
+            if any(_check(value, benchmarks) != "truth" for value in node.values):
                 raise ExpressionError("'and' and 'or' join comparisons, not numbers")
             return "truth"
         case ast.UnaryOp(op=ast.Not()):
-            if _check(node.operand) != "truth":
+            if _check(node.operand, benchmarks) != "truth":
                 raise ExpressionError("'not' negates a comparison, not a number")
             return "truth"
         case ast.Compare():
@@ -231,15 +237,15 @@ def _check(node: ast.expr) -> str:
                 if type(operation) not in _COMPARISONS:
                     raise ExpressionError("comparisons are > >= < <= == !=")
             for value in (node.left, *node.comparators):
-                _number(value)
-            _check_possible(node)
+                _number(value, benchmarks)
+            _check_possible(node, benchmarks)
             return "truth"
         case ast.UnaryOp(op=ast.USub() | ast.UAdd()):
-            return _number(node.operand)
+            return _number(node.operand, benchmarks)
         case ast.BinOp():
             if type(node.op) not in _ARITHMETIC:
                 raise ExpressionError("arithmetic is + - * /")
-            kinds = {_number(node.left), _number(node.right)}
+            kinds = {_number(node.left, benchmarks), _number(node.right, benchmarks)}
             return "metric" if "metric" in kinds else "number"
         case ast.Constant(value=bool() | str() | bytes() | complex() | None):
             raise ExpressionError(f"{node.value!r} is not a number")
@@ -248,25 +254,25 @@ def _check(node: ast.expr) -> str:
                 raise ExpressionError("numbers must be finite")
             return "number"
         case ast.Name() | ast.Attribute():
-            return "metric" if MetricPath.parse(_dotted(node)).part is None else "number"
+            return "metric" if MetricPath.parse(_dotted(node), benchmarks).part is None else "number"
         case ast.Call():
-            return _check_call(node)
+            return _check_call(node, benchmarks)
     raise ExpressionError(f"'{ast.unparse(node)[:60]}' is not part of the gate's language")
 
 
-def _number(node: ast.expr) -> str:
-    kind = _check(node)
+def _number(node: ast.expr, benchmarks: Sequence[str]) -> str:
+    kind = _check(node, benchmarks)
     if kind == "truth":
         raise ExpressionError(f"'{ast.unparse(node)[:60]}' is true or false, where a number is needed")
     return kind
 
 
-def _check_call(node: ast.Call) -> str:
+def _check_call(node: ast.Call, benchmarks: Sequence[str]) -> str:
     name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)[:40]
     _known(name, FUNCTIONS, "function", ast.unparse(node)[:60])
     if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
         raise ExpressionError(f"{name}() takes plain arguments")
-    kinds = [_number(argument) for argument in node.args]
+    kinds = [_number(argument, benchmarks) for argument in node.args]
     if name in ("lower_bound", "upper_bound", "p_value", "abs") and len(kinds) != 1:
         raise ExpressionError(f"{name}() takes one argument")
     if name in ("min", "max") and len(kinds) < 2:
@@ -278,7 +284,7 @@ def _check_call(node: ast.Call) -> str:
     if name == "p_value":
         match node.args[0]:
             case ast.BinOp(op=ast.Sub(), left=ast.Attribute() as left, right=ast.Attribute() as right):
-                sides = [MetricPath.parse(_dotted(side)) for side in (left, right)]
+                sides = [MetricPath.parse(_dotted(side), benchmarks) for side in (left, right)]
                 if not any(side.part for side in sides) and sides[0].pairs_with(sides[1]):
                     return "number"
         raise ExpressionError(
@@ -291,12 +297,12 @@ def _check_call(node: ast.Call) -> str:
 # What a number can be, whatever is measured: finds the comparisons that say nothing.
 
 
-def _check_possible(node: ast.Compare) -> None:
+def _check_possible(node: ast.Compare, benchmarks: Sequence[str]) -> None:
     sides = (node.left, *node.comparators)
     for left, operation, right in zip(sides, node.ops, sides[1:], strict=False):
         if ast.dump(left) == ast.dump(right):
             raise ExpressionError(f"'{ast.unparse(left)[:60]}' is compared with itself")
-        (a, b), (c, d) = _range(left), _range(right)
+        (a, b), (c, d) = _range(left, benchmarks), _range(right, benchmarks)
         if any(map(math.isnan, (a, b, c, d))):
             continue
         symbol, compare = _COMPARISONS[type(operation)]
@@ -319,25 +325,25 @@ def _lies(low: float, high: float) -> str:
     return f"is between {low:g} and {high:g}" if not math.isinf(low) else f"is at most {high:g}"
 
 
-def _range(node: ast.expr) -> tuple[float, float]:
+def _range(node: ast.expr, benchmarks: Sequence[str]) -> tuple[float, float]:
     """The least and the greatest value that a number can have; nan where that cannot be said."""
     match node:
         case ast.Constant(value=int() | float() as value):
             return float(value), float(value)
         case ast.UnaryOp():
-            low, high = _range(node.operand)
+            low, high = _range(node.operand, benchmarks)
             return (-high, -low) if isinstance(node.op, ast.USub) else (low, high)
         case ast.Name() | ast.Attribute():
-            path = MetricPath.parse(_dotted(node))
+            path = MetricPath.parse(_dotted(node), benchmarks)
             return (1, math.inf) if path.part == "n" else (0, math.inf if path.metric in UNBOUNDED else 1)
         case ast.BinOp():
-            (a, b), (c, d) = _range(node.left), _range(node.right)
+            (a, b), (c, d) = _range(node.left, benchmarks), _range(node.right, benchmarks)
             if isinstance(node.op, ast.Div) and c <= 0 <= d:
                 return -math.inf, math.inf
             ends = [_ARITHMETIC[type(node.op)][1](x, y) for x in (a, b) for y in (c, d)]
             return (math.nan, math.nan) if any(map(math.isnan, ends)) else (min(ends), max(ends))
         case ast.Call(func=ast.Name(id=name)):
-            ranges = [_range(argument) for argument in node.args]
+            ranges = [_range(argument, benchmarks) for argument in node.args]
             lows, highs = zip(*ranges, strict=True)
             if name == "p_value":
                 return 0, 1
@@ -415,7 +421,7 @@ def judge(rule: Rule, models: Mapping[str, Mapping[str, Any]], pair: Pair | None
         ExpressionError: a metric that was not measured (`check_measured` finds these beforehand).
     """
     try:
-        truth, text = _Judge(models, pair).truth(rule.tree)
+        truth, text = _Judge(models, pair, rule.benchmarks).truth(rule.tree)
     except ArithmeticError as error:
         return Finding(rule.text, False, f"cannot be computed: {error}")
     if truth is None:
@@ -484,9 +490,10 @@ def _measured(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 class _Judge:
-    def __init__(self, models: Mapping[str, Mapping[str, Any]], pair: Pair | None) -> None:
+    def __init__(self, models: Mapping[str, Mapping[str, Any]], pair: Pair | None, benchmarks: Sequence[str]) -> None:
         self.models = models
         self.pair = pair
+        self.benchmarks = benchmarks
 
     def truth(self, node: ast.expr) -> tuple[bool | None, str]:
         """(true, false or unknown; the text with numbers)."""
@@ -531,7 +538,7 @@ class _Judge:
                     return replace(operand, text=f"{sign}{operand.text}")
                 return _Number(-operand.value, -operand.high, -operand.low, f"-{operand.text}")
             case ast.Name() | ast.Attribute():
-                return self.metric(MetricPath.parse(_dotted(node)))
+                return self.metric(MetricPath.parse(_dotted(node), self.benchmarks))
             case ast.BinOp():
                 return self.arithmetic(node)
             case ast.Call(func=ast.Name(id=name)):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ... import __version__
 from ..common.config import RunContext
@@ -18,9 +18,12 @@ from ..common.launch import die_with_owner, git_commit
 from ..common.storage import Manifest, Storage, fingerprint, join, stage_prefix
 from ..common.tracking import Tracker, registry_client
 from .config import EvaluationConfig
-from .expressions import Finding, MetricPath, Rule, check_measured, judge, parse
+from .expressions import BENCHMARKS, Finding, MetricPath, Pair, Rule, check_measured, judge, parse
 from .measures import Rows, compare
 from .statistics import Estimate
+
+if TYPE_CHECKING:
+    from .results import BenchmarkResult
 
 EVALUATION_TAG = "vthink.evaluation_uri"
 """Tag of a registered version: the manifest of the evaluation that it passed the gate with."""
@@ -106,12 +109,8 @@ def judge_all(
         models["champion"] = champion.result["models"][champion.result["candidate"]]
         if not champion.same_questions(evaluation):
             notes.append(f"champion version {version} was measured on other questions than this candidate")
-    for rule in rules:
-        check_measured(rule, models)
 
     def pair(first: MetricPath, second: MetricPath) -> Estimate | None:
-        if first.metric != second.metric or first.group != second.group:
-            return None
         sides = []
         for path in (first, second):
             source = champion if path.model == "champion" else evaluation
@@ -120,7 +119,56 @@ def judge_all(
             sides.append(source.rows_of(path))
         return compare(sides[0], sides[1], first.metric, config)
 
+    return _verdict(rules, models, pair, notes)
+
+
+def _verdict(rules: Sequence[Rule], models: Mapping[str, Mapping[str, Any]], pair: Pair, notes: list[str]) -> Verdict:
+    for rule in rules:  # all of them, before the first is judged
+        check_measured(rule, models)
     return Verdict(tuple(judge(rule, models, pair) for rule in rules), tuple(notes))
+
+
+def judge_benchmarks(
+    rules: Sequence[str], models: Mapping[str, Sequence[BenchmarkResult]], config: EvaluationConfig
+) -> Verdict:
+    """Judge rules over finished benchmarks: ``vthink gate``.
+
+    Args:
+        rules: such as ``lower_bound(video_holmes.accuracy - champion.video_holmes.accuracy) > -0.01``.
+        models: results by the name that rules know a model by: ``candidate``, and perhaps ``champion``, ``base`` …
+        config: confidence, resamples and seed of paired tests.
+
+    Raises:
+        ExpressionError: a rule with a mistake, or with a metric that was not measured.
+        GateError: a model with two results of one benchmark.
+    """
+    by_key: dict[str, dict[str, BenchmarkResult]] = {}
+    for model, results in models.items():
+        by_key[model] = {result.key: result for result in results}
+        if len(by_key[model]) < len(results):
+            raise GateError(f"'{model}' has two results of one benchmark; give one")
+    own = [key for results in by_key.values() for key in results]
+    parsed = [parse(rule, tuple(dict.fromkeys((*BENCHMARKS, *own)))) for rule in rules]
+    metrics = {name: {key: one.cells for key, one in results.items()} for name, results in by_key.items()}
+    notes = []
+    for key, mine in by_key.get("candidate", {}).items():
+        for model, results in by_key.items():
+            if key in results and not results[key].same_questions(mine):
+                notes.append(f"{model} was asked other questions of {key} than the candidate: nothing is paired")
+            elif key in results and results[key].result["settings"].get("video") != mine.result["settings"].get(
+                "video"
+            ):
+                notes.append(f"{model} was shown the videos of {key} otherwise (frames or pixels) than the candidate")
+
+    def pair(first: MetricPath, second: MetricPath) -> Estimate | None:
+        from .results import compare as compare_results
+
+        one, two = (by_key[path.model][str(path.benchmark)] for path in (first, second))
+        group = {"by_type": "problem_type", "by_kind": "kind"}[first.group[0]] if first.group else ""
+        only = (group, first.group[1]) if first.group else None
+        return compare_results(one, two, first.metric, config, (first.frames, second.frames), only)
+
+    return _verdict(parsed, metrics, pair, notes)
 
 
 class _Evaluated:
