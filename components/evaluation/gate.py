@@ -152,12 +152,13 @@ def judge_benchmarks(
     metrics = {name: {key: one.cells for key, one in results.items()} for name, results in by_key.items()}
     notes = []
     for key, mine in by_key.get("candidate", {}).items():
-        for model, results in by_key.items():
-            if key in results and not results[key].same_questions(mine):
+        for model, measured in by_key.items():
+            if key not in measured:
+                continue
+            theirs = measured[key]
+            if not theirs.same_questions(mine):
                 notes.append(f"{model} was asked other questions of {key} than the candidate: nothing is paired")
-            elif key in results and results[key].result["settings"].get("video") != mine.result["settings"].get(
-                "video"
-            ):
+            elif theirs.result["settings"].get("video") != mine.result["settings"].get("video"):
                 notes.append(f"{model} was shown the videos of {key} otherwise (frames or pixels) than the candidate")
 
     def pair(first: MetricPath, second: MetricPath) -> Estimate | None:

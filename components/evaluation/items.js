@@ -3,7 +3,7 @@ const source = document.getElementById("items");
 if (source) {
   const data = JSON.parse(source.textContent);
   const root = document.querySelector("[data-browser]");
-  const PER_PAGE = 20;
+  const PER_PAGE = 10;
   const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
   const state = { set: "", outcome: "", change: "", kind: "", video: "", words: "", page: 0, at: -1, frame: 0 };
   let found = [];

@@ -8,6 +8,7 @@ page holds everything it needs and asks for nothing; items travel as data that i
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -162,9 +163,8 @@ def _models_table(result: Mapping[str, Any]) -> Markup:
 
 
 def _estimate(found: Mapping[str, Any], percent: bool = True, difference: Mapping[str, Any] | None = None) -> Cell:
-    value, low, high = (found[part] for part in ("value", "low", "high"))
-    ends = [float("nan") if end is None else end for end in (low, high)]
-    return Cell(content=report.interval(value, *ends, percent) + _mark(difference), sort=value)
+    low, high = (math.nan if found[part] is None else found[part] for part in ("low", "high"))
+    return Cell(content=report.interval(found["value"], low, high, percent) + _mark(difference), sort=found["value"])
 
 
 def _mark(difference: Mapping[str, Any] | None) -> Markup:
@@ -215,8 +215,8 @@ def _differences(comparisons: Sequence[Mapping[str, Any]], titles: Mapping[str, 
                 found["clusters"],
             ]
         )
-        choices = {"verdict": [found["verdict"].split()[0]], "questions": ["all" if found["kind"] is None else "kind"]}
-        values.append(choices | ({"benchmark": [found["benchmark"]]} if titles else {}))
+        shown_under = {"verdict": [found["verdict"].split()[0]], "questions": ["kind" if found["kind"] else "all"]}
+        values.append(shown_under | ({"benchmark": [found["benchmark"]]} if titles else {}))
     if not table:
         return report.paragraph("Nothing to compare: there is one model, or there are fewer than two videos.")
     verdicts = [("higher", "higher"), ("lower", "lower"), ("no", NO_DIFFERENCE)]
@@ -313,7 +313,7 @@ def _regressions(sets: Sequence[_Set], models: Sequence[str]) -> list[tuple[str,
     if len(models) < 2:
         return []
     now, before = models[-1], models[-2]
-    table = []
+    table: list[tuple[str, str, _Set, int, int, int]] = []
     for one in sets:
         earlier = {row["id"]: row["correct"] for row in one.rows.get((before, "ordered"), ())}
         for what, key in (("question", "kind"), ("video", "video")):
@@ -325,7 +325,7 @@ def _regressions(sets: Sequence[_Set], models: Sequence[str]) -> list[tuple[str,
                     counts[0] += earlier[row["id"]] and not row["correct"]
                     counts[1] += row["correct"] and not earlier[row["id"]]
                     counts[2] += 1
-            table += [(what, name, one, *counts) for name, counts in tally.items() if counts[0] > counts[1]]
+            table += [(what, name, one, lost, won, n) for name, (lost, won, n) in tally.items() if lost > won]
     if not table:
         return [
             (
@@ -342,7 +342,7 @@ def _regressions(sets: Sequence[_Set], models: Sequence[str]) -> list[tuple[str,
             rows.append([what, name, *([one.title] if len(sets) > 1 else []), lost, gained, gained - lost, n, show])
     filters = [Filter(key="what", label="by", choices=[("question", "kind of question"), ("video", "video")])]
     columns = ["", "name", *(["benchmark"] if len(sets) > 1 else []), "lost", "gained", "net", "items", ""]
-    values = [{"what": [row[0]]} for row in rows]
+    values = [{"what": [str(row[0])]} for row in rows]
     caption = f"Right with {before}, no longer right with {now}; counts, not a test (see above for those)."
     return [("Worst regressions", report.table(columns, rows, caption, sortable=True, filters=filters, values=values))]
 
@@ -469,7 +469,7 @@ def _benchmark_table(
     table: list[list[Any]] = []
     values = []
     for model in models:
-        row: list[Any] = [Cell(content=Markup("<b>{}</b>").format(model), sort=model), "ours"]
+        row: list[Any] = [Cell(content=Markup("<b>{}</b>").format(model), sort=model)]
         for key, score, _ in columns:
             found = runs.get((model, key))
             row.append("" if found is None else _runs_cell(found, score, against.get((model, key, score))))
@@ -490,16 +490,11 @@ def _benchmark_table(
                 else ""
                 for figure, (key, score, _) in zip(figures, columns, strict=True)
             ]
-            table.append(
-                [
-                    Cell(content=Markup('<span class="soft">{}</span>').format(name), sort=name),
-                    f"published: {one['source']}",
-                    *cells,
-                ]
-            )
+            label = Markup('<span class="soft">{}<br><small>published: {}</small></span>').format(name, one["source"])
+            table.append([Cell(content=label, sort=name), *cells])
             values.append({"source": ["published"]})
     filters = [Filter(key="source", label="source", choices=[("ours", "ours"), ("published", "published")])]
-    headings = ["model", "source", *(heading for _, _, heading in columns)]
+    headings = ["model", *(heading for _, _, heading in columns)]
     notes = [
         f"{heading}: {published['unverified'][f'{key}.{score}']} — unverified; compare the published figure with care."
         for key, score, heading in columns

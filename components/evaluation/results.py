@@ -105,9 +105,9 @@ def compare(
         for one, condition in zip((first, second), frames, strict=True)
     ]
     shared = [
-        (row, value, sides[1][item][1])
+        (row, value, other)
         for item, (row, value) in sides[0].items()
-        if value is not None and item in sides[1] and sides[1][item][1] is not None
+        if value is not None and (other := sides[1].get(item, (row, None))[1]) is not None
     ]
     if len({row["video"] for row, _, _ in shared}) < 2:
         return None

@@ -118,7 +118,7 @@ def _table(results: list[BenchmarkResult], config: Any) -> Any:
                 against = "not the same questions"
             else:
                 against = f"{100 * difference.value:+.1f} points, p = {difference.p_value:.2g}: {difference.verdict}"
-                if difference.verdict.startswith("no ") and difference.detectable is not None:
+                if difference.verdict.startswith("no ") and difference.detectable:
                     against += f" (detectable: {100 * difference.detectable:.1f})"
         ends = [f"{100 * found[part]:.1f}" for part in ("low", "high")]
         score = f"{100 * found['value']:.1f} %"
