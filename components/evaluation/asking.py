@@ -135,7 +135,7 @@ def choose_items(samples: Sequence[Sample], limit: int | None, seed: int) -> lis
 
 
 def conditions(config: EvaluationConfig, samples: Sequence[Sample]) -> dict[str, str | None]:
-    """Frame conditions, each with the reason why it is left out, or None."""
+    """Frame conditions that are wanted by default or by the settings, each with why it is left out, or None."""
     videos = {video_of(sample) for sample in samples if sample.media.kind == "video"}
     left_out: dict[str, str | None] = dict.fromkeys(FRAMES)
     if not config.shuffled:
@@ -148,7 +148,7 @@ def conditions(config: EvaluationConfig, samples: Sequence[Sample]) -> dict[str,
         left_out["other_video"] = "there are fewer than two videos"
     for frames in ("reversed", "single_frame", "grey"):
         if not getattr(config, frames):
-            left_out[frames] = "switched off"
+            del left_out[frames]  # off unless asked for: nothing to say
         elif not videos:
             left_out[frames] = "there are no videos"
     return left_out

@@ -30,6 +30,8 @@ from .measures import Row, Score
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".mpg", ".mpeg", ".gif")
 MAX_OPTIONS = 26
+CUT_ALREADY = "_segment"
+"""Ending of folders (of lmms-eval's copy of MVBench) whose videos are the parts that are asked about."""
 
 
 class BenchmarkError(ValueError):
@@ -176,7 +178,10 @@ def load(benchmark: Benchmark, folder: DataFolder, local: Callable[[str], Path])
                 if found is None:
                     missing[sample.id] = f"no video: none of {', '.join(question.videos[:3])} in {folder.where}"
                 else:
-                    media = sample.media.model_copy(update={"uri": found})
+                    changed: dict[str, Any] = {"uri": found}
+                    if PurePosixPath(found).parent.name.endswith(CUT_ALREADY):
+                        changed |= {"start_s": None, "end_s": None}
+                    media = sample.media.model_copy(update=changed)
                     sample = sample.model_copy(update={"media": media})
                 samples.append(sample)
     if not samples:

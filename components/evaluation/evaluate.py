@@ -471,6 +471,7 @@ def run_benchmark(
             "missing_videos": len({s.media.uri for s in samples if s.id in found.missing}),
             "left_out": left_out,
             "settings": settings,
+            "confidence": config.confidence,
             "asked_now": len(journal.rows) - before,
             "seconds": round(time.monotonic() - started, 3),
             "version": __version__,

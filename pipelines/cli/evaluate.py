@@ -181,7 +181,7 @@ def benchmark_table(result: dict[str, Any]) -> Any:
         caption_justify="left",
     )
     table.add_column("")
-    for name in ("value", "95 %" if result["settings"].get("confidence", 0.95) == 0.95 else "interval", "n"):
+    for name in ("value", f"{100 * result['confidence']:g} %", "n"):
         table.add_column(name, justify="right")
 
     def add(name: str, found: dict[str, float], style: str | None = None) -> None:
