@@ -231,4 +231,5 @@ if (source) {
     });
   }
   select();
+  open(Math.max(0, found.findIndex((item) => item.media)));
 }

@@ -220,10 +220,9 @@ def paired_difference(
         raise ValueError(f"paired values must have the same length, got {len(first)} and {len(second)}")
     one, two = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     difference, groups, num_clusters = _grouped(one - two, clusters)
-    share = np.full(len(difference), 1 / len(difference))
-    if weights is not None:
-        share = np.asarray(weights, dtype=np.float64) / float(np.sum(weights))
-    mean = float(difference @ share)
+    share = np.ones(len(difference)) if weights is None else np.asarray(weights, dtype=np.float64)
+    total = float(share.sum())
+    mean = float(difference @ share) / total
     sums = np.bincount(groups, (difference - mean) * share, minlength=num_clusters)
     shares = np.bincount(groups, share, minlength=num_clusters)
     if 2**num_clusters <= 4096:
@@ -235,8 +234,8 @@ def paired_difference(
     # Flipping the signs of one half of the videos gives at least the observed difference just where the true
     # difference lies between the means of the two halves. An empty half: everywhere.
     with np.errstate(divide="ignore", invalid="ignore"):
-        halves = np.stack([kept[:, 0] / kept[:, 1], -kept[:, 0] / (1 - kept[:, 1])])
-    empty = (kept[:, 1] < 1e-12) | (kept[:, 1] > 1 - 1e-12)
+        halves = np.stack([kept[:, 0] / kept[:, 1], -kept[:, 0] / (total - kept[:, 1])])
+    empty = (kept[:, 1] < 1e-9 * total) | (kept[:, 1] > (1 - 1e-9) * total)
     # Rounded, since ties are common (many videos differ in nothing) and must stay ties.
     lows = np.where(empty, -np.inf, np.round(mean + halves.min(axis=0), 12))
     highs = np.where(empty, np.inf, np.round(mean + halves.max(axis=0), 12))
@@ -245,7 +244,7 @@ def paired_difference(
     widest = 1.0 if float(np.abs(difference).max()) <= 1 else math.inf
     low = max(-widest, min(mean, float(np.partition(lows, rejected)[rejected])))
     high = min(widest, max(mean, float(-np.partition(-highs, rejected)[rejected])))
-    detectable = _detectable(sums, num_clusters, confidence)
+    detectable = _detectable(sums / total, num_clusters, confidence)
     return Difference(mean, low, high, len(difference), p_value, mcnemar_mid_p(one, two), detectable, num_clusters)
 
 
