@@ -454,10 +454,11 @@ def check_asked(rule: Rule, models: Sequence[str], frames: Sequence[str], benchm
         if path.benchmark is not None and path.benchmark not in benchmarks:
             raise ExpressionError(
                 f"rule '{rule.text}': benchmark '{path.benchmark}' will not be evaluated; evaluated are: "
-                f"{', '.join(benchmarks) or 'none, only the held-out split'}"
+                f"{', '.join(benchmarks) or 'none, only the held-out split'} (evaluation.benchmarks)"
             )
         known_models = (*models, "candidate", "champion")
-        for what, name, known in (("model", path.model, known_models), ("frames", path.frames, frames)):
+        asked = frames if path.benchmark is None else ("ordered",)  # benchmarks are asked with frames in order only
+        for what, name, known in (("model", path.model, known_models), ("frames", path.frames, asked)):
             if name not in known:
                 raise ExpressionError(
                     f"rule '{rule.text}': {what} '{name}' will not be evaluated; evaluated are: {', '.join(known)}"

@@ -111,9 +111,13 @@ def judge_all(
             notes.append(f"champion version {version} was measured on other questions than this candidate")
 
     def pair(first: MetricPath, second: MetricPath) -> Estimate | None:
+        sources = [champion if path.model == "champion" else evaluation for path in (first, second)]
+        if first.benchmark is not None:
+            pairs = zip(sources, (first, second), strict=True)
+            measured = [None if source is None else source.benchmark(path) for source, path in pairs]
+            return _pair_on_benchmark(measured, (first, second), config)
         sides = []
-        for path in (first, second):
-            source = champion if path.model == "champion" else evaluation
+        for source, path in zip(sources, (first, second), strict=True):
             if source is None or not source.same_questions(evaluation):
                 return None
             sides.append(source.rows_of(path))
@@ -162,14 +166,27 @@ def judge_benchmarks(
                 notes.append(f"{model} was shown the videos of {key} otherwise (frames or pixels) than the candidate")
 
     def pair(first: MetricPath, second: MetricPath) -> Estimate | None:
-        from .results import compare as compare_results
-
-        one, two = (by_key[path.model][str(path.benchmark)] for path in (first, second))
-        group = {"by_type": "problem_type", "by_kind": "kind"}[first.group[0]] if first.group else ""
-        only = (group, first.group[1]) if first.group else None
-        return compare_results(one, two, first.metric, config, (first.frames, second.frames), only)
+        sides = [by_key[path.model][str(path.benchmark)] for path in (first, second)]
+        return _pair_on_benchmark(sides, (first, second), config)
 
     return _verdict(parsed, metrics, pair, notes)
+
+
+_GROUPS = {"by_type": "problem_type", "by_kind": "kind"}
+"""Where an item says which group it is in."""
+
+
+def _pair_on_benchmark(
+    sides: Sequence[BenchmarkResult | None], paths: tuple[MetricPath, MetricPath], config: EvaluationConfig
+) -> Estimate | None:
+    from .results import compare as compare_results
+
+    one, two = sides
+    if one is None or two is None:
+        return None
+    group = paths[0].group
+    only = (_GROUPS[group[0]], group[1]) if group else None
+    return compare_results(one, two, paths[0].metric, config, (paths[0].frames, paths[1].frames), only)
 
 
 class _Evaluated:
@@ -180,6 +197,7 @@ class _Evaluated:
         self.manifest = manifest
         self.result: dict[str, Any] = storage.read_json(manifest.files["result"])
         self._rows: Rows | None = None
+        self._benchmarks: dict[str, BenchmarkResult] = {}
 
     def same_questions(self, other: _Evaluated) -> bool:
         """Whether both asked the same items of the same data."""
@@ -200,8 +218,20 @@ class _Evaluated:
         rows = self._rows[model, path.frames]
         if path.group is None:
             return rows
-        key = {"by_type": "problem_type", "by_kind": "kind"}[path.group[0]]
-        return [row for row in rows if row[key] == path.group[1]]
+        return [row for row in rows if row[_GROUPS[path.group[0]]] == path.group[1]]
+
+    def benchmark(self, path: MetricPath) -> BenchmarkResult | None:
+        """A model's result on a benchmark; None where it was not measured on it."""
+        from .results import parse_benchmark
+
+        model = self.result["candidate"] if path.model in ("candidate", "champion") else path.model
+        prefix = self.manifest.files.get(f"benchmarks/{model}/{path.benchmark}")
+        if prefix is None:
+            return None
+        if prefix not in self._benchmarks:
+            result, items = (self._storage.read_bytes(join(prefix, name)) for name in ("result.json", "items.jsonl"))
+            self._benchmarks[prefix] = parse_benchmark(result, items, prefix, path.model)
+        return self._benchmarks[prefix]
 
 
 # -- the stage -----------------------------------------------------------------------------------------------

@@ -154,45 +154,46 @@ def read_benchmark(folder: str | Path, model: str | None = None) -> BenchmarkRes
         ResultError: nothing there, or not what the command writes.
     """
     folder = Path(folder)
-    path = folder / "result.json"
-    result = _json(path)
+    contents = []
+    for name in ("result.json", "items.jsonl"):
+        try:
+            contents.append((folder / name).read_bytes())
+        except OSError as error:
+            raise ResultError(
+                f"{folder / name}: {error.strerror or error}; give a folder that `vthink evaluate --benchmark … "
+                "--output` wrote"
+            ) from None
+    return parse_benchmark(contents[0], contents[1], f"{folder}/", model)
+
+
+def parse_benchmark(result_json: bytes, items_jsonl: bytes, where: str, model: str | None = None) -> BenchmarkResult:
+    """`read_benchmark` of the contents of both files; ``where`` is for messages."""
+    path, items = f"{where}result.json", f"{where}items.jsonl"
+    if len(result_json) > MAX_RESULT_BYTES:
+        raise ResultError(f"{path}: larger than {MAX_RESULT_BYTES // 2**20} MiB; not a result of vthink evaluate")
+    try:
+        result = json.loads(result_json, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ResultError(f"{path}: not JSON ({' '.join(str(error).split())[:100]})") from None
     _check(result, path)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in result["conditions"]}
-    items = folder / "items.jsonl"
-    try:
-        with items.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                row = _row(line, f"{items}, line {number}")
-                if row["frames"] in rows:
-                    rows[row["frames"]].append(row)
-    except OSError as error:
-        raise ResultError(f"{items}: {error.strerror or error}; run `vthink evaluate --benchmark` again") from None
+    for number, line in enumerate(items_jsonl.splitlines(), start=1):
+        row = _row(line, f"{items}, line {number}")
+        if row["frames"] in rows:
+            rows[row["frames"]].append(row)
     for name, cell in rows.items():
         if len({row["id"] for row in cell}) != len(cell):
             raise ResultError(
                 f"{items}: an item is there twice under '{name}'; run `vthink evaluate --benchmark` again"
             )
-    return BenchmarkResult(model or _model_name(result["model"]), str(folder), result, rows)
-
-
-def _json(path: Path) -> Any:
-    try:
-        if path.stat().st_size > MAX_RESULT_BYTES:
-            raise ResultError(f"{path}: larger than {MAX_RESULT_BYTES // 2**20} MiB; not a result of vthink evaluate")
-        return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
-    except OSError as error:
-        raise ResultError(
-            f"{path}: {error.strerror or error}; give a folder that `vthink evaluate --benchmark … --output` wrote"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ResultError(f"{path}: not JSON ({' '.join(str(error).split())[:100]})") from None
+    return BenchmarkResult(model or _model_name(result["model"]), where, result, rows)
 
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
 
 
-def _check(result: Any, path: Path) -> None:
+def _check(result: Any, path: str) -> None:
     wanted: Mapping[str, type] = {
         "benchmark": str,
         "title": str,
