@@ -41,6 +41,7 @@ service."""
 FRAMES = ("ordered", "shuffled", "other_video", "reversed", "single_frame", "grey")
 METRICS = (
     "accuracy",
+    "accuracy_paper",
     "score",
     "format_rate",
     "format_video_r1",
