@@ -90,7 +90,12 @@ class _Set:
 
 
 def report_page(
-    result: Mapping[str, Any], rows: Rows, split: Items, indices: Sequence[int], config: EvaluationConfig
+    result: Mapping[str, Any],
+    rows: Rows,
+    split: Items,
+    indices: Sequence[int],
+    config: EvaluationConfig,
+    benchmarks: Sequence[BenchmarkResult] = (),
 ) -> str:
     """The report of the pipeline's evaluation.
 
@@ -100,6 +105,7 @@ def report_page(
         split: where the frames are.
         indices: of the items that were asked.
         config: of the evaluation; ``report_items`` of the items are shown with frames.
+        benchmarks: of the same models; their items have a page of their own (`benchmark_page`).
     """
     models = list(result["models"])
     sections: list[tuple[str, Markup]] = [
@@ -110,6 +116,13 @@ def report_page(
     ]
     if result["baselines"]:
         sections.append(("Finding the evidence", _grounding(result)))
+    if benchmarks:
+        runs = {(one.model, one.key): [one] for one in benchmarks}
+        keys = list(dict.fromkeys(one.key for one in benchmarks))
+        titles = {one.key: one.result["title"] for one in benchmarks}
+        compared = _benchmark_comparisons({cell: one[0] for cell, one in runs.items()}, models, keys, config)
+        table = _benchmark_table(runs, models, keys, titles, compared)
+        sections.append(("Public benchmarks", table + _differences(compared, titles)))
     found = _Set("", f"split “{result['split']}”", rows, config.seed)
     sections += _regressions([found], models)
     if result["failed"]:
