@@ -17,11 +17,11 @@ import random
 import re
 import tempfile
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -295,7 +295,7 @@ class Endpoint:
         reason = ""
         for attempt in range(self._config.request_attempts):
             if attempt:
-                time.sleep(min(2.0 ** (attempt - 1), 30.0) * random.uniform(1, 1.2))
+                sleep(min(2.0 ** (attempt - 1), 30.0) * random.uniform(1, 1.2))
             try:
                 response = self._client.post(
                     f"{self.url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}
@@ -353,8 +353,8 @@ def _message(response: Any) -> str:
 
 
 def _loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
     try:
+        host = urlsplit(url).hostname or ""
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False

@@ -430,7 +430,7 @@ def run_benchmark(
         BenchmarkError, EvaluationError, ModelError, StorageError: in one line.
     """
     benchmark = find_benchmark(name)
-    config, override = _under_protocol(config, protocol, num_frames)
+    config, override = under_protocol(config, protocol, num_frames)
     source = Source.open(data, storage, work_dir)
     fetched: list[LocalFile] = []  # annotation files are needed until they are read
 
@@ -484,10 +484,14 @@ def run_benchmark(
     return result
 
 
-def _under_protocol(
+def under_protocol(
     config: EvaluationConfig, protocol: str | None, num_frames: int | None
 ) -> tuple[EvaluationConfig, dict[str, Any]]:
-    """The settings of generation, and those of `VideoConfig` in place of the model's."""
+    """The settings of generation, and those of `VideoConfig` in place of the model's.
+
+    Raises:
+        EvaluationError: no such protocol.
+    """
     override: dict[str, Any] = {}
     if protocol is not None:
         if protocol not in PROTOCOLS:

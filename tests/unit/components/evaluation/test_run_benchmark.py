@@ -32,7 +32,7 @@ from vthink.components.evaluation.asking import EvaluationError, ItemJournal
 from vthink.components.evaluation.benchmarks import BENCHMARKS
 from vthink.components.evaluation.config import PROTOCOLS, EvaluationConfig
 from vthink.components.evaluation.engines import open_engine
-from vthink.components.evaluation.evaluate import RELIANCE, run_benchmark
+from vthink.components.evaluation.evaluate import RELIANCE, run_benchmark, under_protocol
 
 from .published import FORMATS, Published
 
@@ -155,16 +155,20 @@ def test_a_video_is_decoded_once_and_its_questions_share_one_tensor_of_pixels(
         assert cell["failed"] == 8
 
 
-def test_a_protocol_sets_frames_pixels_and_sampling(videos, tiny_model, tmp_path: Path):
-    holmes(tmp_path / "data", videos, questions=4)
-    paper = PROTOCOLS["video_r1"]
-    result = run("video-holmes", tmp_path / "data", tiny_model, tmp_path / "out", protocol="video_r1", num_frames=8)
+def test_a_protocol_sets_frames_pixels_and_sampling(oracle: Oracle, tiny_model, tmp_path: Path):
+    result = run("video-holmes", tmp_path / "data", oracle.url, tmp_path / "out", protocol="video_r1", num_frames=32)
     settings = result["settings"]
     assert (settings["temperature"], settings["top_p"], settings["max_new_tokens"]) == (0.1, 0.001, 1024)
-    assert (settings["video"]["num_frames"], settings["video"]["max_pixels"]) == (8, paper.max_pixels)
     assert settings["protocol"] == "video_r1"
+    assert {(body["temperature"], body["top_p"], body["max_tokens"]) for body in oracle.bodies} == {(0.1, 0.001, 1024)}
+    assert result["left_out"]["frames"] == "an endpoint takes frames and pixels as it was started"
+    _, override = under_protocol(CONFIG, "video_thinker", 64)
+    video = open_engine(str(tiny_model), MODEL, CONFIG, tmp_path, override=override).video
+    assert video is not None
+    assert (video.num_frames, video.max_pixels) == (64, PROTOCOLS["video_thinker"].max_pixels)
+    assert open_engine(str(tiny_model), MODEL, CONFIG, tmp_path).video == VIDEO
     with pytest.raises(EvaluationError, match="unknown protocol 'video_r2'; there are: video_r1, video_thinker"):
-        run("video-holmes", tmp_path / "data", tiny_model, tmp_path / "other", protocol="video_r2")
+        under_protocol(CONFIG, "video_r2", None)
 
 
 def test_a_plain_hugging_face_folder_is_asked_with_the_prompt_of_the_settings(videos, tiny_model, tmp_path: Path):
@@ -343,7 +347,7 @@ def test_a_question_that_fails_at_an_endpoint_is_repeated_then_wrong_and_touches
     oracle: Oracle, tmp_path: Path, monkeypatch
 ):
     pauses: list[float] = []
-    monkeypatch.setattr("vthink.components.evaluation.engines.time.sleep", pauses.append)
+    monkeypatch.setattr("vthink.components.evaluation.engines.sleep", pauses.append)
     clean = run("video-holmes", tmp_path / "data", oracle.url, tmp_path / "clean")
     oracle.trouble = {"1": [503, 429], "5": [0, 0], "9": [500, 500, 500], "13": [400]}
     result = run("video-holmes", tmp_path / "data", oracle.url, tmp_path / "out")
@@ -368,7 +372,7 @@ def test_a_question_that_fails_at_an_endpoint_is_repeated_then_wrong_and_touches
 def test_an_endpoint_that_fails_every_question_ends_the_evaluation_without_recording_it(
     oracle: Oracle, tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr("vthink.components.evaluation.engines.time.sleep", lambda _: None)
+    monkeypatch.setattr("vthink.components.evaluation.engines.sleep", lambda _: None)
     oracle.trouble = {str(number): [500] * 9 for number in range(32)}
     with pytest.raises(EvaluationError, match=r"all 8 items of a batch failed .*HTTP 500"):
         run("video-holmes", tmp_path / "data", oracle.url, tmp_path / "out")
@@ -383,7 +387,7 @@ def test_an_endpoint_that_fails_every_question_ends_the_evaluation_without_recor
     [
         ("http://127.0.0.1:9", "no server at http://127.0.0.1:9"),
         ("http://", "'http:' is not a server's address"),
-        ("http://[", "is not a server's address"),
+        ("http://[", "no server at http://["),
     ],
 )
 def test_an_address_without_a_server_is_one_line(url, said, tmp_path: Path):
