@@ -19,7 +19,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, Any, Protocol
@@ -144,20 +144,16 @@ def predictor(model: Any, config: EvaluationConfig) -> Predict:
 def encode_together(encoder: ChatEncoder, samples: Sequence[Sample], clips: Sequence[Clip]) -> list[EncodedPrompt]:
     """Prompts of questions about clips; those about the same clip (object) share one tensor of pixels.
 
-    By that the generation engine knows which prompts begin alike.
+    By that the generation engine knows which prompts begin alike, and takes in each beginning once.
     """
     prompts: dict[int, EncodedPrompt] = {}
     same: dict[int, list[int]] = {}
     for place, clip in enumerate(clips):
         same.setdefault(id(clip), []).append(place)
     for places in same.values():
-        prompts |= dict(zip(places, _encode([samples[p] for p in places], clips[places[0]], encoder), strict=True))
+        asked = [(samples[place].question, samples[place].options, samples[place].problem_type) for place in places]
+        prompts |= dict(zip(places, encoder.encode_many(asked, clips[places[0]]), strict=True))
     return [prompts[place] for place in range(len(samples))]
-
-
-def _encode(samples: Sequence[Sample], clip: Clip, encoder: ChatEncoder) -> list[EncodedPrompt]:
-    prompts = [encoder.encode(sample.question, sample.options, sample.problem_type, clip) for sample in samples]
-    return [prompts[0], *(replace(prompt, pixel_values=prompts[0].pixel_values) for prompt in prompts[1:])]
 
 
 # -- an endpoint ---------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from recording import Measurement, interleave, record
 from vthink.components.common.config import TinyModelConfig, VideoConfig
-from vthink.components.common.models import LoadedModel, build_tiny, load_model, save_model
+from vthink.components.common.models import build_tiny, load_model, save_model
 from vthink.components.common.samples import Media, Sample
 from vthink.components.common.video import Clip
 from vthink.components.evaluation.asking import Completion, Predict
