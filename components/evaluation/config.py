@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 
 from pydantic import Field, field_validator
 
 from ..common.config import Section
-from .expressions import parse
+from .expressions import BENCHMARKS, parse
 
 
 class Protocol(Section):
@@ -74,13 +75,27 @@ class EvaluationConfig(Section):
     request_attempts: int = Field(default=4, ge=1)
     """Attempts per question at an endpoint that is busy, unreachable or answers 5xx; pauses double from 1 s."""
     report_items: int = Field(default=24, ge=0)
-    """Items shown with frames and responses in the report."""
+    """Items shown with frames in the report."""
+    benchmarks: dict[str, str] = Field(default_factory=dict)
+    """Public benchmarks that every model of the pipeline is measured on too: name (``video-holmes`` …) → folder or
+    ``s3://…/`` prefix with the published files and the videos. Rules say ``video_holmes.accuracy``, with ``_``."""
     gate: tuple[str, ...] = (
         "candidate.ordered.format_rate.value >= 0.9",
         "candidate.ordered.accuracy.low > base.ordered.accuracy.value",
         "candidate.ordered.accuracy.value >= champion.ordered.accuracy.low",
     )
     """Rules that must all hold before a model is registered (language: `evaluation/expressions.py`)."""
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _check_benchmarks(cls, benchmarks: dict[str, str]) -> dict[str, str]:
+        for name in benchmarks:
+            if name.replace("-", "_") not in BENCHMARKS or "_" in name:
+                known = [known.replace("_", "-") for known in BENCHMARKS]
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(known)}"
+                raise ValueError(f"unknown benchmark '{name}'; {hint}")
+        return benchmarks
 
     @field_validator("gate")
     @classmethod

@@ -53,6 +53,7 @@ from .measures import (
     conclude,
     flat_metrics,
     grade_answer,
+    item_traces,
     items_table,
     left_out_metrics,
     mean_span,
@@ -60,6 +61,7 @@ from .measures import (
     score_all,
     summarize,
 )
+from .results import BenchmarkResult, key_of, parse_benchmark
 from .statistics import paired_difference
 
 # -- the stage -----------------------------------------------------------------------------------------------
@@ -105,7 +107,7 @@ def run(
     switches = {"ordered": True, "other_video": config.other_video_control}
     asked = [name for name in FRAMES if switches.get(name, getattr(config, name, False))]
     for rule in config.gate:
-        check_asked(parse(rule), ["base", *trained], asked)
+        check_asked(parse(rule), ["base", *trained], asked, [key_of(name) for name in config.benchmarks])
     identity = fingerprint(
         "evaluate",
         config.model_dump(mode="json", exclude={"gate"}),  # another gate judges the same numbers
@@ -157,7 +159,7 @@ class _Evaluation:
         from ..common.models import ensure_base_model
         from ..common.samples import PreparedSet
         from ..common.tracking import Tracker
-        from .report_page import report_page
+        from .report_page import benchmark_page, report_page
 
         started = time.monotonic()
         config, storage = self.config, self.storage
@@ -188,16 +190,29 @@ class _Evaluation:
             html = report_page(result, rows, split, indices, config)
             files = {"result": "result.json", "items": "items.jsonl", "report": "report.html"}
             files = {name: join(prefix, file) for name, file in files.items()}
+            benchmarks = self.measure_benchmarks(models, prepared.video)
+            for one in benchmarks:
+                result["models"][one.model][one.key] = one.cells
+                files[f"benchmarks/{one.model}/{one.key}"] = one.where
+            if benchmarks:
+                page = benchmark_page(benchmarks, config)
+                files["benchmarks"] = join(prefix, "benchmarks.html")
+                storage.write_bytes(files["benchmarks"], page.encode())
+                tracker.log_html("benchmark_report", page)
             items = "".join(json.dumps(row, ensure_ascii=False) + "\n" for cell in rows.values() for row in cell)
             storage.write_bytes(files["items"], items.encode())
             storage.write_bytes(files["report"], html.encode())
             storage.write_json(files["result"], result)
             metrics = flat_metrics(result)
+            for one in benchmarks:
+                name = f"evaluation/{one.model}/{one.key}/{one.headline}"
+                metrics[name] = one.cells["ordered"][one.headline]["value"]
             seconds = round(time.monotonic() - started, 3)
             tracker.log_metrics(metrics | {"time/evaluate_s": seconds})
             tracker.log_table("evaluation", result_table(result))
             tracker.log_table("evaluation_items", items_table(rows))
             tracker.log_html("evaluation_report", html)
+            tracker.log_traces(item_traces(rows, result["candidate"], config))
             manifest = Manifest(
                 stage="evaluate",
                 fingerprint=identity,
@@ -267,6 +282,35 @@ class _Evaluation:
                         ]
                 loaded.release()
         return rows, durations_s
+
+    def measure_benchmarks(self, models: Mapping[str, Mapping[str, str]], video: VideoConfig) -> list[BenchmarkResult]:
+        """Every model on every benchmark of the configuration; what was measured before is read again."""
+        found = []
+        for name, where in self.config.benchmarks.items():
+            for model, about in models.items():
+                identity = fingerprint("benchmark", name, where, self.answers_prefix(about, "ordered"))
+                prefix = join(self.context.storage.root_uri, "evaluate", "benchmarks", identity + "/")
+                files = [join(prefix, file) for file in ("items.jsonl", "result.json")]
+                if not self.storage.exists(files[-1]):  # which is written last
+                    output = self.work_dir / "benchmarks" / identity
+                    run_benchmark(
+                        name,
+                        where,
+                        about["uri"],
+                        output,
+                        config=self.config,
+                        model_config=self.model,
+                        work_dir=self.work_dir,
+                        video=video,
+                        storage=self.storage,
+                    )
+                    for file in files:
+                        self.storage.write_bytes(file, (output / file.rpartition("/")[2]).read_bytes())
+                items, result = (self.storage.read_bytes(file) for file in files)
+                found.append(parse_benchmark(result, items, prefix, model))
+                score = found[-1].cells["ordered"][found[-1].headline]["value"]
+                print(f"evaluate: {model}, {name}: {found[-1].headline} {score:.4f}", flush=True)
+        return found
 
     def answers_prefix(self, about: Mapping[str, str], frames: str) -> str:
         """Where the answers of one model under one condition are kept: named by all that determines them."""

@@ -15,14 +15,11 @@ import numpy as np
 
 from ..common import answers as graders
 from ..common.samples import Sample
-from .asking import Answer, video_of
+from ..common.tracking import Trace
+from .asking import Answer, seed_of, video_of
 from .config import EvaluationConfig
-from .expressions import FRAMES
+from .expressions import FRAMES, UNBOUNDED
 from .statistics import Estimate, cluster_mean, paired_difference, t_quantile
-
-UNBOUNDED = ("wer",)
-"""Metrics that can exceed 1."""
-
 
 Row = Mapping[str, Any]
 """One graded item, a line of ``items.jsonl``."""
@@ -95,6 +92,10 @@ def grade_answer(
         "finish_reason": answer.finish_reason,
         "answer": said,
         "truth": sample.answer,
+        "question": sample.question,
+        "options": list(sample.options),
+        "clip": [sample.media.start_s, sample.media.end_s],
+        "evidence": [[span.start_s, span.end_s, span.caption] for span in sample.evidence],
         "score": metrics["score"],
         "correct": bool(metrics["accuracy"]),
         "format": bool(metrics["format_rate"]),
@@ -468,3 +469,21 @@ def items_table(rows: Rows) -> dict[str, list[Any]]:
         "error",
     )
     return {name: [row[name] for cell in rows.values() for row in cell] for name in names}
+
+
+def item_traces(rows: Rows, candidate: str, config: EvaluationConfig) -> list[Trace]:
+    """What the candidate was asked with frames in order and what it said, for `config.report_items` items."""
+    shown = sorted(rows[candidate, "ordered"], key=lambda row: seed_of(config.seed, "shown", row["id"]))
+    return [
+        Trace(
+            name=row["id"],
+            inputs={name: row[name] for name in ("question", "options", "video", "clip")},
+            outputs={name: row[name] for name in ("response", "answer", "truth", "score", "correct", "error")},
+            tags={
+                "vthink.model": candidate,
+                "vthink.kind": row["kind"] or row["problem_type"],
+                "vthink.outcome": "failed" if row["error"] is not None else "right" if row["correct"] else "wrong",
+            },
+        )
+        for row in shown[: config.report_items]
+    ]
