@@ -481,16 +481,20 @@ def ask_videos(
             return []
         return [index for index in group if not asked(condition, index)]
 
-    unfinished = [group for group in groups if any(left(condition, group) for condition in frames)]
-    batch: list[tuple[Sequence[int], Any]] = []
-    shown = media(samples[group[0]] for group in unfinished)
-    for place, (group, medium) in enumerate(zip(unfinished, shown, strict=True), 1):
-        batch.append((group, medium))
-        if sum(len(group) for group, _ in batch) < config.batch_size and place < len(unfinished):
-            continue
+    def ask_batch(batch: Sequence[tuple[Sequence[int], Any]]) -> None:
         for condition in frames:
             _ask_videos(samples, batch, condition, left, predict, keep, config)
-        batch = []
+
+    unfinished = [group for group in groups if any(left(condition, group) for condition in frames)]
+    batch: list[tuple[Sequence[int], Any]] = []
+    for group, medium in zip(unfinished, media(samples[group[0]] for group in unfinished), strict=True):
+        # A video is not divided: its questions would be taken in twice.
+        if batch and sum(len(other) for other, _ in batch) + len(group) > config.batch_size:
+            ask_batch(batch)
+            batch = []
+        batch.append((group, medium))
+    if batch:
+        ask_batch(batch)
 
 
 def _ask_videos(

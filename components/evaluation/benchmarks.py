@@ -61,7 +61,9 @@ class Benchmark:
     asks: str
     """What is asked, in one line."""
     source: str
-    """Paper, and where the files are."""
+    """Paper, and what its format and scores were read from."""
+    hub: str = ""
+    """Data set on the hub, for ``--data hub``."""
     files: tuple[tuple[str, ...], ...]
     """Names of annotation files: the first alternative of which something is there is read, whole."""
     read: Callable[[Entry], Iterator[Question]]
@@ -514,6 +516,7 @@ VIDEO_HOLMES = Benchmark(
     title="Video-Holmes",
     asks="clues of 270 short suspense films put together: 1,837 questions of 7 types, 6 options",
     source="arXiv 2505.21374; TencentARC/Video-Holmes",
+    hub="TencentARC/Video-Holmes",
     files=(("test_Video-Holmes.json",),),
     read=_video_holmes,
     scores={"accuracy": ACCURACY},
@@ -566,6 +569,7 @@ CG_BENCH = Benchmark(
     title="CG-Bench",
     asks="needles in long videos: 12,129 questions on 1,219 videos (mini: 3,000), 5 to 8 options, with clue intervals",
     source="arXiv 2412.12075; CG-Bench/CG-Bench, run/utils.py",
+    hub="CG-Bench/CG-Bench",
     files=(("cgbench.json",), ("cgbench_mini.json",)),
     read=_cg_bench,
     scores=_CG_SCORES,
@@ -576,6 +580,7 @@ CG_BENCH_REASONING = Benchmark(
     title="CG-Bench-Reasoning",
     asks="the questions of CG-Bench whose sub_category ends in Cognition",
     source="arXiv 2510.23473 (Video-Thinker), which does not say which questions; CG-Bench/CG-Bench",
+    hub="CG-Bench/CG-Bench",
     files=CG_BENCH.files,
     read=partial(_cg_bench, reasoning=True),
     scores=_CG_SCORES,
@@ -628,6 +633,7 @@ VRBENCH = Benchmark(
     title="VRBench",
     asks="several steps of reasoning over long narrative videos: 4 options, with timed reasoning steps",
     source="arXiv 2506.10857; OpenGVLab/VRBench",
+    hub="OpenGVLab/VRBench",
     files=(("VRBench_eval.jsonl",), ("VRBench*.jsonl",), ("vrbench*.jsonl",)),
     read=_vrbench,
     scores={"accuracy": ACCURACY, "miou": Score("see grounding in README.md", _metric("miou"))},
@@ -638,6 +644,7 @@ VRBENCH_SUMMARY = Benchmark(
     title="VRBench with the summary",
     asks="VRBench with the published summary of the video before the question",
     source=VRBENCH.source,
+    hub="OpenGVLab/VRBench",
     files=VRBENCH.files,
     read=partial(_vrbench, summary=True),
     scores=VRBENCH.scores,
@@ -692,6 +699,7 @@ VIDEOMMMU = Benchmark(
     title="VideoMMMU",
     asks="learning from 300 lectures: 900 questions in the tracks perception, comprehension and adaptation",
     source="arXiv 2501.13826; lmms-lab/VideoMMMU, lmms-eval tasks/videommmu",
+    hub="lmms-lab/VideoMMMU",
     files=(
         tuple(f"{t}{end}" for t in _TRACKS for end in ("/*.parquet", ".parquet", ".jsonl", ".json")),
         ("*videommmu*.json", "*VideoMMMU*.json", "*videommmu*.jsonl", "*VideoMMMU*.jsonl"),
@@ -768,6 +776,7 @@ VSI_BENCH = Benchmark(
     title="VSI-Bench",
     asks="space in 288 indoor tours: 5,130 questions, 6 types with options, 4 with numbers",
     source="arXiv 2412.14171; nyu-visionx/VSI-Bench; lmms-eval tasks/vsibench; Video-R1 src/eval_bench.py",
+    hub="nyu-visionx/VSI-Bench",
     files=(("test.jsonl",), ("test-*.parquet", "test.parquet"), ("*vsi*bench*.json", "*vsi*bench*.jsonl")),
     read=_vsi_bench,
     scores={
@@ -823,6 +832,7 @@ MMVU = Benchmark(
     title="MMVU",
     asks="expert questions on videos of 27 subjects: 1,000 in validation, 625 of them with 5 options",
     source="arXiv 2501.12380; yale-nlp/MMVU, data/validation.json",
+    hub="yale-nlp/MMVU",
     files=(("validation.json",), ("validation*.parquet",), ("*mmvu*.json", "*MMVU*.json")),
     read=_mmvu,
     scores={
@@ -894,6 +904,7 @@ MVBENCH = Benchmark(
     title="MVBench",
     asks="20 tasks of 200 questions on short videos, 2 to 5 options",
     source="arXiv 2311.17005; OpenGVLab/MVBench; lmms-eval tasks/mvbench",
+    hub="OpenGVLab/MVBench",
     files=(
         tuple(f"{task}.json" for task in MVBENCH_FOLDERS),
         tuple(f"{task}/*.parquet" for task in MVBENCH_FOLDERS),
@@ -1005,6 +1016,7 @@ TEMPCOMPASS = Benchmark(
     title="TempCompass",
     asks="action, speed, direction, change and order in 410 clips that come in conflicting pairs; 7,540 questions",
     source="arXiv 2403.00476; llyx97/TempCompass, questions/ and eval_*.py",
+    hub="lmms-lab/TempCompass",
     files=(
         tuple(f"{task}.json" for task in _TEMPCOMPASS_TASKS),
         tuple(f"{task}/*.parquet" for task in (*_TEMPCOMPASS_TASKS, "multi_choice")),
@@ -1056,6 +1068,7 @@ VIDEOMME = Benchmark(
     title="VideoMME",
     asks="900 videos from 11 seconds to an hour: 2,700 questions with 4 options, by length, domain and task",
     source="arXiv 2405.21075; lmms-lab/Video-MME",
+    hub="lmms-lab/Video-MME",
     files=(("test-*.parquet",), ("*videomme*.json", "*Video-MME*.json", "*videomme*.jsonl", "*Video-MME*.jsonl")),
     read=_videomme,
     scores={"accuracy": ACCURACY},

@@ -17,11 +17,11 @@ import random
 import re
 import tempfile
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -144,20 +144,16 @@ def predictor(model: Any, config: EvaluationConfig) -> Predict:
 def encode_together(encoder: ChatEncoder, samples: Sequence[Sample], clips: Sequence[Clip]) -> list[EncodedPrompt]:
     """Prompts of questions about clips; those about the same clip (object) share one tensor of pixels.
 
-    By that the generation engine knows which prompts begin alike.
+    By that the generation engine knows which prompts begin alike, and takes in each beginning once.
     """
     prompts: dict[int, EncodedPrompt] = {}
     same: dict[int, list[int]] = {}
     for place, clip in enumerate(clips):
         same.setdefault(id(clip), []).append(place)
     for places in same.values():
-        prompts |= dict(zip(places, _encode([samples[p] for p in places], clips[places[0]], encoder), strict=True))
+        asked = [(samples[place].question, samples[place].options, samples[place].problem_type) for place in places]
+        prompts |= dict(zip(places, encoder.encode_many(asked, clips[places[0]]), strict=True))
     return [prompts[place] for place in range(len(samples))]
-
-
-def _encode(samples: Sequence[Sample], clip: Clip, encoder: ChatEncoder) -> list[EncodedPrompt]:
-    prompts = [encoder.encode(sample.question, sample.options, sample.problem_type, clip) for sample in samples]
-    return [prompts[0], *(replace(prompt, pixel_values=prompts[0].pixel_values) for prompt in prompts[1:])]
 
 
 # -- an endpoint ---------------------------------------------------------------------------------------------
@@ -295,7 +291,7 @@ class Endpoint:
         reason = ""
         for attempt in range(self._config.request_attempts):
             if attempt:
-                time.sleep(min(2.0 ** (attempt - 1), 30.0) * random.uniform(1, 1.2))
+                sleep(min(2.0 ** (attempt - 1), 30.0) * random.uniform(1, 1.2))
             try:
                 response = self._client.post(
                     f"{self.url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}
@@ -353,8 +349,8 @@ def _message(response: Any) -> str:
 
 
 def _loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
     try:
+        host = urlsplit(url).hostname or ""
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -382,12 +384,20 @@ class Source:
     work_dir: Path
 
     @classmethod
-    def open(cls, where: str, storage: Storage | None, work_dir: Path) -> Source:
+    def open(cls, where: str, storage: Storage | None, work_dir: Path, hub: str = "") -> Source:
         """List what is there.
 
+        Args:
+            where: a folder, ``s3://…/``, or ``hub``.
+            storage: for a prefix.
+            work_dir: for what is fetched.
+            hub: the data set that ``hub`` means.
+
         Raises:
-            EvaluationError: nothing is.
+            EvaluationError: nothing is there.
         """
+        if where == "hub":
+            where = str(_from_hub(hub, work_dir))
         if where.startswith("s3://"):
             if storage is None:
                 raise EvaluationError(f"{where}: no object store to look in")
@@ -414,6 +424,52 @@ class Source:
         file = LocalFile(Path(path), fetched=True)
         self.storage.download_file(join(str(self.root), name), file.path)
         return file
+
+
+def _from_hub(name: str, work_dir: Path) -> Path:
+    """A folder with a data set of the hub, its archives unpacked; fetched once."""
+    if not name:
+        raise EvaluationError("a set of your own is not on the hub; give its folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    folder = work_dir / "hub" / name.replace("/", "--")
+    try:
+        snapshot_download(name, repo_type="dataset", local_dir=folder)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise EvaluationError(
+            f"the data set {name} cannot be fetched from the hub ({reason}); give the folder it is in"
+        ) from None
+    for archive in sorted(folder.rglob("*.zip")):
+        unpack(archive)
+    return folder
+
+
+def unpack(archive: Path) -> Path:
+    """Unpack a zip archive into a folder of its name beside it, once; nothing is written outside of that folder.
+
+    Raises:
+        EvaluationError: it is damaged, or there is no room for it.
+    """
+    target = archive.with_suffix("")
+    done = archive.with_name(f".{archive.name}.unpacked")
+    if done.exists():
+        return target
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            wanted, free = sum(item.file_size for item in opened.infolist()), shutil.disk_usage(archive.parent).free
+            if wanted > free:
+                raise EvaluationError(
+                    f"{archive}: needs {wanted / 2**30:.1f} GiB unpacked, {free / 2**30:.1f} are free"
+                )
+            opened.extractall(target)  # leaves out leading slashes and ".."
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, EvaluationError):
+            raise
+        raise EvaluationError(f"{archive}: cannot be unpacked ({error}); delete it and run again") from None
+    done.touch()
+    return target
 
 
 def _names_below(root: Path) -> list[str]:
@@ -452,7 +508,7 @@ def run_benchmark(
 
     Args:
         name: of the benchmark, or a YAML file that describes a set of one's own.
-        data: folder or ``s3://…/`` prefix with the published annotation file and the videos.
+        data: folder or ``s3://…/`` prefix with the published annotation file and the videos, or ``hub``.
         model: see `engines.open_engine`.
         output: folder for ``result.json`` and ``items.jsonl``.
         config: how to ask, and how sure the numbers are to be.
@@ -474,8 +530,8 @@ def run_benchmark(
         BenchmarkError, EvaluationError, ModelError, StorageError: in one line.
     """
     benchmark = find_benchmark(name)
-    config, override = _under_protocol(config, protocol, num_frames)
-    source = Source.open(data, storage, work_dir)
+    config, override = under_protocol(config, protocol, num_frames)
+    source = Source.open(data, storage, work_dir, benchmark.hub)
     fetched: list[LocalFile] = []  # annotation files are needed until they are read
 
     def annotation(file: str) -> Path:
@@ -528,10 +584,14 @@ def run_benchmark(
     return result
 
 
-def _under_protocol(
+def under_protocol(
     config: EvaluationConfig, protocol: str | None, num_frames: int | None
 ) -> tuple[EvaluationConfig, dict[str, Any]]:
-    """The settings of generation, and those of `VideoConfig` in place of the model's."""
+    """The settings of generation, and those of `VideoConfig` in place of the model's.
+
+    Raises:
+        EvaluationError: no such protocol.
+    """
     override: dict[str, Any] = {}
     if protocol is not None:
         if protocol not in PROTOCOLS:

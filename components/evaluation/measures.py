@@ -167,11 +167,23 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
+class _Stems:
+    """Words as rouge-score takes them (its own tokenizer knows a-z and 0-9 alone)."""
+
+    def __init__(self) -> None:
+        from nltk.stem.porter import PorterStemmer
+
+        self._stem = PorterStemmer().stem
+
+    def tokenize(self, text: str) -> list[str]:
+        return [self._stem(word) if len(word) > 3 else word for word in _words(text)]
+
+
 @lru_cache(maxsize=1)
 def _rouge_l() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], tokenizer=_Stems())
 
 
 @lru_cache(maxsize=1)

@@ -36,7 +36,7 @@ def evaluate(
             "--data",
             metavar="URI|PATH",
             help="A prepared set (its manifest or prefix), or rows to prepare first; default: the rows of data.source. "
-            "With --benchmark: the folder or s3:// prefix with its published annotation file and its videos.",
+            "With --benchmark: the folder or s3:// prefix with its published annotation file and its videos, or 'hub'.",
         ),
     ] = None,
     sft: Annotated[str | None, typer.Option(metavar="URI|PATH", help="What SFT left.")] = None,
@@ -163,7 +163,16 @@ def _evaluate_benchmark(
             tracking=opened.context.tracking if opened else None,
             **chosen,
         )
-    Console(highlight=False).print(benchmark_table(result))
+    console = Console(highlight=False)
+    missing = f", {result['missing_videos']} of them missing" if result["missing_videos"] else ""
+    failed = f"; {len(result['failed'])} failed, counted as wrong" if result["failed"] else ""
+    console.print(
+        f"[bold]{result['title']}[/]: {result['items']:,} questions, {result['videos']:,} videos{missing}{failed}",
+        soft_wrap=True,
+    )
+    console.print(benchmark_table(result))
+    for name, why in result["left_out"].items():
+        console.print(f"{name.replace('_', ' ')}: not measured, {why}", style="dim", soft_wrap=True)
     print(output / "result.json")
 
 
@@ -171,15 +180,7 @@ def benchmark_table(result: dict[str, Any]) -> Any:
     """A benchmark's scores and what the model does without the video, for a terminal."""
     from rich.table import Table
 
-    missing = f", {result['missing_videos']} of them missing" if result["missing_videos"] else ""
-    failed = f"; {len(result['failed'])} failed, counted as wrong" if result["failed"] else ""
-    table = Table(
-        title=f"{result['title']}: {result['items']:,} questions, {result['videos']:,} videos{missing}{failed}",
-        title_justify="left",
-        box=None,
-        caption="\n".join(f"{name}: not measured, {why}" for name, why in result["left_out"].items()),
-        caption_justify="left",
-    )
+    table = Table(box=None)
     table.add_column("")
     for name in ("value", f"{100 * result['confidence']:g} %", "n"):
         table.add_column(name, justify="right")

@@ -88,7 +88,7 @@ def cg_bench(rng: random.Random, questions: int, videos: int, reasoning: bool = 
         options = [f"thing {letter}" for letter in LETTERS[: rng.randint(5, 8)]]
         if number % 7 == 3:
             options[4] = options[0]  # the published file has such rows
-        kind, truth = kinds[number % 4], rng.randrange(len(options))
+        kind, truth = kinds[number // videos % 4], rng.randrange(len(options))
         clues = [[start, start + rng.randint(1, 3)] for start in sorted(rng.sample(range(0, 40, 4), rng.randint(1, 3)))]
         rows.append(
             {

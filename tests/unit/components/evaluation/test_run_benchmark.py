@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 from vthink.components.common import generation
 from vthink.components.common.config import ModelConfig, TinyModelConfig, TrackingConfig, VideoConfig
 from vthink.components.common.models import build_tiny, ensure_base_model, load_model, save_model
@@ -29,10 +31,11 @@ from vthink.components.common.video import Decoder, stored
 from vthink.components.data_prep.config import SynthesizeConfig
 from vthink.components.data_prep.synthesize import synthesize
 from vthink.components.evaluation.asking import EvaluationError, ItemJournal
-from vthink.components.evaluation.benchmarks import BENCHMARKS
+from vthink.components.evaluation.benchmarks import BENCHMARKS, BenchmarkError
 from vthink.components.evaluation.config import PROTOCOLS, EvaluationConfig
 from vthink.components.evaluation.engines import open_engine
-from vthink.components.evaluation.evaluate import RELIANCE, run_benchmark
+from vthink.components.evaluation.evaluate import RELIANCE, Source, run_benchmark, under_protocol, unpack
+from vthink.pipelines.cli.main import app
 
 from .published import FORMATS, Published
 
@@ -155,16 +158,20 @@ def test_a_video_is_decoded_once_and_its_questions_share_one_tensor_of_pixels(
         assert cell["failed"] == 8
 
 
-def test_a_protocol_sets_frames_pixels_and_sampling(videos, tiny_model, tmp_path: Path):
-    holmes(tmp_path / "data", videos, questions=4)
-    paper = PROTOCOLS["video_r1"]
-    result = run("video-holmes", tmp_path / "data", tiny_model, tmp_path / "out", protocol="video_r1", num_frames=8)
+def test_a_protocol_sets_frames_pixels_and_sampling(oracle: Oracle, tiny_model, tmp_path: Path):
+    result = run("video-holmes", tmp_path / "data", oracle.url, tmp_path / "out", protocol="video_r1", num_frames=32)
     settings = result["settings"]
     assert (settings["temperature"], settings["top_p"], settings["max_new_tokens"]) == (0.1, 0.001, 1024)
-    assert (settings["video"]["num_frames"], settings["video"]["max_pixels"]) == (8, paper.max_pixels)
     assert settings["protocol"] == "video_r1"
+    assert {(body["temperature"], body["top_p"], body["max_tokens"]) for body in oracle.bodies} == {(0.1, 0.001, 1024)}
+    assert result["left_out"]["frames"] == "an endpoint takes frames and pixels as it was started"
+    _, override = under_protocol(CONFIG, "video_thinker", 64)
+    video = open_engine(str(tiny_model), MODEL, CONFIG, tmp_path, override=override).video
+    assert video is not None
+    assert (video.num_frames, video.max_pixels) == (64, PROTOCOLS["video_thinker"].max_pixels)
+    assert open_engine(str(tiny_model), MODEL, CONFIG, tmp_path).video == VIDEO
     with pytest.raises(EvaluationError, match="unknown protocol 'video_r2'; there are: video_r1, video_thinker"):
-        run("video-holmes", tmp_path / "data", tiny_model, tmp_path / "other", protocol="video_r2")
+        under_protocol(CONFIG, "video_r2", None)
 
 
 def test_a_plain_hugging_face_folder_is_asked_with_the_prompt_of_the_settings(videos, tiny_model, tmp_path: Path):
@@ -233,6 +240,37 @@ def test_what_is_not_there_is_named(data, model, said, videos, tiny_model, tmp_p
     (tmp_path / "empty").mkdir()
     with pytest.raises(EvaluationError, match=said):
         run("video-holmes", data, tiny_model if model == "tiny" else model, tmp_path / "out")
+
+
+def test_a_set_on_the_hub_that_cannot_be_reached_is_one_line(tmp_path: Path):
+    code = (
+        "from pathlib import Path; from vthink.components.evaluation.evaluate import Source; "
+        "Source.open('hub', None, Path('.'), 'TencentARC/Video-Holmes')"
+    )
+    env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "EvaluationError: the data set TencentARC/Video-Holmes cannot be fetched from the hub" in last
+    with pytest.raises(EvaluationError, match="a set of your own is not on the hub"):
+        Source.open("hub", None, tmp_path)
+
+
+def test_an_archive_is_unpacked_once_and_only_into_its_folder(tmp_path: Path):
+    archive = tmp_path / "set" / "videos.zip"
+    archive.parent.mkdir()
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("clips/a.mp4", b"film")
+        opened.writestr("../../evil.mp4", b"out")
+        opened.writestr("/etc/evil.mp4", b"out")
+    assert unpack(archive) == tmp_path / "set" / "videos"
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.mp4")}
+    assert names == {f"set/videos/{name}" for name in ("clips/a.mp4", "evil.mp4", "etc/evil.mp4")}
+    (tmp_path / "set" / "videos" / "clips" / "a.mp4").unlink()
+    unpack(archive)
+    assert not (tmp_path / "set" / "videos" / "clips" / "a.mp4").exists()  # once
+    (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 not a zip")
+    with pytest.raises(EvaluationError, match=r"broken.zip: cannot be unpacked \(File is not a zip file\)"):
+        unpack(tmp_path / "broken.zip")
 
 
 # -- an endpoint -----------------------------------------------------------------------------------------------
@@ -343,7 +381,7 @@ def test_a_question_that_fails_at_an_endpoint_is_repeated_then_wrong_and_touches
     oracle: Oracle, tmp_path: Path, monkeypatch
 ):
     pauses: list[float] = []
-    monkeypatch.setattr("vthink.components.evaluation.engines.time.sleep", pauses.append)
+    monkeypatch.setattr("vthink.components.evaluation.engines.sleep", pauses.append)
     clean = run("video-holmes", tmp_path / "data", oracle.url, tmp_path / "clean")
     oracle.trouble = {"1": [503, 429], "5": [0, 0], "9": [500, 500, 500], "13": [400]}
     result = run("video-holmes", tmp_path / "data", oracle.url, tmp_path / "out")
@@ -368,7 +406,7 @@ def test_a_question_that_fails_at_an_endpoint_is_repeated_then_wrong_and_touches
 def test_an_endpoint_that_fails_every_question_ends_the_evaluation_without_recording_it(
     oracle: Oracle, tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr("vthink.components.evaluation.engines.time.sleep", lambda _: None)
+    monkeypatch.setattr("vthink.components.evaluation.engines.sleep", lambda _: None)
     oracle.trouble = {str(number): [500] * 9 for number in range(32)}
     with pytest.raises(EvaluationError, match=r"all 8 items of a batch failed .*HTTP 500"):
         run("video-holmes", tmp_path / "data", oracle.url, tmp_path / "out")
@@ -383,7 +421,7 @@ def test_an_endpoint_that_fails_every_question_ends_the_evaluation_without_recor
     [
         ("http://127.0.0.1:9", "no server at http://127.0.0.1:9"),
         ("http://", "'http:' is not a server's address"),
-        ("http://[", "is not a server's address"),
+        ("http://[", "no server at http://["),
     ],
 )
 def test_an_address_without_a_server_is_one_line(url, said, tmp_path: Path):
@@ -401,6 +439,42 @@ def test_a_part_of_a_video_is_not_silently_asked_as_the_whole(oracle: Oracle, vi
     assert len(parts) == 4
     assert all("part of a video" in row["error"] for row in parts)
     assert result["items"] == 12
+
+
+# -- the command -----------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["evaluate", *arguments], env={"COLUMNS": "200", "NO_COLOR": "1"})
+
+
+def test_the_command_shows_the_scores_and_where_they_are(oracle: Oracle, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = command("--benchmark", "video-holmes", "--data", "data", "--model", oracle.url, "--output", "out/holmes")
+    assert done.exit_code == 0, done.output
+    right = sum(number % 2 for number in range(32) if number % 4 != 3) / 32
+    assert re.search(rf"accuracy +{right:.3f} +\[[01]\.\d+, [01]\.\d+\] +32", done.output), done.output
+    assert "Video-Holmes: 32 questions, 4 videos, 1 of them missing; 8 failed, counted as wrong" in done.output
+    assert "out/holmes/result.json" in done.output
+    assert json.loads(Path("out/holmes/result.json").read_text())["benchmark"] == "video-holmes"
+    assert not Path(".vthink/s3").exists()  # nothing here needs a store
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--benchmark", "video-holmes", "--data", "d"], "--benchmark needs --model, --output"),
+        (["--benchmark", "nonsense", "--data", "d", "--model", "m", "--output", "o"], "unknown benchmark 'nonsense'"),
+        (["--benchmark", "mmvu", "--sft", "x"], "--sft, --grpo and --report are for the held-out split"),
+        (["--model", "m", "--reliance"], "--model, --reliance only with --benchmark NAME"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(arguments, said, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = command(*arguments)
+    assert isinstance(done.exception, EvaluationError | BenchmarkError)
+    assert said in str(done.exception)
+    assert "\n" not in str(done.exception)
 
 
 # -- killed, and run again -------------------------------------------------------------------------------------
@@ -481,8 +555,8 @@ def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_killed_benchmark_resumes_and_ends_with_the_same_answers(videos, tiny_model, tmp_path: Path):
-    holmes(tmp_path / "data", videos, questions=64)
-    config = CONFIG.model_copy(update={"max_new_tokens": 48, "batch_size": 16})
+    holmes(tmp_path / "data", videos, questions=32)
+    config = CONFIG.model_copy(update={"max_new_tokens": 32})
     whole = run("video-holmes", tmp_path / "data", tiny_model, tmp_path / "whole", config=config, reliance=True)
     code = (
         "import sys; from pathlib import Path; from vthink.components.evaluation.evaluate import run_benchmark as run; "
@@ -496,7 +570,7 @@ def test_a_killed_benchmark_resumes_and_ends_with_the_same_answers(videos, tiny_
     def lines() -> int:
         return items.read_bytes().count(b"\n") if items.exists() else 0
 
-    for target in (90, 170):
+    for target in (50, 90):
         kept = items.read_bytes() if items.exists() else b""
         with (tmp_path / "log").open("w") as log:
             process = subprocess.Popen(
@@ -511,9 +585,9 @@ def test_a_killed_benchmark_resumes_and_ends_with_the_same_answers(videos, tiny_
             process.wait()
         assert process.returncode == -signal.SIGKILL, (tmp_path / "log").read_text()[-2000:]
         assert items.read_bytes().startswith(kept)  # what was answered stays as it is
-        assert target <= lines() < 5 * 64
+        assert target <= lines() < 5 * 32
     before = lines()
     result = run("video-holmes", tmp_path / "data", tiny_model, tmp_path / "out", config=config, reliance=True)
-    assert result["asked_now"] == 5 * 64 - before
+    assert result["asked_now"] == 5 * 32 - before
     assert items.read_bytes() == (tmp_path / "whole" / "items.jsonl").read_bytes()
     assert result["conditions"] == whole["conditions"]
