@@ -91,6 +91,7 @@ def validate_all(objects: Sequence[Object], external: Iterable[str] = ()) -> lis
     if found:
         return found
     known = {f"{obj['kind']}/{obj['metadata']['name']}" for obj in objects} | set(external)
+    known |= {f"Secret/{obj['spec']['target']['name']}" for obj in objects if obj["kind"] == "ExternalSecret"}
     for obj in objects:
         for reference in sorted(set(_references(obj))):
             if reference not in known:
@@ -292,8 +293,9 @@ def _general_errors(obj: Object) -> Iterator[str]:
         uri = value.get("storageUri")
         if isinstance(uri, str) and uri.startswith("s3://") and not uri.endswith("/"):
             yield f"{path}.storageUri: '{uri}' must end in '/', or it also matches longer names"
+    claims = {claim["metadata"]["name"] for claim in obj.get("spec", {}).get("volumeClaimTemplates", [])}
     for path, spec in pod_specs(obj):
-        yield from _pod_errors(path, spec)
+        yield from _pod_errors(path, spec, claims)
 
 
 def _label_errors(path: str, labels: Mapping[str, Any]) -> Iterator[str]:
@@ -315,12 +317,12 @@ def _resource_errors(path: str, resources: Mapping[str, Any]) -> Iterator[str]:
             yield f"{path}: requests {requests[name]} of {name}, more than its limit {limits[name]}"
 
 
-def _pod_errors(path: str, spec: Mapping[str, Any]) -> Iterator[str]:
+def _pod_errors(path: str, spec: Mapping[str, Any], claims: set[str]) -> Iterator[str]:
     containers = [*spec["containers"], *spec.get("initContainers", [])]
     names = Counter(container.get("name") for container in containers)
     for name in [name for name, count in names.items() if count > 1]:
         yield f"{path}: two containers are called '{name}'"
-    volumes = {volume["name"] for volume in spec.get("volumes", [])}
+    volumes = {volume["name"] for volume in spec.get("volumes", [])} | claims
     for container in containers:
         at = f"{path}: container '{container.get('name')}'"
         if not container.get("image"):
