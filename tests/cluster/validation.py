@@ -88,14 +88,26 @@ def validate_all(objects: Sequence[Object], external: Iterable[str] = ()) -> lis
     """
     found = [message for obj in objects for message in validate(obj)]
     found += [f"{key} is there {n} times" for key, n in Counter(map(_title, objects)).items() if n > 1]
-    if found:
-        return found
-    known = {f"{obj['kind']}/{obj['metadata']['name']}" for obj in objects} | set(external)
-    known |= {f"Secret/{obj['spec']['target']['name']}" for obj in objects if obj["kind"] == "ExternalSecret"}
+    return found or reference_errors(objects, external)
+
+
+def reference_errors(objects: Sequence[Object], external: Iterable[str] = ()) -> list[str]:
+    """Which names lead nowhere, among objects that are valid one by one; arguments as for `validate_all`."""
+    found: list[str] = []
+    known: dict[str, set[str | None]] = {}
     for obj in objects:
-        for reference in sorted(set(_references(obj))):
-            if reference not in known:
-                found.append(f"{_title(obj)}: refers to {reference}, which does not exist")
+        known.setdefault(f"{obj['kind']}/{obj['metadata']['name']}", set()).add(obj["metadata"].get("namespace"))
+        if obj["kind"] == "ExternalSecret":  # the operator makes the Secret
+            name = obj["spec"]["target"]["name"]
+            known.setdefault(f"Secret/{name}", set()).add(obj["metadata"].get("namespace"))
+    anywhere = set(external)
+    for obj in objects:
+        own = obj["metadata"].get("namespace")
+        for reference, namespace in sorted(set(_references(obj)), key=str):
+            places = known.get(reference, set())
+            near = own if namespace is None else namespace
+            if reference not in anywhere and not (places & {None, near} or (places and near is None)):
+                found.append(f"{_title(obj)}: refers to {reference}, which does not exist in namespace {near}")
         if obj["kind"] in ("Service", "ServiceMonitor"):
             found += [f"{_title(obj)}: {message}" for message in _selection_errors(obj, objects)]
     return found
@@ -574,8 +586,22 @@ _RULES: dict[str, Callable[[Object], Iterator[str]]] = {
 # --- references ---------------------------------------------------------------------------------------------
 
 
-def _references(obj: Object) -> Iterator[str]:
-    """``Kind/name`` of what an object cannot do without (optional references are left out)."""
+def _references(obj: Object) -> Iterator[tuple[str, str | None]]:
+    """``Kind/name`` of what an object cannot do without, and its namespace where it is not the object's own.
+
+    Optional references are left out.
+    """
+    for subject in obj.get("subjects", []):
+        if subject["kind"] == "ServiceAccount":
+            yield f"ServiceAccount/{subject['name']}", subject["namespace"]
+    for reference in _own_references(obj):
+        yield reference, None
+    for _, value in walk(obj.get("spec", {})):
+        for reference in _pod_references(value):
+            yield reference, None
+
+
+def _own_references(obj: Object) -> Iterator[str]:
     kind, spec = obj["kind"], obj.get("spec", {})
     if kind == "LocalQueue":
         yield f"ClusterQueue/{spec['clusterQueue']}"
@@ -586,7 +612,6 @@ def _references(obj: Object) -> Iterator[str]:
         yield f"Topology/{spec['topologyName']}"
     elif kind in ("RoleBinding", "ClusterRoleBinding"):
         yield f"{obj['roleRef']['kind']}/{obj['roleRef']['name']}"
-        yield from (f"ServiceAccount/{s['name']}" for s in obj.get("subjects", []) if s["kind"] == "ServiceAccount")
     elif kind == "TrainJob":
         yield f"{spec['runtimeRef'].get('kind', 'ClusterTrainingRuntime')}/{spec['runtimeRef']['name']}"
         labels = obj["metadata"].get("labels", {})
@@ -598,8 +623,6 @@ def _references(obj: Object) -> Iterator[str]:
         yield f"{store.get('kind', 'SecretStore')}/{store.get('name')}"
     elif kind == "StatefulSet":
         yield f"Service/{spec['serviceName']}"
-    for _, value in walk(spec):
-        yield from _pod_references(value)
 
 
 def _pod_references(value: Mapping[str, Any]) -> Iterator[str]:
@@ -618,6 +641,7 @@ def _pod_references(value: Mapping[str, Any]) -> Iterator[str]:
         ("configMap", "ConfigMap", "name"),
         ("secret", "Secret", "secretName"),
         ("persistentVolumeClaim", "PersistentVolumeClaim", "claimName"),
+        ("serviceAccountRef", "ServiceAccount", "name"),
     ):
         reference = value.get(key)
         if isinstance(reference, Mapping) and name in reference and not reference.get("optional"):
