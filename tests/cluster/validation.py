@@ -492,6 +492,8 @@ def _inference_service(obj: Object) -> Iterator[str]:
         yield "spec.predictor.canaryTrafficPercent works only in mode Knative; use spec.canary"
     if sum(entry.get("trafficPercent", 0) for entry in canary) > 100:
         yield "spec.canary gets more than 100 % of the traffic"
+    if scaler == "keda" and not spec["predictor"].get("autoScaling", {}).get("metrics"):
+        yield "spec.predictor: autoscalerClass keda without autoScaling.metrics"
     variants = [("spec.predictor", spec["predictor"])]
     variants += [(f"spec.canary.{i}.predictor", entry["predictor"]) for i, entry in enumerate(canary)]
     names = Counter(predictor.get("name") for _, predictor in variants)
@@ -514,8 +516,6 @@ def _predictor_errors(path: str, predictor: Mapping[str, Any], scaler: str) -> I
     external = any(m.get("type") == "External" for m in predictor.get("autoScaling", {}).get("metrics", []))
     if external and scaler != "keda":
         yield f"{path}.autoScaling: external metrics need autoscalerClass keda"
-    if scaler == "keda" and not predictor.get("autoScaling", {}).get("metrics"):
-        yield f"{path}: autoscalerClass keda without autoScaling.metrics"
     model = predictor.get("model")
     if model is not None:
         if not model.get("modelFormat", {}).get("name"):
