@@ -10,13 +10,18 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from vthink import __version__
+from vthink.components.common.config import StorageConfig
+from vthink.components.common.launch import free_port, spawn, wait_until_ready
+from vthink.components.common.storage import Storage
 from vthink.tests.cluster.validation import (
     CRDS,
     crd_schema,
@@ -333,6 +338,59 @@ def balanced(expression: str) -> bool:
         elif character in ")]}" and (not stack or stack.pop() + character not in ("()", "[]", "{}")):
             return False
     return not stack
+
+
+# --- MLflow --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_mlflow_as_deployed_answers_to_its_names_only(
+    s3: StorageConfig, empty_mlflow_database: Path, tmp_path: Path
+) -> None:
+    """The Deployment's own command, over SQLite and a real S3 server."""
+    _, spec = next(pod_specs(one(overlay("gke"), "Deployment", "mlflow")))
+    container, port = spec["containers"][0], free_port()
+    shutil.copy(empty_mlflow_database, tmp_path / "mlflow.db")
+    values = {"POD_NAMESPACE": "vthink", "POD_IP": "10.1.2.3", "PUBLIC_HOST": "mlflow.example.org"}
+    values |= {"MLFLOW_ARTIFACTS_DESTINATION": f"s3://{s3.bucket}/mlflow/"}
+    given = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
+    endpoint = str(s3.endpoint_url).replace("127.0.0.1", "localhost")  # a name, as in a cluster
+    environment = os.environ | values | given | {"HOME": str(tmp_path), "AWS_ENDPOINT_URL_S3": endpoint}
+    changed = {"--host=0.0.0.0": "--host=127.0.0.1", "--workers=2": "--workers=1"}
+    changed |= {"--expose-prometheus=/tmp/metrics": f"--expose-prometheus={tmp_path}/metrics"}
+    command = [*container["command"]]
+    for argument in container["args"]:
+        if argument.startswith("--backend-store-uri="):
+            argument = f"--backend-store-uri=sqlite:///{tmp_path}/mlflow.db"
+        argument = re.sub(r"\$\((\w+)\)", lambda match: values[match[1]], changed.get(argument, argument))
+        command.append(argument.replace("5000", str(port)))
+    url = f"http://127.0.0.1:{port}"
+    with spawn([sys.executable, "-m", *command], log=tmp_path / "log", env=environment) as process:
+        wait_until_ready(process, "MLflow", lambda: answer(f"{url}/health") == 200, 120)
+        search = f"{url}/api/2.0/mlflow/experiments/search?max_results=1"
+        assert answer(search, Host="evil.example.org") == 403
+        for host in (f"mlflow:{port}", f"mlflow.vthink.svc.cluster.local:{port}", "mlflow.example.org"):
+            assert answer(search, Host=host) == 200
+        assert answer(f"{url}/health", Host="10.9.9.9:1") == 200  # how the kubelet asks
+        # How Prometheus asks, and the metric that the dashboard draws.
+        metrics = httpx.get(f"{url}/metrics", headers={"Host": f"10.1.2.3:{port}"}, trust_env=False).text
+        assert "mlflow_http_request_total" in metrics
+        create = f"{url}/api/2.0/mlflow/experiments/create"
+        for origin, expected in (("https://evil.example.org", 403), ("https://mlflow.example.org", 200)):
+            headers = {"Host": f"mlflow:{port}", "Origin": origin}
+            assert httpx.post(create, json={"name": origin}, headers=headers, trust_env=False).status_code == expected
+        sent = b"a"
+        artifact = f"{url}/api/2.0/mlflow-artifacts/artifacts/0/a.txt"
+        assert httpx.put(artifact, content=sent, headers={"Host": f"mlflow:{port}"}, trust_env=False).status_code == 200
+        assert Storage(s3).read_bytes(f"s3://{s3.bucket}/mlflow/0/a.txt") == sent
+
+
+def answer(url: str, **headers: str) -> int:
+    """The HTTP status of a GET; 0 when nobody listens."""
+    try:
+        return httpx.get(url, headers=headers, trust_env=False, timeout=30).status_code
+    except httpx.TransportError:
+        return 0
 
 
 # --- the check itself can fail -------------------------------------------------------------------------------
