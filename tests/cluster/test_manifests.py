@@ -556,6 +556,8 @@ MUTATIONS = [
     ("InferenceService", "", "spec.canary.0.predictor.name", "v7", "a name of its own"),
     ("InferenceService", "", "spec.predictor.canaryTrafficPercent", 10, "use spec.canary"),
     ("InferenceService", "", "spec.predictor.autoScaling", None, "without autoScaling"),
+    ("InferenceService", "", "spec.predictor.model.args.0", "--chat-template={{ messages }}", "placeholder"),
+    ("ServingRuntime", "vthink-vllm", "spec.containers.0.args.0", "--name={{.Nome}}", "placeholder"),
     # another version, another kind
     ("LocalQueue", "gpu", "apiVersion", "kueue.x-k8s.io/v1alpha1", "not served"),
     ("LocalQueue", "gpu", "kind", "GlobalQueue", "no schema"),
@@ -571,6 +573,13 @@ def test_a_mutated_manifest_is_refused(kind: str, name: str, path: str, value: A
     errors = validate(obj)
     assert errors
     assert expected in " ".join(errors)
+
+
+@pytest.mark.parametrize("text", ["{{.Name}}", "{{ .Labels.team }}", "{{`{{`}} messages }}", "{% if x %}"])
+def test_placeholders_and_quoted_braces_are_let_through(text: str) -> None:
+    obj = subject("InferenceService", "")
+    put("spec.predictor.model.args.0", text)(obj)
+    assert validate(obj) == []
 
 
 BROKEN_REFERENCES = [

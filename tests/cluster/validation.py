@@ -518,6 +518,7 @@ def _predictor_errors(path: str, predictor: Mapping[str, Any], scaler: str) -> I
         yield f"{path}.autoScaling: external metrics need autoscalerClass keda"
     model = predictor.get("model")
     if model is not None:
+        yield from _placeholder_errors(f"{path}.model", model)
         if not model.get("modelFormat", {}).get("name"):
             yield f"{path}.model.modelFormat.name is missing; KServe would find no runtime"
         if not (model.get("storageUri") or model.get("storage") or predictor.get("storageUris")):
@@ -526,7 +527,24 @@ def _predictor_errors(path: str, predictor: Mapping[str, Any], scaler: str) -> I
         yield f"{path} has neither model nor containers"
 
 
+_PLACEHOLDER = re.compile(r"\{\{-?\s*(?:\.(?:Name|Namespace|Labels|Annotations)\b[.\w]*|`[^`]*`)\s*-?\}\}")
+
+
+def _placeholder_errors(path: str, container: Mapping[str, Any]) -> Iterator[str]:
+    """KServe reads the container, arguments of the InferenceService included, as a Go template.
+
+    Source: `ReplacePlaceholders` in pkg/controller/v1beta1/inferenceservice/utils, called from components/predictor.go.
+    """
+    for where, value in walk(container, path):
+        for key, child in value.items():
+            for text in child if isinstance(child, list) else [child]:
+                if isinstance(text, str) and "{{" in _PLACEHOLDER.sub("", text):
+                    yield f"{where}.{key}: KServe would read '{{{{' as a placeholder; write it as {{{{`{{{{`}}}}"
+
+
 def _serving_runtime(obj: Object) -> Iterator[str]:
+    for index, container in enumerate(obj["spec"]["containers"]):
+        yield from _placeholder_errors(f"spec.containers.{index}", container)
     names = [container["name"] for container in obj["spec"]["containers"]]
     if "kserve-container" not in names:
         yield f"one container must be called kserve-container (found {names})"
