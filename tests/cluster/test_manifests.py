@@ -18,14 +18,17 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from kfp import compiler, dsl, kubernetes
 from vthink import __version__
 from vthink.components.common.config import StorageConfig
 from vthink.components.common.launch import free_port, spawn, wait_until_ready
 from vthink.components.common.storage import Storage
+from vthink.pipelines.pipeline import compile_to
 from vthink.tests.cluster.validation import (
     CRDS,
     crd_schema,
     parse_quantity,
+    platform_errors,
     pod_security,
     pod_specs,
     reference_errors,
@@ -80,6 +83,18 @@ def test_every_object_of_an_overlay_is_valid_and_refers_to_what_exists(name: str
 @pytest.mark.parametrize("folder", OPTIONAL)
 def test_optional_parts_are_valid_on_top_of_an_overlay(folder: str) -> None:
     assert validate_all([*overlay("gke"), *objects(folder)]) == []
+
+
+def test_the_models_own_manifests_fit_the_namespace() -> None:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    for path in (K8S / "model").glob("*.yaml"):
+        found = list(yaml.load_all(path.read_text(), Loader=loader))
+        assert validate_all(found, external=[reference(obj) for obj in overlay("gke")]) == [], path
+
+
+def reference(obj: dict[str, Any]) -> str:
+    """``Kind/name``; an ExternalSecret stands for the Secret that it becomes."""
+    return f"{obj['kind'].removeprefix('External')}/{obj['metadata']['name']}"
 
 
 def test_no_kustomization_is_left_untested() -> None:
@@ -287,6 +302,56 @@ def test_the_runtime_with_vllm_differs_only_by_the_server() -> None:
     assert both["template"]["spec"].pop("successPolicy")["targetReplicatedJobs"] == ["node"]
     both["template"]["spec"]["replicatedJobs"] = [node]
     assert both == plain
+
+
+# --- the compiled pipeline -----------------------------------------------------------------------------------
+
+
+@dsl.component(base_image="example.org/python:3.11", install_kfp_package=False)
+def step():  # KFP reads annotations as objects, and here they are text
+    pass
+
+
+@pytest.fixture(scope="module")
+def placed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """A pipeline with one step that has what ours may have."""
+
+    @dsl.pipeline(name="placed")
+    def pipeline() -> None:
+        task = step()
+        kubernetes.set_security_context(task, run_as_user=1000, run_as_group=1000, run_as_non_root=True)
+        kubernetes.add_pod_label(task, "kueue.x-k8s.io/queue-name", "gpu")
+        kubernetes.add_node_selector(task, "vthink.dev/pool", "gpu")
+        kubernetes.add_toleration(task, key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
+
+    path = tmp_path_factory.mktemp("kfp") / "placed.yaml"
+    compiler.Compiler().compile(pipeline, str(path))
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def test_the_compiled_pipelines_platform_spec_is_what_kfp_knows(tmp_path: Path, placed: list[dict[str, Any]]) -> None:
+    compiled = list(yaml.safe_load_all(compile_to(tmp_path / "vthink.yaml").read_text()))
+    for documents in (placed, compiled):
+        if len(documents) == 2:
+            assert platform_errors(*documents) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("securityContext.runAsUsr", 1000, "runAsUsr"),
+        ("securityContext.runAsUser", "0", "other than 0"),
+        ("securityContext.runAsNonRoot", False, "runAsNonRoot"),
+        ("podMetadata.labels[kueue.x-k8s.io/queue-name]", "g p u", "not a label value"),
+        ("nodeSelector.labels", ["gpu"], "labels"),
+        ("tolerations.0.value", "present", "takes no value"),
+        ("tolerations.0.effect", "NoScheduling", "NoScheduling"),
+    ],
+)
+def test_a_mutated_platform_spec_is_refused(placed: list[dict[str, Any]], path: str, value: Any, expected: str) -> None:
+    pipeline, platform = copy.deepcopy(placed)
+    put(path, value)(platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-step"])
+    assert expected in " ".join(platform_errors(pipeline, platform))
 
 
 # --- monitoring ----------------------------------------------------------------------------------------------
