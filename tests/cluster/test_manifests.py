@@ -317,7 +317,7 @@ def placed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """A pipeline with one step that has what ours may have."""
 
     @dsl.pipeline(name="placed")
-    def pipeline() -> None:
+    def pipeline():
         task = step()
         kubernetes.set_security_context(task, run_as_user=1000, run_as_group=1000, run_as_non_root=True)
         kubernetes.add_pod_label(task, "kueue.x-k8s.io/queue-name", "gpu")
