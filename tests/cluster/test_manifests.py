@@ -120,6 +120,20 @@ def test_a_team_can_have_another_namespace(tmp_path: Path) -> None:
     assert validate_all([*objects("overlays/gke/cluster"), *found]) == []
 
 
+def test_images_of_an_overlay_reach_every_kind_of_pod(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    bases = [os.path.relpath(K8S / "overlays/gke" / part, folder.resolve()) for part in ("cluster", "team")]
+    ours = sorted({i for obj in overlay("gke") for _, s in pod_specs(obj) for i in images_of(s) if "vthink/" in i})
+    assert {re.sub(r".*vthink-(\w+)-python.*", r"\1", image) for image in ours} == {"control", "serve", "train"}
+    images = [{"name": image.partition(":")[0], "newName": "r.example.org/x", "newTag": "9"} for image in ours]
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump({"resources": bases, "images": images}))
+    found = list(yaml.safe_load_all(rendered(str(folder))))
+    changed = {obj["kind"] for obj in found for _, s in pod_specs(obj) if "r.example.org/x:9" in images_of(s)}
+    assert changed == {"ClusterTrainingRuntime", "Deployment", "ServingRuntime"}
+    assert not [obj for obj in found for _, s in pod_specs(obj) if set(images_of(s)) & set(ours)]
+
+
 def test_only_overlays_name_a_cloud() -> None:
     cloud = re.compile(r"cloud\.google|\bgke|karpenter|\beks|amazonaws|azure|\baks\b", re.IGNORECASE)
     for path in [*(K8S / "cluster").rglob("*.yaml"), *(K8S / "team").rglob("*.yaml")]:
