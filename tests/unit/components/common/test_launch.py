@@ -628,7 +628,7 @@ def test_a_training_job_without_a_cluster_is_one_line(
     run: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    with pytest.raises(LaunchError, match="no Kubernetes cluster: .*; set KUBECONFIG, or run in a pod"):
+    with pytest.raises(LaunchError, match=r"no Kubernetes cluster: .*; set KUBECONFIG, or run in a pod"):
         train(run.model_copy(update={"launch": LaunchConfig(backend="trainjob")}), "x", "train")
 
 
