@@ -396,8 +396,9 @@ class Rollout:
                 raise RolloutError(f"{what} is not ready{after}: {why}")
 
     def _stays_ready(self, canary: str) -> None:
-        until = time.monotonic() + self.section.kserve.canary_s
-        for found in self.cluster.follow(INFERENCE_SERVICE, self.name, min(self.tick_s, 5.0), self.say):
+        settings = self.section.kserve
+        until, tick_s = time.monotonic() + settings.canary_s, min(self.tick_s, settings.canary_s)
+        for found in self.cluster.follow(INFERENCE_SERVICE, self.name, tick_s, self.say):
             ready, why, _ = readiness(found, canary) if found is not None else (False, "it was deleted", True)
             if not ready:
                 raise RolloutError(f"the candidate {canary} did not stay ready under traffic: {why}")
