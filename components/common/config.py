@@ -270,6 +270,9 @@ class ClusterConfig(Section):
     """CPUs of a training node's pod, a Kubernetes quantity."""
     memory: str = Field(default="64Gi", pattern=_QUANTITY)
     """Memory of a training node's pod, a Kubernetes quantity."""
+    nodes: int | None = Field(default=None, ge=1)
+    """Nodes to train on now, where they are not the ``launch.nodes`` that the batch was planned for: a running job is
+    replaced, and goes on from its last checkpoint with the same batch. Null: as planned."""
     runtime: str = Field(default="vthink-torch", pattern=_DNS_LABEL)
     """ClusterTrainingRuntime of training jobs."""
     image: str | None = None

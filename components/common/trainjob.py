@@ -74,10 +74,16 @@ def job_name(context: RunContext, stage: str, job: Mapping[str, Any]) -> str:
     """
     from .storage import fingerprint
 
-    settings = fingerprint("trainjob", context.run_id, stage, dict(job), context.redo.get(stage, 0))
+    job = {key: value for key, value in job.items() if key != "processes"}
+    settings = fingerprint("trainjob", context.run_id, stage, job, context.redo.get(stage, 0))
     run = re.sub(r"[^a-z0-9]+", "-", context.run_id.lower()).strip("-")[:20].strip("-")
     run = run if run[:1].isalpha() else f"r-{run}".rstrip("-")
     return f"{run}-{stage}-{settings[:8]}"
+
+
+def nodes(context: RunContext) -> int:
+    """Nodes that a job gets."""
+    return context.launch.cluster.nodes or context.launch.nodes
 
 
 def image(context: RunContext) -> str:
@@ -121,7 +127,7 @@ def command(context: RunContext, module: str, job_uri: str) -> list[str]:
     found = ["torchrun", "--max-restarts=0"]
     # Workers get nearly all of the grace period to write their checkpoint; torchrun's own limit is 30 s.
     found.append(f"--shutdown-timeout={max(10, launch.cluster.grace_period_s - 20)}")
-    if launch.nodes * launch.processes > 1:
+    if nodes(context) * launch.processes > 1:
         found += ["--tee=3", f"--log-dir={launch.cluster.work_dir}/logs"]
     return [*found, *worker_command(module, job_uri)]
 
@@ -172,7 +178,7 @@ def train_job(
         "runtimeRef": {"apiGroup": TRAIN_JOB.group, "kind": "ClusterTrainingRuntime", "name": runtime},
         "trainer": {
             "image": image(context),
-            "numNodes": launch.nodes,
+            "numNodes": nodes(context),
             "numProcPerNode": launch.processes,
             "command": list(run),
             "env": env,
@@ -182,7 +188,7 @@ def train_job(
             {"manager": MANAGER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": jobs}}}}
         ],
     }
-    shape = [launch.nodes, launch.processes, image(context), runtime, list(run), resources, placement.model_dump()]
+    shape = [nodes(context), launch.processes, image(context), runtime, list(run), resources, placement.model_dump()]
     metadata: Object = {
         "name": full_name,
         "labels": {
@@ -486,8 +492,8 @@ class _Watcher:
             labels = pod["metadata"].get("labels", {})
             if key in self._streams or labels.get("jobset.sigs.k8s.io/replicatedjob-name", "node") != "node":
                 continue
-            nodes = self.context.launch.nodes
-            mark = f"[node {labels.get('batch.kubernetes.io/job-completion-index', '?')}] " if nodes > 1 else ""
+            index = labels.get("batch.kubernetes.io/job-completion-index", "?")
+            mark = f"[node {index}] " if nodes(self.context) > 1 else ""
             thread = threading.Thread(
                 target=self._follow_log, args=(pod["metadata"]["name"], mark), name=f"logs-{key}", daemon=True
             )

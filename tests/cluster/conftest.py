@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from api_server import ApiServer, Resource
-from controllers import Hand
 from vthink.components.common.cluster import WORKFLOW, WORKLOAD, Cluster
+from vthink.tests.cluster.api_server import ApiServer, Resource
+from vthink.tests.cluster.controllers import Hand
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 import pytest
-from api_server import ApiServer
-from controllers import Hand, until
 from vthink.components.common.cluster import EVENT, POD, TRAIN_JOB, Cluster, ClusterError, Kind, condition
+from vthink.tests.cluster.api_server import ApiServer
+from vthink.tests.cluster.controllers import Hand, until
 
 Object = dict[str, Any]
 

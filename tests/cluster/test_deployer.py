@@ -18,10 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-import validation
 import yaml
-from api_server import ApiServer
-from controllers import Hand, until
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from vthink.components.common.cluster import INFERENCE_SERVICE, Cluster, ClusterError
@@ -36,6 +33,10 @@ from vthink.components.deployment.config import DeploymentConfig, ServerConfig
 from vthink.components.deployment.registry import ModelVersion, Registry, champion, register
 from vthink.components.deployment.routes import ChatCompletions, Guard, build_routes
 from vthink.components.evaluation.config import EvaluationConfig
+from vthink.pipelines.config import load as load_config
+from vthink.tests.cluster import validation
+from vthink.tests.cluster.api_server import ApiServer
+from vthink.tests.cluster.controllers import Hand, until
 
 Object = dict[str, Any]
 KEY = "key-of-the-endpoint"
@@ -340,6 +341,9 @@ def test_first_and_second_version_go_into_service_one_after_the_other(before: Be
     assert again.created == second.created  # finished work is reused
 
 
+SLOW = pytest.mark.slow
+
+
 def bad_says_other_things(before: Before, folder: Path) -> str:
     return before.model(2, before.wrong(1.0), folder)
 
@@ -357,8 +361,8 @@ def bad_never_starts(before: Before, folder: Path) -> str:
     ("make", "words"),
     [
         (bad_says_other_things, "held-out items got the answer that evaluation saw"),
-        (bad_cannot_be_loaded, "the candidate v2 is not ready: CUDA out of memory"),
-        (bad_never_starts, "the candidate v2 is not ready"),
+        pytest.param(bad_cannot_be_loaded, "the candidate v2 is not ready: CUDA out of memory", marks=SLOW),
+        pytest.param(bad_never_starts, "the candidate v2 is not ready", marks=SLOW),
     ],
 )
 def test_a_bad_candidate_leaves_predictor_and_champion_as_they_were(
@@ -378,6 +382,7 @@ def test_a_bad_candidate_leaves_predictor_and_champion_as_they_were(
     assert all(split.get("v2", 0) == 0 for split in before.kserve.traffic)  # nobody was sent to it
 
 
+@SLOW
 def test_a_candidate_that_answers_fewer_items_rightly_is_not_promoted(before: Before, tmp_path: Path) -> None:
     lenient = before.section.model_copy(update={"smoke_min_agreement": 0.3})
     before.deploy(before.model(1, {}, tmp_path), lenient)
@@ -400,6 +405,7 @@ def test_a_first_version_that_fails_is_deleted(before: Before, tmp_path: Path) -
     assert before.champion is None
 
 
+@SLOW
 def test_a_version_that_fails_at_the_last_step_gives_its_place_back(before: Before, tmp_path: Path) -> None:
     before.deploy(before.model(1, {}, tmp_path))
     was = before.service()
@@ -426,6 +432,7 @@ def test_without_its_key_the_endpoint_answers_nobody(
         before.deploy(before.model(1, {}, tmp_path))
 
 
+@SLOW
 def test_a_deployer_killed_between_traffic_and_alias_finishes_when_run_again(before: Before, tmp_path: Path) -> None:
     before.deploy(before.model(1, {}, tmp_path))
     registered = before.model(2, {}, tmp_path)
@@ -445,6 +452,7 @@ def test_a_deployer_killed_between_traffic_and_alias_finishes_when_run_again(bef
     assert sum(split == {"v2": 100} for split in before.kserve.traffic) == 1  # not rolled out twice
 
 
+@SLOW
 def test_a_conflict_and_a_busy_api_cost_nothing(before: Before, tmp_path: Path, trouble: ApiServer) -> None:
     before.deploy(before.model(1, {}, tmp_path))
     trouble.fail(409, times=1, method="PUT", path="inferenceservices/vthink?")
@@ -469,7 +477,7 @@ def vthink(before: Before, folder: Path, *arguments: str) -> subprocess.Complete
     return subprocess.run(command, cwd=folder, env=dict(os.environ), capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
+@SLOW
 def test_deploy_hold_promote_and_rollback_by_hand(before: Before, tmp_path: Path) -> None:
     before.model(1, {}, tmp_path)
     done = vthink(before, tmp_path, "deploy")
@@ -500,7 +508,7 @@ def test_deploy_hold_promote_and_rollback_by_hand(before: Before, tmp_path: Path
     assert before.service()["spec"]["predictor"]["name"] == "v1"
 
 
-@pytest.mark.slow
+@SLOW
 def test_rollback_takes_a_waiting_candidate_away(before: Before, tmp_path: Path) -> None:
     before.deploy(before.model(1, {}, tmp_path))
     was = before.service()
@@ -570,6 +578,40 @@ def test_replicas_of_a_canary_are_fixed_and_scaling_is_by_requests_in_work(crds:
     canary = rollout.predictor(VERSION, TRAINED, section, LaunchConfig(), canary=True)
     assert "autoScaling" not in canary
     assert canary["minReplicas"] == canary["maxReplicas"] == 1
+
+
+@pytest.fixture
+def example(storage: Storage, s3: StorageConfig, tracking: TrackingConfig, tmp_path: Path) -> list[str]:
+    """Version 1 of the registry, a model as the preset trains it; the options that name its stores."""
+    own = Storage(s3.model_copy(update={"bucket": "vthink", "prefix": ""}))
+    own.ensure_bucket()
+    source = "s3://vthink/models/vthink/1/"
+    config = load_config("video_r1_7b")
+    write_model(own, source, tmp_path / "model", config.video, config.model.prompt)
+    assert Registry(tracking).register(source, None, {}).version == 1
+    stores = {"storage.endpoint_url": s3.endpoint_url, "tracking.uri": tracking.uri}
+    return [f"{key}={value}" for key, value in stores.items()]
+
+
+MANIFEST = Path(__file__).parents[2] / "k8s" / "model" / "inferenceservice.yaml"
+DRY_RUN = ["deploy", "1", "--dry-run", "-o", "yaml", "--preset", "video_r1_7b", "--set", "launch.pool.deploy=gpu"]
+
+
+def test_the_manifest_is_what_a_dry_run_prints(
+    example: list[str], crds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("KUBECONFIG", "VTHINK_API_KEY"):
+        monkeypatch.delenv(name, raising=False)  # neither a cluster nor a key is needed
+    options = [part for setting in example for part in ("--set", setting)]
+    command = [sys.executable, "-m", "vthink.pipelines.cli.main", *DRY_RUN, *options]
+    done = subprocess.run(command, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    if os.environ.get("VTHINK_WRITE_MANIFEST"):
+        head = "".join(line for line in MANIFEST.read_text().splitlines(True) if line.startswith("#"))
+        MANIFEST.write_text(head + done.stdout)
+    printed = yaml.safe_load(done.stdout)
+    assert printed == yaml.safe_load(MANIFEST.read_text())
+    assert validation.validate(printed) == []
 
 
 @pytest.mark.parametrize(

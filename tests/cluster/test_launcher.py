@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import validation
-from api_server import ApiServer
-from controllers import Hand, until
 from vthink.components.common import trainjob
 from vthink.components.common.cluster import POD, TRAIN_JOB, WORKFLOW, Cluster, condition
 from vthink.components.common.config import LaunchConfig, RunContext
 from vthink.components.common.launch import LaunchError
 from vthink.components.common.storage import Manifest, Storage, join
+from vthink.tests.cluster import validation
+from vthink.tests.cluster.api_server import ApiServer
+from vthink.tests.cluster.controllers import Hand, until
 
 Object = dict[str, Any]
 JOB = {"config": {"learning_rate": 1e-6}, "model": {}, "data": "s3://b/data/manifest.json"}

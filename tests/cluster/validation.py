@@ -88,13 +88,26 @@ def validate_all(objects: Sequence[Object], external: Iterable[str] = ()) -> lis
     """
     found = [message for obj in objects for message in validate(obj)]
     found += [f"{key} is there {n} times" for key, n in Counter(map(_title, objects)).items() if n > 1]
-    if found:
-        return found
-    known = {f"{obj['kind']}/{obj['metadata']['name']}" for obj in objects} | set(external)
+    return found or reference_errors(objects, external)
+
+
+def reference_errors(objects: Sequence[Object], external: Iterable[str] = ()) -> list[str]:
+    """Which names lead nowhere, among objects that are valid one by one; arguments as for `validate_all`."""
+    found: list[str] = []
+    known: dict[str, set[str | None]] = {}
     for obj in objects:
-        for reference in sorted(set(_references(obj))):
-            if reference not in known:
-                found.append(f"{_title(obj)}: refers to {reference}, which does not exist")
+        known.setdefault(f"{obj['kind']}/{obj['metadata']['name']}", set()).add(obj["metadata"].get("namespace"))
+        if obj["kind"] == "ExternalSecret":  # the operator makes the Secret
+            name = obj["spec"]["target"]["name"]
+            known.setdefault(f"Secret/{name}", set()).add(obj["metadata"].get("namespace"))
+    anywhere = set(external)
+    for obj in objects:
+        own = obj["metadata"].get("namespace")
+        for reference, namespace in sorted(set(_references(obj)), key=str):
+            places = known.get(reference, set())
+            near = own if namespace is None else namespace
+            if reference not in anywhere and not (places & {None, near} or (places and near is None)):
+                found.append(f"{_title(obj)}: refers to {reference}, which does not exist in namespace {near}")
         if obj["kind"] in ("Service", "ServiceMonitor"):
             found += [f"{_title(obj)}: {message}" for message in _selection_errors(obj, objects)]
     return found
@@ -292,8 +305,9 @@ def _general_errors(obj: Object) -> Iterator[str]:
         uri = value.get("storageUri")
         if isinstance(uri, str) and uri.startswith("s3://") and not uri.endswith("/"):
             yield f"{path}.storageUri: '{uri}' must end in '/', or it also matches longer names"
+    claims = {claim["metadata"]["name"] for claim in obj.get("spec", {}).get("volumeClaimTemplates", [])}
     for path, spec in pod_specs(obj):
-        yield from _pod_errors(path, spec)
+        yield from _pod_errors(path, spec, claims)
 
 
 def _label_errors(path: str, labels: Mapping[str, Any]) -> Iterator[str]:
@@ -315,12 +329,12 @@ def _resource_errors(path: str, resources: Mapping[str, Any]) -> Iterator[str]:
             yield f"{path}: requests {requests[name]} of {name}, more than its limit {limits[name]}"
 
 
-def _pod_errors(path: str, spec: Mapping[str, Any]) -> Iterator[str]:
+def _pod_errors(path: str, spec: Mapping[str, Any], claims: set[str]) -> Iterator[str]:
     containers = [*spec["containers"], *spec.get("initContainers", [])]
     names = Counter(container.get("name") for container in containers)
     for name in [name for name, count in names.items() if count > 1]:
         yield f"{path}: two containers are called '{name}'"
-    volumes = {volume["name"] for volume in spec.get("volumes", [])}
+    volumes = {volume["name"] for volume in spec.get("volumes", [])} | claims
     for container in containers:
         at = f"{path}: container '{container.get('name')}'"
         if not container.get("image"):
@@ -478,6 +492,8 @@ def _inference_service(obj: Object) -> Iterator[str]:
         yield "spec.predictor.canaryTrafficPercent works only in mode Knative; use spec.canary"
     if sum(entry.get("trafficPercent", 0) for entry in canary) > 100:
         yield "spec.canary gets more than 100 % of the traffic"
+    if scaler == "keda" and not spec["predictor"].get("autoScaling", {}).get("metrics"):
+        yield "spec.predictor: autoscalerClass keda without autoScaling.metrics"
     variants = [("spec.predictor", spec["predictor"])]
     variants += [(f"spec.canary.{i}.predictor", entry["predictor"]) for i, entry in enumerate(canary)]
     names = Counter(predictor.get("name") for _, predictor in variants)
@@ -500,8 +516,6 @@ def _predictor_errors(path: str, predictor: Mapping[str, Any], scaler: str) -> I
     external = any(m.get("type") == "External" for m in predictor.get("autoScaling", {}).get("metrics", []))
     if external and scaler != "keda":
         yield f"{path}.autoScaling: external metrics need autoscalerClass keda"
-    if scaler == "keda" and not predictor.get("autoScaling", {}).get("metrics"):
-        yield f"{path}: autoscalerClass keda without autoScaling.metrics"
     model = predictor.get("model")
     if model is not None:
         if not model.get("modelFormat", {}).get("name"):
@@ -572,8 +586,22 @@ _RULES: dict[str, Callable[[Object], Iterator[str]]] = {
 # --- references ---------------------------------------------------------------------------------------------
 
 
-def _references(obj: Object) -> Iterator[str]:
-    """``Kind/name`` of what an object cannot do without (optional references are left out)."""
+def _references(obj: Object) -> Iterator[tuple[str, str | None]]:
+    """``Kind/name`` of what an object cannot do without, and its namespace where it is not the object's own.
+
+    Optional references are left out.
+    """
+    for subject in obj.get("subjects", []):
+        if subject["kind"] == "ServiceAccount":
+            yield f"ServiceAccount/{subject['name']}", subject["namespace"]
+    for reference in _own_references(obj):
+        yield reference, None
+    for _, value in walk(obj.get("spec", {})):
+        for reference in _pod_references(value):
+            yield reference, None
+
+
+def _own_references(obj: Object) -> Iterator[str]:
     kind, spec = obj["kind"], obj.get("spec", {})
     if kind == "LocalQueue":
         yield f"ClusterQueue/{spec['clusterQueue']}"
@@ -584,7 +612,6 @@ def _references(obj: Object) -> Iterator[str]:
         yield f"Topology/{spec['topologyName']}"
     elif kind in ("RoleBinding", "ClusterRoleBinding"):
         yield f"{obj['roleRef']['kind']}/{obj['roleRef']['name']}"
-        yield from (f"ServiceAccount/{s['name']}" for s in obj.get("subjects", []) if s["kind"] == "ServiceAccount")
     elif kind == "TrainJob":
         yield f"{spec['runtimeRef'].get('kind', 'ClusterTrainingRuntime')}/{spec['runtimeRef']['name']}"
         labels = obj["metadata"].get("labels", {})
@@ -596,8 +623,6 @@ def _references(obj: Object) -> Iterator[str]:
         yield f"{store.get('kind', 'SecretStore')}/{store.get('name')}"
     elif kind == "StatefulSet":
         yield f"Service/{spec['serviceName']}"
-    for _, value in walk(spec):
-        yield from _pod_references(value)
 
 
 def _pod_references(value: Mapping[str, Any]) -> Iterator[str]:
@@ -616,6 +641,7 @@ def _pod_references(value: Mapping[str, Any]) -> Iterator[str]:
         ("configMap", "ConfigMap", "name"),
         ("secret", "Secret", "secretName"),
         ("persistentVolumeClaim", "PersistentVolumeClaim", "claimName"),
+        ("serviceAccountRef", "ServiceAccount", "name"),
     ):
         reference = value.get(key)
         if isinstance(reference, Mapping) and name in reference and not reference.get("optional"):
