@@ -139,6 +139,7 @@ def train_job(
     attempt: int,
     run: Sequence[str],
     owner: Mapping[str, Any] | None = None,
+    rollout_model: str | None = None,
 ) -> Object:
     """The `TrainJob`.
 
@@ -149,6 +150,7 @@ def train_job(
         attempt: from 1.
         run: the command, see `command`.
         owner: reference to the run's Workflow: when that is deleted, so is the job.
+        rollout_model: hub id of the model that a rollout server starts with; it gets the policy's weights later.
     """
     from .storage import fingerprint
 
@@ -169,10 +171,13 @@ def train_job(
     runtime, env = settings.runtime, environment(context)
     full_name = name if attempt == 1 else f"{name}-a{attempt}"
     if settings.rollout_servers and stage == "grpo":
-        # The second replicated job is the runtime's; a patch can place its pods, not add it. Not run here.
+        # The second replicated job is the runtime's; a patch can place its pods and set variables. Not run here.
         runtime = f"{settings.runtime}-vllm"
-        if placement.node_selector:
-            jobs.append({"name": "vllm", "template": {"spec": {"template": {"spec": pod_placement(placement)}}}})
+        server: Object = pod_placement(placement)
+        if rollout_model is not None:
+            server["containers"] = [{"name": "vllm", "env": [{"name": "VTHINK_ROLLOUT_MODEL", "value": rollout_model}]}]
+        if server:
+            jobs.append({"name": "vllm", "template": {"spec": {"template": {"spec": server}}}})
         env.append({"name": "VTHINK_ROLLOUT_URL", "value": f"http://{full_name}-vllm-0-0.{full_name}:8000"})
     spec: Object = {
         "runtimeRef": {"apiGroup": TRAIN_JOB.group, "kind": "ClusterTrainingRuntime", "name": runtime},
@@ -655,7 +660,8 @@ def run(
 
     def wanted(attempt: int) -> Object:
         reference = owner.reference if owner is not None else None
-        return train_job(context, stage, name, attempt, command(context, module, uri), reference)
+        base = (job.get("model") or {}).get("name")
+        return train_job(context, stage, name, attempt, command(context, module, uri), reference, base)
 
     def say(line: str) -> None:
         on_log(f"{stage}: {line}")

@@ -155,6 +155,32 @@ def test_the_pool_becomes_a_queue_or_a_place(storage: Storage) -> None:
     ]
 
 
+def test_a_rollout_server_is_the_runtimes_second_job_with_our_model(crds: Path, storage: Storage) -> None:
+    context = context_of(storage, cluster={"rollout_servers": 1, "queues": False})
+    arguments = (trainjob.job_name(context, "grpo", JOB), 1, ["torchrun"], None, "Qwen/Qwen2.5-VL-7B-Instruct")
+    body = trainjob.train_job(context, "grpo", *arguments)
+    assert validation.validate(body) == []
+    assert body["spec"]["runtimeRef"]["name"] == "vthink-torch-vllm"
+    jobs = body["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    server = jobs[1]["template"]["spec"]["template"]["spec"]
+    assert server["containers"][0]["env"][0]["value"] == "Qwen/Qwen2.5-VL-7B-Instruct"
+    assert server["nodeSelector"] == {"vthink.dev/pool": "gpu-spot"}
+    name = body["metadata"]["name"]
+    env = {entry["name"]: entry.get("value") for entry in body["spec"]["trainer"]["env"]}
+    assert env["VTHINK_ROLLOUT_URL"] == f"http://{name}-vllm-0-0.{name}:8000"
+    assert trainjob.train_job(context, "sft", *arguments)["spec"]["runtimeRef"]["name"] == "vthink-torch"
+
+
+def test_a_job_on_fewer_nodes_keeps_its_name_and_place(storage: Storage) -> None:
+    planned, fewer = context_of(storage, nodes=2), context_of(storage, nodes=2, cluster={"nodes": 1})
+    first, second = built(planned), built(fewer)
+    assert first["metadata"]["name"] == second["metadata"]["name"]
+    assert (first["spec"]["trainer"]["numNodes"], second["spec"]["trainer"]["numNodes"]) == (2, 1)
+    assert first["spec"]["trainer"]["command"] == second["spec"]["trainer"]["command"]
+    shapes = [body["metadata"]["annotations"][trainjob.SHAPE] for body in (first, second)]
+    assert shapes[0] != shapes[1]
+
+
 def test_stores_are_forwarded_and_keys_are_not(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = {
         "AWS_SECRET_ACCESS_KEY": "hidden-1", "AWS_ACCESS_KEY_ID": "hidden-2", "MLFLOW_TRACKING_TOKEN": "hidden-3",
@@ -296,7 +322,7 @@ def test_a_resized_job_is_replaced_once_its_pods_are_gone(
     pod = hand.pod(old)
     # A pod that still writes its last checkpoint: nothing owns it, so that only the test ends it.
     cluster.update(POD, pod, lambda found: {**found, "metadata": {**found["metadata"], "ownerReferences": []}})
-    running = launcher(nodes=1)
+    running = launcher(cluster={"nodes": 1})
     running.said("was made for other nodes or settings")
     until(lambda: cluster.get(TRAIN_JOB, old["metadata"]["name"]) is None)
     assert hand.jobs() == []
