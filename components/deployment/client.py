@@ -23,6 +23,10 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 """Files that are sent as images."""
 
 
+API_KEY = "VTHINK_API_KEY"
+"""Environment variable with the key that a server asks for, on its side and on the caller's."""
+
+
 class AskError(RuntimeError):
     """A question that got no answer, in one line."""
 

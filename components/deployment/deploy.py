@@ -31,7 +31,7 @@ from ..common.samples import Media, PreparedSet, Sample
 from ..common.storage import Manifest, Storage, StorageError, fingerprint, join, sha256_file, stage_prefix
 from ..common.tracking import Tracker
 from . import rollout
-from .client import AskError, ask
+from .client import API_KEY, AskError, ask
 from .config import DeploymentConfig
 from .registry import CHAMPION, ModelVersion, Registry
 
@@ -267,10 +267,6 @@ class Replay:
         return ask(url, self.path, kind=media.kind, start_s=media.start_s, end_s=media.end_s, **asked)
 
 
-API_KEY = "VTHINK_API_KEY"
-"""Environment variable with the key that the served model asks for."""
-
-
 @dataclass(frozen=True, slots=True)
 class SmokeTest:
     """Held-out items to ask again of any server of the candidate."""
@@ -304,10 +300,10 @@ class SmokeTest:
 
     @property
     def _how(self) -> dict[str, Any]:
+        key = {"api_key": os.environ.get(API_KEY)}
         if self.section.target == "local":
-            return {}
-        key = os.environ.get(API_KEY)
-        return {"api_key": key, "plain": self._is_plain(self.section), "model": self.section.kserve.name}
+            return key
+        return {**key, "plain": self._is_plain(self.section), "model": self.section.kserve.name}
 
     def __call__(self, url: str) -> dict[str, Any]:
         """See `smoke_test`; a server that goes away has failed it."""

@@ -23,7 +23,7 @@ from ..common.config import ConfigError, LaunchConfig, VideoConfig
 from ..common.prompts import get_template
 from ..common.storage import Storage, StorageError, join
 from ..common.trainjob import pod_placement
-from .client import AskError
+from .client import API_KEY, AskError
 from .config import DeploymentConfig
 from .registry import ModelVersion
 
@@ -188,7 +188,8 @@ def predictor(
     if settings.api_key_secret is not None:
         # Not optional: a server without its key would answer everybody.
         reference = {"name": settings.api_key_secret, "key": "VLLM_API_KEY"}
-        container.setdefault("env", []).append({"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": reference}})
+        variable = "VLLM_API_KEY" if settings.model_format == "vLLM" else API_KEY
+        container.setdefault("env", []).append({"name": variable, "valueFrom": {"secretKeyRef": reference}})
     kept = ("vthink.fingerprint", "vthink.evaluation_uri", "vthink.data_uri", "vthink.git_commit")
     lineage = {
         name.replace("vthink.", "vthink.dev/").replace("_", "-"): version.tags[name]

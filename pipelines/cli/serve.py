@@ -67,6 +67,9 @@ def deploy(
     version: Version = "candidate",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the InferenceService; change nothing.")] = False,
     output: Annotated[str, typer.Option("--output", "-o", metavar="yaml|json", help="Format of --dry-run.")] = "yaml",
+    status: Annotated[
+        bool, typer.Option("--status", help="Say what is in service and what waits beside it; change nothing.")
+    ] = False,
     hold: Annotated[
         bool, typer.Option("--hold", help="On a cluster: stop with the candidate beside the model in service.")
     ] = False,
@@ -85,11 +88,30 @@ def deploy(
     if output not in ("yaml", "json"):
         raise typer.BadParameter("yaml or json", param_hint="--output")
     with session(load(preset, overrides), workspace, exclusive=False) as opened:
+        if status:
+            for line in service_lines(opened):
+                typer.echo(line)
+            return
         found = Registry(opened.context.tracking).find(version)
         if dry_run:
             typer.echo(_manifest(opened, found, output), nl=False)
             return
         _deploy(opened, found, hold)
+
+
+def service_lines(opened: Session) -> list[str]:
+    """What is in service and what waits beside it, a line each: the registry's champion, then the cluster's view."""
+    from ...components.common.cluster import INFERENCE_SERVICE, Cluster
+    from ...components.deployment import rollout
+    from ...components.deployment.registry import champion
+
+    now = champion(opened.context.tracking)
+    lines = [f"champion: {f'{now.name}/{now.version}, {now.source}' if now is not None else 'none yet'}"]
+    if opened.config.deployment.target == "kserve":
+        name = opened.config.deployment.kserve.name
+        found = Cluster.connect(opened.config.launch.cluster.namespace).get(INFERENCE_SERVICE, name)
+        lines += rollout.standing(found) if found is not None else [f"no InferenceService {name} on the cluster"]
+    return lines
 
 
 def _manifest(opened: Session, version: ModelVersion, output: str) -> str:
@@ -200,8 +222,8 @@ def ask(
     from rich.console import Console
     from rich.markup import escape
 
+    from ...components.deployment.client import API_KEY
     from ...components.deployment.client import ask as ask_server
-    from ...components.deployment.deploy import API_KEY
 
     console = Console(highlight=False)
     stream = None if json_output else lambda piece: console.print(piece, end="", markup=False, style="dim")

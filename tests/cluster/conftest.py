@@ -1,6 +1,7 @@
 """A Kubernetes API for the tests: the one that ``KUBECONFIG`` names, or a small server that keeps its rules.
 
-A real API needs the CRDs of Trainer and KServe and no controllers for them: the test plays those.
+A real API needs the CRDs of Trainer, KServe, Kueue and Argo Workflows, and none of their controllers: the test plays
+those. Tests that make trouble (429, 410, broken connections, logs) are skipped there.
 """
 
 from __future__ import annotations

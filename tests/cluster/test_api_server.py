@@ -57,7 +57,7 @@ def test_unknown_fields_are_refused_when_strict_and_dropped_otherwise(cluster: C
     [
         ({"trainer": {"numNodes": "two"}}, "spec.trainer.numNodes"),
         ({"trainer": {"numProcPerNode": 0}}, "numProcPerNode must be greater than or equal to 1"),
-        ({"trainer": {"resourcesPerNode": {"limits": {"memory": "64GB"}}}}, "quantities must match"),
+        ({"trainer": {"resourcesPerNode": {"limits": {"memory": "64GB"}}}}, "memory"),
         ({"trainer": {"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}}, "Duplicate value"),
         ({"managedBy": "me"}, "ManagedBy must be"),
         ({"runtimeRef": {}}, "name"),
