@@ -68,7 +68,7 @@ class LaunchError(RuntimeError):
         """The last lines it printed."""
 
 
-class WrongExitError(LaunchError):
+class NoResultError(LaunchError):
     """A training ended well without leaving a result."""
 
     def __init__(self, stage: str, prefix: str, lines: Sequence[str]):
@@ -755,7 +755,7 @@ def run_training(
         raise LaunchError(f"{stage}: {explain_failure(code, list(recent))}", list(recent)[-_TAIL_LINES:])
     manifest = Manifest.find(storage, prefix)
     if manifest is None or manifest.fingerprint != fingerprint:
-        raise WrongExitError(stage, prefix, list(recent))
+        raise NoResultError(stage, prefix, list(recent))
     return manifest
 
 

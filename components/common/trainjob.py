@@ -35,7 +35,7 @@ from .cluster import (
 from .launch import (
     WORK_DIR,
     LaunchError,
-    WrongExitError,
+    NoResultError,
     explain_output,
     training_environment,
     worker_command,
@@ -456,7 +456,8 @@ class _Watcher:
         with contextlib.suppress(ClusterError):  # no Kueue, or no right to look
             workloads = self.cluster.find(WORKLOAD, {"kueue.x-k8s.io/job-uid": job["metadata"]["uid"]})
         idle = [pod for pod in found if (pod.get("status") or {}).get("phase") != "Running"]
-        self._warnings([self.name, *(pod["metadata"]["name"] for pod in idle)])
+        # A quota's refusal is told about the batch Job that JobSet makes.
+        self._warnings([self.name, f"{self.name}-node-0", *(pod["metadata"]["name"] for pod in idle)])
         text = standing(job, workloads, found)
         now = time.monotonic()
         if text != self._told:
@@ -483,7 +484,10 @@ class _Watcher:
 
     def _warnings(self, names: Sequence[str]) -> None:
         for name in names:
-            for event in self.cluster.find(EVENT, fields={"involvedObject.name": name}):
+            events: list[Object] = []
+            with contextlib.suppress(ClusterError):  # they only explain
+                events = self.cluster.find(EVENT, fields={"involvedObject.name": name})
+            for event in events:
                 key = event["metadata"]["uid"]
                 if event.get("type") == "Warning" and key not in self._seen:
                     self._seen.add(key)
@@ -666,7 +670,6 @@ def run(
     def say(line: str) -> None:
         on_log(f"{stage}: {line}")
 
-    current: Object | None = None
     try:
         with _stoppable():
             owner = Owner.find(cluster)
@@ -677,12 +680,12 @@ def run(
                 if (manifest := result()) is not None:
                     return manifest
                 if failure is None:
-                    raise WrongExitError(stage, prefix, list(watcher.recent))
+                    raise NoResultError(stage, prefix, list(watcher.recent))
                 if not failure.machines or used == context.launch.cluster.attempts:
                     raise LaunchError(f"{stage}: {failure}", list(watcher.recent)[-40:])
                 say(f"{failure}")
     except (_StoppedError, KeyboardInterrupt) as stop:
-        _leave(cluster, owner, current, say)
+        _leave(cluster, owner, name, say)
         if isinstance(stop, KeyboardInterrupt):
             raise
         raise SystemExit(128 + signal.SIGTERM) from None
@@ -726,20 +729,21 @@ def _stopping() -> bool:
     return isinstance(sys.exc_info()[1], _StoppedError | KeyboardInterrupt)
 
 
-def _leave(cluster: Cluster, owner: Owner | None, job: Object | None, say: Callable[[str], None]) -> None:
+def _leave(cluster: Cluster, owner: Owner | None, name: str, say: Callable[[str], None]) -> None:
     """Delete the job of a cancelled run; leave every other one to be adopted."""
-    if job is None:
-        return
-    name = job["metadata"]["name"]
     cluster.patience_s = 10.0
     try:
+        jobs = [job for job in _attempts(cluster, name) if not _finished(job)]
         if owner is not None and owner.cancelled(cluster):
-            cluster.delete(TRAIN_JOB, name, job["metadata"]["uid"])
-            say(f"the run was cancelled: deleted the TrainJob {name}")
+            for job in jobs:
+                cluster.delete(TRAIN_JOB, job["metadata"]["name"], job["metadata"]["uid"])
+                say(f"the run was cancelled: deleted the TrainJob {job['metadata']['name']}")
             return
+        for job in jobs:
+            found = job["metadata"]["name"]
+            say(
+                f"this launcher ends, the TrainJob {found} goes on; the same stage adopts it when it is started again, "
+                f"or end it: kubectl delete trainjob -n {cluster.namespace} {found}"
+            )
     except ClusterError as error:
-        say(str(error))
-    say(
-        f"this launcher ends, the TrainJob {name} goes on; the same stage adopts it when it is started again, "
-        f"or end it: kubectl delete trainjob -n {cluster.namespace} {name}"
-    )
+        say(f"{error}; a TrainJob of this stage, if there is one, goes on")

@@ -17,7 +17,7 @@ import pytest
 from vthink.components.common import trainjob
 from vthink.components.common.cluster import POD, TRAIN_JOB, WORKFLOW, Cluster, condition
 from vthink.components.common.config import LaunchConfig, RunContext
-from vthink.components.common.launch import LaunchError
+from vthink.components.common.launch import LaunchError, free_port, run_training
 from vthink.components.common.storage import Manifest, Storage, join
 from vthink.tests.cluster import validation
 from vthink.tests.cluster.api_server import ApiServer
@@ -363,6 +363,55 @@ def test_preemption_by_kueue_is_a_wait_not_a_failure(launcher: Callable[..., Lau
     running.ended()
 
 
+WORKER = """
+import argparse, os
+from vthink.components.common.config import RunContext
+from vthink.components.common.launch import read_job
+from vthink.components.common.storage import Manifest, Storage
+parser = argparse.ArgumentParser()
+parser.add_argument("--job")
+job = read_job(parser.parse_args().job)
+run = RunContext.load(job["run"])
+print(f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} in {run.work_dir}", flush=True)
+Manifest(stage=job["stage"], fingerprint=job["fingerprint"], uri=job["prefix"]).write(Storage(run.storage))
+"""
+
+
+@pytest.mark.slow
+def test_what_the_object_says_is_what_a_kubelet_can_run(
+    cluster: Cluster, hand: Hand, trouble: ApiServer, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny_worker.py").write_text(WORKER)
+    context = context_of(storage, nodes=1, cluster={"accelerator": None, "work_dir": str(tmp_path / "scratch")})
+    context = context.model_copy(update={"launch": context.launch.model_copy(update={"processes": 1})})
+    lines: list[str] = []
+    results: list[Manifest] = []
+    prefix = join(storage.config.root_uri, "trained/")
+
+    def launch() -> None:  # by the front door: the cluster is found through KUBECONFIG
+        results.append(run_training(context, "sft", "tiny_worker", {"data": "x"}, KEY, prefix, lines.append))
+
+    thread = threading.Thread(target=launch, daemon=True)
+    thread.start()
+    job = hand.job()
+    pod = hand.pod(job)
+    trainer = job["spec"]["trainer"]
+    env = {entry["name"]: entry["value"] for entry in trainer["env"] if "value" in entry}
+    env |= {"PET_NNODES": "1", "PET_NPROC_PER_NODE": "1", "PET_NODE_RANK": "0"}
+    env |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port())}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    env |= {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}  # from the secret
+    done = subprocess.run(trainer["command"], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    trouble.print_line(cluster.namespace, pod, *done.stdout.splitlines(), end=True)
+    hand.finish(job)
+    thread.join(30)
+    assert results
+    assert results[0].fingerprint == KEY
+    assert f"rank 0 of 1 in {tmp_path / 'scratch'}" in lines
+
+
 # --- what goes wrong ----------------------------------------------------------------------------------------
 
 
@@ -430,7 +479,7 @@ def test_a_quota_that_can_never_be_met_ends_the_stage(launcher: Callable[..., La
     running = launcher()
     job = hand.job()
     refusal = 'pods "x" is forbidden: exceeded quota: team, requested: requests.memory=64Gi, used: 0, limited: 32Gi'
-    hand.event(job["metadata"]["name"], "FailedCreate", refusal)
+    hand.event(job["metadata"]["name"] + "-node-0", "FailedCreate", refusal, "Job")
     assert "exceeded quota: team" in running.failure()
     assert hand.jobs() == []
 
