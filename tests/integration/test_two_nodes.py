@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 from vthink.components.common import trainjob
 from vthink.components.common.config import LaunchConfig, ModelConfig, RunContext
-from vthink.components.common.launch import free_port, write_job
+from vthink.components.common.launch import descendants, free_port, write_job
 from vthink.components.common.storage import Manifest, Storage, join
 from vthink.components.grpo.config import GRPOConfig
 from vthink.components.sft.config import SFTConfig
@@ -90,6 +90,7 @@ class Job:
             scratch.mkdir(parents=True)
             # One folder a node, as its volume is; loopback, as this machine has no other network between them.
             own = {"PET_NODE_RANK": str(rank), "VTHINK_WORK_DIR": str(scratch), "GLOO_SOCKET_IFNAME": "lo"}
+            own["PYTHONFAULTHANDLER"] = "1"
             process = subprocess.Popen(
                 body["command"], env={**pod, **carried, **meeting, **own}, cwd=scratch, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace", start_new_session=True,
@@ -111,7 +112,14 @@ class Job:
             time.sleep(0.02)
 
     def ended(self, timeout_s: float = 240) -> list[int]:
-        codes = [process.wait(timeout_s) for process in self.processes]
+        try:
+            codes = [process.wait(timeout_s) for process in self.processes]
+        except subprocess.TimeoutExpired:
+            for process in self.processes:  # each worker says where it hangs
+                for pid in descendants(process.pid):
+                    os.kill(pid, signal.SIGABRT)
+            time.sleep(5)
+            pytest.fail("it hangs:\n" + "\n".join(self.lines[-200:]))
         for thread in self._threads:
             thread.join(10)
         return codes
@@ -146,8 +154,9 @@ def job(context: RunContext, small_world: str, tmp_path: Path) -> Iterator[Calla
     yield make
     for one in made:
         for process in one.processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+            # Workers have sessions of their own: their torchrun's group does not hold them.
+            for pid in [*descendants(process.pid), process.pid] if process.poll() is None else []:
+                os.kill(pid, signal.SIGKILL)
 
 
 def interrupt(job: Job) -> None:
