@@ -194,6 +194,8 @@ class StorageConfig(Section):
     """Address buckets by path, not by host name (MinIO, Ceph, rclone)."""
     ca_bundle: str | None = None
     """PEM file with the certificate authority of the endpoint."""
+    outage_s: float = Field(default=600.0, ge=0)
+    """How long a store that has answered before may be away, busy, or refuse expired keys, before work fails."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -216,6 +218,8 @@ class TrackingConfig(Section):
     """Experiment name."""
     registered_model: str = "vthink"
     """Name in the model registry."""
+    outage_s: float = Field(default=600.0, ge=0)
+    """How long MLflow may be away at the end of a stage, before the stage fails. Until then nobody waits for it."""
 
 
 class LaunchConfig(Section):
@@ -229,6 +233,11 @@ class LaunchConfig(Section):
     """Nodes; `local` has one."""
     threads: int = Field(default=1, ge=0)
     """CPU threads per training process (``OMP_NUM_THREADS``); 0: the library's default."""
+    pools: dict[Stage, str] = {}
+    """Pool of machines of each stage on a cluster, e.g. ``{sft: gpu-spot, evaluate: gpu}``: the name of its Kueue
+    LocalQueue, and the value of its nodes' label ``vthink.dev/pool``."""
+    queues: bool = True
+    """Whether a pool is asked for by its queue; false: by node selector and toleration, without Kueue."""
 
 
 class LoraConfig(Section):
