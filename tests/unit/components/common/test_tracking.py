@@ -245,7 +245,8 @@ def test_steps_repeated_after_a_kill_appear_once(child: RunContext, client: Any)
 def test_a_database_that_is_busy_for_a_while_loses_no_value(
     child: RunContext, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker = start(child)
+    impatient = child.tracking.model_copy(update={"outage_s": 0.0})
+    tracker = start(child.model_copy(update={"tracking": impatient}))
     tracker.log_metrics({"sft/loss": 1.0}, step=1)
     database = sqlite3.connect(str(child.tracking.uri).removeprefix("sqlite:///"), isolation_level=None)
     database.execute("BEGIN EXCLUSIVE")
