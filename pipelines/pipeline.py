@@ -20,7 +20,7 @@ from typing import Any
 
 from kfp import compiler, dsl, kubernetes
 
-from ..components.common.config import LaunchConfig, RunContext, Section, Stage
+from ..components.common.config import LaunchConfig, Placement, RunContext, Section, Stage
 from ..components.data_prep import component as data_stage
 from ..components.deployment import component as deployment_stage
 from ..components.evaluation import component as evaluation_stage
@@ -33,11 +33,10 @@ ACCELERATOR = "nvidia.com/gpu"
 """Kubernetes resource that evaluation asks for."""
 SHARDS_AT_ONCE = 16
 """How many shards are prepared at the same time on a cluster (kfp.local runs two)."""
-S3_SECRET, S3_KEYS = "vthink-s3", ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-"""Secret with the store's keys; pods do without where the platform gives them an identity."""
+S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+"""Keys of the Secret ``launch.cluster.s3_secret``; pods do without where the platform gives them an identity."""
 ENVIRONMENT, VARIABLES = "vthink-env", ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "MLFLOW_TRACKING_URI")
 """ConfigMap with what is not secret."""
-QUEUE_LABEL, POOL_LABEL = "kueue.x-k8s.io/queue-name", "vthink.dev/pool"
 USER = 1000
 """User and group of the images."""
 RESOURCES: dict[str, tuple[str, str, str]] = {
@@ -158,7 +157,8 @@ def build(cluster: LaunchConfig | None = None, evaluation_gpus: int = 1) -> Call
                 "evaluate",
             )
             if evaluation_gpus:
-                evaluated.set_accelerator_type(ACCELERATOR).set_accelerator_limit(evaluation_gpus)
+                accelerator = cluster.cluster.accelerator if cluster is not None else None
+                evaluated.set_accelerator_type(accelerator or ACCELERATOR).set_accelerator_limit(evaluation_gpus)
             result = evaluated.outputs["Output"]
             verdict = place(evaluation_stage.gate(run=run, config=evaluation, evaluation=result), "gate")
 
@@ -182,16 +182,19 @@ def _on_cluster(task: dsl.PipelineTask, launch: LaunchConfig, stage: Stage | Non
     # An evicted pod is started again; the stages recognise and resume their work.
     task.set_retry(num_retries=2, backoff_duration="30s", backoff_factor=2.0)
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
-    kubernetes.use_secret_as_env(task, S3_SECRET, {name: name for name in S3_KEYS}, optional=True)
+    if launch.cluster.s3_secret is not None:
+        kubernetes.use_secret_as_env(
+            task, launch.cluster.s3_secret, {name: name for name in S3_KEYS}, optional=True
+        )
     kubernetes.use_config_map_as_env(task, ENVIRONMENT, {name: name for name in VARIABLES}, optional=True)
     kubernetes.use_field_path_as_env(task, "KFP_PIPELINE_RUN_ID", "metadata.labels['pipeline/runid']")
-    pool = launch.pools.get(stage) if stage else None
-    if pool and launch.queues:
-        kubernetes.add_pod_label(task, QUEUE_LABEL, pool)
-    elif pool:
-        kubernetes.add_node_selector(task, POOL_LABEL, pool)
-        kubernetes.add_toleration(task, key=POOL_LABEL, operator="Equal", value=pool, effect="NoSchedule")
-        kubernetes.add_toleration(task, key=ACCELERATOR, operator="Exists", effect="NoSchedule")
+    placement = launch.placement(stage) if stage else Placement()
+    for key, value in placement.labels.items():
+        kubernetes.add_pod_label(task, key, value)
+    for key, value in placement.node_selector.items():
+        kubernetes.add_node_selector(task, key, value)
+    for toleration in placement.tolerations:
+        kubernetes.add_toleration(task, **toleration.model_dump())
     return task
 
 
