@@ -26,7 +26,7 @@ from ..components.deployment import component as deployment_stage
 from ..components.evaluation import component as evaluation_stage
 from ..components.grpo import component as grpo_stage
 from ..components.sft import component as sft_stage
-from .config import Config, to_yaml
+from .config import Config
 
 CONTROL_IMAGE = os.environ.get("VTHINK_IMAGE_CONTROL", "ghcr.io/vthink/vthink-control-python:0.1.0")
 ACCELERATOR = "nvidia.com/gpu"
@@ -99,7 +99,9 @@ def build(cluster: LaunchConfig | None = None, evaluation_gpus: int = 1) -> Call
             tasks are launchers and never ask for one: accelerators and deadline belong to the training job.
     """
 
-    def place(task: dsl.PipelineTask, name: str, stage: Stage | None = None, image: str = "control") -> dsl.PipelineTask:
+    def place(
+        task: dsl.PipelineTask, name: str, stage: Stage | None = None, image: str = "control"
+    ) -> dsl.PipelineTask:
         """Name a task for people, turn KFP's cache off, and say what its pod needs."""
         task.set_display_name(name).set_caching_options(enable_caching=False)
         return task if cluster is None else _on_cluster(task, cluster, stage, image)
@@ -183,9 +185,7 @@ def _on_cluster(task: dsl.PipelineTask, launch: LaunchConfig, stage: Stage | Non
     task.set_retry(num_retries=2, backoff_duration="30s", backoff_factor=2.0)
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
     if launch.cluster.s3_secret is not None:
-        kubernetes.use_secret_as_env(
-            task, launch.cluster.s3_secret, {name: name for name in S3_KEYS}, optional=True
-        )
+        kubernetes.use_secret_as_env(task, launch.cluster.s3_secret, {name: name for name in S3_KEYS}, optional=True)
     kubernetes.use_config_map_as_env(task, ENVIRONMENT, {name: name for name in VARIABLES}, optional=True)
     kubernetes.use_field_path_as_env(task, "KFP_PIPELINE_RUN_ID", "metadata.labels['pipeline/runid']")
     placement = launch.placement(stage) if stage else Placement()
@@ -199,7 +199,10 @@ def _on_cluster(task: dsl.PipelineTask, launch: LaunchConfig, stage: Stage | Non
 
 
 def arguments(config: Config, context: RunContext) -> dict[str, str | bool]:
-    """The pipeline's arguments: the run's context and each stage's section as JSON, and for people all of it as YAML."""
+    """The arguments: the run's context, each stage's section, and (for the record) the whole configuration, as JSON.
+
+    Each is one line, because KFP's compiler writes defaults into a comment of one line.
+    """
     sections: dict[str, Section] = {
         "run": context,
         "model": config.model,
@@ -211,10 +214,22 @@ def arguments(config: Config, context: RunContext) -> dict[str, str | bool]:
         "deployment": config.deployment,
     }
     enabled = {"train_sft": config.sft.enabled, "train_grpo": config.grpo.enabled}
-    return {**{name: section.to_json() for name, section in sections.items()}, "config": to_yaml(config), **enabled}
+    return {**{name: section.to_json() for name, section in sections.items()}, "config": config.to_json(), **enabled}
 
 
-def compile_to(path: str | Path, launch: LaunchConfig | None = None, evaluation_gpus: int = 1) -> Path:
-    """Write the pipeline's IR YAML for a cluster, which Kubeflow Pipelines takes as an upload."""
-    compiler.Compiler().compile(build(launch or LaunchConfig(), evaluation_gpus), str(path))
+def compile_to(path: str | Path, config: Config | None = None, evaluation_gpus: int = 1) -> Path:
+    """Write the pipeline's IR YAML for a cluster, which Kubeflow Pipelines takes as an upload.
+
+    Args:
+        path: the file.
+        config: its pools and cluster are compiled in, and its settings are the defaults of a run that is started from
+            KFP's page; None: no pools, no defaults.
+        evaluation_gpus: accelerators of the evaluation task.
+    """
+    launch, defaults = LaunchConfig(), {}
+    if config is not None:
+        launch = config.launch.model_copy(update={"backend": "trainjob"})
+        context = RunContext(run_id=config.name, storage=config.storage, tracking=config.tracking, launch=launch)
+        defaults = dict(arguments(config, context))
+    compiler.Compiler().compile(build(launch, evaluation_gpus), str(path), pipeline_parameters=defaults)
     return Path(path)

@@ -11,7 +11,6 @@ in KFP's source (backend/src/apiserver, frontend/server); no KFP server was avai
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -308,7 +307,7 @@ class Pipelines:
             run_id=name, redo=dict(redo), storage=config.storage, tracking=config.tracking, launch=launch
         )
         with tempfile.TemporaryDirectory() as folder:
-            pipeline_id, version_id = self.upload(compile_to(Path(folder) / "vthink.yaml", launch, evaluation_gpus))
+            pipeline_id, version_id = self.upload(compile_to(Path(folder) / "vthink.yaml", config, evaluation_gpus))
         about: dict[str, Any] = {
             "display_name": name,
             "description": f"vthink {__version__}" + (f"; rows {rows}" if rows else ""),
@@ -342,9 +341,7 @@ class Pipelines:
                 iter(self._list(api.recurring_run_service_list_recurring_runs, "recurring_runs", _named(name))), None
             ),
         )
-        return SubmittedRun(
-            made.recurring_run_id, f"{self.host}/#/recurringrun/details/{made.recurring_run_id}", name
-        )
+        return SubmittedRun(made.recurring_run_id, f"{self.host}/#/recurringrun/details/{made.recurring_run_id}", name)
 
     def _experiment(self, name: str) -> str:
         import kfp_server_api
@@ -470,7 +467,9 @@ class Pipelines:
                     return run
             except SubmitError as error:
                 if not error.passing or time.monotonic() - answered > patience_s:
-                    raise SubmitError(f"{error}; the run goes on, see `vthink status {run_id}`", error.status) from error
+                    raise SubmitError(
+                        f"{error}; the run goes on, see `vthink status {run_id}`", error.status
+                    ) from error
                 if not silent:
                     on_silence(str(error))
                 silent = True

@@ -307,7 +307,7 @@ class LaunchConfig(Section):
     threads: int = Field(default=1, ge=0)
     """CPU threads per training process (``OMP_NUM_THREADS``); 0: the library's default."""
     pool: dict[Stage, str] = {}
-    """Pool of machines per stage, e.g. ``{sft: gpu, grpo: gpu-spot, evaluate: gpu, deploy: gpu}``; on a cluster only."""
+    """Pool of machines per stage on a cluster, e.g. ``{sft: gpu, grpo: gpu-spot, evaluate: gpu, deploy: gpu}``."""
     cluster: ClusterConfig = ClusterConfig()
     """What a cluster needs to know besides."""
 

@@ -212,20 +212,23 @@ def finish_parent(tracking: TrackingConfig, parent_run_id: str, status: Status =
         client.set_terminated(parent_run_id, status)
 
 
-def begin_pipeline(run: str, config_yaml: str) -> str:
+def begin_pipeline(run: str, config: str) -> str:
     """Begin or continue the MLflow run of a pipeline run on a cluster.
 
     Args:
         run: `RunContext` as JSON. On a cluster one text may start many runs (a schedule, a clone), so KFP's id is added
             to the run's.
-        config_yaml: the whole configuration, kept as ``config.yaml``.
+        config: the whole configuration as JSON, kept as ``config.yaml``.
 
     Returns:
         The context for the stages, as JSON.
     """
+    import yaml
+
     context = _of_cluster(run)
+    text = yaml.safe_dump(json.loads(config), sort_keys=False, allow_unicode=True) if config else ""
     root = context.storage.root_uri + "mlflow"
-    parent = start_parent(context.tracking, context.run_id, config_yaml, context.run_id, root, context.storage)
+    parent = start_parent(context.tracking, context.run_id, text, context.run_id, root, context.storage)
     return context.model_copy(update={"parent_run_id": parent}).to_json()
 
 
