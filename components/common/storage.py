@@ -327,7 +327,13 @@ class Storage:
                     self._write_tree(join(prefix, JOURNAL), done)
                     journal_s = time.monotonic()
 
-        _in_parallel(send, [name for name in wanted if name not in kept])
+        try:
+            _in_parallel(send, [name for name in wanted if name not in kept])
+        except StorageError:
+            # What has arrived need not be sent again. The store may be away, and has been waited for already.
+            with contextlib.suppress(StorageError):
+                Storage(self.config.model_copy(update={"outage_s": 0.0}))._write_tree(join(prefix, JOURNAL), done)
+            raise
         sizes = self._sizes(prefix)
         for name, file in wanted.items():
             if sizes.get(name) != file.size:
