@@ -143,7 +143,7 @@ def _errors(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _impatient() -> Iterator[None]:
+def impatient() -> Iterator[None]:
     """MLflow's client tries for minutes by default, which is right for the beginning of a stage but not within it."""
     wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
     before = {name: os.environ.get(name) for name in wanted}
@@ -492,7 +492,7 @@ class Tracker:
         if time.monotonic() < self._leave_alone_until:
             return
         try:
-            with _impatient():
+            with impatient():
                 self._send()
         except Exception as error:
             self._leave_alone_until = time.monotonic() + _AWAY_S
@@ -613,7 +613,7 @@ class Tracker:
         until = time.monotonic() + outage_s
         while True:
             try:
-                with _impatient():
+                with impatient():
                     self._send()
                     self._client.set_terminated(self.run_id, status)
                 break
