@@ -64,6 +64,8 @@ class ObjectInfo:
 
     uri: str
     size: int
+    modified: datetime
+    """When it was written, as the store says."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ class Storage:
         while True:
             page = self._do(prefix_uri, lambda client: client.list_objects_v2(**asked))
             for item in page.get("Contents", []):
-                yield ObjectInfo(f"s3://{bucket}/{item['Key']}", int(item["Size"]))
+                yield ObjectInfo(f"s3://{bucket}/{item['Key']}", int(item["Size"]), item["LastModified"])
             if not page.get("IsTruncated"):
                 return
             asked["ContinuationToken"] = page["NextContinuationToken"]
