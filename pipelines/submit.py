@@ -304,7 +304,7 @@ class Pipelines:
         name = f"{config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         launch = config.launch.model_copy(update={"backend": "trainjob"})
         context = RunContext(
-            run_id=name, redo=dict(redo), storage=config.storage, tracking=config.tracking, launch=launch
+            run_id=name, redo={**redo}, storage=config.storage, tracking=config.tracking, launch=launch
         )
         with tempfile.TemporaryDirectory() as folder:
             pipeline_id, version_id = self.upload(compile_to(Path(folder) / "vthink.yaml", config, evaluation_gpus))
@@ -510,7 +510,7 @@ def _message(error: Any) -> str:
         body = str(told.get("message") or told.get("error") or body)
     except (ValueError, AttributeError):
         pass
-    return " ".join(f"{error.reason or ''} {body}".split())[:200]  # type: ignore[attr-defined]
+    return " ".join(f"{error.reason or ''} {body}".split())[:200]
 
 
 def _predicate(operation: str, value: str) -> str:
