@@ -413,39 +413,41 @@ def plan_stage(
     passes = 4 if section.gradient_checkpointing else 3  # forward, backward (twice a forward), and forward again
     peak = accelerator.tflops * 1e12 * UTILISATION
     if stage == "sft":
-        sequences, response, decoding_s = config.sft.batch_size, RESPONSE_TOKENS, 0.0
-        length = prompt + response
-        flops = passes * sequences * forward_flops(shape, length, sample.patches, length / 2)
-        batch, rollouts, reference = sequences, 0, 0
+        length, batch = prompt + RESPONSE_TOKENS, config.sft.batch_size
+        flops, decoding_s = passes * batch * forward_flops(shape, length, sample.patches, length / 2), 0.0
+        rollouts, reference = 0, 0
+        held_tokens, clips = batch * length, batch
     else:
         grpo = config.grpo
-        sequences, response = grpo.num_generations, round(grpo.max_new_tokens * MEAN_LENGTH)
-        length = prompt + response
+        group, response = grpo.num_generations, round(grpo.max_new_tokens * MEAN_LENGTH)
         temporal = grpo.reward_config.temporal
-        shuffled = max(1, int(sequences * temporal.shuffled_fraction)) if temporal is not None else 0
-        one = forward_flops(shape, prompt, sample.patches, prompt / 2)
-        each = forward_flops(shape, length, sample.patches, length / 2)
+        shuffled = max(1, int(group * temporal.shuffled_fraction)) if temporal is not None else 0
+        # With a shared prefix log-probabilities are computed over the prompt once and all of its completions.
+        copies = 1 if grpo.shared_prefix != "off" else group
+        update = forward_flops(shape, copies * prompt + group * response, copies * sample.patches, prompt)
+        prefill = forward_flops(shape, prompt, sample.patches, prompt / 2)
+        decode = forward_flops(shape, response, 0, prompt + response / 2)
         kl = 1 if grpo.kl_coefficient else 0
-        flops = grpo.prompts_per_step * (
-            (2 if shuffled else 1) * one + (sequences + shuffled) * forward_flops(shape, response, 0, length)
-            + (passes + kl) * sequences * each
-        )  # fmt: skip
+        flops = (2 if shuffled else 1) * prefill + (group + shuffled) * decode
+        flops = grpo.prompts_per_step * (flops + (passes * grpo.num_iterations + kl) * update)
         # A decoded token reads all weights once for the whole batch, and launches every layer's kernels.
         token_s = max(shape.layers * SECONDS_PER_LAYER, element * total / (accelerator.bandwidth_gb_s * 1e9))
         decoding_s = (2 if shuffled else 1) * grpo.max_new_tokens * LONGEST_LENGTH * token_s
-        batch = sequences * grpo.prompts_per_step
-        gathered = element * total if zero == "zero3" else 0
-        rollouts = gathered + kv_cache_bytes(shape, batch, prompt + grpo.max_new_tokens, element)
+        length, batch = prompt + grpo.max_new_tokens, group * grpo.prompts_per_step
+        rollouts = kv_cache_bytes(shape, batch, length, element) + (element * total if zero == "zero3" else 0)
         frozen = section.lora is not None  # then the policy without its adapters is the reference
         spread = ranks if zero == "zero3" else 1
         reference = math.ceil((element if zero != "none" else 4) * total / spread) if kl and not frozen else 0
-        length = prompt + grpo.max_new_tokens
+        one = copies * prompt + group * grpo.max_new_tokens
+        budget = grpo.max_tokens_per_pass or one * grpo.prompts_per_step
+        groups = min(grpo.prompts_per_step, max(1, budget // one))
+        held_tokens, clips = groups * one, groups * copies
     kept, recomputed = activation_bytes(
-        shape, batch * length, batch * sample.patches, element, section.gradient_checkpointing
+        shape, held_tokens, clips * sample.patches, element, section.gradient_checkpointing
     )
-    pixels = batch * sample.patches * 3 * shape.temporal_patch * shape.patch**2 * 4
-    logits = min(LOGIT_CHUNK_TOKENS, batch * length) * shape.vocabulary * (element + 4 + 4)
-    logits += batch * length * shape.hidden * element  # what they are computed from
+    pixels = clips * sample.patches * 3 * shape.temporal_patch * shape.patch**2 * 4
+    logits = min(LOGIT_CHUNK_TOKENS, held_tokens) * shape.vocabulary * (element + 4 + 4)
+    logits += held_tokens * shape.hidden * element  # what they are computed from
     memory = Memory(
         state_bytes(total, zero, ranks, trained, bf16), reference, kept + recomputed + pixels, logits, rollouts
     )
