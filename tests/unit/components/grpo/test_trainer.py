@@ -359,9 +359,7 @@ def test_the_fast_trainer_does_what_the_plain_one_does(
     plain = plain_trace_cache["plain"]
     start = {n: p.detach().clone() for n, p in build("start").model.named_parameters()}
     moved = sum(float((plain.weights[name] - weight).norm() ** 2) for name, weight in start.items())
-    assert (
-        moved / sum(float(weight.norm() ** 2) for weight in start.values())
-    ) ** 0.5 > 0.01  # on-policy equal losses would prove nothing: the weights have visibly moved
+    assert (moved / sum(float(weight.norm() ** 2) for weight in start.values())) ** 0.5 > 0.01  # on-policy equal losses would prove nothing: the weights have visibly moved
     found = trace(build("fast", **(TWENTY_STEPS | changes)))
     if "max_tokens_per_pass" in changes:  # more passes, of other shapes: the sum of their gradients is compared
         assert len(found.log_probs) > len(plain.log_probs)
