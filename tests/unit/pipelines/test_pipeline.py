@@ -101,6 +101,23 @@ def test_every_pod_is_not_root_finds_the_store_and_is_started_again_when_it_is_e
         assert ("retryPolicy" in task) == runs_code(spec, task), name
 
 
+def test_what_is_compiled_is_exactly_what_kfp_s_definitions_allow(spec, pods):
+    from google.protobuf import json_format
+    from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
+    from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
+
+    json_format.ParseDict(spec, PipelineSpec())
+    for pod in pods.values():
+        json_format.ParseDict(pod, KubernetesExecutorConfig())
+    name, pod = next(iter(pods.items()))
+    for wrong in ({"securityContxt": {}}, {"securityContext": {"runAsUser": "root"}}, {"nodeSelector": {"label": {}}}):
+        with pytest.raises(json_format.ParseError):
+            json_format.ParseDict({**pod, **wrong}, KubernetesExecutorConfig())
+    with pytest.raises(json_format.ParseError):
+        json_format.ParseDict({**spec, "root": {"dags": {}}}, PipelineSpec())
+    assert name.startswith("exec-")
+
+
 def test_a_stage_s_pool_becomes_its_queue_or_its_nodes_and_touches_no_other_stage(tmp_path):
     def placed(*settings: str) -> dict[str, dict[str, Any]]:
         config = load("laptop", ["launch.pool={prepare: cpu, sft: gpu-spot, evaluate: gpu}", *settings])
