@@ -41,6 +41,8 @@ TIMEOUT_S = (5.0, 60.0)
 """To connect, and to read; KFP's client waits for ever."""
 _ATTEMPTS = 4
 _PAUSE_S = 1.0
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What must not reach the terminal of a person who reads a log."""
 _ROWS = re.compile(r"\brows ([0-9a-f]{16})\b")
 
 
@@ -497,7 +499,8 @@ class Pipelines:
                 ) as answer:
                     if answer.status_code != 200:
                         raise SubmitError(f"no log of {pod}: {self.host} answered {answer.status_code}")
-                    yield from answer.iter_lines()
+                    for line in answer.iter_lines():
+                        yield _CONTROL.sub("", line)
             except httpx.HTTPError as error:
                 raise SubmitError(f"no log of {pod}: {self.host} does not answer ({type(error).__name__})") from error
 

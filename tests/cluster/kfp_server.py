@@ -325,8 +325,7 @@ class KfpServer:
         if given.get("pipelineid") not in self.pipelines:
             raise ApiError(404, "no such pipeline")
         _unique(self.versions, "name", given.get("name"))
-        package, *platform = yaml.safe_load_all(sent)
-        jobs = {"pipeline_spec": package, "platform_spec": platform[0]} if platform else package
+        jobs = _package(sent)
         version = {"pipeline_id": given["pipelineid"], "name": given["name"], "display_name": given["name"]}
         kept = _keep(self.versions, "pipeline_version_id", version)
         self.packages[kept["pipeline_version_id"]] = jobs
@@ -407,6 +406,13 @@ class KfpServer:
         if self.recurring.pop(given["recurring_run_id"], None) is None:
             raise ApiError(404, "no such recurring run")
         return {}
+
+
+@lru_cache
+def _package(text: bytes) -> dict[str, Any]:
+    """An upload as KFP keeps it."""
+    package, *platform = yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return {"pipeline_spec": package, "platform_spec": platform[0]} if platform else dict(package)
 
 
 def _time(second: int) -> str:

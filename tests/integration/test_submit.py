@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,26 @@ import pytest
 import yaml
 from kfp_server import API, Fault, KfpServer
 from vthink.components.common.config import ConfigError, RunContext
-from vthink.pipelines import submit
+from vthink.pipelines import pipeline, submit
 from vthink.pipelines.config import Config, load
 from vthink.pipelines.run import StageProgress
 from vthink.pipelines.submit import Pipelines, SubmitError, cron_expression, ending, stages
 
 VTHINK = [sys.executable, "-m", "vthink.pipelines.cli.main"]
 ALL = ("plan_data", "prepare_shard", "merge_data", "sft", "grpo", "evaluate", "gate", "register", "deploy")
+
+
+@lru_cache
+def compiled(config: str, evaluation_gpus: int) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = pipeline.compile_to(Path(folder) / "x.yaml", Config.load(config), evaluation_gpus)
+        return path.read_bytes()
+
+
+def compile_once(path: Path, config: Config, evaluation_gpus: int) -> Path:
+    """`compile_to`, whose half second of work per configuration is done once for all tests."""
+    path.write_bytes(compiled(config.to_json(), evaluation_gpus))
+    return path
 
 
 @pytest.fixture
@@ -36,6 +51,7 @@ def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
         if name.startswith(("KF_PIPELINES_", "VTHINK_OIDC_")):
             monkeypatch.delenv(name)
     monkeypatch.setattr(submit, "_PAUSE_S", 0.02)
+    monkeypatch.setattr(submit, "compile_to", compile_once)
     server = KfpServer()
     server.start()
     yield server
@@ -43,9 +59,9 @@ def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
     assert server.violations == []
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    rows = tmp_path / "rows.jsonl"
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    rows = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     rows.write_text("{}\n")
     return load("laptop", [f"data.source={rows}", "launch.pool.evaluate=gpu", "launch.processes=8"])
 
@@ -129,10 +145,8 @@ def test_a_wrong_time_is_refused_before_anything_is_sent(kfp: KfpServer, pipelin
 
 
 def test_what_kfp_s_page_gets_by_hand_starts_with_the_settings_that_were_compiled_in(kfp: KfpServer, tmp_path: Path):
-    from vthink.pipelines.pipeline import compile_to
-
-    filled = next(yaml.safe_load_all(compile_to(tmp_path / "filled.yaml", load("video_r1_7b")).read_text()))
-    empty = next(yaml.safe_load_all(compile_to(tmp_path / "empty.yaml").read_text()))
+    filled = next(yaml.safe_load_all(pipeline.compile_to(tmp_path / "filled.yaml", load("video_r1_7b")).read_text()))
+    empty = next(yaml.safe_load_all(pipeline.compile_to(tmp_path / "empty.yaml").read_text()))
     needed = {
         name: {
             key for key, about in spec["root"]["inputDefinitions"]["parameters"].items() if "defaultValue" not in about
@@ -359,8 +373,12 @@ def test_a_run_that_does_not_exist_is_named(pipelines: Pipelines):
 def test_the_log_of_a_stage_is_that_of_its_pods(kfp: KfpServer, pipelines: Pipelines, started: str):
     kfp.play(started, "RUNNING", plan_data="SUCCEEDED", prepare_shard="RUNNING")
     pods = [f"{started[:8]}-{task}-executor" for task in ("plan-data", "prepare-shard")]
-    kfp.pod_logs = {pods[0]: "3 shards\n", pods[1]: "shard 1\nshard 2\n", f"{started[:8]}-plan-data-driver": "noise\n"}
-    assert list(pipelines.logs(pipelines.get(started), "prepare")) == ["3 shards", "shard 1", "shard 2"]
+    kfp.pod_logs = {
+        pods[0]: "3 shards\n",
+        pods[1]: "shard 1\n\x1b]0;evil\x07shard 2\x1b[2J\n",
+        f"{started[:8]}-plan-data-driver": "noise\n",
+    }
+    assert list(pipelines.logs(pipelines.get(started), "prepare")) == ["3 shards", "shard 1", "]0;evilshard 2"]
     with pytest.raises(SubmitError, match=r"stage sft .* has not started"):
         list(pipelines.logs(pipelines.get(started), "sft"))
     del kfp.pod_logs[pods[0]]
