@@ -20,7 +20,7 @@ Below the stage's prefix::
     shards/00000/part-00000.json  shards/00000/shard.json      what became of each video
     rows/train-00000-….parquet  media/train-00000-00000-….parquet  index-….parquet    the data set
     quarantine.jsonl  contamination.json  card.json  README.md     what is in it, and what is not (`datasets` reads it)
-    _COMPLETE.json  manifest.json                              the last two last
+    _COMPLETE.json  report.html  manifest.json                 these last, in this order
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ from ..common.video import (
 from .card import CARD, SplitCard, most, pass_rate, quarantine_summary
 from .config import DataPrepConfig
 from .duplicates import Groups, near_pairs
+from .report import write_report
 from .sources import HUB, FormatError, SourceRows, fetch_from_hub, open_source, read_rows, resolve_uri
 
 STAGE = "prepare"
@@ -857,14 +858,15 @@ class _MediaFile:
 # ------------------------------------------------------------------------------------------------------------ the merge
 
 
-def merge_data(run: str, config: str, video: str, shards: Sequence[str]) -> str:
-    """Write the rows whose media could be decoded, the quarantine, the data set card and the manifest.
+def merge_data(run: str, config: str, video: str, shards: Sequence[str], report: str | None = None) -> str:
+    """Write the rows whose media could be decoded, the quarantine, the data set card, the report and the manifest.
 
     Args:
         run: `RunContext` as JSON.
         config: `DataPrepConfig` as JSON.
         video: `VideoConfig` as JSON.
         shards: what `prepare_shard` returned, for every shard.
+        report: also write the HTML report to this file.
 
     Returns:
         URI of the manifest.
@@ -883,6 +885,8 @@ def merge_data(run: str, config: str, video: str, shards: Sequence[str]) -> str:
     finished = Manifest.find(job.storage, prefix)
     if finished is not None:
         _say(f"prepare {fp}: reused")
+        if report is not None:
+            job.storage.download_file(finished.files["report"], report)
         return finished.manifest_uri
     plan = job.storage.read_json(join(prefix, "plan.json"))
     inputs = {"source": job.config.source}
@@ -911,6 +915,7 @@ def merge_data(run: str, config: str, video: str, shards: Sequence[str]) -> str:
                 "quarantine": merged.quarantine_uri,
                 "card": join(prefix, CARD),
                 "contamination": join(prefix, "contamination.json"),
+                "report": join(prefix, "report.html"),
             },
             config=section,
             details={
@@ -925,6 +930,12 @@ def merge_data(run: str, config: str, video: str, shards: Sequence[str]) -> str:
             seconds=plan["seconds"] + sum(record["seconds"] for record in records) + time.monotonic() - start,
             git_commit=git_commit(),
         )
+        with tempfile.TemporaryDirectory(prefix="report-", dir=folder) as name:
+            page = write_report(manifest, job.storage, Path(name))
+        job.storage.write_bytes(manifest.files["report"], page.encode())
+        tracker.log_html("data_report", page)
+        if report is not None:
+            Path(report).write_text(page, encoding="utf-8")
         manifest.write(job.storage)
         world = job.world_folder(folder, prefix)
         with _in_use(world, shared=False, wait=False) as alone:

@@ -172,3 +172,70 @@ def difficulty(
     counts = rate_counts(output)
     print(", ".join(f"{name} right: {count}" for name, count in counts.items()))
     print(output)
+
+
+@app.command(
+    epilog="Example: vthink data curate captions.json -o curated.jsonl "
+    "--set curation.teacher.url=http://127.0.0.1:8000/v1 --set curation.teacher.model=Qwen/Qwen2.5-72B-Instruct "
+    "--set curation.judge.url=http://127.0.0.1:8001/v1 --set curation.judge.model=Qwen/Qwen2.5-VL-7B-Instruct"
+)
+def curate(
+    source: Annotated[
+        str, typer.Argument(help="Captioned segments (.json, as ActivityNet), or rows; a path, s3:// or hf:// URI.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Rows to write (.jsonl); its journal lies beside it.")],
+    row_format: RowFormat = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how many calls, and what they could cost.")
+    ] = False,
+    preset: Preset = "laptop",
+    overrides: Overrides = None,
+) -> None:
+    """Have a teacher model write reasoning traces, and keep those from which a judge finds the answer.
+
+    curation.method=hindsight (Video-Thinker) or cot (Video-R1); any OpenAI-compatible servers, whose keys come from
+    the environment variables named by curation.teacher.api_key_env and curation.judge.api_key_env. Stopped by Ctrl-C,
+    by a kill or by curation.budget_usd, the same command goes on where it was. data.roots says where the rows' media
+    are. The exit code is 3 when something is left to do.
+    """
+    from ...components.common.storage import Storage
+    from ...components.data_prep import curate as curation
+    from .curation import UNFINISHED, say_estimate, say_summary, shown
+
+    config = load(preset, overrides)
+    storage, rows = Storage(config.storage), (row_format or config.data.format, config.data.roots)
+    if dry_run:
+        say_estimate(curation.estimate(source, output, config.curation, storage, *rows))
+        return
+    with shown() as progress:
+        summary = curation.curate(source, output, config.curation, storage, progress, *rows)
+    say_summary(summary, output)
+    if not summary.complete:
+        raise typer.Exit(UNFINISHED)
+
+
+@app.command(epilog="Example: vthink data report s3://vthink/prepare/0123456789abcdef/ -o data.html")
+def report(
+    prepared: Annotated[
+        str | None, typer.Argument(help="A prepared set (URI, or its folder in the workspace), or rows; default: data.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("data.html"),
+    items: Annotated[int, typer.Option(min=0, max=500, help="Show so many rows with their frames.")] = 36,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A tokenizer.json, to count tokens rather than to estimate them.")
+    ] = None,
+    preset: Preset = "laptop",
+    overrides: Overrides = None,
+    workspace: Folder = WORKSPACE,
+) -> None:
+    """Write a prepared set as one HTML page: counts, lengths, answers, duplicates, quarantine, and rows to look at."""
+    from ...components.common.storage import Manifest
+    from ...components.data_prep.report import token_counter, write_report
+    from ..run import find_data, session
+
+    count_tokens = None if tokenizer is None else token_counter(tokenizer)
+    with session(load(preset, overrides), workspace) as opened:
+        manifest = Manifest.read(opened.storage, find_data(opened, prepared))
+        folder = opened.workspace.work_dir / "report" / manifest.fingerprint
+        output.write_text(write_report(manifest, opened.storage, folder, items, count_tokens), encoding="utf-8")
+    print(output)

@@ -769,7 +769,8 @@ def pipeline(run: str, config: str, video: str) -> str:
     plan = component.plan_data(run=run, config=config, video=video)
     with dsl.ParallelFor(plan.output) as shard:
         part = component.prepare_shard(run=run, config=config, video=video, shard=shard)
-    return component.merge_data(run=run, config=config, video=video, shards=dsl.Collected(part.output)).output
+    merged = component.merge_data(run=run, config=config, video=video, shards=dsl.Collected(part.output))
+    return merged.outputs["Output"]
 
 
 def test_the_components_compile(tmp_path: Path) -> None:
