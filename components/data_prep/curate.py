@@ -270,7 +270,10 @@ def curate(
     config = _checked(source, output, config)
     with tempfile.TemporaryDirectory(prefix="vthink-curate-") as folder:
         found = open_source(str(source), storage, Path(folder))
-        run = _Run(functools.partial(read_items, found, config, format_name, roots), config, storage, progress)
+        items = functools.partial(read_items, found, config, format_name, roots)
+        if next(items(), None) is None:
+            raise CurateError(f"{source}: there are no rows in it")
+        run = _Run(items, config, storage, progress)
         output.parent.mkdir(parents=True, exist_ok=True)
         with Journal(output.with_suffix(".journal.jsonl")) as journal:
             try:
@@ -292,6 +295,8 @@ def _checked(source: str | Path, output: Path, config: CurationConfig) -> Curati
         raise CurateError(f"{output}: rows are written as .jsonl")
     if output.exists() and Path(source).exists() and output.samefile(source):
         raise CurateError(f"{output}: is the source; choose another file for the output")
+    if output.exists() and not output.with_suffix(".journal.jsonl").exists():
+        raise CurateError(f"{output}: is there already, without the journal of a curation; choose another file")
     return config if config.source else config.model_copy(update={"source": Path(source).stem})
 
 
@@ -324,8 +329,6 @@ class _Run:
         for item in self._items():
             self.summary.items += 1
             self._check_store(item)
-        if not self.summary.items:
-            raise CurateError("the source has no rows")
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -419,10 +422,12 @@ class _Run:
                     path = fetch_from_hub(media.uri)
                 except FormatError as error:
                     raise _DropError("missing_media", str(error)) from None
-            elif not path.is_file():
-                raise _DropError("missing_media", f"there is no file {media.uri}")
             try:
+                if not path.is_file():
+                    raise _DropError("missing_media", f"there is no file {media.uri}")
                 return self._decoder.read(path, media.kind, media.start_s, media.end_s)
+            except OSError as error:
+                raise _DropError("missing_media", f"{media.uri}: {error.strerror or error}") from None
             except DecodeError as error:
                 raise _DropError("damaged_media", f"{media.uri}: {error}") from None
 

@@ -25,7 +25,7 @@ import pytest
 from vthink.components.common.answers import parse_response, write_response
 from vthink.components.common.samples import Sample, read_samples
 from vthink.components.data_prep.config import CurationConfig
-from vthink.components.data_prep.curate import Summary, curate
+from vthink.components.data_prep.curate import CurateError, Summary, curate
 from vthink.components.data_prep.endpoint import MAX_REPLY_BYTES, EndpointError
 from vthink.components.data_prep.sources import FormatError
 from vthink.components.data_prep.synthesize import write_mp4
@@ -35,7 +35,7 @@ from .conftest import VTHINK, clean_environment
 
 KEY = "the-secret-of-this-test"
 VIDEO_S = 3.0
-TIMEOUT_S = 2.0
+TIMEOUT_S = 5.0
 # The prompts of these tests are JSON, so that the server knows what it is asked.
 PROMPTS = {
     "question": '{"step": "question", "segments": {{ segments|tojson }}}',
@@ -521,7 +521,7 @@ def test_killed_at_any_time_it_asks_nothing_twice_that_is_in_its_journal(models,
 
 
 def test_the_budget_is_never_exceeded_and_more_of_it_goes_on(models, folder):
-    count = 40
+    count = 24
     source, output = captioned(folder, count), folder / "curated.jsonl"
     models.troubles = {}
     unlimited = curate(source, folder / "all.jsonl", config_of(models, folder))
@@ -573,6 +573,9 @@ def test_a_changed_prompt_is_asked_afresh_and_what_came_before_it_is_not(models,
     assert len(hashes[0]) == len(hashes[1]) == 1
     assert hashes[0] != hashes[1]
     output.with_suffix(".journal.jsonl").unlink()
+    with pytest.raises(CurateError, match="without the journal of a curation"):
+        curate(source, output, config_of(models, folder))
+    output.unlink()
     third = curate(source, output, config_of(models, folder))
     assert third.replayed == 0
     assert third.account.calls["teacher"] >= 20
@@ -593,6 +596,10 @@ def test_a_source_and_its_videos_in_a_store_are_read_there(models, folder, stora
     assert set(dropped_of(folder / "again.jsonl").values()) == {"missing_media"}
     with pytest.raises(FormatError, match="is in a store; say which one"):
         curate(root + "rows.jsonl", output, config_of(models, folder))
+    (folder / "empty.jsonl").touch()
+    with pytest.raises(CurateError, match=r"empty\.jsonl: there are no rows in it"):
+        curate(folder / "empty.jsonl", folder / "nothing.jsonl", config_of(models, folder))
+    assert not (folder / "nothing.jsonl").exists()
 
 
 def test_a_server_that_asks_for_a_pause_gets_it_from_all_calls(models, folder):
