@@ -331,6 +331,21 @@ def test_a_folder_without_the_annotations_or_without_any_video_says_what_is_expe
         load(BENCHMARKS["cg-bench"], DataFolder("data", list(published.files)), lambda name: tmp_path / name)
 
 
+def test_tempcompass_and_mvbench_are_read_as_the_hub_has_them_too(tmp_path: Path):
+    row = {"video_id": "1", "dim": "speed", "question": "Is it fast?", "answer": "no"}
+    choice = {"video_id": "2", "dim": "order", "question": "What?\nA. first\nB. last", "answer": "B. last"}
+    files = {"yes_no/test-00000-of-00001.parquet": [row], "multi-choice/test-00000-of-00001.parquet": [choice]}
+    found = read("tempcompass", Published(files, videos={"1": "videos/1.mp4", "2": "videos/2.mp4"}), tmp_path / "a")
+    kinds = [(s.metadata["kind"], s.answer, s.metadata["groups"]["dim"]) for s in found.samples]
+    assert kinds == [("multi-choice", "B", "order"), ("yes_no", "no", "speed")]
+    row = {"video": "9.webm", "question": "What?", "candidates": ["up", "down"], "answer": "down"}
+    files = {"action_antonym/train-00000-of-00001.parquet": [row]}
+    found = read("mvbench", Published(files, videos={"9": "ssv2_video_mp4/9.mp4", "x": "x.mp4"}), tmp_path / "b")
+    assert [(s.metadata["kind"], s.answer, s.media.uri) for s in found.samples] == [
+        ("action_antonym", "B", "ssv2_video_mp4/9.mp4")
+    ]
+
+
 def test_questions_without_a_video_stay_in_the_set(tmp_path: Path):
     published = FORMATS["videomme"](random.Random(0), 12, 4)
     found = read("videomme", published, tmp_path)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 from vthink.components.common import generation
 from vthink.components.common.config import ModelConfig, TinyModelConfig, TrackingConfig, VideoConfig
@@ -172,6 +173,29 @@ def test_a_protocol_sets_frames_pixels_and_sampling(oracle: Oracle, tiny_model, 
     assert open_engine(str(tiny_model), MODEL, CONFIG, tmp_path).video == VIDEO
     with pytest.raises(EvaluationError, match="unknown protocol 'video_r2'; there are: video_r1, video_thinker"):
         under_protocol(CONFIG, "video_r2", None)
+
+
+def test_a_batch_that_is_too_large_for_memory_is_asked_in_smaller_ones(
+    videos, tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    holmes(tmp_path / "data", videos)
+    clean = run("video-holmes", tmp_path / "data", tiny_model, tmp_path / "clean")
+    sample, sizes, never = generation.sample, [], "number 4?"  # of film 0
+
+    def small_memory(model: Any, encoder: Any, prompts: Any, *more: Any, **named: Any) -> Any:
+        sizes.append(len(prompts))
+        if len(prompts) > 2 or any(never in encoder.decode(prompt.input_ids) for prompt in prompts):
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return sample(model, encoder, prompts, *more, **named)
+
+    monkeypatch.setattr(generation, "sample", small_memory)
+    result = run("video-holmes", tmp_path / "data", tiny_model, tmp_path / "out")
+    failed = {row["id"]: row["error"] for row in result["failed"] if "no video" not in row["error"]}
+    assert failed == {"film0-1": "OutOfMemoryError: out of memory"}
+    before, after = ({row["id"]: row for row in items_in(tmp_path / out)} for out in ("clean", "out"))
+    assert all(after[name]["token_ids"] == row["token_ids"] for name, row in before.items() if name not in failed)
+    assert max(sizes) > 2
+    assert result["items"] == clean["items"]
 
 
 def test_a_plain_hugging_face_folder_is_asked_with_the_prompt_of_the_settings(videos, tiny_model, tmp_path: Path):
