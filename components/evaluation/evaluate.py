@@ -186,10 +186,10 @@ class _Evaluation:
                 "prompt": self.model.prompt,
                 "settings": config.model_dump(mode="json", exclude={"gate"}),
             }
-            html = report_page(result, rows, split, indices, config)
+            benchmarks = self.measure_benchmarks(models, prepared.video)
+            html = report_page(result, rows, split, indices, config, benchmarks)
             files = {"result": "result.json", "items": "items.jsonl", "report": "report.html"}
             files = {name: join(prefix, file) for name, file in files.items()}
-            benchmarks = self.measure_benchmarks(models, prepared.video)
             for one in benchmarks:
                 result["models"][one.model][one.key] = one.cells
                 files[f"benchmarks/{one.model}/{one.key}"] = one.where

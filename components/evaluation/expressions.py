@@ -41,6 +41,7 @@ service."""
 FRAMES = ("ordered", "shuffled", "other_video", "reversed", "single_frame", "grey")
 METRICS = (
     "accuracy",
+    "accuracy_paper",
     "score",
     "format_rate",
     "format_video_r1",
@@ -475,6 +476,8 @@ def _lookup(path: MetricPath, models: Mapping[str, Mapping[str, Any]]) -> Mappin
             wanted = ".".join(path.keys)
             near = difflib.get_close_matches(wanted, measured, n=1, cutoff=0.3)
             hint = f"; nearest: '{path.model}.{near[0]}'" if near else ""
+            if path.model == "champion" and path.benchmark and path.benchmark not in models[path.model]:
+                hint = "; evaluate the version in service with this benchmark too, or leave the rule out"
             raise ExpressionError(f"'{path.model}.{wanted}' was not measured{hint}")
         current = current[key]
     found: Mapping[str, float] = current

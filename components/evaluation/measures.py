@@ -57,9 +57,11 @@ def grade_answer(
     """
     parsed = graders.parse_response(answer.text)
     said, failed = parsed.answer, answer.error is not None
+    as_published = graders.published_answer(answer.text)
     shape = graders.follows_format
     metrics = {
         "accuracy": float(not failed and graders.is_correct(sample, said)),
+        "accuracy_paper": float(not failed and graders.is_correct(sample, as_published, "paper")),
         "score": 0.0 if failed else graders.grade(sample, said),
         "format_rate": float(not failed and shape(sample, answer.text, answer_format)),
         "format_video_r1": float(not failed and shape(sample, answer.text, "video_r1")),

@@ -25,6 +25,7 @@ from .asking import Items, frame_order, one_line, seed_of
 from .config import EvaluationConfig
 from .expressions import FRAMES, METRICS
 from .measures import Rows
+from .measures import compare as compare_rows
 from .results import BenchmarkResult, compare
 from .statistics import NO_DIFFERENCE, over_runs
 
@@ -41,6 +42,7 @@ _FRAMES = {
 }
 _METRICS = {
     "accuracy": "accuracy",
+    "accuracy_paper": "accuracy, graded as published",
     "score": "graded score",
     "format_rate": "format",
     "mra": "MRA",
@@ -61,7 +63,9 @@ _BASELINES = {"whole_clip": "always the whole clip", "mean_training_span": "mean
 _MAX_FAILURES = 200
 _MAX_REGRESSIONS = 20
 _MAX_RESPONSE_CHARS = 2_000
-"""So much of a response is in the page; all of it is in ``items.jsonl``."""
+"""So much of a response is in the page at most; all of it is in ``items.jsonl``."""
+_MAX_RESPONSES_CHARS = 12 * 2**20
+"""Responses of all items together: with many items less of each is shown."""
 _MAX_MEDIA_BYTES = 24 * 2**20
 """Pictures of all items together."""
 _FRAME_HEIGHT = 144
@@ -86,7 +90,12 @@ class _Set:
 
 
 def report_page(
-    result: Mapping[str, Any], rows: Rows, split: Items, indices: Sequence[int], config: EvaluationConfig
+    result: Mapping[str, Any],
+    rows: Rows,
+    split: Items,
+    indices: Sequence[int],
+    config: EvaluationConfig,
+    benchmarks: Sequence[BenchmarkResult] = (),
 ) -> str:
     """The report of the pipeline's evaluation.
 
@@ -96,16 +105,24 @@ def report_page(
         split: where the frames are.
         indices: of the items that were asked.
         config: of the evaluation; ``report_items`` of the items are shown with frames.
+        benchmarks: of the same models; their items have a page of their own (`benchmark_page`).
     """
     models = list(result["models"])
     sections: list[tuple[str, Markup]] = [
-        ("Models", _models_table(result)),
+        ("Models", _models_table(result, rows, config)),
         ("What makes a difference", _differences(result["comparisons"])),
         ("Accuracy by kind of question, frames in order", _breakdown(result)),
         ("Does it need the video?", _reliance([("", result["models"], "accuracy")])),
     ]
     if result["baselines"]:
         sections.append(("Finding the evidence", _grounding(result)))
+    if benchmarks:
+        runs = {(one.model, one.key): [one] for one in benchmarks}
+        keys = list(dict.fromkeys(one.key for one in benchmarks))
+        titles = {one.key: one.result["title"] for one in benchmarks}
+        compared = _benchmark_comparisons({cell: one[0] for cell, one in runs.items()}, models, keys, config)
+        table = _benchmark_table(runs, models, keys, titles, compared)
+        sections.append(("Public benchmarks", table + _differences(compared, titles)))
     found = _Set("", f"split “{result['split']}”", rows, config.seed)
     sections += _regressions([found], models)
     if result["failed"]:
@@ -131,14 +148,17 @@ def _how_sure(config: EvaluationConfig) -> str:
     )
 
 
-def _models_table(result: Mapping[str, Any]) -> Markup:
+def _models_table(result: Mapping[str, Any], rows: Rows, config: EvaluationConfig) -> Markup:
     cells = [about[frames] for about in result["models"].values() for frames in FRAMES if frames in about]
     names = [name for name in METRICS if name in _METRICS and any(name in cell for cell in cells)]
-    against = {
-        (found["first"], found["metric"]): found
-        for found in result["comparisons"]
-        if found["kind"] is None and found["second"] == f"{next(iter(result['models']))}.ordered"
-    }
+    first = next(iter(result["models"]))
+
+    def against_first(model: str, frames: str, metric: str) -> Mapping[str, Any] | None:
+        if model == first or frames != "ordered":
+            return None
+        difference = compare_rows(rows[model, "ordered"], rows[first, "ordered"], metric, config)
+        return None if difference is None else difference.to_dict()
+
     table = []
     for model, about in result["models"].items():
         for frames in FRAMES:
@@ -148,37 +168,49 @@ def _models_table(result: Mapping[str, Any]) -> Markup:
             row: list[Any] = [Cell(content=name.format(model, _FRAMES[frames]), sort=f"{model} {frames}")]
             for metric in names:
                 found = about[frames].get(metric)
-                difference = against.get((f"{model}.{frames}", metric))
-                row.append("" if found is None else _estimate(found, metric != "wer", difference))
+                difference = None if found is None else against_first(model, frames, metric)
+                row.append("" if found is None else _estimate(found, metric != "wer", difference, metric != "wer"))
             table.append([*row, about[frames]["accuracy"]["n"]])
     left_out = [f"{_FRAMES.get(name, name)}: not measured, {why}." for name, why in result["left_out"].items()]
     columns = ["model", *(_METRICS[name] for name in names), "n"]
     return report.joined(
         [
             report.table(columns, table, sortable=True),
-            _legend(next(iter(result["models"])), len(result["models"]) > 1),
+            _legend(first, len(result["models"]) > 1),
             *(report.paragraph(text) for text in left_out),
         ]
     )
 
 
-def _estimate(found: Mapping[str, Any], percent: bool = True, difference: Mapping[str, Any] | None = None) -> Cell:
+def _estimate(
+    found: Mapping[str, Any],
+    percent: bool = True,
+    difference: Mapping[str, Any] | None = None,
+    more_is_better: bool = True,
+) -> Cell:
     low, high = (math.nan if found[part] is None else found[part] for part in ("low", "high"))
-    return Cell(content=report.interval(found["value"], low, high, percent) + _mark(difference), sort=found["value"])
+    return Cell(
+        content=report.interval(found["value"], low, high, percent) + _mark(difference, more_is_better),
+        sort=found["value"],
+    )
 
 
-def _mark(difference: Mapping[str, Any] | None) -> Markup:
+def _mark(difference: Mapping[str, Any] | None, more_is_better: bool = True) -> Markup:
     """▲ or ▼ where a paired test shows a difference."""
     if difference is None or difference["verdict"] == NO_DIFFERENCE:
         return Markup("")
     up = difference["verdict"] == "higher"
     title = f"{_points(difference)} points, p = {difference['p_value']:.2g}"
-    return Markup(' <span class="mark {}" title="{}">{}</span>').format("good" if up else "bad", title, "▲▼"[not up])
+    return Markup(' <span class="mark {}" title="{}">{}</span>').format(
+        "good" if up == more_is_better else "bad", title, "▲" if up else "▼"
+    )
 
 
 def _points(found: Mapping[str, Any]) -> str:
-    ends = ["∞" if found[part] is None else f"{100 * found[part]:+.1f}" for part in ("low", "high")]
-    return f"{100 * found['value']:+.1f} [{ends[0]}, {ends[1]}]"
+    value, low, high = (
+        "∞" if found[part] is None else f"{round(100 * found[part], 1) + 0.0:+.1f}" for part in ("value", "low", "high")
+    )
+    return f"{value} [{low}, {high}]"
 
 
 def _legend(reference: str, several: bool) -> Markup:
@@ -567,6 +599,7 @@ def _kinds_table(
 
 
 _ABILITIES = (
+    "accuracy_paper",
     "format_rate",
     "miou",
     "recall_at_30",
@@ -602,7 +635,7 @@ def _abilities(
             cells = ["" if f is None else Cell(content=f"{f:.1f} %", sort=f / 100) for f in figures]
             table.append([f"{one['model']} (published)", f"{one['source']}: its own 1,000 captioned samples", *cells])
     columns = ["model", "questions", *(_METRICS[name] for name in names)]
-    return [("Format, grounding, captions", report.table(columns, table, sortable=True))]
+    return [("Grading as published, format, grounding, captions", report.table(columns, table, sortable=True))]
 
 
 def _settings_table(results: Sequence[BenchmarkResult], titles: Mapping[str, str]) -> Markup:
@@ -645,6 +678,8 @@ def _outcome(row: Mapping[str, Any]) -> str:
 def _browser(sets: Sequence[_Set], models: Sequence[str], frames: Frames | None, config: EvaluationConfig) -> Markup:
     """Every item as data, and the place where the page's script shows them."""
     items: list[dict[str, Any]] = []
+    responses = sum(len(rows) for one in sets for (_, frames), rows in one.rows.items() if frames == "ordered")
+    limit = max(200, min(_MAX_RESPONSE_CHARS, _MAX_RESPONSES_CHARS // max(1, responses)))
     for one in sets:
         entries: dict[str, dict[str, Any]] = {}
         for model in models:
@@ -653,7 +688,7 @@ def _browser(sets: Sequence[_Set], models: Sequence[str], frames: Frames | None,
                     entry = entries.get(row["id"])
                     if entry is None:
                         entry = entries[row["id"]] = _entry(one, row)
-                    entry["said"].setdefault(model, {})[condition] = _said(row, condition)
+                    entry["said"].setdefault(model, {})[condition] = _said(row, condition, limit)
         items += entries.values()
     media = _media(sets, models, items, frames, config) if frames is not None else {}
     data = {
@@ -685,7 +720,7 @@ def _entry(one: _Set, row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _said(row: Mapping[str, Any], condition: str) -> dict[str, Any]:
+def _said(row: Mapping[str, Any], condition: str, limit: int) -> dict[str, Any]:
     """o: outcome, a: answer, g: grade; in order also r: response, s: segments; e: error."""
     found: dict[str, Any] = {"o": _outcome(row), "g": round(float(row["metrics"].get("score", row["correct"])), 3)}
     if row["answer"] is not None:
@@ -694,9 +729,9 @@ def _said(row: Mapping[str, Any], condition: str) -> dict[str, Any]:
         found["e"] = row["error"][:300]
     response = row["response"] or ""
     if condition == "ordered" and response:
-        found["r"] = response[:_MAX_RESPONSE_CHARS]
-        if len(response) > _MAX_RESPONSE_CHARS:
-            found["cut"] = f"first {_MAX_RESPONSE_CHARS:,} of {len(response):,} characters"
+        found["r"] = response[:limit]
+        if len(response) > limit:
+            found["cut"] = f"first {limit:,} of {len(response):,} characters"
         elif row.get("finish_reason") == "length":
             found["cut"] = "cut off at the longest length"
         segments = parse_response(response).segments[:50]

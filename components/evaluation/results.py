@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .benchmarks import BENCHMARKS
 from .config import EvaluationConfig
@@ -171,11 +170,7 @@ def parse_benchmark(result_json: bytes, items_jsonl: bytes, where: str, model: s
     path, items = f"{where}result.json", f"{where}items.jsonl"
     if len(result_json) > MAX_RESULT_BYTES:
         raise ResultError(f"{path}: larger than {MAX_RESULT_BYTES // 2**20} MiB; not a result of vthink evaluate")
-    try:
-        result = json.loads(result_json, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ResultError(f"{path}: not JSON ({' '.join(str(error).split())[:100]})") from None
-    _check(result, path)
+    result = _checked(result_json, path)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in result["conditions"]}
     for number, line in enumerate(items_jsonl.splitlines(), start=1):
         row = _row(line, f"{items}, line {number}")
@@ -189,42 +184,84 @@ def parse_benchmark(result_json: bytes, items_jsonl: bytes, where: str, model: s
     return BenchmarkResult(model or _model_name(result["model"]), where, result, rows)
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
+class _Estimate(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
 
 
-def _check(result: Any, path: str) -> None:
-    wanted: Mapping[str, type] = {
-        "benchmark": str,
-        "title": str,
-        "source": str,
-        "headline": str,
-        "model": dict,
-        "conditions": dict,
-        "settings": dict,
-        "items": int,
-        "videos": int,
-    }
-    if not isinstance(result, dict):
-        raise ResultError(f"{path}: expected an object")
-    for name, kind in wanted.items():
-        if not isinstance(result.get(name), kind):
-            raise ResultError(f"{path}, field '{name}': missing or not {kind.__name__}; not a benchmark's result")
-    if not isinstance(result["settings"].get("questions"), str):
-        raise ResultError(f"{path}, field 'settings.questions': missing; evaluate again with this version")
-    if "ordered" not in result["conditions"]:
+class _Cell(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    scores: dict[str, _Estimate]
+    by_type: dict[str, dict[str, _Estimate]] = {}
+    by_kind: dict[str, dict[str, _Estimate]] = {}
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    questions: str
+    seed: int = 0
+    video: dict[str, Any] | None = None
+
+
+class _Failed(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    id: str
+    frames: str
+    error: str
+
+
+class _Result(BaseModel):
+    """What reports and comparisons use of ``result.json``; the rest is kept as it is."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    benchmark: str
+    title: str
+    source: str
+    headline: str
+    model: dict[str, Any]
+    conditions: dict[str, _Cell]
+    settings: _Settings
+    items: int
+    videos: int
+    failed: list[_Failed] = []
+    traps: list[str] = []
+    missing_videos: int = 0
+
+
+def _checked(text: bytes, path: str) -> dict[str, Any]:
+    try:
+        result = _Result.model_validate_json(text).model_dump()
+    except ValidationError as error:
+        raise ResultError(f"{path}{_first(error)}; not what `vthink evaluate --benchmark` writes") from None
+    conditions = result["conditions"]
+    for name in [*conditions, *(row["frames"] for row in result["failed"])]:
+        if name not in FRAMES:
+            raise ResultError(f"{path}, field 'conditions.{name[:40]}': not a frame condition")
+    if "ordered" not in conditions:
         raise ResultError(f"{path}, field 'conditions.ordered': missing")
-    for name, cell in result["conditions"].items():
-        if name not in FRAMES or not isinstance(cell, dict) or not isinstance(cell.get("scores"), dict):
-            raise ResultError(f"{path}, field 'conditions.{name}': not a frame condition with its scores")
-    for where, found in _estimates(result["conditions"], "conditions"):
-        for part in ("value", "low", "high", "n"):
-            value = found.get(part)
-            end = part in ("low", "high") and value is None
-            if not end and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
-                raise ResultError(f"{path}, field '{where}.{part}': expected a number, found {str(value)[:40]!r}")
-    if result["headline"] not in result["conditions"]["ordered"]["scores"]:
+    for where, found in _estimates(conditions, "conditions"):
+        try:
+            _Estimate.model_validate(found)
+        except ValidationError as error:
+            raise ResultError(f"{path}, field '{where}'{_first(error)}") from None
+    if result["headline"] not in conditions["ordered"]["scores"]:
         raise ResultError(f"{path}, field 'headline': '{result['headline'][:40]}' is none of the scores")
+    return result
+
+
+def _first(error: ValidationError) -> str:
+    """The first mistake, in one line."""
+    found = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(map(str, found["loc"]))
+    return (f", field '{field}'" if field else "") + f": {found['msg'][:100]}"
 
 
 def _estimates(node: Mapping[str, Any], where: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
@@ -236,27 +273,37 @@ def _estimates(node: Mapping[str, Any], where: str) -> Iterable[tuple[str, Mappi
                 yield from _estimates(value, f"{where}.{name}")
 
 
-_ROW = {"id": str, "video": str, "frames": str, "problem_type": str, "metrics": dict, "correct": bool}
+class _Item(BaseModel):
+    """What reports and comparisons use of a line of ``items.jsonl``; the rest is kept as it is."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    id: str
+    video: str
+    frames: str
+    problem_type: str
+    metrics: dict[str, float]
+    correct: bool
+    kind: str | None = None
+    groups: dict[str, str] = {}
+    value: float | None = None
+    answer: str | None = None
+    response: str | None = None
+    error: str | None = None
+    finish_reason: str = ""
+    truth: str = ""
+    question: str = ""
+    options: list[str] = []
+    clip: tuple[float | None, float | None] = (None, None)
+    evidence: list[tuple[float, float, str]] = []
+    duration_s: float = 0.0
 
 
 def _row(line: bytes, place: str) -> dict[str, Any]:
     try:
-        row = json.loads(line, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        raise ResultError(f"{place}: not JSON; run `vthink evaluate --benchmark` again") from None
-    if not isinstance(row, dict):
-        raise ResultError(f"{place}: expected an object")
-    for name, kind in _ROW.items():
-        if not isinstance(row.get(name), kind):
-            raise ResultError(f"{place}, field '{name}': missing or not {kind.__name__}")
-    for name, value in row["metrics"].items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ResultError(f"{place}, field 'metrics.{name}': expected a number")
-    row.setdefault("groups", {})
-    for name in ("kind", "error", "answer", "response"):
-        if not isinstance(row.setdefault(name, None), str | None):
-            raise ResultError(f"{place}, field '{name}': expected text or null")
-    return row
+        return _Item.model_validate_json(line).model_dump()
+    except ValidationError as error:
+        raise ResultError(f"{place}{_first(error)}; evaluate the benchmark again") from None
 
 
 def _model_name(about: Mapping[str, Any]) -> str:

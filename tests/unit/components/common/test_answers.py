@@ -518,6 +518,25 @@ def test_answers_that_are_none_are_worth_nothing(problem_type: str, answer: obje
     assert not is_correct(sample(problem_type), answer)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\pi" + "9" * 70 + "!",
+        "\\sqrt{" * 12,
+        "\\frac{1}{" * 8 + "2" + "}" * 8 + "!",
+        "9" * 12 + "^{99}" + "^{99}" * 10 + "\\pi",
+        "\\pi " * 15 + "!",
+        "(" * 40 + "\\pi" + ")" * 36,
+    ],
+)
+def test_latex_that_was_made_to_take_long_does_not(text: str) -> None:
+    extract_number("\\frac{1}{2}")  # sympy takes half a second to import
+    started = time.process_time()
+    value = extract_number(text)
+    assert value is None or math.isfinite(value)
+    assert time.process_time() - started < 5.0
+
+
 def test_a_right_answer_behind_too_much_text_is_worth_nothing() -> None:
     assert grade(sample(), "B" + "." * MAX_ANSWER_CHARS) == 0.0
     assert grade(sample(), "B" + "." * 10) == 1.0

@@ -19,10 +19,13 @@ from vthink.components.common.config import RunContext, StorageConfig, TrackingC
 from vthink.components.common.launch import LaunchError, free_port
 from vthink.components.common.storage import Manifest, Storage, join
 from vthink.components.common.tracking import (
+    Trace,
     Tracker,
     TrackingError,
+    begin_pipeline,
     experiment_url,
     finish_parent,
+    finish_pipeline,
     mlflow_environment,
     model_version_url,
     registry_client,
@@ -245,7 +248,8 @@ def test_steps_repeated_after_a_kill_appear_once(child: RunContext, client: Any)
 def test_a_database_that_is_busy_for_a_while_loses_no_value(
     child: RunContext, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker = start(child)
+    impatient = child.tracking.model_copy(update={"outage_s": 0.0})
+    tracker = start(child.model_copy(update={"tracking": impatient}))
     tracker.log_metrics({"sft/loss": 1.0}, step=1)
     database = sqlite3.connect(str(child.tracking.uri).removeprefix("sqlite:///"), isolation_level=None)
     database.execute("BEGIN EXCLUSIVE")
@@ -314,6 +318,35 @@ def test_the_list_of_tables_of_a_long_training_stays_readable(child: RunContext,
 def test_a_table_with_columns_of_different_length_is_refused(child: RunContext) -> None:
     with pytest.raises(ValueError, match="table 't' differ in length"):
         start(child).log_table("t", {"a": [1], "b": [1, 2]})
+
+
+TRACES = [
+    Trace(name=f"q{n}", inputs={"question": "Which?"}, outputs={"answer": "A", "score": math.nan}, tags={"k": "v"})
+    for n in range(3)
+]
+
+
+def test_traces_belong_to_their_run_and_are_recorded_once(child: RunContext, client: Any) -> None:
+    tracker, other = start(child), start(child, "4567")
+    tracker.log_traces(TRACES)
+    tracker.log_traces(TRACES)  # of an attempt after a kill
+    experiment = client.get_run(tracker.run_id).info.experiment_id
+
+    def found(run: Tracker) -> list[str]:
+        traces = client.search_traces(locations=[experiment], run_id=run.run_id)
+        return sorted(trace.data.spans[0].name for trace in traces)
+
+    assert found(tracker) == ["q0", "q1", "q2"]
+    assert found(other) == []
+
+
+def test_traces_that_mlflow_does_not_take_do_not_fail_the_stage(
+    child: RunContext, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = start(child)
+    monkeypatch.setattr(tracker, "run_id", "f" * 32)
+    tracker.log_traces(TRACES)
+    assert "MLflow did not take the traces" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x"])
@@ -386,10 +419,11 @@ def test_recording_prints_nothing(child: RunContext) -> None:
     program = """
         import sys
         from vthink.components.common.config import RunContext
-        from vthink.components.common.tracking import Tracker
+        from vthink.components.common.tracking import Trace, Tracker
         with Tracker.start(RunContext.load(sys.argv[1]), "sft", "quiet", {}, {}) as tracker:
             tracker.log_metrics({"sft/loss": 1.0}, step=1)
             tracker.log_text("a", "b")
+            tracker.log_traces([Trace(name="q", inputs={"a": 1}, outputs={"b": 2}, tags={})])
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program), child.to_json()], capture_output=True, text=True, check=True
@@ -525,3 +559,39 @@ def test_a_description_that_cannot_be_written_does_not_fail_the_stage(
         client.delete_run(child.parent_run_id)
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
     assert "cannot describe the MLflow run" in caplog.text
+
+
+# --- a pipeline run on a cluster ---
+
+
+def test_a_pipeline_run_on_a_cluster_is_begun_once_per_run_of_kfp_and_closed(
+    context: RunContext, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(kfp_id: str) -> RunContext:
+        monkeypatch.setenv("KFP_PIPELINE_RUN_ID", kfp_id)
+        return RunContext.load(begin_pipeline(context.to_json(), '{"name": "laptop"}'))
+
+    first, retried, second = begin("11111111-aa"), begin("11111111-aa"), begin("22222222-bb")
+    assert first == retried
+    assert (first.run_id, second.run_id) == ("test-run-11111111", "test-run-22222222")
+    assert first.parent_run_id not in (None, second.parent_run_id)
+    with start(first) as tracker:
+        pass
+    assert client.get_run(tracker.run_id).data.tags["mlflow.parentRunId"] == first.parent_run_id
+    assert client.get_run(first.parent_run_id).data.tags["kfp.pipeline_run_id"] == "11111111-aa"
+    assert "name: laptop" in Path(client.download_artifacts(first.parent_run_id, "config.yaml")).read_text()
+    for kfp_id, state in (("11111111-aa", "SUCCEEDED"), ("22222222-bb", "CANCELLED"), ("33333333-cc", "FAILED")):
+        monkeypatch.setenv("KFP_PIPELINE_RUN_ID", kfp_id)
+        finish_pipeline(context.to_json(), state)
+    ended = [client.get_run(run.parent_run_id).info.status for run in (first, second)]
+    assert ended == ["FINISHED", "KILLED"]
+
+
+def test_the_parent_of_the_run_that_kfp_gave_a_task_is_the_pipeline_s(
+    child: RunContext, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with start(child) as task:
+        pass
+    monkeypatch.setenv("MLFLOW_RUN_ID", str(task.run_id))
+    begun = RunContext.load(begin_pipeline(child.model_copy(update={"parent_run_id": None}).to_json(), ""))
+    assert begun.parent_run_id == child.parent_run_id

@@ -199,7 +199,8 @@ def test_benchmarks_are_measured_once_for_every_model_and_gated(stage, tmp_path,
     result = stage.storage.read_json(found.files["result"])
     counts = {model: about["video_holmes"]["ordered"]["accuracy"]["n"] for model, about in result["models"].items()}
     assert counts == {"base": 9, "sft": 9}
-    assert "Video-Thinker-7B @16" in stage.storage.read_bytes(found.files["benchmarks"]).decode()
+    for page in ("report", "benchmarks"):
+        assert "Video-Thinker-7B @16" in stage.storage.read_bytes(found.files[page]).decode()
     assert found.metrics["evaluation/sft/video_holmes/accuracy"] == pytest.approx(
         result["models"]["sft"]["video_holmes"]["ordered"]["accuracy"]["value"]
     )

@@ -227,6 +227,11 @@ def test_a_metric_that_was_not_measured_is_named_with_the_nearest_one(rule, near
     assert nearest in str(failure.value)
 
 
+def test_a_champion_that_was_not_measured_on_a_benchmark_is_an_error_that_says_what_to_do():
+    with pytest.raises(ExpressionError, match="was not measured; evaluate the version in service with this benchmark"):
+        check_measured(parse("video_holmes.accuracy > champion.video_holmes.accuracy"), MODELS | CHAMPION)
+
+
 def test_a_model_that_was_not_evaluated_is_named():
     with pytest.raises(ExpressionError, match="no model 'sft' in this evaluation; it has: base, candidate"):
         check_measured(parse("sft.accuracy > 0.1"), MODELS)

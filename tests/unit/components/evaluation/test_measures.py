@@ -44,7 +44,15 @@ def by_id(world: World):
         (
             "v000-direction",
             f"{SEGMENT}<answer>A</answer>",
-            {"accuracy": 1, "score": 1, "format_rate": 1, "format_video_r1": 0, "miou": 1, "recall_at_70": 1},
+            {
+                "accuracy": 1,
+                "accuracy_paper": 1,
+                "score": 1,
+                "format_rate": 1,
+                "format_video_r1": 0,
+                "miou": 1,
+                "recall_at_70": 1,
+            },
         ),
         (
             "v000-direction",
@@ -54,7 +62,7 @@ def by_id(world: World):
         (
             "v000-direction",
             "<time>00:02-00:03</time><caption>late</caption><think>so</think><answer>(A)</answer>",
-            {"accuracy": 1, "miou": 0.5, "recall_at_30": 1, "recall_at_50": 1, "recall_at_70": 0},
+            {"accuracy": 1, "accuracy_paper": 0, "miou": 0.5, "recall_at_30": 1, "recall_at_50": 1, "recall_at_70": 0},
         ),
         ("v000-start", "<answer>20</answer>", {"accuracy": 1, "score": 1, "mra": 1}),
         ("v000-start", "<answer>16</answer>", {"accuracy": 0, "score": 0.8, "mra": 0.6}),  # relative error 0.2

@@ -8,12 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from vthink.components.data_prep.config import SynthesizeConfig
+from vthink.components.data_prep.synthesize import synthesize
 from vthink.components.evaluation.asking import frame_order, other_videos
 from vthink.components.evaluation.benchmarks import BENCHMARKS
 from vthink.components.evaluation.config import EvaluationConfig
 from vthink.components.evaluation.evaluate import _conclude
 from vthink.components.evaluation.expressions import METRICS
 from vthink.components.evaluation.measures import baseline_items, conclude
+from vthink.components.evaluation.pictures import BenchmarkFrames
 from vthink.components.evaluation.report_page import _published, benchmark_page, report_page
 from vthink.components.evaluation.results import ResultError, compare, key_of, read_benchmark
 
@@ -205,11 +208,25 @@ def test_published_figures_name_scores_that_the_benchmarks_report():
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda r: r.pop("settings"), "field 'settings': missing"),
+        (lambda r: r.pop("settings"), "field 'settings': Field required"),
+        (lambda r: r["settings"].pop("questions"), "field 'settings.questions': Field required"),
         (lambda r: r.update(headline="nothing"), "'nothing' is none of the scores"),
         (lambda r: r["conditions"].pop("ordered"), "field 'conditions.ordered': missing"),
-        (lambda r: r["conditions"]["ordered"]["accuracy"].update(value="0.5"), "ordered.accuracy.value': expected"),
-        (lambda r: r["conditions"].update(upside_down={}), "'conditions.upside_down': not a frame condition"),
+        (
+            lambda r: r["conditions"]["ordered"]["accuracy"].update(value="0.5"),
+            "'conditions.ordered.accuracy', field 'v",
+        ),
+        (lambda r: r["conditions"]["ordered"]["accuracy"].update(value=math.inf), "ordered.accuracy"),
+        (lambda r: r["conditions"]["ordered"].update(by_kind=[1]), "field 'conditions.ordered.by_kind'"),
+        (
+            lambda r: r["conditions"].update(upside_down={"scores": {}}),
+            "'conditions.upside_down': not a frame condition",
+        ),
+        (
+            lambda r: r.update(failed=[{"id": "a", "frames": "x", "error": "e"}]),
+            "'conditions.x': not a frame condition",
+        ),
+        (lambda r: r["settings"].update(video="16 frames"), "field 'settings.video'"),
     ],
 )
 def test_a_result_that_is_not_what_the_command_writes_is_refused_in_one_line(tmp_path, damage, said):
@@ -223,13 +240,57 @@ def test_a_result_that_is_not_what_the_command_writes_is_refused_in_one_line(tmp
     assert "\n" not in str(failure.value)
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"id": 3}', '{"id": "a", "video": NaN}'])
-def test_a_damaged_item_is_named_by_its_line(tmp_path, line):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda row: row.pop("metrics"), "field 'metrics'"),
+        (lambda row: row["metrics"].update(accuracy="1"), "field 'metrics.accuracy'"),
+        (lambda row: row["metrics"].update(accuracy=math.nan), "line 3"),
+        (lambda row: row.update(evidence=[[0, "later", "x"]]), "field 'evidence.0.1'"),
+        (lambda row: row.update(options="AB"), "field 'options'"),
+        (lambda row: row.update(clip=[0]), "field 'clip.1'"),
+    ],
+)
+def test_a_damaged_item_is_named_by_its_line_and_field(tmp_path, change, said):
+    folder = benchmark_folders(tmp_path, videos=3)["base"]
+    lines = (folder / "items.jsonl").read_text().splitlines()
+    row = json.loads(lines[2])
+    change(row)
+    lines[2] = json.dumps(row)
+    (folder / "items.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ResultError, match=r"items.jsonl, line 3") as failure:
+        read_benchmark(folder)
+    assert said in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "3", '{"id": ' + "[" * 5000])
+def test_a_line_that_is_no_item_is_named(tmp_path, line):
     folder = benchmark_folders(tmp_path, videos=3)["base"]
     with (folder / "items.jsonl").open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(ResultError, match=r"items.jsonl, line 19[:,]"):
+    with pytest.raises(ResultError, match=r"items.jsonl, line 19: "):
         read_benchmark(folder)
+
+
+def test_pictures_come_from_the_benchmarks_folder_and_a_damaged_video_says_so(tmp_path, config):
+    synthesize(SynthesizeConfig(num_train=0, num_validation=0, num_test=2), tmp_path / "world")
+    one, two = sorted((tmp_path / "world" / "videos").glob("*.mp4"))[:2]
+    data = tmp_path / "data" / "videos"
+    data.mkdir(parents=True)
+    (data / "000.mp4").write_bytes(one.read_bytes())
+    (data / "001.mp4").write_bytes(two.read_bytes()[:2000])
+    results = [read_benchmark(folder, name) for name, folder in benchmark_folders(tmp_path, videos=3).items()]
+    with BenchmarkFrames(results) as frames:
+        items = items_of(benchmark_page(results, config, frames))
+        found = {item["video"]: item for item in items["items"]}
+        assert len(items["media"][found["videos/000.mp4"]["media"]]["frames"]) == 16
+        assert found["videos/001.mp4"]["noframes"].startswith("no pictures: DecodeError")
+        assert "media" not in found["videos/002.mp4"]  # not there
+        (tmp_path / "secret.mp4").write_bytes(one.read_bytes())
+        for name in ("../secret.mp4", str(tmp_path / "secret.mp4"), "videos/../../secret.mp4"):
+            assert frames({"video": name}) is None
+        assert frames({"video": "videos/000.mp4"}) is not None
 
 
 def test_a_folder_with_nothing_in_it_says_what_to_give(tmp_path):
