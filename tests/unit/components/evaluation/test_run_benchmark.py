@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 from vthink.components.common import generation
 from vthink.components.common.config import ModelConfig, TinyModelConfig, TrackingConfig, VideoConfig
@@ -31,13 +32,13 @@ from vthink.components.common.video import Decoder, stored
 from vthink.components.data_prep.config import SynthesizeConfig
 from vthink.components.data_prep.synthesize import synthesize
 from vthink.components.evaluation.asking import EvaluationError, ItemJournal
-from vthink.components.evaluation.benchmarks import BENCHMARKS, BenchmarkError
+from vthink.components.evaluation.benchmarks import BENCHMARKS, BenchmarkError, DataFolder, load
 from vthink.components.evaluation.config import PROTOCOLS, EvaluationConfig
 from vthink.components.evaluation.engines import open_engine
 from vthink.components.evaluation.evaluate import RELIANCE, Source, run_benchmark, under_protocol, unpack
 from vthink.pipelines.cli.main import app
 
-from .published import FORMATS, Published
+from .published import FORMATS, Published, expected_scores
 
 VIDEO = VideoConfig(num_frames=4, min_pixels=3136, max_pixels=3136)
 MODEL = ModelConfig(prompt="compact/1")
@@ -172,6 +173,29 @@ def test_a_protocol_sets_frames_pixels_and_sampling(oracle: Oracle, tiny_model, 
     assert open_engine(str(tiny_model), MODEL, CONFIG, tmp_path).video == VIDEO
     with pytest.raises(EvaluationError, match="unknown protocol 'video_r2'; there are: video_r1, video_thinker"):
         under_protocol(CONFIG, "video_r2", None)
+
+
+def test_a_batch_that_is_too_large_for_memory_is_asked_in_smaller_ones(
+    videos, tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    holmes(tmp_path / "data", videos)
+    clean = run("video-holmes", tmp_path / "data", tiny_model, tmp_path / "clean")
+    sample, sizes, never = generation.sample, [], "number 4?"  # of film 0
+
+    def small_memory(model: Any, encoder: Any, prompts: Any, *more: Any, **named: Any) -> Any:
+        sizes.append(len(prompts))
+        if len(prompts) > 2 or any(never in encoder.decode(prompt.input_ids) for prompt in prompts):
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return sample(model, encoder, prompts, *more, **named)
+
+    monkeypatch.setattr(generation, "sample", small_memory)
+    result = run("video-holmes", tmp_path / "data", tiny_model, tmp_path / "out")
+    failed = {row["id"]: row["error"] for row in result["failed"] if "no video" not in row["error"]}
+    assert failed == {"film0-1": "OutOfMemoryError: out of memory"}
+    before, after = ({row["id"]: row for row in items_in(tmp_path / out)} for out in ("clean", "out"))
+    assert all(after[name]["token_ids"] == row["token_ids"] for name, row in before.items() if name not in failed)
+    assert max(sizes) > 2
+    assert result["items"] == clean["items"]
 
 
 def test_a_plain_hugging_face_folder_is_asked_with_the_prompt_of_the_settings(videos, tiny_model, tmp_path: Path):
@@ -366,6 +390,31 @@ def test_an_endpoint_is_sent_the_video_with_the_whole_prompt(oracle: Oracle, tmp
     assert "\nA. clue A of" in text["text"]
     assert "Put only the letter" in text["text"]
     assert set(oracle.headers) == {"Bearer sesame"}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_scores_over_http_equal_an_independent_computation_over_more_than_200_answers(name, oracle, videos, tmp_path):
+    rng = random.Random(name)
+    questions = 480 if name in ("cg-bench-reasoning", "tempcompass") else 240
+    published = FORMATS[name](rng, questions, 5)
+    data = published.write(tmp_path / name, videos * 3)
+    found = BENCHMARKS[name]
+    folder = DataFolder(name, [path.relative_to(data).as_posix() for path in data.rglob("*") if path.is_file()])
+    read = load(found, folder, lambda file: data / file)
+    said: list[str | None] = []
+    oracle.answers = {}
+    for sample, truth in zip(read.samples, published.truths, strict=True):
+        text = rng.choice([truth["answer"], *truth["says"]])
+        oracle.answers[re.search(r"number (\d+)", sample.question)[1]] = text
+        fails = sample.id in read.missing or truth.get("clip", (None, None)) != (None, None)
+        said.append(None if fails else text)
+    assert len(oracle.answers) == len(said) >= 200  # every question by its number
+    config = CONFIG.model_copy(update={"batch_size": 256})
+    result = run(name, data, oracle.url, tmp_path / "out", config=config)
+    assert 0 < len(result["failed"]) == said.count(None) < len(said)
+    expected, _, _ = expected_scores(name, published.truths, said)
+    assert {score: result["metrics"][score]["value"] for score in expected} == pytest.approx(expected, abs=1e-6)
+    assert all(0 < value < 1 for value in expected.values())
 
 
 def test_a_question_that_fails_at_an_endpoint_is_repeated_then_wrong_and_touches_no_other(
