@@ -29,6 +29,7 @@ from ..common.storage import sha256_file
 from .measures import Row, Score
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".mpg", ".mpeg", ".gif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MAX_OPTIONS = 26
 CUT_ALREADY = "_segment"
 """Ending of folders (of lmms-eval's copy of MVBench) whose videos are the parts that are asked about."""
@@ -105,7 +106,8 @@ class DataFolder:
         self.where = where
         self.names = sorted(names)
         videos = [name for name in self.names if PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES]
-        self._known = set(videos)
+        images = [name for name in self.names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+        self._known = {*videos, *images}
         self._by_stem: dict[str, list[str]] = {}
         for name in videos:
             self._by_stem.setdefault(_stem(name).rpartition("/")[2], []).append(name)
@@ -124,7 +126,7 @@ class DataFolder:
         raise BenchmarkError(f"{self.where}: no annotation file; expected {wanted} (as published) somewhere in it")
 
     def video(self, candidates: Sequence[str]) -> str | None:
-        """The video's name in the folder, or None.
+        """The video's (or, as it stands, an image's) name in the folder, or None.
 
         Tried in turn: the candidates as they stand, below other folders, with another ending. A file that only
         shares its last name with a candidate is another video, and a name that several files have is nobody's.

@@ -17,6 +17,7 @@ import random
 import re
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -220,7 +221,6 @@ class Endpoint:
             "prompt": prompt,
             "frames": "the server's own",
         }
-        self._files = _Files()
 
     def _card(self) -> Mapping[str, Any]:
         import httpx
@@ -250,14 +250,14 @@ class Endpoint:
         self._client.close()
 
     def _predict(self, samples: Sequence[Sample], files: Sequence[Any]) -> Sequence[Completion | Exception]:
+        paths = [file.path for file in files]
+        urls = _DataUrls(paths)
         with ThreadPoolExecutor(min(self._config.requests, len(samples))) as pool:
-            answers = list(pool.map(self._attempt, samples, [file.path for file in files]))
-        self._files.clear()
-        return answers
+            return list(pool.map(lambda sample, path: self._attempt(sample, path, urls), samples, paths))
 
-    def _attempt(self, sample: Sample, path: Path) -> Completion | Exception:
+    def _attempt(self, sample: Sample, path: Path, urls: _DataUrls) -> Completion | Exception:
         try:
-            return self._ask(sample, self._files.data_url(path, sample.media.kind))
+            return self._ask(sample, urls.take(path, sample.media.kind))
         except (EndpointError, OSError) as error:
             return error
 
@@ -307,24 +307,24 @@ class Endpoint:
         raise EndpointError(reason)
 
 
-class _Files:
-    """The files of one batch as data URLs, each read once."""
+class _DataUrls:
+    """Files as data URLs, each read once for all questions about it and dropped with the last of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._left = Counter(paths)
         self._urls: dict[Path, str] = {}
         self._lock = threading.Lock()
 
-    def data_url(self, path: Path, kind: str) -> str:
+    def take(self, path: Path, kind: str) -> str:
+        """The URL for one more of the questions about a file."""
         with self._lock:
+            self._left[path] -= 1
             if path not in self._urls:
                 mime = mimetypes.guess_type(path.name)[0] or ""
                 if not mime.startswith(f"{kind}/"):
                     mime = "video/mp4" if kind == "video" else "image/png"
                 self._urls[path] = f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
-            return self._urls[path]
-
-    def clear(self) -> None:
-        self._urls.clear()
+            return self._urls[path] if self._left[path] else self._urls.pop(path)
 
 
 def _said(response: Any) -> Said:

@@ -61,8 +61,7 @@ from .measures import (
     score_all,
     summarize,
 )
-from .results import BenchmarkResult, key_of, parse_benchmark
-from .statistics import paired_difference
+from .results import BenchmarkResult, compare, key_of, parse_benchmark
 
 # -- the stage -----------------------------------------------------------------------------------------------
 
@@ -577,6 +576,9 @@ def run_benchmark(
             "version": __version__,
             "git_commit": git_commit(),
         }
+        one = BenchmarkResult("model", str(output), result, rows)
+        pairs = {other: compare(one, one, benchmark.headline, config, ("ordered", other)) for other in frames[1:]}
+        result["reliance"] = {other: None if pair is None else pair.to_dict() for other, pair in pairs.items()}
         kept = [row for condition in frames for row in rows[condition]]
         others = [row for key, row in journal.rows.items() if key[0] not in frames]
         _write(output / "items.jsonl", b"".join(map(line_of, [*kept, *others])))
@@ -752,11 +754,6 @@ def _conclude(
         "metrics": ordered["scores"] | {name: ordered[name] for name in abilities},
         "definitions": {name: score.definition for name, score in benchmark.scores.items()},
         "conditions": cells,
-        "reliance": {
-            condition: _difference(rows["ordered"], cell, config)
-            for condition, cell in rows.items()
-            if condition != "ordered" and cell
-        },
         "failed": [
             {"id": row["id"], "frames": condition, "error": row["error"]}
             for condition, cell in rows.items()
@@ -764,21 +761,3 @@ def _conclude(
             if row["error"] is not None
         ],
     }
-
-
-def _difference(
-    first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], config: EvaluationConfig
-) -> dict[str, float] | None:
-    """Mean of first − second in the headline's value of an item, paired by item; None with fewer than two videos."""
-    other = {row["id"]: row["value"] for row in second if row["value"] is not None}
-    shared = [row for row in first if row["id"] in other and row["value"] is not None]
-    if len({row["video"] for row in shared}) < 2:
-        return None
-    return paired_difference(
-        [row["value"] for row in shared],
-        [other[row["id"]] for row in shared],
-        [row["video"] for row in shared],
-        confidence=config.confidence,
-        resamples=config.bootstrap_resamples,
-        seed=config.seed,
-    ).to_dict()

@@ -409,6 +409,8 @@ def test_ids_that_repeat_are_told_apart(tmp_path: Path):
         (["videos/Art/0.webm"], ["videos/Art/0.mp4"], "videos/Art/0.webm"),
         (["a/abc.mkv"], ["videos/abc.mp4", "abc.mp4"], "a/abc.mkv"),
         (["a/v1.2.mp4"], ["v1.2"], "a/v1.2.mp4"),
+        (["a/abc.jpg", "a/abc.webm"], ["abc.mp4"], "a/abc.webm"),
+        (["images/abc.png"], ["images/abc.png"], "images/abc.png"),
         # another video under the same last name must never stand in
         (["videos/Law/0.mp4"], ["videos/Art/0.mp4"], None),
         (["x/0.mp4", "y/0.mp4"], ["0.mp4"], None),

@@ -189,15 +189,6 @@ def test_a_plain_hugging_face_folder_is_asked_with_the_prompt_of_the_settings(vi
     assert not (plain / "vthink.json").exists()
 
 
-def test_a_limited_number_of_items_is_a_random_choice_that_can_be_repeated(videos, tiny_model, tmp_path: Path):
-    holmes(tmp_path / "data", videos)
-    limited = CONFIG.model_copy(update={"max_items": 5})
-    first = run("video-holmes", tmp_path / "data", tiny_model, tmp_path / "a", config=limited)
-    run("video-holmes", tmp_path / "data", tiny_model, tmp_path / "b", config=limited)
-    assert first["items"] == 5
-    assert (tmp_path / "a" / "items.jsonl").read_bytes() == (tmp_path / "b" / "items.jsonl").read_bytes()
-
-
 def test_model_and_videos_may_lie_in_the_store_and_the_model_in_the_registry(
     videos, storage: Storage, tracking: TrackingConfig, tmp_path: Path
 ):
@@ -477,6 +468,16 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments, said, tmp_path: Pa
     assert "\n" not in str(done.exception)
 
 
+def test_a_limited_number_of_items_is_a_random_choice_that_can_be_repeated(oracle: Oracle, tmp_path: Path):
+    limited = CONFIG.model_copy(update={"max_items": 5})
+    first = run("video-holmes", tmp_path / "data", oracle.url, tmp_path / "a", config=limited)
+    run("video-holmes", tmp_path / "data", oracle.url, tmp_path / "b", config=limited)
+    run("video-holmes", tmp_path / "data", oracle.url, tmp_path / "c", config=limited.model_copy(update={"seed": 1}))
+    a, b, c = ([row["id"] for row in items_in(tmp_path / name)] for name in "abc")
+    assert first["items"] == len(a) == 5
+    assert a == b != c
+
+
 # -- killed, and run again -------------------------------------------------------------------------------------
 
 
@@ -525,17 +526,17 @@ def test_a_finished_evaluation_asks_nothing_and_loads_no_model(videos, tiny_mode
     ("change", "named"),
     [
         ({"config": CONFIG.model_copy(update={"temperature": 0.5})}, "temperature"),
-        ({"num_frames": 2}, "video"),
+        ({"protocol": "video_r1"}, "protocol, temperature, top_p, max_new_tokens"),
         ({"name": "videomme"}, "benchmark, questions, files"),
     ],
 )
-def test_a_folder_is_not_filled_with_two_evaluations(change, named, videos, tiny_model, tmp_path: Path):
-    holmes(tmp_path / "data", videos, questions=4)
+def test_a_folder_is_not_filled_with_two_evaluations(change, named, oracle: Oracle, videos, tmp_path: Path):
     FORMATS["videomme"](random.Random(0), 4, 4).write(tmp_path / "data", videos)
-    run("video-holmes", tmp_path / "data", tiny_model, tmp_path / "out")
-    name = change.pop("name", "video-holmes")
+    run("video-holmes", tmp_path / "data", oracle.url, tmp_path / "out")
+    name = change.get("name", "video-holmes")
+    more = {key: value for key, value in change.items() if key != "name"}
     with pytest.raises(EvaluationError, match=rf"out holds another evaluation \({named} differ\)"):
-        run(name, tmp_path / "data", tiny_model, tmp_path / "out", **change)
+        run(name, tmp_path / "data", oracle.url, tmp_path / "out", **more)
 
 
 def test_two_processes_do_not_write_one_journal(tmp_path: Path):
