@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -189,6 +190,32 @@ def node_rank() -> tuple[int, int]:
     """(which, of how many) nodes this process is on, as torchrun says."""
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return int(os.environ.get("RANK", "0")) // per_node, -(-int(os.environ.get("WORLD_SIZE", "1")) // per_node)
+
+
+def repartition(trainer: Any, checkpoint: Path) -> None:
+    """Let a ZeRO checkpoint be loaded on another number of processes than wrote it: as a universal checkpoint.
+
+    Every process calls it. The first of each node converts (DeepSpeed's own tool); where the numbers agree it does
+    nothing.
+    """
+    if not trainer.is_deepspeed_enabled:
+        return
+    tag = (checkpoint / "latest").read_text().strip()
+    written_by = len(list((checkpoint / tag).glob("*_optim_states.pt")))
+    if written_by == int(os.environ.get("WORLD_SIZE", "1")):
+        return
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0 and not (checkpoint / "latest_universal").exists():
+        source, target = checkpoint / tag, checkpoint / f"{tag}_universal"
+        print(f"{checkpoint.name}: converting it, written by {written_by} processes, to a universal one", flush=True)
+        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+        command += ["--input_folder", str(source), "--output_folder", str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{checkpoint} cannot be converted to a universal checkpoint:\n{done.stderr[-2000:]}")
+        (checkpoint / "latest_universal").write_text(target.name)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    trainer.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
 
 
 def load_weights(model: Any, folder: Path) -> None:
@@ -560,6 +587,8 @@ class TrainingJob:
         checkpoint = self.store.newest()
         if checkpoint is not None and self.tracker is not None:
             print(f"{self.stage}: going on from {checkpoint.name}", flush=True)
+        if checkpoint is not None:
+            repartition(trainer, checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def finish(self, trainer: Any, counts: dict[str, int], details: dict[str, Any] | None = None) -> None:

@@ -82,15 +82,16 @@ def pick_tokens(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor)
     """Next tokens (R,) from logits (R, V) and one uniform number per row (R,)."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    probabilities, order = torch.softmax(logits.double() / sampling.temperature, -1).sort(-1, descending=True)
-    cumulative = probabilities.cumsum(-1)
+    probabilities = torch.softmax(logits.double() / sampling.temperature, -1)
     if sampling.top_p < 1:
-        outside = cumulative - probabilities >= sampling.top_p
-        probabilities = probabilities.masked_fill(outside, 0)
-        cumulative = probabilities.cumsum(-1)
+        ranked, order = probabilities.sort(-1, descending=True)
+        outside = ranked.cumsum(-1) - ranked >= sampling.top_p
+        probabilities = probabilities.masked_fill(outside.scatter(-1, order, outside), 0)
+    # The distribution is inverted in the order of the vocabulary. By rank, two tokens of nearly the same probability
+    # would change places with the last bit of a logit, and the draw with them.
+    cumulative = probabilities.cumsum(-1)
     target = uniform.to(cumulative)[:, None] * cumulative[:, -1:]
-    rank = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
-    return order.gather(-1, rank)[:, 0]
+    return torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)[:, 0]
 
 
 def _clip_owners(prompts: Sequence[EncodedPrompt]) -> list[int]:

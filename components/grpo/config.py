@@ -104,6 +104,27 @@ REWARD_PRESETS: dict[str, RewardConfig] = {
 """Published reward systems: Video-R1's repository, its last paper version, and Video-Thinker."""
 
 
+class VLLMConfig(Section):
+    """Rollouts in vLLM instead of our own engine: much faster decoding on GPUs. Needs vLLM where training runs."""
+
+    mode: Literal["colocate", "server"] = "colocate"
+    """Inside each training process, or on servers of their own (see `components/grpo/vllm_rollouts.py`)."""
+    server_url: str | None = None
+    """Where the server is, e.g. ``http://rollouts:8000``."""
+    gpu_memory_utilization: float = Field(default=0.3, gt=0, le=1)
+    """Part of the GPU's memory that vLLM takes in colocate mode."""
+    sleep: bool = True
+    """In colocate mode give that memory back while training."""
+    importance_cap: float = Field(default=2.0, ge=1)
+    """Token losses are weighted by min(π_trainer / π_sampler, cap), for the two compute slightly different numbers."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.mode == "server") != (self.server_url is not None):
+            raise ValueError("server_url belongs to mode=server, and mode=server needs it")
+        return self
+
+
 class GRPOConfig(TrainingConfig):
     """Group-relative policy optimisation on video, with T-GRPO's temporal contrast as an option."""
 
@@ -129,6 +150,8 @@ class GRPOConfig(TrainingConfig):
     """Upper clip range, where it differs (DAPO's clip-higher: 0.28); null: ``epsilon``."""
     num_iterations: int = Field(default=1, ge=1)
     """Updates per rollout."""
+    vllm: VLLMConfig | None = None
+    """Rollouts in vLLM; null: in our own engine, on the training model itself."""
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo"] = "grpo"
     """How token losses are averaged: per sequence (grpo), per maximum length (dr_grpo, arXiv 2503.20783), per token
     (dapo, 2503.14476); gspo (2507.18071) is grpo with one importance ratio per sequence."""

@@ -122,6 +122,7 @@ def train(job: dict[str, Any]) -> None:
         loss_type="grpo" if config.loss == "gspo" else config.loss,
         importance_sampling_level="sequence" if config.loss == "gspo" else "token",
         scale_rewards="group" if config.scale_by_std else "none",
+        **vllm_arguments(config),
         load_best_model_at_end=True,
         metric_for_best_model="eval_accuracy",
         greater_is_better=True,
@@ -152,6 +153,20 @@ def train(job: dict[str, Any]) -> None:
     opened.run(trainer)
     best = {"best_step": trainer.state.best_global_step, "best_accuracy": trainer.state.best_metric}
     opened.finish(trainer, {"prompts": len(indices), "validation_items": len(asked)}, best)
+
+
+def vllm_arguments(config: GRPOConfig) -> dict[str, Any]:
+    """TRL's settings for starting vLLM and moving weights to it; the requests are ours."""
+    if config.vllm is None:
+        return {}
+    return {
+        "use_vllm": True,
+        "vllm_mode": config.vllm.mode,
+        "vllm_server_base_url": config.vllm.server_url,
+        "vllm_gpu_memory_utilization": config.vllm.gpu_memory_utilization,
+        "vllm_enable_sleep_mode": config.vllm.sleep and config.vllm.mode == "colocate",
+        "vllm_importance_sampling_correction": True,
+    }
 
 
 def _scored_by_group(**_: Any) -> list[float]:

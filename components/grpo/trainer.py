@@ -17,7 +17,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ from ..common.video import Clip
 from .config import GRPOConfig
 from .rewards import Group, GroupRewards, group_advantages, group_rewards, load_rewards
 from .shared_prefix import install, log_probs, pack
+from .vllm_rollouts import VLLMRollouts, importance_weights
 
 _NO_SIGNAL = 1e-6
 """A group whose rewards' standard deviation is below this teaches nothing."""
@@ -56,9 +57,9 @@ class Rollouts:
 
     items: list[PreparedSample]
     prompts: list[EncodedPrompt]
-    completions: list[list[Completion]]
+    completions: list[Sequence[Completion]]
     shuffled_clips: list[Clip | None]
-    shuffled: list[list[Completion]]
+    shuffled: list[Sequence[Completion]]
     """Completions on the shuffled clips; empty where there is none."""
     earned: list[GroupRewards] = field(default_factory=list)
     """Rewards per prompt."""
@@ -200,6 +201,7 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self.data_collator = self._announce
         self.clock = Clock()
         self.add_callback(_StepClock(self))
+        self.vllm = VLLMRollouts(self.vllm_generation, encoder) if settings.vllm is not None else None
         self._rows: list[EncodedPrompt] | None = None
         self._tokens = 0
         self._steps_without_signal = 0
@@ -218,9 +220,7 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         """Rewarded rollouts for this rank's rows; groups without signal are tried again if so configured."""
         # Under ZeRO-3 the weights are gathered for this block, so ranks need not make the same number of passes:
         # one may have pictures only, and no shuffled rollouts, or more groups to try again.
-        with unwrap_model_for_generation(
-            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
-        ) as model:
+        with self._policy() as model:
             rollouts = self._complete(model, rows)
             self._score(rollouts)
             for attempt in range(self.settings.dynamic_sampling):
@@ -236,6 +236,22 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
                         rollouts.replace(position, again, source)
         self._set_advantages(rollouts)
         return rollouts
+
+    def _policy(self) -> AbstractContextManager[Any]:
+        """The policy, ready to sample from: the training model, or vLLM with its present weights."""
+        if self.vllm is not None:
+            return self.vllm.policy(self.state.global_step)
+        model: AbstractContextManager[Any] = unwrap_model_for_generation(
+            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
+        )
+        return model
+
+    def _sample(
+        self, model: Any, prompts: Sequence[EncodedPrompt], sampling: Sampling, n: int, keys: Sequence[int]
+    ) -> Sequence[Sequence[Completion]]:
+        if self.vllm is not None:
+            return self.vllm.generate(prompts, sampling, n, keys)
+        return sample(model, self.encoder, prompts, sampling, n, n * self.settings.prompts_per_step, keys)
 
     def _substitute(self, row: int, attempt: int) -> int:
         """Another training row, drawn by (seed, step, row, attempt) alone."""
@@ -264,18 +280,17 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             seed=config.seed,
         )
         keys = [zlib.crc32(f"{step}/{row}".encode()) for row in rows]
-        batch = config.num_generations * config.prompts_per_step
-        completions = sample(model, self.encoder, prompts, sampling, config.num_generations, batch, keys)
-        shuffled: list[list[Completion]] = [[] for _ in items]
+        completions = self._sample(model, prompts, sampling, config.num_generations, keys)
+        shuffled: list[Sequence[Completion]] = [[] for _ in items]
         chosen = [position for position, clip in enumerate(clips) if clip is not None]
         if chosen and temporal is not None:
             count = max(1, int(config.num_generations * temporal.shuffled_fraction))
             others = [self.encoder.with_clip(prompts[i], clip) for i in chosen if (clip := clips[i]) is not None]
-            answered = sample(model, self.encoder, others, sampling, count, batch, [keys[i] ^ 1 for i in chosen])
+            answered = self._sample(model, others, sampling, count, [keys[i] ^ 1 for i in chosen])
             for position, group in zip(chosen, answered, strict=True):
                 shuffled[position] = group
         self.clock.lap("rollout")
-        return Rollouts(items, prompts, completions, clips, shuffled)
+        return Rollouts(items, prompts, list(completions), clips, shuffled)
 
     def _score(self, rollouts: Rollouts) -> None:
         """Fill in the rewards."""
@@ -343,14 +358,29 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._rows = prompts
         with torch.no_grad():
             # One update per rollout needs no old policy: its log-probabilities are the policy's own, detached.
-            if self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) != 0:
+            again = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) != 0
+            if again or self.vllm is not None:
                 output["old_per_token_logps"] = self._log_probs(self.model, ids, mask, output["completion_ids"].size(1))
+            if self.vllm is not None:
+                output["importance_sampling_ratio"] = self._correction(output, completions)
             if self.beta != 0.0:
                 output["ref_per_token_logps"] = self._reference_log_probs(ids, mask, output["completion_ids"].size(1))
         self._rows = None
         self.clock.lap("log_probs")
         self._record(rollouts)
         return output
+
+    def _correction(self, output: dict[str, Any], completions: Sequence[Completion]) -> torch.Tensor:
+        """(B, C) weights of the token losses, because vLLM's probabilities are not quite the trainer's."""
+        sampler = torch.zeros_like(output["old_per_token_logps"])
+        for row, completion in enumerate(completions):
+            values = getattr(completion, "log_probs", None) or []
+            sampler[row, : len(values)] = torch.tensor(values, device=sampler.device)
+        cap = self.settings.vllm.importance_cap if self.settings.vllm is not None else 1.0
+        corrected = importance_weights(output["old_per_token_logps"], sampler, output["completion_mask"], cap)
+        self._metrics["train"]["grpo/sampler_gap"].append(corrected.mean_gap)
+        self._metrics["train"]["grpo/sampler_truncated"].append(corrected.truncated)
+        return corrected.weights
 
     def _record(self, rollouts: Rollouts) -> None:
         """Keep this step's figures for the next log, averaged over ranks; stop when there is nothing to learn from."""

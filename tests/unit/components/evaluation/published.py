@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 import string
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -233,8 +236,9 @@ def mvbench(rng: random.Random, questions: int, videos: int) -> Published:
     }
     files: dict[str, list[dict[str, Any]]] = {f"json/{task}.json": [] for task in folders}
     for task, folder in folders.items():
-        for number in range(questions // 3):
-            video = f"{number % videos:05d}.mp4"  # the same names in every folder, as published
+        for place in range(questions // 3):
+            number = len(found.truths)
+            video = f"{place % videos:05d}.mp4"  # the same names in every folder, as published
             found.videos[f"{task}/{video}"] = f"video/{folder}/{video}"
             options = ["not sure", "2", "1"] if task == "moving_count" else ["Opened it.", "Closed it.", "not sure"]
             rng.shuffle(options)
@@ -270,28 +274,29 @@ def tempcompass(rng: random.Random, questions: int, videos: int) -> Published:
 
 
 def _tempcompass(task: str, dim: str, number: int, rng: random.Random, found: Published) -> dict[str, str]:
+    asked = f"number {len(found.truths)}"
     actions = ["running fast", "jumping high", "sitting down", "reading aloud"]
     rng.shuffle(actions)
     truth = rng.randrange(3)
     if task == "yes_no":
         answer = rng.choice(["yes", "no"])
         found.add("yes_no", ["yes", "No.", "Yes, it is", "no", "perhaps", "yes or no"], answer, dim=dim)
-        return {"question": f"Is it {actions[0]}?", "answer": answer}
+        return {"question": f"Is it {actions[0]}, {asked}?", "answer": answer}
     if task == "multi-choice":
         lines = [f"{letter}. {action}" for letter, action in zip("ABC", actions, strict=False)]
         if number % 4 == 3:
             lines.append(f" D. {actions[3]}")  # one published row has this space
         found.add("multi_choice", LETTERS[: len(lines)], LETTERS[truth], dim=dim)
-        return {"question": "\n".join(["What does it do?", *lines]), "answer": lines[truth].strip()}
+        return {"question": "\n".join([f"What does it do, {asked}?", *lines]), "answer": lines[truth].strip()}
     if task == "caption_matching":
         heads = [("Option 1", "Option 2"), ("Sentence A", "Sentence B"), ("Caption A", "Caption B")][number % 3]
         lines = [f"{head}: It is {action}." for head, action in zip(heads, actions, strict=False)]
         found.add("caption_matching", "AB", LETTERS[truth % 2], dim=dim)
-        return {"question": "\n".join(["Which caption fits?", *lines]), "answer": lines[truth % 2]}
+        return {"question": "\n".join([f"Which caption fits, {asked}?", *lines]), "answer": lines[truth % 2]}
     lines = [f"Information {LETTERS[i]}: {{'subject': 'dog', 'action': '{actions[i]}'}}" for i in range(3)]
     says = [f"The dog is {action}." for action in actions[:3]] + ["A dog.", "A cat sleeps.", ""]
     found.add("captioning", says, says[truth], dim=dim)
-    question = "\n".join(["Write a caption.", *lines, "Generated Caption:"])
+    question = "\n".join([f"Write a caption, {asked}.", *lines, "Generated Caption:"])
     return {"question": question, "answer": f"{LETTERS[truth]}. {actions[truth]}"}
 
 
@@ -333,3 +338,67 @@ FORMATS: dict[str, Callable[[random.Random, int, int], Published]] = {
     "tempcompass": tempcompass,
     "videomme": videomme,
 }
+
+
+# -- what is right, without our code ------------------------------------------------------------------------------
+
+
+def is_right(truth: dict[str, Any], said: str | None) -> bool:
+    """Whether an answer (None: it failed) is right, by the words of the papers and not by our graders."""
+    if said is None:
+        return False
+    if truth["kind"] == "yes_no":
+        return said.lower().startswith(truth["answer"]) and said != "yes or no"
+    return said == truth["answer"]
+
+
+def expected_scores(
+    name: str, truths: Sequence[dict[str, Any]], said: Sequence[str | None]
+) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """The scores of a benchmark, and the accuracy by kind of question and (TempCompass) by dimension."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    dims: dict[str, list[bool]] = defaultdict(list)
+    for truth, text in zip(truths, said, strict=True):
+        right[truth["kind"]].append(is_right(truth, text))
+        if "dim" in truth:
+            dims[truth["dim"]].append(is_right(truth, text))
+    by_kind = {kind: statistics.mean(part) for kind, part in right.items()}
+    expected = {"accuracy": statistics.mean(one for part in right.values() for one in part)}
+    if name == "vsi-bench":
+        expected = vsi_scores(truths, said)
+    if name == "tempcompass":
+        rules = {task: by_kind[task] for task in ("multi_choice", "yes_no", "caption_matching")}
+        expected = {"accuracy": statistics.mean(rules.values()), **rules, "captioning_overlap": by_kind["captioning"]}
+    if name == "mmvu":
+        expected = {"accuracy_choice": by_kind["multiple_choice"], "accuracy_open": by_kind["open_ended"]}
+    if name == "mvbench":
+        expected["accuracy_by_task"] = statistics.mean(by_kind.values())
+    return expected, by_kind, {dim: statistics.mean(part) for dim, part in dims.items()}
+
+
+def vsi_scores(truths: Sequence[dict[str, Any]], said: Sequence[str | None]) -> dict[str, float]:
+    """Both papers' figures in exact fractions, so that an error that lies on a threshold lies on it."""
+    accuracy, strict, inclusive = defaultdict(list), defaultdict(list), defaultdict(list)
+    for truth, text in zip(truths, said, strict=True):
+        if truth["kind"].startswith(("object_rel", "route", "obj_app")):
+            accuracy[truth["kind"]].append(float(text == truth["answer"]))
+            continue
+        thresholds = [Fraction(step, 20) for step in range(1, 11)]  # 1 - θ
+        try:
+            error = abs(Fraction(text or "none") - Fraction(truth["answer"])) / Fraction(truth["answer"])
+        except ValueError:
+            error = Fraction(100)
+        strict[truth["kind"]].append(sum(error < limit for limit in thresholds) / 10)
+        inclusive[truth["kind"]].append(sum(error <= limit for limit in thresholds) / 10)
+    tasks = {kind: statistics.mean(part) for kind, part in [*accuracy.items(), *inclusive.items()]}
+    directions = [tasks.pop(f"object_rel_direction_{level}") for level in ("easy", "medium", "hard")]
+    assert len(tasks) == 7
+    flat_accuracy = statistics.mean(one for part in accuracy.values() for one in part)
+    flat_mra = statistics.mean(one for part in strict.values() for one in part)
+    return {
+        "overall": statistics.mean([*tasks.values(), statistics.mean(directions)]),
+        "overall_video_r1": (flat_accuracy + flat_mra) / 2,
+        "accuracy": flat_accuracy,
+        "mra": flat_mra,
+        "mra_inclusive": statistics.mean(one for part in inclusive.values() for one in part),
+    }

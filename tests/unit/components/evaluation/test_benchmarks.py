@@ -6,8 +6,6 @@ import json
 import os
 import random
 import statistics
-from collections import defaultdict
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from vthink.components.evaluation.benchmarks import (
 from vthink.components.evaluation.config import EvaluationConfig
 from vthink.components.evaluation.measures import Score, grade_answer, score_all, summarize, union_iou
 
-from .published import FORMATS, Published
+from .published import FORMATS, Published, expected_scores
 
 CONFIG = EvaluationConfig(bootstrap_resamples=200)
 QUESTIONS = 240
@@ -48,13 +46,6 @@ def rows_of(benchmark: Benchmark, samples: list[Sample], responses: list[str]) -
     ]
 
 
-def is_right(truth: dict[str, Any], said: str) -> bool:
-    """Whether an answer is right, by the words of the papers and not by our graders."""
-    if truth["kind"] == "yes_no":
-        return said.lower().startswith(truth["answer"]) and said != "yes or no"
-    return said == truth["answer"]
-
-
 @pytest.mark.parametrize("name", FORMATS)
 def test_scores_equal_an_independent_computation_over_more_than_200_answers(name: str, tmp_path: Path):
     rng = random.Random(name)
@@ -65,67 +56,23 @@ def test_scores_equal_an_independent_computation_over_more_than_200_answers(name
     rows = rows_of(found.benchmark, found.samples, [f"<think>hm</think><answer>{text}</answer>" for text in said])
     scores = score_all(found.benchmark.scores, rows, CONFIG)
 
-    right = defaultdict(list)
-    for truth, text in zip(published.truths, said, strict=True):
-        right[truth["kind"]].append(is_right(truth, text))
-    everything = [one for part in right.values() for one in part]
-    expected = {"accuracy": statistics.mean(everything)}
-    by_kind = {kind: statistics.mean(part) for kind, part in right.items()}
-    if name == "vsi-bench":
-        expected = vsi_scores(published.truths, said)
-    if name == "tempcompass":
-        rules = [by_kind[task] for task in ("multi_choice", "yes_no", "caption_matching")]
-        expected = {"accuracy": statistics.mean(rules), "captioning_overlap": by_kind["captioning"]}
-        expected |= {task: by_kind[task] for task in ("multi_choice", "yes_no", "caption_matching")}
-        dims = defaultdict(list)
-        for truth, text in zip(published.truths, said, strict=True):
-            dims[truth["dim"]].append(is_right(truth, text))
-        for dim, cell in summarize(rows, CONFIG)["by"]["dim"].items():
-            assert cell["accuracy"]["value"] == pytest.approx(statistics.mean(dims[dim]), abs=1e-6)
-    if name == "mmvu":
-        expected = {"accuracy_choice": by_kind["multiple_choice"], "accuracy_open": by_kind["open_ended"]}
-    if name == "mvbench":
-        expected["accuracy_by_task"] = statistics.mean(by_kind.values())
+    expected, by_kind, by_dim = expected_scores(name, published.truths, said)
     for score, value in expected.items():
         assert scores[score]["value"] == pytest.approx(value, abs=1e-6), score
         assert scores[score]["low"] <= value + 1e-6
         assert scores[score]["high"] >= value - 1e-6
         assert 0 < value < 1
+    summary = summarize(rows, CONFIG)
+    assert {dim: cell["accuracy"]["value"] for dim, cell in summary["by"].get("dim", {}).items()} == pytest.approx(
+        by_dim, abs=1e-6
+    )
     if name != "vsi-bench":  # its numbers have a grade of their own
-        for kind, cell in summarize(rows, CONFIG)["by_kind"].items():
+        for kind, cell in summary["by_kind"].items():
             label = next(k for k in by_kind if k.replace(" ", "_").replace("-", "_") == kind)
             assert cell["accuracy"]["value"] == pytest.approx(by_kind[label], abs=1e-6)
 
 
 # -- VSI-Bench: both definitions ------------------------------------------------------------------------------
-
-
-def vsi_scores(truths: list[dict[str, Any]], said: list[str]) -> dict[str, float]:
-    """Both papers' figures in exact fractions, so that an error that lies on a threshold lies on it."""
-    accuracy, strict, inclusive = defaultdict(list), defaultdict(list), defaultdict(list)
-    for truth, text in zip(truths, said, strict=True):
-        if truth["kind"].startswith(("object_rel", "route", "obj_app")):
-            accuracy[truth["kind"]].append(float(text == truth["answer"]))
-            continue
-        thresholds = [Fraction(step, 20) for step in range(1, 11)]  # 1 - θ
-        try:
-            error = abs(Fraction(text) - Fraction(truth["answer"])) / Fraction(truth["answer"])
-        except ValueError:
-            error = Fraction(100)
-        strict[truth["kind"]].append(sum(error < limit for limit in thresholds) / 10)
-        inclusive[truth["kind"]].append(sum(error <= limit for limit in thresholds) / 10)
-    tasks = {kind: statistics.mean(part) for kind, part in [*accuracy.items(), *inclusive.items()]}
-    directions = [tasks.pop(f"object_rel_direction_{level}") for level in ("easy", "medium", "hard")]
-    assert len(tasks) == 7
-    flat_accuracy = statistics.mean(one for part in accuracy.values() for one in part)
-    flat_mra = statistics.mean(one for part in strict.values() for one in part)
-    return {
-        "overall": statistics.mean([*tasks.values(), statistics.mean(directions)]),
-        "overall_video_r1": (flat_accuracy + flat_mra) / 2,
-        "accuracy": flat_accuracy,
-        "mra": flat_mra,
-        "mra_inclusive": statistics.mean(one for part in inclusive.values() for one in part),
-    }
 
 
 def test_the_two_overall_scores_of_vsi_bench_differ_on_the_same_answers(tmp_path: Path):

@@ -31,13 +31,13 @@ from vthink.components.common.video import Decoder, stored
 from vthink.components.data_prep.config import SynthesizeConfig
 from vthink.components.data_prep.synthesize import synthesize
 from vthink.components.evaluation.asking import EvaluationError, ItemJournal
-from vthink.components.evaluation.benchmarks import BENCHMARKS, BenchmarkError
+from vthink.components.evaluation.benchmarks import BENCHMARKS, BenchmarkError, DataFolder, load
 from vthink.components.evaluation.config import PROTOCOLS, EvaluationConfig
 from vthink.components.evaluation.engines import open_engine
 from vthink.components.evaluation.evaluate import RELIANCE, Source, run_benchmark, under_protocol, unpack
 from vthink.pipelines.cli.main import app
 
-from .published import FORMATS, Published
+from .published import FORMATS, Published, expected_scores
 
 VIDEO = VideoConfig(num_frames=4, min_pixels=3136, max_pixels=3136)
 MODEL = ModelConfig(prompt="compact/1")
@@ -366,6 +366,31 @@ def test_an_endpoint_is_sent_the_video_with_the_whole_prompt(oracle: Oracle, tmp
     assert "\nA. clue A of" in text["text"]
     assert "Put only the letter" in text["text"]
     assert set(oracle.headers) == {"Bearer sesame"}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_scores_over_http_equal_an_independent_computation_over_more_than_200_answers(name, oracle, videos, tmp_path):
+    rng = random.Random(name)
+    questions = 480 if name in ("cg-bench-reasoning", "tempcompass") else 240
+    published = FORMATS[name](rng, questions, 5)
+    data = published.write(tmp_path / name, videos * 3)
+    found = BENCHMARKS[name]
+    folder = DataFolder(name, [path.relative_to(data).as_posix() for path in data.rglob("*") if path.is_file()])
+    read = load(found, folder, lambda file: data / file)
+    said: list[str | None] = []
+    oracle.answers = {}
+    for sample, truth in zip(read.samples, published.truths, strict=True):
+        text = rng.choice([truth["answer"], *truth["says"]])
+        oracle.answers[re.search(r"number (\d+)", sample.question)[1]] = text
+        fails = sample.id in read.missing or truth.get("clip", (None, None)) != (None, None)
+        said.append(None if fails else text)
+    assert len(oracle.answers) == len(said) >= 200  # every question by its number
+    config = CONFIG.model_copy(update={"batch_size": 256})
+    result = run(name, data, oracle.url, tmp_path / "out", config=config)
+    assert 0 < len(result["failed"]) == said.count(None) < len(said)
+    expected, _, _ = expected_scores(name, published.truths, said)
+    assert {score: result["metrics"][score]["value"] for score in expected} == pytest.approx(expected, abs=1e-6)
+    assert all(0 < value < 1 for value in expected.values())
 
 
 def test_a_question_that_fails_at_an_endpoint_is_repeated_then_wrong_and_touches_no_other(

@@ -20,7 +20,7 @@ from vthink.components.common.models import build_tiny, tokens_per_second
 from vthink.components.common.samples import PreparedSample, PreparedSet
 from vthink.components.common.storage import Storage
 from vthink.components.common.video import Clip
-from vthink.components.grpo.config import BUILT_IN_REWARDS, GRPOConfig
+from vthink.components.grpo.config import BUILT_IN_REWARDS, GRPOConfig, VLLMConfig
 from vthink.components.grpo.rewards import Group, GroupRewards, RewardError, group_advantages
 from vthink.components.grpo.trainer import (
     DataStallError,
@@ -30,6 +30,7 @@ from vthink.components.grpo.trainer import (
     frame_order,
     prompt_rows,
 )
+from vthink.components.grpo.vllm_rollouts import SampledCompletion
 
 G = 4
 SETTINGS: dict[str, Any] = {
@@ -358,8 +359,9 @@ def test_the_fast_trainer_does_what_the_plain_one_does(
         plain_trace_cache["plain"] = trace(build("plain", **TWENTY_STEPS, shared_prefix="off"))
     plain = plain_trace_cache["plain"]
     start = {n: p.detach().clone() for n, p in build("start").model.named_parameters()}
-    moved = max(float((plain.weights[name] - weight).norm() / weight.norm()) for name, weight in start.items())
-    assert moved > 0.01  # on-policy equal losses would prove nothing: the weights have visibly moved
+    # On-policy equal losses would prove nothing: the weights have visibly moved.
+    moved = sum(float((plain.weights[name] - weight).norm() ** 2) for name, weight in start.items())
+    assert (moved / sum(float(weight.norm() ** 2) for weight in start.values())) ** 0.5 > 0.01
     found = trace(build("fast", **(TWENTY_STEPS | changes)))
     if "max_tokens_per_pass" in changes:  # more passes, of other shapes: the sum of their gradients is compared
         assert len(found.log_probs) > len(plain.log_probs)
@@ -530,6 +532,62 @@ def test_empty_completions_and_a_video_of_one_frame_are_trained_on_without_harm(
     trainer.prefetcher.take = lambda rows: [PreparedSample(item.sample, single) for _ in rows]  # type: ignore[method-assign]
     rollouts = trainer._roll_out(rows[:1])
     assert rollouts.shuffled == [[]]  # one frame has no order: no shuffled rollouts, no bonus
+
+
+class PlaysVLLM:
+    """Stands in for `VLLMRollouts`, which needs vLLM: our engine's completions, each log-probability ``gap`` lower."""
+
+    def __init__(self, trainer: VideoGRPOTrainer, gap: float) -> None:
+        self.trainer, self.gap, self.asked = trainer, gap, []  # type: ignore[var-annotated]
+
+    def policy(self, step: int) -> Any:
+        from contextlib import nullcontext
+
+        return nullcontext()
+
+    def generate(self, prompts: Any, sampling: Sampling, n: int, keys: Any) -> list[list[SampledCompletion]]:
+        trainer, groups = self.trainer, []
+        self.asked.append((list(prompts), n))
+        for prompt, group in zip(
+            prompts, sample(trainer.model, trainer.encoder, prompts, sampling, n, keys=keys), strict=True
+        ):
+            with torch.no_grad():
+                values, _ = trainer._plain_forward(trainer.model, [prompt] * n, [c.token_ids for c in group])
+            parts = values.split([len(c.token_ids) for c in group])
+            groups.append(
+                [
+                    SampledCompletion(
+                        token_ids=c.token_ids,
+                        text=c.text,
+                        finish_reason=c.finish_reason,
+                        log_probs=(part - self.gap).tolist(),
+                    )
+                    for c, part in zip(group, parts, strict=True)
+                ]
+            )
+        return groups
+
+
+def test_rollouts_of_another_engine_are_weighted_by_how_far_its_probabilities_are_from_the_trainers(
+    build: Build, prepared: PreparedSet
+) -> None:
+    rows = rows_of_kind(prepared, "video", 3)
+    losses = {}
+    for gap in (0.0, 0.1, 5.0):
+        trainer = build(vllm=None, kl_coefficient=0.0, rewards=BREVITY)
+        trainer.settings = trainer.settings.model_copy(update={"vllm": VLLMConfig(importance_cap=2.0)})
+        trainer.vllm = PlaysVLLM(trainer, gap)  # type: ignore[assignment]
+        trainer.use_vllm = trainer.vllm_importance_sampling_correction = True
+        generated = trainer._generate_and_score_completions(inputs_for(rows))
+        ordered, shuffled = trainer.vllm.asked  # type: ignore[union-attr]
+        assert (ordered[1], shuffled[1]) == (G, G // 2)
+        assert not torch.equal(ordered[0][0].pixel_values, shuffled[0][0].pixel_values)
+        # Positive advantages only, so that the weighted loss is not zero.
+        losses[gap] = trainer._compute_loss(trainer.model, generated | {"advantages": torch.ones(3 * G)}).item()
+        assert trainer._metrics["train"]["grpo/sampler_gap"][-1] == pytest.approx(gap, abs=1e-4)
+    assert losses[0.0] == pytest.approx(-1.0, rel=1e-4)
+    assert losses[0.1] == pytest.approx(-np.exp(0.1), rel=1e-4)
+    assert losses[5.0] == pytest.approx(-2.0, rel=1e-4)  # the cap
 
 
 def test_a_run_without_any_signal_stops_and_says_why(build: Build, prepared: PreparedSet) -> None:
