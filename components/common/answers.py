@@ -71,7 +71,7 @@ _NUMBER = re.compile(
     re.IGNORECASE,
 )
 _NOT_A_VALUE = re.compile(
-    r"[<>≤≥≠!]|- *$|\b(?:not|no|never|nor|than|least|most|under|over|below|above|except|between|without|"
+    r"[<>≤≥≠]|!=|- *$|\b(?:not|no|never|nor|than|least|most|under|over|below|above|except|between|without|"
     r"isn't|wasn't|aren't)\b",
     re.IGNORECASE,
 )
@@ -320,7 +320,7 @@ def follows_format(sample: Sample, text: str | None, style: AnswerFormat) -> boo
 
 
 def grade(sample: Sample, answer: str | None, mode: GradingMode = "strict") -> float:
-    """How good an answer is, in [0, 1], by problem type (the accuracy reward of Video-R1).
+    r"""How good an answer is, in [0, 1], by problem type (the accuracy reward of Video-R1).
 
     multiple_choice: the right letter; numerical: equal at two decimals; ocr: 1 − word error rate; free_form:
     mean of ROUGE-1, ROUGE-2 and ROUGE-L F; regression: 1 − relative error. Whatever the answer is, this does
@@ -464,7 +464,7 @@ def extract_letter(text: str | None, num_options: int = 26, options: Sequence[st
 
 
 def extract_number(text: str | None) -> float | None:
-    """The number in an answer: ``3``, ``1,000``, ``about 2.5 s``, ``3/4``, ``2×10^3``, ``\frac{3}{4}``.
+    r"""The number in an answer: ``3``, ``1,000``, ``about 2.5 s``, ``3/4``, ``2×10^3``, ``\frac{3}{4}``.
 
     Units are not converted and number words not read. None when there is no number, when it is not finite, when
     it is a bound, a range or one of several ("2 or 3", "less than 5"), or when there are several and the answer

@@ -24,8 +24,7 @@ _GATE = """Examples:
 
 vthink gate "video_holmes.accuracy > 0.4" --candidate out/holmes
 
-vthink gate "lower_bound(video_holmes.accuracy - champion.video_holmes.accuracy) > -0.01" --candidate out/new \\
---champion out/old
+vthink gate "lower_bound(video_holmes.accuracy - champion.video_holmes.accuracy) > -0.01" --candidate new --champion old
 """
 
 

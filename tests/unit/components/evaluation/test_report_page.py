@@ -433,6 +433,20 @@ def test_in_a_browser_benchmark_tables_are_sorted_and_filtered_by_clicks(tmp_pat
         )
         assert rows
         assert set(rows) == {"videommekind"}
+        section = "section:has(h2:text-is('Worst regressions'))"
+        row = page.locator(f"{section} tbody tr").first
+        kind, name, _, lost, gained = row.locator("td").all_inner_texts()[:5]
+        assert int(lost) > int(gained)
+        row.locator("button").click()  # shows the items that were lost
+        assert page.inner_text(".browser .count") == f"{lost} of 120 items"
+        assert page.input_value("[data-choose=change]") == "lost"
+        opened = page.get_attribute("[data-open] [data-video]", "data-video")
+        assert opened == name if kind == "video" else page.input_value("[data-choose=kind]") == name
+        page.click("[data-open] [data-video]")  # all questions about the same video, then all videos again
+        page.select_option("[data-choose=change]", "")
+        page.select_option("[data-choose=set]", "")
+        assert page.inner_text(".browser .count") == "4 of 120 items"
+        page.click(".controls button:has-text('videos/')")
         page.select_option("[data-choose=set]", "videomme")
         assert page.inner_text(".browser .count") == "60 of 120 items"
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
