@@ -2,6 +2,7 @@
 
 PYTHON ?= python3.11
 VENV ?= .venv
+WORKERS ?= 2
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 
@@ -25,10 +26,10 @@ demo: $(installed)  ## the whole pipeline on this machine, on generated videos
 	$(bin)/vthink run --preset laptop
 
 test: $(installed)  ## the tests, without the slow ones
-	$(bin)/python -m pytest -m "not slow"
+	$(bin)/python -m pytest -n $(WORKERS) -m "not slow"
 
 test-all: $(installed)  ## all tests
-	$(bin)/python -m pytest
+	$(bin)/python -m pytest -n $(WORKERS)
 
 seeds: $(installed)  ## does the demo learn? three seeds with controls; writes the README's table
 	$(bin)/python tests/bench/bench_seeds.py --readme README.md

@@ -7,6 +7,7 @@ equal, token for token and pixel for pixel.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -42,12 +43,59 @@ class EncodedPrompt:
     """(N, D) float32 patches of the one image or video."""
     grid_thw: torch.Tensor
     """(3,) int64 patches along time, height, width; N = t·h·w."""
+    position_ids: torch.Tensor
+    """(3, P) int64 M-RoPE positions: time, height, width (`rope_positions`)."""
     second_per_grid_s: float
     """Seconds that one temporal patch spans (0 for images)."""
     kind: Literal["video", "image"]
 
     def __len__(self) -> int:
         return int(self.input_ids.numel())
+
+    @property
+    def next_position(self) -> int:
+        """Position of the first token of a completion, on all three axes."""
+        return int(self.position_ids.max()) + 1
+
+    @property
+    def vision_end(self) -> int:
+        """How many tokens reach to the end of the image or video: what questions about one clip have in common."""
+        return int((self.mm_token_type_ids != TEXT).nonzero()[-1]) + 1
+
+
+def rope_positions(
+    mm_token_type_ids: torch.Tensor, grid_thw: torch.Tensor, merge: int, time_step: float
+) -> torch.Tensor:
+    """M-RoPE positions (3, P) of a prompt with one image or video (Qwen2.5-VL, arXiv 2502.13923 §2.1.3).
+
+    Text counts on along all three axes. A vision token's positions are its temporal patch times ``time_step``, its
+    row and its column, from where the text stopped; text goes on after the largest of them. This is what the models
+    were trained with and what vLLM computes; transformers 5.17 truncates the time of a temporal patch to whole
+    seconds, and lets the text after a long video overlap it.
+
+    Args:
+        mm_token_type_ids: (P,); the vision tokens may lie in several runs (Qwen3-VL: one per temporal patch).
+        grid_thw: (3,) patches along time, height, width.
+        merge: patches per token along height and width.
+        time_step: positions from one temporal patch to the next; whole positions are taken after multiplying.
+    """
+    h, w = int(grid_thw[1]) // merge, int(grid_thw[2]) // merge
+    vision = mm_token_type_ids != TEXT
+    positions = torch.empty(3, len(mm_token_type_ids), dtype=torch.long)
+    # Runs of equal kind: where it changes, a run starts.
+    starts = [0, *((vision[1:] != vision[:-1]).nonzero()[:, 0] + 1).tolist(), len(vision)]
+    position = 0
+    for start, stop in itertools.pairwise(starts):
+        if not bool(vision[start]):
+            positions[:, start:stop] = position + torch.arange(stop - start)
+            position += stop - start
+            continue
+        patches = (stop - start) // (h * w)
+        time = (torch.arange(patches, dtype=torch.float64) * time_step).long()
+        grid = torch.meshgrid(time, torch.arange(h), torch.arange(w), indexing="ij")
+        positions[:, start:stop] = position + torch.stack([axis.reshape(-1) for axis in grid])
+        position = int(positions[:, start:stop].max()) + 1
+    return positions
 
 
 def patchify(
@@ -87,8 +135,15 @@ def patchify(
 class ChatEncoder:
     """Encodes questions about clips for one model: its tokenizer, chat template, prompt template and patch layout."""
 
-    def __init__(self, processor: Any, prompt: str, video: VideoConfig) -> None:
-        """Args: ``processor``: a Qwen2.5-VL or Qwen3-VL processor; ``prompt``: template name, e.g. video_thinker/1."""
+    def __init__(self, processor: Any, prompt: str, video: VideoConfig, tokens_per_second: float) -> None:
+        """An encoder for one model.
+
+        Args:
+            processor: a Qwen2.5-VL or Qwen3-VL processor.
+            prompt: template name, e.g. video_thinker/1.
+            video: how clips are sampled.
+            tokens_per_second: M-RoPE positions per second (Qwen2.5-VL's ``vision_config.tokens_per_second``).
+        """
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.prompt = prompt
@@ -110,6 +165,7 @@ class ChatEncoder:
             )
         self.timestamps = "Qwen3VL" in type(processor).__name__
         """Qwen3-VL writes each temporal patch's time as text; Qwen2.5-VL puts it into M-RoPE positions."""
+        self.tokens_per_second = tokens_per_second
         vocabulary = self.tokenizer.get_vocab()
         self.vision_token_ids = sorted(
             vocabulary[name]
@@ -172,7 +228,22 @@ class ChatEncoder:
 
     def encode(self, question: str, options: Sequence[str], problem_type: str, clip: Clip) -> EncodedPrompt:
         """Encode one question about one clip."""
+        return self.encode_many([(question, options, problem_type)], clip)[0]
+
+    def encode_many(self, questions: Sequence[tuple[str, Sequence[str], str]], clip: Clip) -> list[EncodedPrompt]:
+        """Encode several questions (text, options, problem type) about one clip; they share its pixels."""
         pixels, grid = self._patches(clip)
+        return [self._encode(*question, clip, pixels, grid) for question in questions]
+
+    def _encode(
+        self,
+        question: str,
+        options: Sequence[str],
+        problem_type: str,
+        clip: Clip,
+        pixels: torch.Tensor,
+        grid: torch.Tensor,
+    ) -> EncodedPrompt:
         text = self.render(question, options, problem_type, clip.kind)
         placeholder = f"<|vision_start|><|{clip.kind}_pad|><|vision_end|>"
         head, found, tail = text.partition(placeholder)
@@ -180,12 +251,15 @@ class ChatEncoder:
             raise BlindInputError(f"the chat template left no place for the {clip.kind}")
         ids = torch.tensor(self._tokenize(head + self._vision_text(clip.kind, grid, clip.times_s) + tail))
         types = torch.where(ids == self.video_token_id, VIDEO, torch.where(ids == self.image_token_id, IMAGE, TEXT))
+        second_per_grid_s = self.temporal_patch / clip.fps if clip.kind == "video" else 0.0
+        time_step = 0.0 if self.timestamps else second_per_grid_s * self.tokens_per_second
         prompt = EncodedPrompt(
             input_ids=ids,
             mm_token_type_ids=types,
             pixel_values=pixels,
             grid_thw=grid,
-            second_per_grid_s=self.temporal_patch / clip.fps if clip.kind == "video" else 0.0,
+            position_ids=rope_positions(types, grid, self.merge, time_step),
+            second_per_grid_s=second_per_grid_s,
             kind=clip.kind,
         )
         self.check_sighted(prompt)
@@ -236,8 +310,7 @@ class ChatEncoder:
             completions: B lists of token ids, or None for prompts alone.
 
         Returns:
-            ``input_ids``, ``attention_mask``, ``mm_token_type_ids`` (B, P+C); the pixels, grids and, where the model
-            takes them, ``second_per_grid_ts`` of all images and videos in order.
+            ``input_ids``, ``attention_mask`` (B, P+C), ``position_ids`` (3, B, P+C), and `media`.
         """
         for prompt in prompts:
             self.check_sighted(prompt)
@@ -247,27 +320,28 @@ class ChatEncoder:
         shape = (len(prompts), longest_prompt + longest_completion)
         ids = torch.full(shape, self.pad_token_id)
         mask = torch.zeros(shape, dtype=torch.long)
-        types = torch.zeros(shape, dtype=torch.long)
+        positions = torch.zeros(3, *shape, dtype=torch.long)
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             start, stop = longest_prompt - len(prompt), longest_prompt + len(completion)
-            ids[row, start:longest_prompt] = prompt.input_ids
-            types[row, start:longest_prompt] = prompt.mm_token_type_ids
+            ids[row, start:longest_prompt] = self.model_ids(prompt)
             ids[row, longest_prompt:stop] = torch.tensor(completion, dtype=torch.long)
             mask[row, start:stop] = 1
-        batch = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types}
-        return batch | self.media(prompts)
+            positions[:, row, start:longest_prompt] = prompt.position_ids
+            positions[:, row, longest_prompt:stop] = prompt.next_position + torch.arange(len(completion))
+        return {"input_ids": ids, "attention_mask": mask, "position_ids": positions} | self.media(prompts)
+
+    def model_ids(self, prompt: EncodedPrompt) -> torch.Tensor:
+        """(P,) token ids for the model's forward pass, in which an image is a video of one frame.
+
+        The models have one vision tower and treat both alike, but would run it once for images and once for videos.
+        Under ZeRO-3 every such pass is a collective operation: ranks whose batches differ in kind would wait for each
+        other for ever. So it runs once, over everything.
+        """
+        return prompt.input_ids.masked_fill(prompt.mm_token_type_ids == IMAGE, self.video_token_id)
 
     def media(self, prompts: Sequence[EncodedPrompt]) -> dict[str, torch.Tensor]:
-        """Pixels and grids of all prompts, images and videos apart, as the model's keyword arguments."""
-        batch: dict[str, torch.Tensor] = {}
-        images = [p for p in prompts if p.kind == "image"]
-        videos = [p for p in prompts if p.kind == "video"]
-        if images:
-            batch["pixel_values"] = torch.cat([p.pixel_values for p in images])
-            batch["image_grid_thw"] = torch.stack([p.grid_thw for p in images])
-        if videos:
-            batch["pixel_values_videos"] = torch.cat([p.pixel_values for p in videos])
-            batch["video_grid_thw"] = torch.stack([p.grid_thw for p in videos])
-            if not self.timestamps:
-                batch["second_per_grid_ts"] = torch.tensor([p.second_per_grid_s for p in videos])
-        return batch
+        """Pixels and grids of all prompts in their order, as the model's keyword arguments (see `model_ids`)."""
+        return {
+            "pixel_values_videos": torch.cat([p.pixel_values for p in prompts]),
+            "video_grid_thw": torch.stack([p.grid_thw for p in prompts]),
+        }

@@ -12,8 +12,11 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,8 +83,14 @@ class CheckpointStore:
         temporary.rename(checkpoint / SEAL)
 
     def upload(self, checkpoint: Path) -> None:
-        """Copy a sealed checkpoint to the store in the background. Training does not wait; `wait` does."""
-        uri = join(self.prefix_uri, checkpoint.name) + "/"
+        """Copy a sealed checkpoint to the store in the background. Training does not wait; `wait` does.
+
+        Of several nodes each sends what its processes wrote, to a folder of its own; the checkpoint counts when all
+        have arrived.
+        """
+        node, nodes = node_rank()
+        name = checkpoint.name if nodes == 1 else f"{checkpoint.name}/node-{node}-of-{nodes}"
+        uri = join(self.prefix_uri, name) + "/"
 
         def copy() -> None:
             self.storage.upload_dir(checkpoint, uri)
@@ -103,31 +112,110 @@ class CheckpointStore:
             if self.step_of(name) is not None and name not in keep:
                 self.storage.delete_prefix(join(self.prefix_uri, name) + "/")
 
-    def newest(self) -> Path | None:
-        """The newest whole checkpoint, fetched from the store if it is only there. Torn ones are removed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        steps: dict[int, Path | None] = {}
-        for path in self.folder.iterdir():
-            step = self.step_of(path)
+    def _stored(self) -> dict[int, list[str]]:
+        """Whole checkpoints in the store: step → the prefixes of their parts, one per node that wrote them."""
+        names = {item.uri.removeprefix(self.prefix_uri).split("/")[0] for item in self.storage.list(self.prefix_uri)}
+        found: dict[int, list[str]] = {}
+        for name in names:
+            step, uri = self.step_of(name), join(self.prefix_uri, name) + "/"
             if step is None:
                 continue
-            if self.is_sealed(path):
-                steps[step] = path
-            else:
-                shutil.rmtree(path)
-        names = {item.uri.removeprefix(self.prefix_uri).split("/")[0] for item in self.storage.list(self.prefix_uri)}
-        for name in names:
-            step = self.step_of(name)
-            if step is not None and step not in steps and self.storage.is_complete(join(self.prefix_uri, name) + "/"):
-                steps[step] = None
-        if not steps:
-            return None
-        best = max(steps)
-        found = steps[best]
-        if found is None:
-            found = self.folder / f"checkpoint-{best}"
-            self.storage.download_dir(join(self.prefix_uri, found.name) + "/", found)
+            if self.storage.is_complete(uri):
+                found[step] = [uri]
+                continue
+            folders = {item.uri.removeprefix(uri).split("/")[0] for item in self.storage.list(uri)}
+            for nodes in {int(match[2]) for f in folders if (match := re.fullmatch(r"node-(\d+)-of-(\d+)", f))}:
+                parts = [join(uri, f"node-{node}-of-{nodes}") + "/" for node in range(nodes)]
+                if all(self.storage.is_complete(part) for part in parts):
+                    found[step] = parts
         return found
+
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint, fetched from the store if it is only there. Torn ones are removed.
+
+        Called by every process: the first of the run chooses, the first of each node fetches. Where there are several
+        nodes, a folder on one of them is not the whole checkpoint: then only what is in the store counts.
+        """
+        rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+        alone = node_rank()[1] == 1
+        self.folder.mkdir(parents=True, exist_ok=True)
+        chosen: list[tuple[int, list[str]] | None] = [None]
+        if rank == 0:
+            steps: dict[int, list[str]] = {}
+            for path in self.folder.iterdir():
+                step = self.step_of(path)
+                if step is None:
+                    continue
+                if alone and self.is_sealed(path):
+                    steps[step] = []
+                else:
+                    shutil.rmtree(path)
+            for step, parts in self._stored().items():
+                steps.setdefault(step, parts)
+            if steps:
+                chosen = [(max(steps), steps[max(steps)])]
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            torch.distributed.broadcast_object_list(chosen, src=0)
+        if chosen[0] is None:
+            return None
+        step, parts = chosen[0]
+        found = self.folder / f"checkpoint-{step}"
+        if parts and local_rank == 0:
+            shutil.rmtree(found, ignore_errors=True)
+            for part in parts:
+                self.storage.download_dir(part, found)
+            self._bring_best(found)
+            self.seal(found)
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            torch.distributed.barrier()
+        return found
+
+    def _bring_best(self, checkpoint: Path) -> None:
+        """Fetch the best checkpoint so far too, which a fetched one may name, and name it where it is here."""
+        path = checkpoint / "trainer_state.json"
+        state = json.loads(path.read_text()) if path.exists() else {}
+        if not state.get("best_model_checkpoint"):
+            return
+        best = self.folder / Path(state["best_model_checkpoint"]).name
+        step = self.step_of(best)
+        if step is not None and best != checkpoint and not self.is_sealed(best):
+            for part in self._stored().get(step, []):
+                self.storage.download_dir(part, best)
+            self.seal(best)
+        state["best_model_checkpoint"] = str(best)
+        path.write_text(json.dumps(state, indent=2))
+
+
+def node_rank() -> tuple[int, int]:
+    """(which, of how many) nodes this process is on, as torchrun says."""
+    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return int(os.environ.get("RANK", "0")) // per_node, -(-int(os.environ.get("WORLD_SIZE", "1")) // per_node)
+
+
+def repartition(trainer: Any, checkpoint: Path) -> None:
+    """Let a ZeRO checkpoint be loaded on another number of processes than wrote it: as a universal checkpoint.
+
+    Every process calls it. The first of each node converts (DeepSpeed's own tool); where the numbers agree it does
+    nothing.
+    """
+    if not trainer.is_deepspeed_enabled:
+        return
+    tag = (checkpoint / "latest").read_text().strip()
+    written_by = len(list((checkpoint / tag).glob("*_optim_states.pt")))
+    if written_by == int(os.environ.get("WORLD_SIZE", "1")):
+        return
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0 and not (checkpoint / "latest_universal").exists():
+        source, target = checkpoint / tag, checkpoint / f"{tag}_universal"
+        print(f"{checkpoint.name}: converting it, written by {written_by} processes, to a universal one", flush=True)
+        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+        command += ["--input_folder", str(source), "--output_folder", str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{checkpoint} cannot be converted to a universal checkpoint:\n{done.stderr[-2000:]}")
+        (checkpoint / "latest_universal").write_text(target.name)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    trainer.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
 
 
 def load_weights(model: Any, folder: Path) -> None:
@@ -178,16 +266,56 @@ class CheckpointCallback(TrainerCallback):
         """Called on every rank after the checkpoint's files are written."""
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # every rank has written its part of the optimiser and its random state
-        if not state.is_world_process_zero:
+        if int(os.environ.get("LOCAL_RANK", "0")) != 0:
             return
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        checkpoint.mkdir(parents=True, exist_ok=True)
         self.store.seal(checkpoint)
-        self.store.prune([path.name for path in Path(args.output_dir).iterdir()])
+        if state.is_world_process_zero:
+            self.store.prune([path.name for path in Path(args.output_dir).iterdir()])
         self.store.upload(checkpoint)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Leave no upload behind."""
         self.store.wait()
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM (a spot node about to be taken, a pod evicted): a checkpoint, safely stored, and then the end."""
+
+    EXIT_CODE = 143
+    """What a process that SIGTERM ended is expected to return; whoever started it starts it again, and it resumes."""
+
+    def __init__(self, store: CheckpointStore, every_steps: int = 1) -> None:
+        """Args: ``every_steps``: a checkpoint may only be made after a multiple of so many steps."""
+        self.store, self.every_steps = store, every_steps
+        self.asked = self.stopping = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Listen."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ranks stop together, at the same step, however many of them were asked."""
+        asked = torch.tensor(float(self.asked), device=args.device)
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+        if asked > 0 and state.global_step % self.every_steps == 0 and state.global_step < state.max_steps:
+            self.stopping = control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The checkpoint is sealed (this callback comes after the one that does it): see it stored, and leave."""
+        if not self.stopping:
+            return
+        self.store.wait()
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        print(f"asked to stop: checkpoint {state.global_step} is stored; the next start goes on from it", flush=True)
+        raise SystemExit(self.EXIT_CODE)
 
 
 class ProgressCallback(TrainerCallback):
@@ -256,23 +384,6 @@ def pick_items(split: Split, kinds: Sequence[str], images: bool = True) -> list[
     ]
 
 
-def check_mixture(config: TrainingConfig, split: Split, indices: Sequence[int]) -> None:
-    """Refuse what would hang: pictures and videos mixed under ZeRO-3 on several ranks.
-
-    The models run the vision tower once for pictures and once for videos. Under ZeRO-3 every pass is a collective
-    operation, and a rank whose batch holds only one of the two would make fewer of them than its neighbours.
-
-    Raises:
-        ConfigError: saying what to set.
-    """
-    kinds = {split.samples[index].media.kind for index in indices}
-    if config.deepspeed == "zero3" and len(kinds) > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "deepspeed=zero3 on several processes cannot mix pictures and videos yet; "
-            "set deepspeed=zero2, or images=false"
-        )
-
-
 def validate(
     model: Any,
     encoder: ChatEncoder,
@@ -314,12 +425,41 @@ _DEEPSPEED: dict[str, dict[str, Any]] = {
 }
 
 
-def trainer_arguments(config: TrainingConfig, folder: Path, on_cpu: bool, dtype: str = "auto") -> dict[str, Any]:
+def accumulation(config: TrainingConfig, planned_processes: int | None) -> int:
+    """Micro-batches per optimiser step on the processes there are, so that the batch stays what was planned.
+
+    A training that was planned for eight processes and goes on with four, because the other node is gone, takes twice
+    as many micro-batches: the same rows make the same step.
+
+    Args:
+        planned_processes: those that ``gradient_accumulation`` was meant for; None: those there are.
+
+    Raises:
+        ConfigError: the planned batch cannot be shared out between the processes there are.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    total = config.gradient_accumulation * (planned_processes or processes)
+    if total % processes:
+        raise ConfigError(
+            f"the batch was planned as {total} micro-batches per step, which {processes} processes cannot share; "
+            f"start a number of them that divides {total}"
+        )
+    return total // processes
+
+
+def trainer_arguments(
+    config: TrainingConfig,
+    folder: Path,
+    on_cpu: bool,
+    dtype: str = "auto",
+    planned_processes: int | None = None,
+) -> dict[str, Any]:
     """Keyword arguments that TRL's SFTConfig and GRPOConfig share, from our configuration.
 
     Args:
         dtype: `ModelConfig.dtype`; with bfloat16 the forward pass is computed in it, while the weights that the
             optimiser updates stay in float32 (its own, or DeepSpeed's master copy).
+        planned_processes: see `accumulation`.
     """
     bf16 = pick_dtype(dtype, torch.device("cpu" if on_cpu else "cuda")) == torch.bfloat16
     arguments: dict[str, Any] = {
@@ -328,13 +468,14 @@ def trainer_arguments(config: TrainingConfig, folder: Path, on_cpu: bool, dtype:
         "data_seed": config.seed,
         "max_steps": config.max_steps,
         "num_train_epochs": config.num_epochs,
+        "train_sampling_strategy": "random" if config.shuffle else "sequential",
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.lr_schedule,
         "warmup_steps": config.warmup_steps,
         "weight_decay": config.weight_decay,
         "adam_beta2": config.adam_beta2,
         "max_grad_norm": config.max_grad_norm,
-        "gradient_accumulation_steps": config.gradient_accumulation,
+        "gradient_accumulation_steps": accumulation(config, planned_processes),
         "gradient_checkpointing": config.gradient_checkpointing,
         "save_strategy": "steps",
         "save_steps": config.save_every_steps,
@@ -444,13 +585,11 @@ class TrainingJob:
     def run(self, trainer: Any) -> None:
         """Train from the newest checkpoint, if there is one, to the end."""
         trainer.remove_callback(PrinterCallback)  # `ProgressCallback` prints, in one line
-        checkpoint = self.store.newest() if self.tracker is not None else None
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            chosen = [checkpoint]
-            torch.distributed.broadcast_object_list(chosen, src=0)
-            checkpoint = chosen[0]
+        checkpoint = self.store.newest()
         if checkpoint is not None and self.tracker is not None:
             print(f"{self.stage}: going on from {checkpoint.name}", flush=True)
+        if checkpoint is not None:
+            repartition(trainer, checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def finish(self, trainer: Any, counts: dict[str, int], details: dict[str, Any] | None = None) -> None:

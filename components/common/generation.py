@@ -1,8 +1,9 @@
 """The generation engine: rollouts, validation, evaluation and the local server all decode here.
 
-Each prompt (vision tower included) is prefilled once, its cache is branched ``n`` times, and rows leave the batch when
-they finish. Sampling draws one uniform number per (seed, row, step) and inverts the distribution, so that a
-completion depends on its own seed alone, not on which other prompts share its batch.
+Each clip (vision tower included) is read once however many questions are asked about it, each prompt is prefilled
+once, its cache is branched ``n`` times, and rows leave the batch when they finish. Sampling draws one uniform number
+per (seed, row, step) and inverts the distribution, so that a completion depends on its own seed alone, not on which
+other prompts share its batch.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,10 @@ from transformers import DynamicCache
 
 from .chat import ChatEncoder, EncodedPrompt
 from .models import LoadedModel
+
+
+class NonFiniteError(RuntimeError):
+    """A result that should be a finite number is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,15 +82,79 @@ def pick_tokens(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor)
     """Next tokens (R,) from logits (R, V) and one uniform number per row (R,)."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    probabilities, order = torch.softmax(logits.double() / sampling.temperature, -1).sort(-1, descending=True)
-    cumulative = probabilities.cumsum(-1)
+    probabilities = torch.softmax(logits.double() / sampling.temperature, -1)
     if sampling.top_p < 1:
-        outside = cumulative - probabilities >= sampling.top_p
-        probabilities = probabilities.masked_fill(outside, 0)
-        cumulative = probabilities.cumsum(-1)
+        ranked, order = probabilities.sort(-1, descending=True)
+        outside = ranked.cumsum(-1) - ranked >= sampling.top_p
+        probabilities = probabilities.masked_fill(outside.scatter(-1, order, outside), 0)
+    # The distribution is inverted in the order of the vocabulary. By rank, two tokens of nearly the same probability
+    # would change places with the last bit of a logit, and the draw with them.
+    cumulative = probabilities.cumsum(-1)
     target = uniform.to(cumulative)[:, None] * cumulative[:, -1:]
-    rank = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
-    return order.gather(-1, rank)[:, 0]
+    return torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)[:, 0]
+
+
+def _clip_owners(prompts: Sequence[EncodedPrompt]) -> list[int]:
+    """For each prompt the first one that starts with the same text and the same clip (often the prompt itself)."""
+    first: dict[tuple[int, tuple[int, ...]], int] = {}
+    return [
+        first.setdefault((id(prompt.pixel_values), tuple(prompt.input_ids[: prompt.vision_end].tolist())), index)
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def _prefill(
+    model: Any, encoder: ChatEncoder, prompts: Sequence[EncodedPrompt], cache: DynamicCache
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Fill ``cache`` with the prompts (a row each), reading what several questions on one clip share only once.
+
+    Returns:
+        The last logits (B, V), the next position (B,), and the mask of the cache's columns (B, L): prompts of
+        different lengths are padded on the left.
+    """
+    device = next(model.parameters()).device
+    owners = _clip_owners(prompts)
+    leaders = sorted(set(owners))
+    shared = len(leaders) < len(prompts)
+    heads = [_first_tokens(prompts[i], prompts[i].vision_end) if shared else prompts[i] for i in leaders]
+    batch = {name: tensor.to(device) for name, tensor in encoder.collate(heads).items()}
+    mask = batch.pop("attention_mask")
+    padded = bool((mask == 0).any())
+    # Positions are the encoder's: those of the model are module state, and differ from what it was trained with.
+    outputs = model(
+        **batch, attention_mask=mask if padded else None, past_key_values=cache, use_cache=True, logits_to_keep=1
+    )
+    next_position = torch.tensor([prompt.next_position for prompt in prompts], device=device)
+    if not shared:
+        return outputs.logits[:, -1], next_position, mask
+    rows = torch.tensor([leaders.index(owner) for owner in owners], device=device)
+    cache.batch_select_indices(rows)
+    tails = [len(prompt) - prompt.vision_end for prompt in prompts]
+    ids = torch.full((len(prompts), max(tails)), encoder.pad_token_id)
+    tail_mask, positions = torch.zeros_like(ids), torch.zeros(3, *ids.shape, dtype=torch.long)
+    for row, (prompt, length) in enumerate(zip(prompts, tails, strict=True)):
+        ids[row, -length:] = prompt.input_ids[-length:]
+        tail_mask[row, -length:] = 1
+        positions[:, row, -length:] = prompt.position_ids[:, -length:]
+    mask = torch.cat([mask[rows], tail_mask.to(device)], 1)
+    outputs = model(
+        input_ids=ids.to(device),
+        attention_mask=mask if bool((mask == 0).any()) else None,
+        position_ids=positions.to(device),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return outputs.logits[:, -1], next_position, mask
+
+
+def _first_tokens(prompt: EncodedPrompt, length: int) -> EncodedPrompt:
+    return replace(
+        prompt,
+        input_ids=prompt.input_ids[:length],
+        mm_token_type_ids=prompt.mm_token_type_ids[:length],
+        position_ids=prompt.position_ids[:, :length],
+    )
 
 
 def _decode(
@@ -100,28 +169,16 @@ def _decode(
 
     Row ``i * n + j`` is completion j of prompt i.
     """
-    device = next(model.parameters()).device
-    batch = {name: tensor.to(device) for name, tensor in encoder.collate(prompts).items()}
-    mask = batch.pop("attention_mask")
-    backbone = model.get_base_model().model if hasattr(model, "get_base_model") else model.model  # below LoRA, if any
-    grids = {k: batch[k] for k in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts") if k in batch}
-    positions, _ = backbone.get_rope_index(batch["input_ids"], batch["mm_token_type_ids"], attention_mask=mask, **grids)
-    padded = bool((mask == 0).any())
     cache = DynamicCache(config=model.config.get_text_config())
-    # The dtype of the vision tower, not of the file, decides what the pixels are computed in.
-    logits = model(
-        **batch,
-        attention_mask=mask if padded else None,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
-    next_position = positions.amax(dim=(0, 2)) + 1
+    logits, next_position, mask = _prefill(model, encoder, prompts, cache)
+    if not bool(torch.isfinite(logits).all()):
+        raise NonFiniteError("the model's logits are not finite numbers; are its weights, or the frames, damaged?")
+    padded = bool((mask == 0).any())
     if n > 1:
         cache.batch_repeat_interleave(n)
         logits, next_position = logits.repeat_interleave(n, 0), next_position.repeat_interleave(n)
         mask = mask.repeat_interleave(n, 0)
+    device = logits.device
     noise = torch.cat([uniforms(sampling.seed, key, n, sampling.max_new_tokens) for key in keys]).to(device)
     rows = torch.arange(logits.shape[0], device=device)
     for step in range(sampling.max_new_tokens):
@@ -161,7 +218,8 @@ def sample(
 
     Args:
         model: an unwrapped Qwen-VL model.
-        prompts: any number, of any lengths; neighbours in length share a batch.
+        prompts: any number, of any lengths; neighbours in length share a batch. Those made by
+            `ChatEncoder.encode_many` are kept together, and their clip is read once.
         batch_size: rows (prompts × n) decoded at once.
         keys: a number per prompt that, with ``sampling.seed``, determines its completions; default: its index.
         on_batch: called with the number of prompts finished, after each batch.
@@ -170,7 +228,11 @@ def sample(
         For each prompt, in the order given, its ``n`` completions.
     """
     keys = list(keys) if keys is not None else list(range(len(prompts)))
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    by_clip: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        by_clip.setdefault(id(prompt.pixel_values), []).append(index)
+    clips = sorted(by_clip.values(), key=lambda indices: max(len(prompts[i]) for i in indices))
+    order = [index for indices in clips for index in indices]
     results: list[list[Completion]] = [[] for _ in prompts]
     per_batch = max(1, batch_size // n)
     with inference(model):

@@ -522,8 +522,13 @@ def load_model(
     if missing or info.get("mismatched_keys"):
         broken = sorted(str(k) for k in [*missing, *info.get("mismatched_keys", ())])
         raise ModelError(f"{folder}: weights missing or of another shape: {', '.join(broken[:5])}")
-    encoder = ChatEncoder(processor, card["prompt"], card["video"])
+    encoder = ChatEncoder(processor, card["prompt"], card["video"], tokens_per_second(model))
     return LoadedModel(model.to(device).eval(), encoder, card["video"], card["prompt"], folder)
+
+
+def tokens_per_second(model: Any) -> float:
+    """M-RoPE positions per second of video; 0 for models that write the time as text (Qwen3-VL)."""
+    return float(getattr(model.config.vision_config, "tokens_per_second", None) or 0.0)
 
 
 def save_model(

@@ -6,15 +6,18 @@ Source: Video-R1 (arXiv 2503.21776), equations 1–4, and the settings of its re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..common.answers import follows_format, grade, parse_response
+from ..common.config import ConfigError
 from ..common.prompts import AnswerFormat
 from ..common.samples import Sample
-from .config import LengthConfig, RewardConfig, TemporalConfig
+from .config import LengthConfig, OverlongConfig, RewardConfig, TemporalConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,8 +74,56 @@ def length_bonus(
     return config.bonus * (correct & (counts >= config.min_tokens) & (counts <= config.max_tokens)).float()
 
 
-COMPONENTS = ("accuracy", "format", "temporal", "length")
-"""Columns of `group_rewards`."""
+def overlong_penalty(token_counts: Sequence[int], config: OverlongConfig) -> torch.Tensor:
+    """0 up to ``start_tokens``, then linearly down to −``penalty`` at ``max_tokens`` (DAPO, equation 13)."""
+    counts = torch.tensor(token_counts, dtype=torch.float32)
+    excess = (counts - config.start_tokens) / (config.max_tokens - config.start_tokens)
+    return -config.penalty * excess.clamp(0, 1)
+
+
+Reward = Callable[[Group], Sequence[float]]
+"""A reward of one's own: one number for each of a group's completions."""
+
+
+class RewardError(RuntimeError):
+    """A reward function failed, or returned something that is no reward."""
+
+
+def load_rewards(config: RewardConfig) -> dict[str, Reward]:
+    """The functions that ``config.extra`` names.
+
+    Raises:
+        ConfigError: there is no such function.
+    """
+    found: dict[str, Reward] = {}
+    for path in config.extra:
+        module, _, name = path.partition(":")
+        try:
+            found[path] = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(
+                f"grpo.rewards.extra: '{path}' cannot be loaded ({error}); is its module importable from here?"
+            ) from error
+    return found
+
+
+def earned(path: str, reward: Reward, group: Group) -> torch.Tensor:
+    """(G,) what a reward of one's own gives to a group.
+
+    Raises:
+        RewardError: it raised, or did not return one finite number per completion.
+    """
+    try:
+        values = [float(value) for value in reward(group)]
+    except Exception as error:
+        raise RewardError(
+            f"reward {path} failed on sample {group.sample.id}: {type(error).__name__}: {error}"
+        ) from error
+    if len(values) != len(group.texts) or not all(math.isfinite(value) for value in values):
+        raise RewardError(
+            f"reward {path} returned {values} for the {len(group.texts)} completions of sample {group.sample.id}"
+        )
+    return torch.tensor(values)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,24 +131,29 @@ class GroupRewards:
     """What a group's completions earned."""
 
     components: torch.Tensor
-    """(G, 4) in the order of `COMPONENTS`, weights applied; a completion's reward is the sum of its row."""
+    """(G, K) in the order of `RewardConfig.names`, weights applied; a completion's reward is the sum of its row."""
     accuracy: torch.Tensor
     """(G,) graded answers in [0, 1]."""
     shuffled_accuracy: torch.Tensor
     """(G̃,) graded answers of the shuffled rollouts."""
 
 
-def group_rewards(group: Group, config: RewardConfig, answer_format: AnswerFormat) -> GroupRewards:
-    """Reward the completions of one prompt."""
+def group_rewards(
+    group: Group, config: RewardConfig, answer_format: AnswerFormat, extra: Mapping[str, Reward] | None = None
+) -> GroupRewards:
+    """Reward the completions of one prompt; ``extra`` is what `load_rewards` found."""
     graded = accuracy(group.sample, group.texts)
     shuffled = accuracy(group.sample, group.shuffled_texts)
     zero = torch.zeros_like(graded)
+    above = config.correct_above
     columns = [
         config.accuracy * graded,
         config.format * well_formed(group.sample, group.texts, answer_format),
-        temporal_bonus(graded, shuffled, config.correct_above, config.temporal) if config.temporal else zero,
-        length_bonus(graded, group.token_counts, config.correct_above, config.length) if config.length else zero,
+        temporal_bonus(graded, shuffled, above, config.temporal) if config.temporal else zero,
+        length_bonus(graded, group.token_counts, above, config.length) if config.length else zero,
+        overlong_penalty(group.token_counts, config.overlong) if config.overlong else zero,
     ]
+    columns += [config.extra[path] * earned(path, reward, group) for path, reward in (extra or {}).items()]
     return GroupRewards(components=torch.stack(columns, dim=1), accuracy=graded, shuffled_accuracy=shuffled)
 
 

@@ -36,6 +36,7 @@ def run(run: str, config: str, model: str, data: str, policy: str) -> str:
             "config": section.model_dump(mode="json"),
             "model": base.model_dump(mode="json"),
             "data": data,
+            "processes": ranks,
             "policy": policy,
         }
         finished = run_training(context, "grpo", "vthink.components.grpo.train", job, key, prefix)

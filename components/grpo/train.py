@@ -6,7 +6,7 @@ Started by torchrun, once per process: ``python -m vthink.components.grpo.train 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trl import GRPOConfig as TRLConfig
@@ -14,9 +14,9 @@ from trl import GRPOConfig as TRLConfig
 from ..common.checkpoints import (
     CheckpointCallback,
     ProgressCallback,
+    StopOnSignal,
     TrainingJob,
     adapter_config,
-    check_mixture,
     freeze,
     pick_items,
     trainer_arguments,
@@ -27,14 +27,13 @@ from ..common.report import RolloutCompletion, RolloutRow, page, rollout_table
 from ..common.tracking import Tracker
 from ..common.video import encode_frames
 from .config import GRPOConfig
-from .rewards import COMPONENTS
 from .trainer import Rollouts, VideoGRPOTrainer, prompt_rows
 
 _SHOWN_PROMPTS = 4
 
 
-def rollout_rows(rollouts: Rollouts, video: VideoConfig) -> list[RolloutRow]:
-    """The first prompts of a step for the rollout table: frames, completions, rewards, advantages."""
+def rollout_rows(rollouts: Rollouts, video: VideoConfig, names: Sequence[str]) -> list[RolloutRow]:
+    """The first prompts of a step for the rollout table: frames, completions, rewards by name, advantages."""
     rows = []
     for i, item in enumerate(rollouts.items[:_SHOWN_PROMPTS]):
         clip = rollouts.shuffled_clips[i]
@@ -47,7 +46,7 @@ def rollout_rows(rollouts: Rollouts, video: VideoConfig) -> list[RolloutRow]:
                 completions_ordered=[
                     RolloutCompletion(
                         text=completion.text,
-                        rewards=dict(zip(COMPONENTS, rollouts.rewards[i, j].tolist(), strict=True))
+                        rewards=dict(zip(names, rollouts.rewards[i, j].tolist(), strict=True))
                         | {"total": float(rollouts.rewards[i, j].sum())},
                         advantage=float(rollouts.advantages[i, j]),
                     )
@@ -56,7 +55,7 @@ def rollout_rows(rollouts: Rollouts, video: VideoConfig) -> list[RolloutRow]:
                 completions_shuffled=[
                     RolloutCompletion(text=completion.text, rewards={"accuracy": float(graded)}, advantage=None)
                     for completion, graded in zip(
-                        rollouts.shuffled[i], rollouts.shuffled_accuracy[i].tolist(), strict=True
+                        rollouts.shuffled[i], rollouts.earned[i].shuffled_accuracy.tolist(), strict=True
                     )
                 ],
             )
@@ -64,15 +63,15 @@ def rollout_rows(rollouts: Rollouts, video: VideoConfig) -> list[RolloutRow]:
     return rows
 
 
-def table_writer(tracker: Tracker, video: VideoConfig) -> Callable[[int, Rollouts], None]:
+def table_writer(tracker: Tracker, video: VideoConfig, names: Sequence[str]) -> Callable[[int, Rollouts], None]:
     """Writes a step's rollouts to MLflow: a page to look at and a table to search."""
 
     def write(step: int, rollouts: Rollouts) -> None:
-        rows = rollout_rows(rollouts, video)
+        rows = rollout_rows(rollouts, video, names)
         html = page(f"Rollouts at step {step}", [("", rollout_table(rows))])
         tracker.log_html(f"rollouts/step-{step:06d}.html", html)
         columns: dict[str, list[Any]] = {name: [] for name in ("step", "question", "truth", "frames", "completion")}
-        columns |= {name: [] for name in (*COMPONENTS, "advantage")}
+        columns |= {name: [] for name in (*names, "advantage")}
         for row in rows:
             for frames, group in (
                 ("ordered", row.completions_ordered),
@@ -85,7 +84,7 @@ def table_writer(tracker: Tracker, video: VideoConfig) -> Callable[[int, Rollout
                     columns["frames"].append(frames)
                     columns["completion"].append(completion.text)
                     columns["advantage"].append(completion.advantage)
-                    for name in COMPONENTS:
+                    for name in names:
                         columns[name].append(completion.rewards.get(name))
         # A table of its own for each step: a training that is resumed replaces the steps it repeats, and no others.
         tracker.log_table(f"rollouts/step-{step:06d}.json", columns)
@@ -102,21 +101,29 @@ def train(job: dict[str, Any]) -> None:
     training, held_out = opened.data.split("train"), opened.data.split("validation")
     indices = pick_items(training, config.kinds, config.images)
     asked = pick_items(held_out, config.validation.kinds)[: config.validation.num_items]
-    check_mixture(config, training, indices)
     batch = config.prompts_per_step * config.num_generations
     arguments = TRLConfig(
         **trainer_arguments(
-            config, opened.store.folder, opened.loaded.device.type == "cpu", opened.job["model"]["dtype"]
+            config,
+            opened.store.folder,
+            opened.loaded.device.type == "cpu",
+            opened.job["model"]["dtype"],
+            opened.job.get("processes"),
         ),
         per_device_train_batch_size=batch,
         per_device_eval_batch_size=batch,
+        shuffle_dataset=config.shuffle,
         num_generations=config.num_generations,
         max_completion_length=config.max_new_tokens,
         temperature=1.0,  # of the log-probabilities; rollouts are sampled by our own engine
         beta=config.kl_coefficient,
         epsilon=config.epsilon,
-        loss_type=config.loss,
+        epsilon_high=config.epsilon_high,
+        num_iterations=config.num_iterations,
+        loss_type="grpo" if config.loss == "gspo" else config.loss,
+        importance_sampling_level="sequence" if config.loss == "gspo" else "token",
         scale_rewards="group" if config.scale_by_std else "none",
+        **vllm_arguments(config),
         load_best_model_at_end=True,
         metric_for_best_model="eval_accuracy",
         greater_is_better=True,
@@ -130,17 +137,37 @@ def train(job: dict[str, Any]) -> None:
         processing_class=encoder.processor,
         reward_funcs=[_scored_by_group],
         peft_config=adapter_config(model, config),
-        callbacks=[CheckpointCallback(opened.store), ProgressCallback("grpo", opened.tracker)],
+        callbacks=[
+            CheckpointCallback(opened.store),
+            StopOnSignal(opened.store, config.num_iterations),
+            ProgressCallback("grpo", opened.tracker),
+        ],
         settings=config,
         encoder=encoder,
         split=training,
         held_out=held_out,
         asked=asked,
-        on_rollouts=table_writer(opened.tracker, opened.loaded.video) if opened.tracker else None,
+        on_rollouts=table_writer(opened.tracker, opened.loaded.video, config.reward_config.names)
+        if opened.tracker
+        else None,
     )
     opened.run(trainer)
     best = {"best_step": trainer.state.best_global_step, "best_accuracy": trainer.state.best_metric}
     opened.finish(trainer, {"prompts": len(indices), "validation_items": len(asked)}, best)
+
+
+def vllm_arguments(config: GRPOConfig) -> dict[str, Any]:
+    """TRL's settings for starting vLLM and moving weights to it; the requests are ours."""
+    if config.vllm is None:
+        return {}
+    return {
+        "use_vllm": True,
+        "vllm_mode": config.vllm.mode,
+        "vllm_server_base_url": config.vllm.server_url,
+        "vllm_gpu_memory_utilization": config.vllm.gpu_memory_utilization,
+        "vllm_enable_sleep_mode": config.vllm.sleep and config.vllm.mode == "colocate",
+        "vllm_importance_sampling_correction": True,
+    }
 
 
 def _scored_by_group(**_: Any) -> list[float]:

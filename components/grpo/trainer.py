@@ -2,8 +2,9 @@
 
 TRL 1.16 accepts prompts with videos and then computes every log-probability without pixels. Here each row carries its
 encoded prompt, pixels included, from the rollout into the forward pass of the policy, the old policy and the
-reference; `ChatEncoder.collate` refuses a batch whose placeholders have no pixels. The loss, the KL term, the
-reference model, the sampler and DeepSpeed stay TRL's.
+reference; a forward pass whose placeholders have no pixels is refused. A group's prompt is processed once, in rollouts
+(`common.generation`) and in log-probabilities (`shared_prefix`). The loss, the KL term, the reference model, the
+sampler and DeepSpeed stay TRL's.
 
 T-GRPO: Video-R1 (arXiv 2503.21776) §3.1. The shuffled rollouts only decide a bonus; they never enter the loss.
 """
@@ -12,24 +13,42 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
 from ..common.chat import BlindInputError, ChatEncoder, EncodedPrompt
 from ..common.checkpoints import WholeCheckpoints, validate
-from ..common.generation import Completion, Sampling, sample
+from ..common.generation import Completion, NonFiniteError, Sampling, sample
 from ..common.samples import PreparedSample, Split
 from ..common.video import Clip
 from .config import GRPOConfig
-from .rewards import COMPONENTS, Group, group_advantages, group_rewards
+from .rewards import Group, GroupRewards, group_advantages, group_rewards, load_rewards
+from .shared_prefix import install, log_probs, pack
+from .vllm_rollouts import VLLMRollouts, importance_weights
+
+_NO_SIGNAL = 1e-6
+"""A group whose rewards' standard deviation is below this teaches nothing."""
+
+
+class DataStallError(RuntimeError):
+    """The clips of a step did not arrive in time."""
+
+
+class DivergedError(RuntimeError):
+    """Training goes on to no good: the policy has come apart, or there is nothing left to learn from."""
 
 
 @dataclass(slots=True)
@@ -38,18 +57,69 @@ class Rollouts:
 
     items: list[PreparedSample]
     prompts: list[EncodedPrompt]
-    completions: list[list[Completion]]
+    completions: list[Sequence[Completion]]
     shuffled_clips: list[Clip | None]
-    shuffled: list[list[Completion]]
+    shuffled: list[Sequence[Completion]]
     """Completions on the shuffled clips; empty where there is none."""
-    rewards: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    """(P, G, 4) components in the order of `COMPONENTS`."""
+    earned: list[GroupRewards] = field(default_factory=list)
+    """Rewards per prompt."""
     advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     """(P, G)"""
-    accuracy: list[torch.Tensor] = field(default_factory=list)
-    """(G,) graded answers per prompt."""
-    shuffled_accuracy: list[torch.Tensor] = field(default_factory=list)
-    """(G̃,) graded answers on the shuffled clips per prompt; empty where there are none."""
+
+    @property
+    def rewards(self) -> torch.Tensor:
+        """(P, G, K) components in the order of `RewardConfig.names`."""
+        return torch.stack([group.components for group in self.earned])
+
+    @property
+    def without_signal(self) -> list[int]:
+        """The prompts whose completions all earned the same."""
+        return (self.rewards.sum(-1).std(-1) < _NO_SIGNAL).nonzero()[:, 0].tolist()
+
+    def replace(self, position: int, other: Rollouts, source: int) -> None:
+        """Put group ``source`` of ``other`` in the place of group ``position``."""
+        for name in ("items", "prompts", "completions", "shuffled_clips", "shuffled", "earned"):
+            getattr(self, name)[position] = getattr(other, name)[source]
+
+
+class Prefetcher:
+    """Decodes the clips of rows that will be needed soon, in threads (decoding lets go of the interpreter lock)."""
+
+    def __init__(self, split: Split, workers: int, timeout_s: float) -> None:
+        self.split, self.timeout_s = split, timeout_s
+        self._pool = ThreadPoolExecutor(workers, "prefetch") if workers else None
+        self._coming: OrderedDict[int, Future[PreparedSample]] = OrderedDict()
+
+    def announce(self, rows: Sequence[int]) -> None:
+        """Start decoding; rows that were announced and never taken are forgotten after a while."""
+        if self._pool is None:
+            return
+        for row in dict.fromkeys(rows):
+            if row not in self._coming:
+                self._coming[row] = self._pool.submit(self.split.__getitem__, row)
+        while len(self._coming) > 4 * len(set(rows)) + 64:
+            self._coming.popitem(last=False)
+
+    def take(self, rows: Sequence[int]) -> list[PreparedSample]:
+        """The rows, decoded.
+
+        Raises:
+            DataStallError: one did not arrive within ``timeout_s``.
+        """
+        if self._pool is None:
+            return [self.split[row] for row in rows]
+        self.announce(rows)
+        items = []
+        for row in rows:
+            try:
+                items.append(self._coming.pop(row).result(self.timeout_s))
+            except FutureTimeout:
+                media = self.split.samples[row].media
+                raise DataStallError(
+                    f"row {row} ({media.uri}) was not decoded within {self.timeout_s:g} s; "
+                    "is its storage reachable? (grpo.data_timeout_s)"
+                ) from None
+        return items
 
 
 def prompt_rows(indices: Sequence[int]) -> Dataset:
@@ -68,6 +138,35 @@ def frame_order(seed: int, step: int, row: int, num_frames: int) -> np.ndarray:
         order = generator.permutation(num_frames)
         if num_frames < 2 or not np.array_equal(order, np.arange(num_frames)):
             return order
+
+
+class _StepClock(TrainerCallback):
+    """Times what lies between the trainer's own methods."""
+
+    def __init__(self, trainer: VideoGRPOTrainer) -> None:
+        self.trainer = trainer
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """After the update, before the next batch is fetched."""
+        self.trainer.clock.lap("update")
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Close the step's account."""
+        self.trainer.close_step()
+
+
+class Clock:
+    """Seconds of a step, by what they went into. Where a GPU works on its own, they include the wait for it."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Charge the time since the last call to ``name``."""
+        now = time.perf_counter()
+        self.seconds[name] += now - self.last
+        self.last = now
 
 
 class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
@@ -96,14 +195,76 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         super().__init__(*args, **kwargs)
         self.settings, self.encoder, self.split = settings, encoder, split
         self.held_out, self.asked, self.on_rollouts = held_out, list(asked), on_rollouts
+        self.extra_rewards = load_rewards(settings.reward_config)
+        self.prefetcher = Prefetcher(split, settings.prefetch_workers, settings.data_timeout_s)
+        # The loader fetches one batch ahead: its collator sees the rows before they are needed.
+        self.data_collator = self._announce
+        self.clock = Clock()
+        self.add_callback(_StepClock(self))
+        self.vllm = VLLMRollouts(self.vllm_generation, encoder) if settings.vllm is not None else None
         self._rows: list[EncodedPrompt] | None = None
+        self._tokens = 0
+        self._steps_without_signal = 0
+        if settings.shared_prefix != "off":
+            install(self.accelerator.unwrap_model(self.model))
+            if self.ref_model is not None:
+                install(self.accelerator.unwrap_model(self.ref_model))
+
+    def _announce(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        self.prefetcher.announce([row["row"] for row in rows])
+        return rows
 
     # -- rollouts -----------------------------------------------------------------------------------------------------
 
     def _roll_out(self, rows: Sequence[int]) -> Rollouts:
+        """Rewarded rollouts for this rank's rows; groups without signal are tried again if so configured."""
+        # Under ZeRO-3 the weights are gathered for this block, so ranks need not make the same number of passes:
+        # one may have pictures only, and no shuffled rollouts, or more groups to try again.
+        with self._policy() as model:
+            rollouts = self._complete(model, rows)
+            self._score(rollouts)
+            for attempt in range(self.settings.dynamic_sampling):
+                positions = rollouts.without_signal
+                if not positions:
+                    break
+                others = [self._substitute(rows[position], attempt) for position in positions]
+                again = self._complete(model, others)
+                self._score(again)
+                empty = set(again.without_signal)
+                for source, position in enumerate(positions):
+                    if source not in empty:
+                        rollouts.replace(position, again, source)
+        self._set_advantages(rollouts)
+        return rollouts
+
+    def _policy(self) -> AbstractContextManager[Any]:
+        """The policy, ready to sample from: the training model, or vLLM with its present weights."""
+        if self.vllm is not None:
+            return self.vllm.policy(self.state.global_step)
+        model: AbstractContextManager[Any] = unwrap_model_for_generation(
+            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
+        )
+        return model
+
+    def _sample(
+        self, model: Any, prompts: Sequence[EncodedPrompt], sampling: Sampling, n: int, keys: Sequence[int]
+    ) -> Sequence[Sequence[Completion]]:
+        if self.vllm is not None:
+            return self.vllm.generate(prompts, sampling, n, keys)
+        return sample(model, self.encoder, prompts, sampling, n, n * self.settings.prompts_per_step, keys)
+
+    def _substitute(self, row: int, attempt: int) -> int:
+        """Another training row, drawn by (seed, step, row, attempt) alone."""
+        key = f"substitute/{self.settings.seed}/{self.state.global_step}/{row}/{attempt}"
+        rows: list[int] = self.train_dataset["row"]
+        return int(rows[zlib.crc32(key.encode()) % len(rows)])
+
+    def _complete(self, model: Any, rows: Sequence[int]) -> Rollouts:
         """Complete each row's prompt G times on its frames in order and, for T-GRPO, some times on them shuffled."""
         step, config = self.state.global_step, self.settings
-        items = [self.split[row] for row in rows]
+        self.clock.lap("other")
+        items = self.prefetcher.take(rows)
+        self.clock.lap("wait")
         prompts = [self.encoder.encode_sample(item) for item in items]
         temporal = config.reward_config.temporal
         clips: list[Clip | None] = [None] * len(items)
@@ -119,27 +280,21 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             seed=config.seed,
         )
         keys = [zlib.crc32(f"{step}/{row}".encode()) for row in rows]
-        # Under ZeRO-3 the weights are gathered for this block, so ranks need not make the same number of passes:
-        # one may have pictures only, and no shuffled rollouts.
-        with unwrap_model_for_generation(
-            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
-        ) as model:
-            batch = config.num_generations * config.prompts_per_step
-            completions = sample(model, self.encoder, prompts, sampling, config.num_generations, batch, keys)
-            chosen = [position for position, clip in enumerate(clips) if clip is not None]
-            shuffled: list[list[Completion]] = [[] for _ in items]
-            if chosen and temporal is not None:
-                count = max(1, int(config.num_generations * temporal.shuffled_fraction))
-                others = [self.encoder.with_clip(prompts[i], clip) for i in chosen if (clip := clips[i]) is not None]
-                answered = sample(model, self.encoder, others, sampling, count, batch, [keys[i] ^ 1 for i in chosen])
-                for position, group in zip(chosen, answered, strict=True):
-                    shuffled[position] = group
-        return Rollouts(items, prompts, completions, clips, shuffled)
+        completions = self._sample(model, prompts, sampling, config.num_generations, keys)
+        shuffled: list[Sequence[Completion]] = [[] for _ in items]
+        chosen = [position for position, clip in enumerate(clips) if clip is not None]
+        if chosen and temporal is not None:
+            count = max(1, int(config.num_generations * temporal.shuffled_fraction))
+            others = [self.encoder.with_clip(prompts[i], clip) for i in chosen if (clip := clips[i]) is not None]
+            answered = self._sample(model, others, sampling, count, [keys[i] ^ 1 for i in chosen])
+            for position, group in zip(chosen, answered, strict=True):
+                shuffled[position] = group
+        self.clock.lap("rollout")
+        return Rollouts(items, prompts, list(completions), clips, shuffled)
 
     def _score(self, rollouts: Rollouts) -> None:
-        """Fill in rewards and advantages; statistics are per group."""
-        config = self.settings
-        earned = [
+        """Fill in the rewards."""
+        rollouts.earned = [
             group_rewards(
                 Group(
                     sample=item.sample,
@@ -147,21 +302,22 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
                     token_counts=[len(completion.token_ids) for completion in group],
                     shuffled_texts=[completion.text for completion in shuffled],
                 ),
-                config.reward_config,
+                self.settings.reward_config,
                 self.encoder.template.answer_format,
+                self.extra_rewards,
             )
             for item, group, shuffled in zip(rollouts.items, rollouts.completions, rollouts.shuffled, strict=True)
         ]
-        rollouts.rewards = torch.stack([group.components for group in earned])
-        rollouts.accuracy = [group.accuracy for group in earned]
-        rollouts.shuffled_accuracy = [group.shuffled_accuracy for group in earned]
+        self.clock.lap("reward")
+
+    def _set_advantages(self, rollouts: Rollouts) -> None:
+        """Fill in the advantages; statistics are per group."""
         totals = rollouts.rewards.sum(-1)
-        if config.permute_rewards:
-            generator = torch.Generator().manual_seed(
-                zlib.crc32(f"permute/{config.seed}/{self.state.global_step}".encode())
-            )
+        if self.settings.permute_rewards:
+            key = f"permute/{self.settings.seed}/{self.state.global_step}"
+            generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
             totals = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in totals])
-        rollouts.advantages = group_advantages(totals, config.scale_by_std)
+        rollouts.advantages = group_advantages(totals, self.settings.scale_by_std)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's step from rows to training tensors, with the video carried along.
@@ -176,51 +332,71 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         rows = [example["row"] for example in inputs][::group]
         if [example["row"] for example in inputs] != [row for row in rows for _ in range(group)]:
             raise RuntimeError("a group of completions is spread over processes; the batch must be a multiple of G")
-        clock = time.perf_counter()
         rollouts = self._roll_out(rows)
-        rolled_out = time.perf_counter()
-        self._score(rollouts)
-        scored = time.perf_counter()
 
         device = self.accelerator.device
         prompts = [prompt for prompt in rollouts.prompts for _ in range(group)]
-        completions = [completion.token_ids for row in rollouts.completions for completion in row]
+        completions = [completion for row in rollouts.completions for completion in row]
         longest_prompt = max(len(prompt) for prompt in prompts)
-        batch = self.encoder.collate(prompts, completions)
+        batch = self.encoder.collate(prompts, [completion.token_ids for completion in completions])
         ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+        counted = mask[:, longest_prompt:].clone()
+        if self.settings.mask_truncated:
+            counted[[i for i, completion in enumerate(completions) if completion.finish_reason == "length"]] = 0
+        if self.settings.dynamic_sampling:
+            counted.view(len(rows), group, -1)[rollouts.without_signal] = 0
         output: dict[str, Any] = {
             "prompt_ids": ids[:, :longest_prompt],
             "prompt_mask": mask[:, :longest_prompt],
             "completion_ids": ids[:, longest_prompt:],
             "completion_mask": mask[:, longest_prompt:],
+            "tool_mask": counted,  # TRL's name for a mask on what the loss counts
             "advantages": rollouts.advantages.reshape(-1).to(device),
-            "num_items_in_batch": self.accelerator.gather(mask[:, longest_prompt:].sum()).sum(),
+            "num_items_in_batch": self.accelerator.gather(counted.sum()).sum(),
             "prompts": prompts,
         }
         self._rows = prompts
         with torch.no_grad():
             # One update per rollout needs no old policy: its log-probabilities are the policy's own, detached.
-            if self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) != 0:
+            again = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) != 0
+            if again or self.vllm is not None:
                 output["old_per_token_logps"] = self._log_probs(self.model, ids, mask, output["completion_ids"].size(1))
+            if self.vllm is not None:
+                output["importance_sampling_ratio"] = self._correction(output, completions)
             if self.beta != 0.0:
                 output["ref_per_token_logps"] = self._reference_log_probs(ids, mask, output["completion_ids"].size(1))
         self._rows = None
-        self._record(rollouts, rolled_out - clock, scored - rolled_out, time.perf_counter() - scored)
+        self.clock.lap("log_probs")
+        self._record(rollouts)
         return output
 
-    def _record(self, rollouts: Rollouts, rollout_s: float, reward_s: float, log_probs_s: float) -> None:
-        """Keep this step's figures for the next log, averaged over ranks."""
-        lengths = [float(len(c.token_ids)) for group in rollouts.completions for c in group]
-        shuffled = [float(value.mean()) for value in rollouts.shuffled_accuracy if value.numel()]
-        values = {f"grpo/reward/{name}": rollouts.rewards[:, :, i].mean() for i, name in enumerate(COMPONENTS)}
+    def _correction(self, output: dict[str, Any], completions: Sequence[Completion]) -> torch.Tensor:
+        """(B, C) weights of the token losses, because vLLM's probabilities are not quite the trainer's."""
+        sampler = torch.zeros_like(output["old_per_token_logps"])
+        for row, completion in enumerate(completions):
+            values = getattr(completion, "log_probs", None) or []
+            sampler[row, : len(values)] = torch.tensor(values, device=sampler.device)
+        cap = self.settings.vllm.importance_cap if self.settings.vllm is not None else 1.0
+        corrected = importance_weights(output["old_per_token_logps"], sampler, output["completion_mask"], cap)
+        self._metrics["train"]["grpo/sampler_gap"].append(corrected.mean_gap)
+        self._metrics["train"]["grpo/sampler_truncated"].append(corrected.truncated)
+        return corrected.weights
+
+    def _record(self, rollouts: Rollouts) -> None:
+        """Keep this step's figures for the next log, averaged over ranks; stop when there is nothing to learn from."""
+        groups = rollouts.completions
+        shuffled = [float(group.shuffled_accuracy.mean()) for group in rollouts.earned if len(group.shuffled_accuracy)]
+        rewards = rollouts.rewards
+        values = {
+            f"grpo/reward/{name}": rewards[:, :, i].mean() for i, name in enumerate(self.settings.reward_config.names)
+        }
+        truncated = [float(c.finish_reason == "length") for group in groups for c in group]
         values |= {
-            "grpo/reward/total": rollouts.rewards.sum(-1).mean(),
-            "grpo/accuracy_ordered": torch.stack(rollouts.accuracy).mean(),
-            "grpo/completion_length": torch.tensor(lengths).mean(),
-            "grpo/zero_std_groups": (rollouts.rewards.sum(-1).std(-1) < 1e-6).float().mean(),
-            "time/rollout_s": torch.tensor(rollout_s),
-            "time/reward_s": torch.tensor(reward_s),
-            "time/log_probs_s": torch.tensor(log_probs_s),
+            "grpo/reward/total": rewards.sum(-1).mean(),
+            "grpo/accuracy_ordered": torch.stack([group.accuracy for group in rollouts.earned]).mean(),
+            "grpo/completion_length": torch.tensor([float(len(c.token_ids)) for group in groups for c in group]).mean(),
+            "grpo/truncated": torch.tensor(truncated).mean(),
+            "grpo/zero_std_groups": torch.tensor(len(rollouts.without_signal) / len(groups)),
         }
         # A rank without a video in this step has no shuffled accuracy: NaN leaves it out of the mean.
         values["grpo/accuracy_shuffled"] = torch.tensor(shuffled).mean() if shuffled else torch.tensor(float("nan"))
@@ -228,9 +404,56 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         averages = self.accelerator.gather(stacked).view(-1, len(values)).nanmean(0)
         for name, value in zip(values, averages.tolist(), strict=True):
             self._metrics["train"][name].append(value)
+        for name, value in self._by_kind(rollouts).items():
+            self._metrics["train"][name].append(value)
+        self._tokens += sum(
+            len(prompt) + sum(len(c.token_ids) for c in group)
+            for prompt, group in zip(rollouts.prompts, groups, strict=True)
+        )
+        signal = averages[list(values).index("grpo/zero_std_groups")] < 1
+        self._steps_without_signal = 0 if signal else self._steps_without_signal + 1
+        if self._steps_without_signal >= self.settings.max_steps_without_signal:
+            raise DivergedError(
+                f"in {self._steps_without_signal} steps every completion of every prompt earned the same: nothing can "
+                "be learned. Look at the rollout table in MLflow; common causes are questions that are too hard or too "
+                "easy, a format the model does not know yet (more SFT), and a temperature that is too low."
+            )
         every = self.settings.rollout_table_every_steps
         if self.on_rollouts is not None and self.accelerator.is_main_process and self.state.global_step % every == 0:
             self.on_rollouts(self.state.global_step, rollouts)
+
+    def _by_kind(self, rollouts: Rollouts) -> dict[str, float]:
+        """Mean accuracy per problem type and per source, over all ranks."""
+        sums: dict[str, list[float]] = {}
+        for item, group in zip(rollouts.items, rollouts.earned, strict=True):
+            row = item.sample
+            for name in (f"type/{row.problem_type}", f"source/{row.source or 'unnamed'}"):
+                total = sums.setdefault(f"grpo/accuracy/{name}", [0.0, 0.0])
+                total[0] += float(group.accuracy.mean())
+                total[1] += 1
+        parts = [sums]
+        if self.accelerator.num_processes > 1:
+            parts = [{} for _ in range(self.accelerator.num_processes)]
+            torch.distributed.all_gather_object(parts, sums)
+        merged: dict[str, list[float]] = {}
+        for part in parts:
+            for name, (accuracy, count) in part.items():
+                entry = merged.setdefault(name, [0.0, 0.0])
+                entry[0] += accuracy
+                entry[1] += count
+        return {name: accuracy / count for name, (accuracy, count) in merged.items()}
+
+    def close_step(self) -> None:
+        """File where the step's time went, and how fast tokens were processed (each prompt counted once per group)."""
+        self.clock.lap("other")
+        seconds = dict(self.clock.seconds)
+        self.clock.seconds.clear()
+        total = sum(seconds.values())
+        for name, value in (seconds | {"step": total}).items():
+            self._metrics["train"][f"time/{name}_s"].append(value)
+        if self._tokens:
+            self._metrics["train"]["time/tokens_per_s"].append(self._tokens * self.accelerator.num_processes / total)
+        self._tokens = 0
 
     # -- log-probabilities --------------------------------------------------------------------------------------------
 
@@ -241,13 +464,42 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             raise BlindInputError("log-probabilities were asked for without the prompts they belong to")
         parts = []
         for start in range(0, len(rows), size):
-            self._rows = rows[start : start + size]
-            part, _, _ = self._get_per_token_logps_and_entropies(
-                model, ids[start : start + size], mask[start : start + size], keep
-            )
-            parts.append(part)
+            for piece, counts in self._passes(rows[start : start + size], mask[start : start + size, -keep:].sum(1)):
+                piece = slice(start + piece.start, start + piece.stop)
+                self._rows = rows[piece]
+                part, _, _ = self._get_per_token_logps_and_entropies(model, ids[piece], mask[piece], keep)
+                if counts:
+                    parts.append(part)
         self._rows = rows
         return torch.cat(parts)
+
+    def _passes(self, rows: Sequence[EncodedPrompt], lengths: torch.Tensor) -> list[tuple[slice, bool]]:
+        """Split a micro-batch between its groups so that no pass exceeds the token budget, if there is one.
+
+        Every rank makes as many passes as the one that needs most, for each may be a collective operation: the passes
+        that are marked False repeat the first and must not count.
+
+        Args:
+            rows: B prompts, those of a group being the same object.
+            lengths: (B,) completion lengths.
+        """
+        budget = self.settings.max_tokens_per_pass
+        if budget is None:
+            return [(slice(0, len(rows)), True)]
+        shared = self.settings.shared_prefix != "off"
+        pieces: list[slice] = []
+        used = budget
+        for first, stop in _groups(rows):
+            tokens = int(lengths[first:stop].sum()) + len(rows[first]) * (1 if shared else stop - first)
+            if pieces and used + tokens <= budget:
+                pieces[-1] = slice(pieces[-1].start, stop)
+                used += tokens
+            else:
+                pieces.append(slice(first, stop))
+                used = tokens
+        count = torch.tensor(len(pieces), device=self.accelerator.device)
+        most = int(self.accelerator.gather(count).max())
+        return [(piece, True) for piece in pieces] + [(pieces[0], False)] * (most - len(pieces))
 
     def _reference_log_probs(self, ids: torch.Tensor, mask: torch.Tensor, keep: int) -> torch.Tensor:
         if self.ref_model is not None:
@@ -269,45 +521,124 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         """Log-probabilities (and entropies) (B, logits_to_keep) of the completions, with pixels.
 
         Raises:
-            BlindInputError: the rows' prompts are not known, or do not match ``input_ids``.
+            BlindInputError: the rows' prompts are not known, do not match ``input_ids``, or a completion holds vision
+                tokens (which only sampling without suppressing them can produce).
+            NonFiniteError: a log-probability is not a finite number.
         """
         rows = self._rows
         if rows is None or len(rows) != len(input_ids):
             raise BlindInputError("a forward pass was asked for without the pixels of its rows")
-        media = {name: tensor.to(input_ids.device) for name, tensor in self.encoder.media(rows).items()}
-        # Only prompt positions may hold placeholders, however the completion was sampled.
-        types = torch.zeros_like(input_ids)
         width = input_ids.shape[1] - logits_to_keep
         for index, prompt in enumerate(rows):
             self.encoder.check_sighted(prompt)
-            if not torch.equal(input_ids[index, width - len(prompt) : width].cpu(), prompt.input_ids):
+            if not torch.equal(input_ids[index, width - len(prompt) : width].cpu(), self.encoder.model_ids(prompt)):
                 raise BlindInputError(f"row {index} of the batch is not the prompt its pixels belong to")
-            types[index, width - len(prompt) : width] = prompt.mm_token_type_ids.to(types.device)
-        labels = input_ids.masked_fill(attention_mask == 0, -100)
-        labels[:, :-logits_to_keep] = -100
+        seen = attention_mask[:, width:].bool()
+        vision = torch.tensor(self.encoder.vision_token_ids, device=input_ids.device)
+        if bool((torch.isin(input_ids[:, width:], vision) & seen).any()):
+            raise BlindInputError("a completion holds vision tokens; they must be suppressed when sampling")
+        completions = [ids[kept].tolist() for ids, kept in zip(input_ids[:, width:], seen, strict=True)]
+        forward = self._plain_forward if self.settings.shared_prefix == "off" else self._packed_forward
         with self.accelerator.autocast():
-            outputs = model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                mm_token_type_ids=types,
-                labels=labels,
-                fused_lm_head=True,
-                use_cache=False,
-                **media,
+            values, entropies = forward(model, rows, completions)
+        if not bool(torch.isfinite(values).all()):
+            where = sorted({int(row) for row in seen.nonzero()[~torch.isfinite(values)][:, 0]})
+            raise NonFiniteError(
+                f"step {self.state.global_step}: log-probabilities of rows {where} of the batch are not finite; "
+                "are the weights, or the frames' normalisation, damaged?"
             )
-        entropies = outputs.entropy[:, -logits_to_keep:] if compute_entropy else None
-        return outputs.log_probs[:, -logits_to_keep:], entropies, None
+        empty = values.new_zeros(seen.shape)
+        spread = empty.masked_scatter(seen, values)
+        entropy = empty.masked_scatter(seen, entropies) if compute_entropy and entropies is not None else None
+        return spread, entropy, None
+
+    def _packed_forward(
+        self, model: Any, rows: Sequence[EncodedPrompt], completions: Sequence[list[int]]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        groups = _groups(rows)
+        packed = pack(
+            self.encoder, [rows[first] for first, _ in groups], [completions[first:stop] for first, stop in groups]
+        )
+        return log_probs(model, packed, "mask" if self.settings.shared_prefix == "mask" else "two_call")
+
+    def _plain_forward(
+        self, model: Any, rows: Sequence[EncodedPrompt], completions: Sequence[list[int]]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A copy of the prompt, pixels included, for each completion: slow, and obviously right."""
+        batch = {name: t.to(self.accelerator.device) for name, t in self.encoder.collate(rows, completions).items()}
+        keep = max(len(completion) for completion in completions)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        labels[:, : labels.shape[1] - keep] = -100
+        outputs = model(**batch, labels=labels, fused_lm_head=True, use_cache=False)
+        seen = labels[:, -keep:] != -100 if keep else labels[:, :0] != -100
+        entropies = outputs.entropy[:, -keep:][seen] if outputs.entropy is not None else None
+        return outputs.log_probs[:, -keep:][seen], entropies
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        self._rows = inputs["prompts"]
+        """TRL's loss, in as many passes as the token budget asks for; their gradients add up to those of one."""
+        rows: list[EncodedPrompt] = inputs["prompts"]
+        self.clock.lap("other")
+        passes = self._passes(rows, inputs["completion_mask"].sum(1))
+        total: torch.Tensor | float = 0.0
         try:
-            loss: torch.Tensor = super()._compute_loss(model, inputs)
+            for number, (piece, counts) in enumerate(passes):
+                part = {name: value[piece] if _per_row(value, len(rows)) else value for name, value in inputs.items()}
+                self._rows = part["prompts"]
+                loss: torch.Tensor = super()._compute_loss(model, part)
+                # Means over sequences are weighted by how many there are; dapo's sum over tokens adds up as it is.
+                weight = 1.0 if self.loss_type == "dapo" else (piece.stop - piece.start) / len(rows)
+                loss = loss * (weight * counts)
+                self.clock.lap("forward")
+                if number < len(passes) - 1:
+                    self._backward_early(model, loss)
+                    total = total + loss.detach()
+                    self.clock.lap("backward")
         finally:
             self._rows = None
+        self._watch(loss + total)
+        return loss + total
+
+    def _backward_early(self, model: Any, loss: torch.Tensor) -> None:
+        """Backward of a pass that is not the last of its micro-batch: gradients add up, nothing else happens yet."""
+        if self.is_deepspeed_enabled:
+            engine = self.accelerator.deepspeed_engine_wrapped.engine
+            engine.set_gradient_accumulation_boundary(is_boundary=False)
+            engine.backward(loss, scale_wrt_gas=False)
+            return
+        with model.no_sync() if hasattr(model, "no_sync") else nullcontext():
+            self.accelerator.backward(loss)
+
+    def _watch(self, loss: torch.Tensor) -> None:
+        """Stop before a broken loss reaches the weights.
+
+        Raises:
+            NonFiniteError, DivergedError: saying what was seen.
+        """
+        if not bool(torch.isfinite(loss)):
+            raise NonFiniteError(f"step {self.state.global_step}: the loss is {float(loss)}")
+        kl = self._metrics["train"]["kl"][-1] if self._metrics["train"]["kl"] else 0.0
+        if not kl <= self.settings.max_kl:
+            raise DivergedError(
+                f"step {self.state.global_step}: KL to the start of this stage is {kl:.3g} per token, above "
+                f"grpo.max_kl = {self.settings.max_kl:g}; lower grpo.learning_rate or raise grpo.kl_coefficient"
+            )
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not np.isfinite(float(norm)):
+            raise NonFiniteError(f"step {self.state.global_step}: the norm of the gradients is {float(norm)}")
+        return norm
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """TRL's, timed: what is not the forward pass or the rollouts is the backward pass."""
+        self.clock.lap("wait")
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self.clock.lap("backward")
         return loss
 
     _buffered_inputs: Any
     control: Any
+    loss_type: str
 
     def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> dict[str, Any]:
         """Generate every ``steps_per_generation`` micro-batches; groups stay together and in order."""
@@ -339,3 +670,13 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         super(GRPOTrainer, self).log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _groups(rows: Sequence[EncodedPrompt]) -> list[tuple[int, int]]:
+    """Where runs of the same prompt start and stop."""
+    starts = [i for i, row in enumerate(rows) if i == 0 or row is not rows[i - 1]]
+    return list(zip(starts, [*starts[1:], len(rows)], strict=True))
+
+
+def _per_row(value: Any, count: int) -> bool:
+    return isinstance(value, list) or (isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == count)

@@ -31,7 +31,12 @@ def run(run: str, config: str, model: str, data: str) -> str:
     prefix = stage_prefix(context, "sft", key)
     finished = Manifest.find(storage, prefix)
     if finished is None:
-        job = {"config": section.model_dump(mode="json"), "model": base.model_dump(mode="json"), "data": data}
+        job = {
+            "config": section.model_dump(mode="json"),
+            "model": base.model_dump(mode="json"),
+            "data": data,
+            "processes": ranks,
+        }
         finished = run_training(context, "sft", "vthink.components.sft.train", job, key, prefix)
     else:
         print(f"sft: reused {prefix}")

@@ -20,10 +20,10 @@ from ..common.chat import ChatEncoder
 from ..common.checkpoints import (
     CheckpointCallback,
     ProgressCallback,
+    StopOnSignal,
     TrainingJob,
     WholeCheckpoints,
     adapter_config,
-    check_mixture,
     freeze,
     pick_items,
     trainer_arguments,
@@ -95,10 +95,13 @@ def train(job: dict[str, Any]) -> None:
     training, held_out = opened.data.split("train"), opened.data.split("validation")
     indices = pick_items(training, config.kinds, config.images)
     asked = pick_items(held_out, config.validation.kinds)[: config.validation.num_items]
-    check_mixture(config, training, indices)
     arguments = TRLConfig(
         **trainer_arguments(
-            config, opened.store.folder, opened.loaded.device.type == "cpu", opened.job["model"]["dtype"]
+            config,
+            opened.store.folder,
+            opened.loaded.device.type == "cpu",
+            opened.job["model"]["dtype"],
+            opened.job.get("processes"),
         ),
         per_device_train_batch_size=config.batch_size,
         max_length=None,
@@ -112,7 +115,11 @@ def train(job: dict[str, Any]) -> None:
         data_collator=ResponseCollator(training, encoder, config.response),
         processing_class=encoder.processor,
         peft_config=adapter_config(model, config),
-        callbacks=[CheckpointCallback(opened.store), ProgressCallback("sft", opened.tracker)],
+        callbacks=[
+            CheckpointCallback(opened.store),
+            StopOnSignal(opened.store),
+            ProgressCallback("sft", opened.tracker),
+        ],
     )
     trainer.validation, trainer.settings = (encoder, held_out, asked), config
     opened.run(trainer)

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -78,10 +77,18 @@ def peak_mib(function: Callable[..., object], *arguments: Any) -> float:
 
 def _measure_peak(sender: Any, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
     ready = function(*arguments)  # returns the work to measure, so that models and data are made beforehand
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far; getrusage's would be the parent's
+    before = _memory_kib("VmHWM")
     if callable(ready):
         ready()
-    sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    sender.send((_memory_kib("VmHWM") - before) / 1024)
+
+
+def _memory_kib(name: str) -> int:
+    for text in Path("/proc/self/status").read_text().splitlines():
+        if text.startswith(f"{name}:"):
+            return int(text.split()[1])
+    raise RuntimeError(f"no {name} in /proc/self/status")
 
 
 def record(measurements: Iterable[Measurement], output: Path = OUTPUT) -> None:

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from vthink.components.common.chat import BlindInputError, ChatEncoder, EncodedPrompt, patchify
+from vthink.components.common.chat import BlindInputError, ChatEncoder, EncodedPrompt, patchify, rope_positions
 from vthink.components.common.config import TinyModelConfig, VideoConfig
-from vthink.components.common.models import build_tiny
+from vthink.components.common.models import build_tiny, tokens_per_second
 from vthink.components.common.video import Clip
 
 FAMILIES = [("qwen2_5_vl", 28), ("qwen3_vl", 32)]
@@ -12,8 +12,8 @@ QUESTION = ("Which direction does the red square move?", ["left", "right", "up",
 
 def encoder_for(family: str, multiple: int, prompt: str = "compact/1") -> ChatEncoder:
     video = VideoConfig(size_multiple=multiple)
-    _, processor = build_tiny(TinyModelConfig(family=family), video, 0)  # type: ignore[arg-type]
-    return ChatEncoder(processor, prompt, video)
+    model, processor = build_tiny(TinyModelConfig(family=family), video, 0)  # type: ignore[arg-type]
+    return ChatEncoder(processor, prompt, video, tokens_per_second(model))
 
 
 def clip_of(frames: int, height: int, width: int, kind: str = "video", seed: int = 0) -> Clip:
@@ -86,6 +86,7 @@ def test_a_prompt_without_its_pixels_is_refused(encoder: ChatEncoder) -> None:
         mm_token_type_ids=prompt.mm_token_type_ids,
         pixel_values=prompt.pixel_values[:0],
         grid_thw=prompt.grid_thw,
+        position_ids=prompt.position_ids,
         second_per_grid_s=1.0,
         kind="video",
     )
@@ -101,6 +102,7 @@ def test_a_truncated_prompt_is_refused(encoder: ChatEncoder) -> None:
         mm_token_type_ids=prompt.mm_token_type_ids[:12],
         pixel_values=prompt.pixel_values,
         grid_thw=prompt.grid_thw,
+        position_ids=prompt.position_ids,
         second_per_grid_s=1.0,
         kind="video",
     )
@@ -119,17 +121,62 @@ def test_a_question_cannot_forge_control_tokens(encoder: ChatEncoder) -> None:
     assert encoder.encode_response(hostile).count(encoder.eos_token_id) == 1
 
 
-def test_a_batch_pads_prompts_left_and_completions_right_and_orders_media_by_kind(encoder: ChatEncoder) -> None:
+def test_a_batch_pads_prompts_left_and_completions_right_and_brings_all_media_at_once(encoder: ChatEncoder) -> None:
     video, image = clip_of(8, 56, 56), clip_of(1, 28, 56, kind="image", seed=1)
     prompts = [encoder.encode(*QUESTION, video), encoder.encode("What?", [], "free_form", image)]
     batch = encoder.collate(prompts, [[7, 8, 9], [5]])
     width = max(len(p) for p in prompts)
     for row, (prompt, completion) in enumerate(zip(prompts, [[7, 8, 9], [5]], strict=True)):
         real = batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist()
-        assert real == prompt.input_ids.tolist() + completion
+        assert real == encoder.model_ids(prompt).tolist() + completion
         assert batch["input_ids"][row, width : width + len(completion)].tolist() == completion
-    assert torch.equal(batch["pixel_values"], prompts[1].pixel_values)
-    assert torch.equal(batch["pixel_values_videos"], prompts[0].pixel_values)
+        positions = batch["position_ids"][:, row][:, batch["attention_mask"][row].bool()]
+        assert torch.equal(positions[:, : len(prompt)], prompt.position_ids)
+        assert positions[:, len(prompt) :].tolist() == 3 * [list(range(n := prompt.next_position, n + len(completion)))]
+    # Images go through the vision tower with the videos, in one pass, in the order of the rows.
+    assert torch.equal(batch["pixel_values_videos"], torch.cat([prompt.pixel_values for prompt in prompts]))
+    assert torch.equal(batch["video_grid_thw"], torch.stack([prompt.grid_thw for prompt in prompts]))
+    assert encoder.image_token_id in prompts[1].input_ids
+    assert encoder.image_token_id not in batch["input_ids"]
+
+
+@pytest.mark.parametrize(("family", "multiple"), FAMILIES)
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_positions_equal_the_models_own_where_those_are_right(family: str, multiple: int, kind: str) -> None:
+    # transformers 5.17 is right for whole seconds per patch and for videos shorter, in positions, than frames are wide.
+    video = VideoConfig(size_multiple=multiple)
+    model, processor = build_tiny(TinyModelConfig(family=family), video, 0)  # type: ignore[arg-type]
+    encoder = ChatEncoder(processor, "compact/1", video, tokens_per_second(model))
+    prompt = encoder.encode(*QUESTION, clip_of(8 if kind == "video" else 1, multiple * 3, multiple * 5, kind))
+    expected, delta = model.model.get_rope_index(
+        prompt.input_ids[None],
+        prompt.mm_token_type_ids[None],
+        **{f"{kind}_grid_thw": prompt.grid_thw[None]},
+        **({"second_per_grid_ts": torch.tensor([1.0])} if kind == "video" and family == "qwen2_5_vl" else {}),
+    )
+    assert torch.equal(prompt.position_ids, expected[:, 0])
+    assert prompt.next_position == len(prompt) + int(delta)
+
+
+def test_positions_of_a_long_video_keep_its_time_and_are_not_overlapped_by_the_text() -> None:
+    types = torch.tensor([0, 0] + [2] * 12 + [0, 0])
+    positions = rope_positions(types, torch.tensor([6, 2, 4]), merge=2, time_step=1.5)
+    assert positions[:, :2].tolist() == [[0, 1]] * 3
+    assert positions[0, 2:14].tolist() == [2, 2, 3, 3, 5, 5, 6, 6, 8, 8, 9, 9]  # 2 + floor(1.5 t)
+    assert positions[1, 2:14].tolist() == [2] * 12
+    assert positions[2, 2:14].tolist() == [2, 3] * 6
+    assert positions[:, 14:].tolist() == [[10, 11]] * 3
+
+
+def test_questions_encoded_together_are_those_encoded_alone_and_share_their_pixels(encoder: ChatEncoder) -> None:
+    clip = clip_of(8, 56, 56)
+    questions = [QUESTION, ("How many?", [], "numerical")]
+    for question, prompt in zip(questions, together := encoder.encode_many(questions, clip), strict=True):
+        alone = encoder.encode(*question, clip)
+        assert torch.equal(alone.input_ids, prompt.input_ids)
+        assert torch.equal(alone.position_ids, prompt.position_ids)
+        assert torch.equal(alone.pixel_values, prompt.pixel_values)
+    assert together[0].pixel_values is together[1].pixel_values
 
 
 def test_a_shuffled_clip_changes_the_pixels_and_nothing_else(encoder: ChatEncoder) -> None:

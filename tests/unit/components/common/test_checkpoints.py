@@ -1,9 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from vthink.components.common.checkpoints import CheckpointStore, load_weights
-from vthink.components.common.config import TinyModelConfig, VideoConfig
+from vthink.components.common.checkpoints import CheckpointStore, accumulation, load_weights
+from vthink.components.common.config import ConfigError, TinyModelConfig, TrainingConfig, VideoConfig
 from vthink.components.common.models import ModelError, build_tiny
 from vthink.components.common.storage import Storage
 
@@ -80,3 +81,58 @@ def test_loading_weights_loads_all_of_them_or_refuses(tmp_path: Path) -> None:
     deeper, _ = build_tiny(TinyModelConfig(num_layers=3), video, 2)
     with pytest.raises((ModelError, RuntimeError)):
         load_weights(deeper, tmp_path / "saved")
+
+
+def test_a_checkpoint_of_several_nodes_counts_when_all_of_them_have_sent_theirs(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for node, name in ((0, "model.safetensors"), (1, "optimizer-shard-1")):
+        monkeypatch.setenv("RANK", str(2 * node))
+        sender = CheckpointStore(store.storage, store.prefix_uri, tmp_path / f"node-{node}")
+        checkpoint = tmp_path / f"node-{node}" / "checkpoint-6"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / name).write_text(name)
+        sender.seal(checkpoint)
+        assert store.newest() is None  # the control: not before the last one is there
+        sender.upload(checkpoint)
+        sender.wait()
+    # It goes on on one node, with both parts; and on two, where neither's own folder is the whole.
+    for world, folder in (("2", "alone"), ("4", "node-0")):
+        monkeypatch.setenv("WORLD_SIZE", world)
+        monkeypatch.setenv("RANK", "0")
+        found = CheckpointStore(store.storage, store.prefix_uri, tmp_path / folder).newest()
+        assert found is not None
+        assert {"model.safetensors", "optimizer-shard-1"} <= {path.name for path in found.iterdir()}
+
+
+def test_the_best_checkpoint_comes_along_to_a_new_machine(store: CheckpointStore, tmp_path: Path) -> None:
+    for step in (2, 4):
+        checkpoint = store.folder / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        state = {"best_model_checkpoint": str(store.folder / "checkpoint-2")}
+        (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+        store.seal(checkpoint)
+        store.upload(checkpoint)
+    store.wait()
+    elsewhere = CheckpointStore(store.storage, store.prefix_uri, tmp_path / "elsewhere")
+    found = elsewhere.newest()
+    assert found == tmp_path / "elsewhere" / "checkpoint-4"
+    best = Path(json.loads((found / "trainer_state.json").read_text())["best_model_checkpoint"])
+    assert best == tmp_path / "elsewhere" / "checkpoint-2"
+    assert CheckpointStore.is_sealed(best)
+
+
+@pytest.mark.parametrize(("processes", "planned", "expected"), [("1", None, 2), ("1", 4, 8), ("4", 4, 2), ("2", 4, 4)])
+def test_fewer_processes_take_more_micro_batches_for_the_planned_batch(
+    processes: str, planned: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    assert accumulation(TrainingConfig(gradient_accumulation=2), planned) == expected
+
+
+def test_a_number_of_processes_that_cannot_share_the_batch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match="3 processes cannot share; start a number of them that divides 4"):
+        accumulation(TrainingConfig(), 4)

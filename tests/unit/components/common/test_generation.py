@@ -1,6 +1,6 @@
 import pytest
 import torch
-from vthink.components.common.chat import ChatEncoder
+from vthink.components.common.chat import ChatEncoder, EncodedPrompt
 from vthink.components.common.config import TinyModelConfig, VideoConfig
 from vthink.components.common.generation import (
     Completion,
@@ -11,7 +11,7 @@ from vthink.components.common.generation import (
     stream,
     uniforms,
 )
-from vthink.components.common.models import LoadedModel, build_tiny
+from vthink.components.common.models import LoadedModel, build_tiny, tokens_per_second
 from vthink.components.common.samples import PreparedSet
 
 
@@ -20,7 +20,13 @@ def loaded(request: pytest.FixtureRequest) -> LoadedModel:
     family, multiple = request.param
     video = VideoConfig(size_multiple=multiple)
     model, processor = build_tiny(TinyModelConfig(family=family), video, 0)
-    return LoadedModel(model.eval(), ChatEncoder(processor, "compact/1", video), video, "compact/1", folder=None)  # type: ignore[arg-type]
+    return LoadedModel(
+        model.eval(),
+        ChatEncoder(processor, "compact/1", video, tokens_per_second(model)),
+        video,
+        "compact/1",
+        folder=None,
+    )  # type: ignore[arg-type]
 
 
 def prompts_of(loaded: LoadedModel, count: int = 4) -> list:
@@ -39,19 +45,53 @@ def prompts_of(loaded: LoadedModel, count: int = 4) -> list:
     return prompts
 
 
-def plain_greedy(loaded: LoadedModel, prompt: object, length: int) -> list[int]:
-    batch = loaded.encoder.collate([prompt])  # type: ignore[list-item]
-    tokens = loaded.model.generate(
-        **batch, max_new_tokens=length, do_sample=False, suppress_tokens=loaded.encoder.vision_token_ids
-    )
-    return tokens[0, batch["input_ids"].shape[1] :].tolist()
+@torch.no_grad()
+def plain_tokens(loaded: LoadedModel, prompt: EncodedPrompt, sampling: Sampling, noise: torch.Tensor) -> list[int]:
+    """One completion without cache, batch or padding: the whole sequence, pixels included, again for each token."""
+    tokens: list[int] = []
+    for step in range(sampling.max_new_tokens):
+        batch = loaded.encoder.collate([prompt], [tokens])
+        logits = loaded.model(**batch).logits[:, -1].float()
+        logits[:, loaded.encoder.vision_token_ids] = float("-inf")
+        tokens.append(int(pick_tokens(logits, sampling, noise[step : step + 1])))
+        if tokens[-1] == loaded.encoder.eos_token_id:
+            break
+    return tokens
 
 
-def test_greedy_tokens_equal_transformers_generate_for_mixed_lengths_and_media(loaded: LoadedModel) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_tokens_equal_the_plain_path_for_mixed_lengths_and_media(loaded: LoadedModel, temperature: float) -> None:
     prompts = prompts_of(loaded)
-    results = generate(loaded, prompts, Sampling(max_new_tokens=12), batch_size=4)
-    for prompt, (completion,) in zip(prompts, results, strict=True):
-        assert completion.token_ids == plain_greedy(loaded, prompt, 12)
+    sampling = Sampling(max_new_tokens=12, temperature=temperature, seed=4)
+    results = sample(loaded.model, loaded.encoder, prompts, sampling, n=3, batch_size=12)
+    for key, (prompt, group) in enumerate(zip(prompts, results, strict=True)):
+        for completion, noise in zip(group, uniforms(4, key, 3, 12), strict=True):
+            assert completion.token_ids == plain_tokens(loaded, prompt, sampling, noise)
+
+
+def test_several_questions_on_one_clip_read_it_once_and_get_the_plain_paths_tokens(loaded: LoadedModel) -> None:
+    import numpy as np
+    from vthink.components.common.video import Clip
+
+    multiple = loaded.video.size_multiple
+    rng = np.random.default_rng(1)
+    prompts = []
+    for frames in (8, 4):
+        pixels = rng.integers(0, 256, (frames, multiple * 2, multiple * 2, 3), dtype=np.uint8)
+        questions = [("How many squares move " + "left " * i + "?", [], "numerical") for i in range(4)]
+        prompts += loaded.encoder.encode_many(questions, Clip(pixels, np.arange(frames) / 2, frames / 2, "video"))
+    prompts = prompts[::3] + prompts[1::3] + prompts[2::3]  # in no particular order
+    seen: list[int] = []
+    hook = loaded.model.model.visual.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args[0] if args else kwargs["hidden_states"]).shape[0]), with_kwargs=True
+    )
+    sampling = Sampling(max_new_tokens=8, temperature=1.0, seed=2)
+    results = sample(loaded.model, loaded.encoder, prompts, sampling, n=2)
+    hook.remove()
+    assert sum(seen) == sum(int(grid.prod()) for grid in {id(p.pixel_values): p.grid_thw for p in prompts}.values())
+    for key, (prompt, group) in enumerate(zip(prompts, results, strict=True)):
+        for completion, noise in zip(group, uniforms(2, key, 2, 8), strict=True):
+            assert completion.token_ids == plain_tokens(loaded, prompt, sampling, noise)
 
 
 def test_a_completion_does_not_depend_on_what_shares_its_batch(loaded: LoadedModel) -> None:
@@ -145,8 +185,8 @@ def test_the_same_sample_has_the_same_tokens_in_sft_rollout_evaluation_and_serve
     from vthink.components.sft.train import ResponseCollator
 
     video = prepared.video
-    _, processor = build_tiny(TinyModelConfig(), video, 0)
-    encoder = ChatEncoder(processor, "video_thinker/1", video)
+    model, processor = build_tiny(TinyModelConfig(), video, 0)
+    encoder = ChatEncoder(processor, "video_thinker/1", video, tokens_per_second(model))
     split = prepared.split("train")
     item = split[0]
     rollout = encoder.encode_sample(item)  # GRPO and evaluation

@@ -116,7 +116,7 @@ def test_the_components_of_a_group_and_its_advantages_equal_the_table() -> None:
         shuffled_texts=[r1("A"), r1("B")],
     )
     earned = group_rewards(group, config, "video_r1")
-    expected = [[1, 1, 0.3, 0.2], [1, 1, 0.3, 0], [0, 1, 0, 0], [0, 0, 0, 0]]  # p = 2/4 ≥ p̃ = 1/2
+    expected = [[1, 1, 0.3, 0.2, 0], [1, 1, 0.3, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]]  # p = 2/4 ≥ p̃ = 1/2
     assert torch.allclose(earned.components, torch.tensor(expected))
     assert earned.accuracy.tolist() == [1.0, 1.0, 0.0, 0.0]
     assert earned.shuffled_accuracy.tolist() == [1.0, 0.0]

@@ -20,7 +20,7 @@ from vthink.components.common.checkpoints import (
     trainer_arguments,
 )
 from vthink.components.common.config import TinyModelConfig
-from vthink.components.common.models import build_tiny
+from vthink.components.common.models import build_tiny, tokens_per_second
 from vthink.components.common.samples import PreparedSet
 from vthink.components.common.storage import Storage
 from vthink.components.sft.config import SFTConfig
@@ -41,7 +41,7 @@ SETTINGS: dict[str, Any] = {
 def build(prepared: PreparedSet, storage: Storage, folder: Path, **changes: Any) -> VideoSFTTrainer:
     settings = SFTConfig(**(SETTINGS | changes))
     model, processor = build_tiny(TinyModelConfig(), prepared.video, 0)
-    encoder = ChatEncoder(processor, "compact/1", prepared.video)
+    encoder = ChatEncoder(processor, "compact/1", prepared.video, tokens_per_second(model))
     freeze(model, settings)
     split, held_out = prepared.split("train"), prepared.split("validation")
     store = CheckpointStore(storage, f"{storage.config.root_uri}{folder.name}/", folder)
@@ -66,8 +66,8 @@ def build(prepared: PreparedSet, storage: Storage, folder: Path, **changes: Any)
 
 
 def test_the_loss_is_on_the_response_and_its_end_alone(prepared: PreparedSet) -> None:
-    _, processor = build_tiny(TinyModelConfig(), prepared.video, 0)
-    encoder = ChatEncoder(processor, "compact/1", prepared.video)
+    model, processor = build_tiny(TinyModelConfig(), prepared.video, 0)
+    encoder = ChatEncoder(processor, "compact/1", prepared.video, tokens_per_second(model))
     split = prepared.split("train")
     rows = [{"row": row} for row in range(6)]
     batch = ResponseCollator(split, encoder, "auto")(rows)
@@ -134,3 +134,13 @@ def test_a_resumed_training_equals_an_undisturbed_one(
         assert torch.equal(expected, found), name
         moved = moved or not torch.equal(before, expected)
     assert moved  # the control: there was something to lose
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_rows_come_in_the_order_of_the_set_where_they_are_not_shuffled(
+    shuffle: bool, prepared: PreparedSet, storage: Storage, tmp_path: Path
+) -> None:
+    trainer = build(prepared, storage, tmp_path, shuffle=shuffle)
+    order = list(trainer._get_train_sampler())
+    assert sorted(order) == list(range(len(order)))
+    assert (order == list(range(len(order)))) != shuffle

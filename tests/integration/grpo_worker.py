@@ -1,0 +1,117 @@
+"""A training process of test_distributed_grpo.py, started by torchrun: GRPO, its every step written down.
+
+Adam has a large epsilon here: with the usual one it turns the rounding of tiny gradients into whole steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from vthink.components.common.chat import ChatEncoder
+from vthink.components.common.checkpoints import (
+    CheckpointCallback,
+    CheckpointStore,
+    StopOnSignal,
+    repartition,
+    trainer_arguments,
+)
+from vthink.components.common.config import StorageConfig, TinyModelConfig
+from vthink.components.common.models import build_tiny, tokens_per_second
+from vthink.components.common.samples import PreparedSet
+from vthink.components.common.storage import Storage
+from vthink.components.grpo.config import GRPOConfig
+from vthink.components.grpo.rewards import Group
+from vthink.components.grpo.trainer import VideoGRPOTrainer, prompt_rows
+
+
+def brevity(group: Group) -> list[float]:
+    """A reward that an untrained model's completions differ in."""
+    pairs = zip(group.token_counts, group.texts, strict=True)
+    return [1.0 / (1 + count) + 0.01 * (len(text) % 7) for count, text in pairs]
+
+
+class Traced(VideoGRPOTrainer):
+    """Writes down rollouts and log-probabilities by (step, row); kills itself or its process group where told."""
+
+    job: dict[str, Any]
+    written: dict[str, Any]
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        group = self.settings.num_generations
+        for index, row in enumerate(example["row"] for example in inputs[::group]):
+            rows = slice(index * group, (index + 1) * group)
+            mask = output["completion_mask"][rows].bool()
+            self.written[f"{self.state.global_step}/{row}"] = {
+                "ids": [ids[seen].tolist() for ids, seen in zip(output["completion_ids"][rows], mask, strict=True)],
+                "advantages": output["advantages"][rows].tolist(),
+                "ref": [v[seen].tolist() for v, seen in zip(output["ref_per_token_logps"][rows], mask, strict=True)],
+                "video": output["prompts"][index * group].kind == "video",
+            }
+        return output
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        if self.job["fault_step"] == self.state.global_step and int(os.environ["RANK"]) == self.job["fault_rank"]:
+            os.kill(os.getpid(), getattr(signal, self.job["fault"]))
+        return super()._compute_loss(model, inputs)
+
+
+def main() -> None:
+    job = json.loads(Path(sys.argv[1]).read_text())
+    sys.modules["grpo_worker_rewards"] = sys.modules["__main__"]
+    storage = Storage(StorageConfig.load(job["storage"], "job"))
+    folder = Path(job["folder"])
+    data = PreparedSet.open(storage, job["data"], folder / f"data-{os.environ['RANK']}")
+    settings = GRPOConfig(**job["settings"])
+    torch.manual_seed(0)
+    model, processor = build_tiny(TinyModelConfig(), data.video, 0)
+    model = type(model).from_pretrained(job["start"], dtype=torch.float32)
+    store = CheckpointStore(storage, job["prefix"], folder / "checkpoints")
+    from trl import GRPOConfig as TRLConfig
+
+    arguments = trainer_arguments(settings, store.folder, True, planned_processes=job["planned_processes"])
+    batch = settings.prompts_per_step * settings.num_generations
+    trainer = Traced(
+        model=model,
+        args=TRLConfig(
+            **arguments,
+            per_device_train_batch_size=batch,
+            num_generations=settings.num_generations,
+            max_completion_length=settings.max_new_tokens,
+            beta=settings.kl_coefficient,
+            optim="adamw_torch",
+            adam_epsilon=1e-2,
+        ),
+        train_dataset=prompt_rows(job["rows"]),
+        eval_dataset=prompt_rows([0]),
+        processing_class=processor,
+        reward_funcs=[lambda **_: [0.0]],
+        callbacks=[CheckpointCallback(store), StopOnSignal(store)],
+        settings=settings,
+        encoder=ChatEncoder(processor, "compact/1", data.video, tokens_per_second(model)),
+        split=data.split("train"),
+        held_out=data.split("validation"),
+        asked=range(2),
+    )
+    trainer.job, trainer.written = job, {}
+    checkpoint = store.newest()
+    if checkpoint is not None:
+        repartition(trainer, checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    norms = {entry["step"]: entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry}
+    engine = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
+    weights = trainer.accelerator.get_state_dict(engine)
+    rank = int(os.environ["RANK"])
+    (folder / f"trace-{rank}.json").write_text(json.dumps({"rollouts": trainer.written, "norms": norms}))
+    if rank == 0:
+        torch.save({name: tensor.float() for name, tensor in weights.items()}, folder / "weights.pt")
+
+
+if __name__ == "__main__":
+    main()
