@@ -25,7 +25,7 @@ from .conftest import RESTRICTED
 if os.environ.get("VTHINK_PODMAN") != "1":
     pytest.skip("builds whole images: set VTHINK_PODMAN=1", allow_module_level=True)
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("podman"), pytest.mark.timeout(2400)]
 
 MICRO = Path(__file__).parents[1] / "micro.yaml"
 
