@@ -13,7 +13,7 @@ from vthink import __version__
 
 from .conftest import IMAGES, RESTRICTED
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("podman"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
