@@ -1,4 +1,4 @@
-"""Starting, watching and ending processes. It knows no model and no cluster object.
+"""Starting, watching and ending processes. It knows no model and no cluster object (`trainjob` does).
 
 A process that a run starts must not outlive it, however the run ends. Three mechanisms see to that, because
 each covers what the others cannot:
@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from .config import RunContext
+    from .config import RunContext, Stage
     from .storage import Manifest, Storage
 
 OWNER = "VTHINK_OWNER"
@@ -50,6 +50,8 @@ PROCESSES = "VTHINK_PROCESSES"
 """Environment variable with the folder in which a workspace's processes register."""
 STORAGE = "VTHINK_STORAGE"
 """Environment variable with the storage section (JSON), by which a training worker finds its job."""
+WORK_DIR = "VTHINK_WORK_DIR"
+"""Environment variable with the scratch folder of a training node, where it is another than the launcher's."""
 S3_ENDPOINT = "VTHINK_S3_ENDPOINT"
 """Environment variable with an S3 endpoint to use instead of starting one."""
 
@@ -64,6 +66,13 @@ class LaunchError(RuntimeError):
         super().__init__(message)
         self.lines = tuple(lines)
         """The last lines it printed."""
+
+
+class NoResultError(LaunchError):
+    """A training ended well without leaving a result."""
+
+    def __init__(self, stage: str, prefix: str, lines: Sequence[str]):
+        super().__init__(f"{stage}: the training ended without writing its manifest to {prefix}", lines[-_TAIL_LINES:])
 
 
 class WorkspaceLockedError(LaunchError):
@@ -649,6 +658,8 @@ def read_job(uri: str) -> dict[str, Any]:
     text = os.environ.get(STORAGE)
     storage = Storage(StorageConfig.load(text, source=STORAGE) if text else StorageConfig())
     job: dict[str, Any] = storage.read_json(uri)
+    if folder := os.environ.get(WORK_DIR):
+        job["run"]["work_dir"] = folder
     return job
 
 
@@ -679,7 +690,7 @@ def torchrun_command(context: RunContext, module: str, job_uri: str, log_dir: Pa
 
 def run_training(
     context: RunContext,
-    stage: str,
+    stage: Stage,
     module: str,
     job: Mapping[str, Any],
     fingerprint: str,
@@ -687,7 +698,7 @@ def run_training(
     on_log: Callable[[str], None] | None = None,
     grace_s: float = 120.0,
 ) -> Manifest:
-    """Train in processes of their own and return the manifest they wrote.
+    """Train in processes of their own, here or in a `TrainJob`, and return the manifest they wrote.
 
     Args:
         context: the run.
@@ -698,25 +709,25 @@ def run_training(
         fingerprint: of the stage.
         prefix: where the stage's output goes, ending in ``/``.
         on_log: gets each line that the workers print; default: standard output.
-        grace_s: how long the workers may take to end after a SIGTERM, which is passed on to them.
+        grace_s: how long the workers may take to end after a SIGTERM, which is passed on to them (here).
 
     Raises:
         LaunchError: the training failed; says why as far as its output tells.
-        SystemExit: this process was asked to end (SIGTERM) and the workers have ended.
+        SystemExit: this process was asked to end (SIGTERM). Workers here have ended; a TrainJob is deleted if the run
+            was cancelled, and goes on otherwise.
     """
     from .storage import Manifest, Storage, as_prefix
 
-    if context.launch.backend != "local":
-        raise LaunchError(
-            f"launch.backend={context.launch.backend}: training in a TrainJob on a cluster comes with "
-            "issue 5; use launch.backend=local"
-        )
+    prefix = as_prefix(prefix)
+    on_log = on_log or (lambda line: print(line, flush=True))
+    if context.launch.backend == "trainjob":
+        from . import trainjob
+
+        return trainjob.run(context, stage, module, job, fingerprint, prefix, on_log)
     if context.launch.nodes != 1:
         raise LaunchError(f"launch.nodes={context.launch.nodes}: launch.backend=local trains on one node")
-    prefix = as_prefix(prefix)
     storage = Storage(context.storage)
     uri = write_job(storage, context, stage, job, fingerprint, prefix)
-    on_log = on_log or (lambda line: print(line, flush=True))
     recent: deque[str] = deque(maxlen=400)
     stopped = threading.Event()
 
@@ -744,7 +755,7 @@ def run_training(
         raise LaunchError(f"{stage}: {explain_failure(code, list(recent))}", list(recent)[-_TAIL_LINES:])
     manifest = Manifest.find(storage, prefix)
     if manifest is None or manifest.fingerprint != fingerprint:
-        raise LaunchError(f"{stage}: the training ended without writing its manifest to {prefix}", list(recent))
+        raise NoResultError(stage, prefix, list(recent))
     return manifest
 
 
@@ -754,8 +765,8 @@ _HINTS = (
     (re.compile(r"out of memory|OutOfMemoryError|DefaultCPUAllocator: can't allocate", re.I),
      "out of memory: lower the batch, the number of frames or video.max_pixels, or use more processes"),
     (re.compile(r"No space left on device", re.I), "the disk is full: free space under the work folder"),
-    (re.compile(r"NCCL (error|timeout)|ncclUnhandled|ncclSystemError", re.I),
-     "the GPUs could not talk to each other: see NCCL_DEBUG=INFO"),
+    (re.compile(r"NCCL (error|timeout)|ncclUnhandled|ncclSystemError|collective operation timeout", re.I),
+     "the GPUs stopped talking to each other: see which rank printed an error first, then NCCL_DEBUG=INFO"),
     (re.compile(r"Cannot re-initialize CUDA|no CUDA-capable device|CUDA driver version", re.I),
      "the GPU cannot be used: check the driver and CUDA_VISIBLE_DEVICES"),
     (re.compile(r"No module named", re.I), "a package is missing: install vthink[train]"),
@@ -764,6 +775,19 @@ _HINTS = (
 
 def explain_failure(code: int, lines: Sequence[str]) -> str:
     """One line about why a training failed, from its exit code and what it printed."""
+    reason, hint = explain_output(lines)
+    killed = code == 128 + signal.SIGKILL or any(re.search(r"exitcode\s*:\s*-9|Signal 9 ", line) for line in lines)
+    if killed and not reason:
+        reason, hint = (
+            "a worker was killed (SIGKILL)",
+            hint or "often the machine or container ran out of memory",
+        )
+    parts = [f"the training failed with exit code {code}", *(part for part in (reason, hint) if part)]
+    return "; ".join(parts)
+
+
+def explain_output(lines: Sequence[str]) -> tuple[str, str]:
+    """The last error that a training printed, and what to do about it; empty where nothing is known."""
     reason, hint = "", ""
     for line in lines:
         match = _EXCEPTION.search(line)
@@ -774,14 +798,7 @@ def explain_failure(code: int, lines: Sequence[str]) -> str:
         if any(pattern.search(line) for line in lines):
             hint = text
             break
-    killed = code == 128 + signal.SIGKILL or any(re.search(r"exitcode\s*:\s*-9|Signal 9 ", line) for line in lines)
-    if killed and not reason:
-        reason, hint = (
-            "a worker was killed (SIGKILL)",
-            hint or "often the machine or container ran out of memory",
-        )
-    parts = [f"the training failed with exit code {code}", *(part for part in (reason, hint) if part)]
-    return "; ".join(parts)
+    return reason, hint
 
 
 @contextlib.contextmanager

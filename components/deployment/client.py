@@ -23,6 +23,10 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 """Files that are sent as images."""
 
 
+API_KEY = "VTHINK_API_KEY"
+"""Environment variable with the key that a server asks for, on its side and on the caller's."""
+
+
 class AskError(RuntimeError):
     """A question that got no answer, in one line."""
 
@@ -76,6 +80,8 @@ def ask(
     top_p: float | None = None,
     seed: int | None = None,
     timeout_s: float = 600.0,
+    api_key: str | None = None,
+    plain: bool = False,
 ) -> dict[str, Any]:
     """Ask one question about one video or image file.
 
@@ -91,6 +97,9 @@ def ask(
         model: the served model's name; None: whatever is served.
         max_tokens, temperature, top_p, seed: sampling; None: the server's own.
         timeout_s: seconds to wait for the server, between two pieces of a stream.
+        api_key: bearer token that the server asks for.
+        plain: ask a server that lacks our extension (vLLM): options and problem type go to the chat template that
+            `rollout.serving_template` gave it; a part of a video cannot be asked about.
 
     Returns:
         ``answer``, ``reasoning``, ``segments`` (each ``start_s end_s caption thought``), ``media``, ``text`` (the whole
@@ -106,7 +115,9 @@ def ask(
     body: dict[str, Any] = {"messages": [{"role": "user", "content": content}], "return_token_ids": True}
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "model": model}
     body |= {key: value for key, value in sampling.items() if value is not None}
-    if extension:
+    if plain:
+        body["chat_template_kwargs"] = {key: extension[key] for key in ("options", "problem_type") if key in extension}
+    elif extension:
         body["vthink"] = extension
     if on_delta is not None:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -114,7 +125,8 @@ def ask(
     timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0))
     try:
         # A proxy of the environment is for addresses elsewhere.
-        with httpx.Client(timeout=timeout, trust_env=not _loopback(url)) as client:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        with httpx.Client(timeout=timeout, trust_env=not _loopback(url), headers=headers) as client:
             with client.stream("POST", endpoint, json=body) as response:
                 if response.status_code != 200:
                     response.read()

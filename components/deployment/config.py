@@ -82,11 +82,70 @@ class ServerConfig(Section):
         return ipaddress.ip_address(self.host).is_loopback
 
 
+_NAME = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
+
+
+class KServeConfig(Section):
+    """The served model on a cluster: KServe's `InferenceService`. Names are those of `k8s/`."""
+
+    name: str = Field(default="vthink", pattern=_NAME)
+    """Name of the InferenceService; also the name that requests call the model by."""
+    runtime: str = Field(default="vthink-vllm", pattern=_NAME)
+    """ServingRuntime: ``vthink-vllm``, or ``vthink-server``, our own server, which also runs on CPUs."""
+    model_format: Literal["vLLM", "vthink"] = "vLLM"
+    """Format that the runtime supports: ``vLLM`` gets its arguments from the model's training; ``vthink`` reads them
+    from the model folder itself."""
+    service_account: str = Field(default="vthink-serve", pattern=_NAME)
+    """Service account of the pods; its secrets open the object store."""
+    api_key_secret: str | None = Field(default="vthink-api-keys", pattern=_NAME)
+    """Secret whose key ``VLLM_API_KEY`` callers must present; null: whoever reaches the endpoint may ask."""
+    gpus: int = Field(default=1, ge=0)
+    """Accelerators (``launch.cluster.accelerator``) of a replica; vLLM splits the model over them."""
+    cpu: str = "8"
+    """CPUs of a replica, a Kubernetes quantity."""
+    memory: str = "64Gi"
+    """Memory of a replica, a Kubernetes quantity."""
+    max_model_len: int = Field(default=16384, ge=1)
+    """Most tokens of a prompt and its answer (vLLM); video tokens count."""
+    min_replicas: int = Field(default=1, ge=0)
+    """Fewest replicas. 0 needs something outside that wakes the model by a metric of the gateway
+    (`k8s/team/scale-to-zero`): a model without replicas has no metrics of its own."""
+    max_replicas: int = Field(default=1, ge=1)
+    """Most replicas; more than ``min_replicas``: KEDA scales by the requests in work."""
+    prometheus: str = "http://prometheus-operated.monitoring.svc:9090"
+    """Where KEDA asks for the number of requests."""
+    requests_per_replica: int = Field(default=8, ge=1)
+    """Requests in work that a replica is meant to have."""
+    canary_replicas: int = Field(default=1, ge=1)
+    """Replicas of a candidate beside the model in service; fixed."""
+    canary_percent: int = Field(default=10, ge=0, le=100)
+    """Share of the traffic that a candidate gets after its smoke test, before it takes over; 0: none."""
+    canary_s: float = Field(default=60.0, ge=0)
+    """How long the candidate must stay ready with that share."""
+    max_loss: float = Field(default=0.0, ge=0, le=1)
+    """How much smaller than the share of the model in service the candidate's share of right answers to the replayed
+    items may be."""
+    url: str = "http://{service}.{namespace}.svc.cluster.local"
+    """How the deployer reaches a predictor's Service."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("min_replicas must not exceed max_replicas")
+        if "{service}" not in self.url:
+            raise ValueError("url must contain {service}: the candidate and the model in service are asked apart")
+        return self
+
+
 class DeploymentConfig(Section):
     """Registration, serving and the smoke test that decides whether a candidate becomes the champion."""
 
+    target: Literal["local", "kserve"] = "local"
+    """``local``: the candidate is tested on a server of this machine; ``kserve``: it is rolled out on the cluster."""
     server: ServerConfig = ServerConfig()
     """The server."""
+    kserve: KServeConfig = KServeConfig()
+    """The served model on a cluster."""
     smoke_items: int = Field(default=8, ge=1)
     """Held-out items that are asked again through the candidate's endpoint."""
     smoke_kinds: tuple[str, ...] = ()

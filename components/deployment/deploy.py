@@ -2,7 +2,8 @@
 
 The smoke test asks held-out items again through the served endpoint, with the original files, and compares with the
 answers that evaluation recorded. The champion moves only when they agree; otherwise it stays, and the error says why.
-Everything here goes through HTTP, so this process needs no torch.
+Everything here goes through HTTP, so this process needs no torch. On a cluster (``target: kserve``) the candidate is
+rolled out beside the model in service (`rollout`) instead of being served here.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -21,14 +23,17 @@ from typing import Any
 import httpx
 
 from ... import __version__
+from ..common.answers import is_correct
+from ..common.cluster import Cluster
 from ..common.config import RunContext
 from ..common.launch import LaunchError, free_port, git_commit, spawn, tail, wait_until_ready
 from ..common.samples import Media, PreparedSet, Sample
 from ..common.storage import Manifest, Storage, StorageError, fingerprint, join, sha256_file, stage_prefix
 from ..common.tracking import Tracker
-from .client import AskError, ask
+from . import rollout
+from .client import API_KEY, AskError, ask
 from .config import DeploymentConfig
-from .registry import CHAMPION, Registry
+from .registry import CHAMPION, ModelVersion, Registry
 
 log = logging.getLogger(__name__)
 
@@ -80,23 +85,9 @@ def run(run: str, config: str, registered: str, evaluation: str, data: str) -> s
     with Tracker.start(context, "deploy", key, section.model_dump(mode="json"), inputs) as tracker:
         with contextlib.ExitStack() as stack:
             scratch = Path(context.work_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="vthink-")))
-            samples = PreparedSet.open(storage, data, scratch).split(evaluated.config["split"]).samples
-            limit = min(int(evaluated.config["max_new_tokens"]), section.server.max_new_tokens)
-            replays, skipped = choose(
-                storage, samples, _items(storage, evaluated), limit, section.smoke_items, scratch, section.smoke_kinds
-            )
-            smoke: dict[str, Any] = {"passed": False, "skipped": skipped}
-            question: dict[str, Any] | None = None
-            if not replays:
-                reason = f"; the first: {skipped[0]}" if skipped else ""
-                smoke["why"] = f"no held-out item could be asked again{reason}"
-            else:
-                try:
-                    with served(source, section, context, scratch) as url:
-                        smoke |= smoke_test(url, replays, limit, evaluated.config, section.smoke_min_agreement)
-                        question = _ask_one(url, replays[0], section.smoke_question) if smoke["passed"] else None
-                except (LaunchError, AskError) as error:
-                    smoke |= {"passed": False, "why": str(error)}
+            test = SmokeTest.prepare(storage, section, evaluated, data, scratch)
+            smoke = deploy_version(context, section, registry.find(str(version)), storage, test, scratch)
+            question = smoke.pop("question", None)
         storage.write_json(join(prefix, "smoke.json"), smoke)
         figures = {f"deployment/{name}": smoke[name] for name in ("agreement", "identical") if name in smoke}
         tracker.log_metrics(figures)
@@ -132,6 +123,87 @@ def run(run: str, config: str, registered: str, evaluation: str, data: str) -> s
             git_commit=git_commit(),
         )
         return manifest.write(storage)
+
+
+def deploy_version(
+    context: RunContext,
+    section: DeploymentConfig,
+    version: ModelVersion,
+    storage: Storage,
+    test: SmokeTest,
+    scratch: Path,
+    hold: bool = False,
+    cluster: Cluster | None = None,
+) -> dict[str, Any]:
+    """Test a version, and on a cluster bring it into service.
+
+    Args:
+        hold: on a cluster, stop with the candidate beside the model in service.
+        cluster: None: the one at hand, where ``section.target`` asks for one.
+
+    Returns:
+        The record of the smoke test (see `smoke_test`); ``passed`` says whether the champion may move, ``promoted``
+        (on a cluster) whether the version has all of the traffic, ``question`` is one structured answer.
+    """
+    smoke: dict[str, Any] = {"passed": False, "skipped": test.skipped}
+    if not test.replays:
+        reason = f"; the first: {test.skipped[0]}" if test.skipped else ""
+        return smoke | {"why": f"no held-out item could be asked again{reason}"}
+    try:
+        if section.target == "local":
+            with served(version.source, section, context, scratch) as url:
+                smoke |= test(url)
+                smoke["question"] = test.ask_one(url) if smoke["passed"] else None
+            return smoke
+        model = rollout.TrainedModel.read(storage, version.source)
+        cluster = cluster or Cluster.connect(context.launch.cluster.namespace)
+        way = rollout.Rollout(
+            cluster, section, context.launch, version, model, lambda line: log.warning("deploy: %s", line)
+        )
+        smoke |= way.run(test, hold)
+        with contextlib.suppress(AskError):  # it is in service already; this is only for show
+            smoke["question"] = test.ask_one(way.url(rollout.variant(version.version)))
+        return smoke
+    except rollout.SmokeTestError as error:
+        return smoke | error.record
+    except (LaunchError, AskError, rollout.RolloutError) as error:
+        return smoke | {"passed": False, "why": str(error)}
+
+
+def deploy_registered(
+    context: RunContext, section: DeploymentConfig, version: ModelVersion, storage: Storage, hold: bool = False
+) -> dict[str, Any]:
+    """Deploy a version again, outside of the pipeline: what it is compared with is in its tags.
+
+    Returns:
+        The record of the smoke test, see `deploy_version`.
+
+    Raises:
+        DeploymentError: it did not go into service; the champion is what it was.
+    """
+    missing = [tag for tag in ("vthink.evaluation_uri", "vthink.data_uri") if not version.tags.get(tag)]
+    if missing:
+        raise DeploymentError(
+            f"version {version.version} of '{version.name}' has no tag {missing[0]}: it was not registered by vthink, "
+            "so there is nothing to compare its answers with"
+        )
+    evaluated = Manifest.read(storage, version.tags["vthink.evaluation_uri"])
+    registry = Registry(context.tracking)
+    with contextlib.ExitStack() as stack:
+        scratch = Path(context.work_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="vthink-")))
+        test = SmokeTest.prepare(storage, section, evaluated, version.tags["vthink.data_uri"], scratch)
+        smoke = deploy_version(context, section, version, storage, test, scratch, hold)
+    registry.tag(version.version, "vthink.smoke_test", smoke["why"][:500])
+    if not smoke["passed"]:
+        before = registry.alias(CHAMPION)
+        in_service = f"version {before.version}" if before is not None else "nothing"
+        raise DeploymentError(
+            f"version {version.version} of '{version.name}' is not in service ({smoke['why']}); "
+            f"in service stays {in_service}"
+        )
+    if smoke.get("promoted", True):
+        registry.promote(version.version, smoke)
+    return smoke
 
 
 @contextlib.contextmanager
@@ -195,6 +267,55 @@ class Replay:
         return ask(url, self.path, kind=media.kind, start_s=media.start_s, end_s=media.end_s, **asked)
 
 
+@dataclass(frozen=True, slots=True)
+class SmokeTest:
+    """Held-out items to ask again of any server of the candidate."""
+
+    replays: Sequence[Replay]
+    skipped: Sequence[str]
+    """Why items were passed over."""
+    limit: int
+    """Longest answer, in tokens."""
+    settings: Mapping[str, Any]
+    """Evaluation's section."""
+    section: DeploymentConfig
+
+    @classmethod
+    def prepare(
+        cls, storage: Storage, section: DeploymentConfig, evaluated: Manifest, data: str, scratch: Path
+    ) -> SmokeTest:
+        """Choose the items and fetch their media."""
+        samples = PreparedSet.open(storage, data, scratch).split(evaluated.config["split"]).samples
+        items = _items(storage, evaluated)
+        if cls._is_plain(section):  # such a server sees whole videos only
+            whole = {s.id for s in samples if s.media.start_s is None and s.media.end_s is None}
+            items = [item for item in items if item["id"] in whole]
+        limit = min(int(evaluated.config["max_new_tokens"]), section.server.max_new_tokens)
+        chosen = choose(storage, samples, items, limit, section.smoke_items, scratch, section.smoke_kinds)
+        return cls(*chosen, limit, evaluated.config, section)
+
+    @staticmethod
+    def _is_plain(section: DeploymentConfig) -> bool:
+        return section.target == "kserve" and section.kserve.model_format == "vLLM"
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        key = {"api_key": os.environ.get(API_KEY)}
+        if self.section.target == "local":
+            return key
+        return {**key, "plain": self._is_plain(self.section), "model": self.section.kserve.name}
+
+    def __call__(self, url: str) -> dict[str, Any]:
+        """See `smoke_test`; a server that goes away has failed it."""
+        health = "/health" if self._is_plain(self.section) else "/v2/health/ready"
+        minimum = self.section.smoke_min_agreement
+        return smoke_test(url, self.replays, self.limit, self.settings, minimum, health, self._how)
+
+    def ask_one(self, url: str) -> dict[str, Any]:
+        """One question as a user would ask it."""
+        return _ask_one(url, self.replays[0], self.section.smoke_question, self._how)
+
+
 def choose(
     storage: Storage,
     samples: Sequence[Sample],
@@ -232,7 +353,13 @@ def choose(
 
 
 def smoke_test(
-    url: str, replays: Sequence[Replay], limit: int, settings: Mapping[str, Any], min_agreement: float
+    url: str,
+    replays: Sequence[Replay],
+    limit: int,
+    settings: Mapping[str, Any],
+    min_agreement: float,
+    health: str = "/v2/health/ready",
+    how: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Ask held-out items again through the endpoint and compare with evaluation.
 
@@ -242,10 +369,12 @@ def smoke_test(
         limit: longest answer, in tokens.
         settings: evaluation's section (``temperature``, ``top_p``, ``seed``).
         min_agreement: share that must agree.
+        health: path at which the server says that it is ready.
+        how: further arguments of `client.ask`.
 
     Returns:
         ``passed``, ``why`` (one line), ``asked``, ``agreement`` (share with evaluation's answer), ``identical`` (share
-        with its very tokens), ``items`` (each comparison).
+        with its very tokens), ``correct`` (share of right answers), ``items`` (each comparison).
 
     Raises:
         AskError: the server is gone.
@@ -256,15 +385,16 @@ def smoke_test(
         expected = replay.item
         entry: dict[str, Any] = {"id": replay.sample.id, "expected": expected["answer"], "answer": None, "error": None}
         try:
-            reply = replay.ask(url, max_tokens=limit, **sampling)
+            reply = replay.ask(url, max_tokens=limit, **sampling, **(how or {}))
         except AskError as error:
             entry["error"] = str(error)
-            _still_there(url, error)
+            _still_there(url + health, error)
         else:
             # Two responses without an answer agree only when they are the same.
             same = reply["text"] == expected["response"] if expected["answer"] is None else True
             entry["answer"] = reply["answer"]
             entry["agrees"] = same and reply["answer"] == expected["answer"]
+            entry["correct"] = is_correct(replay.sample, reply["answer"])
             entry["identical"] = reply["token_ids"] == list(expected["token_ids"])
             if not entry["identical"]:
                 entry |= {"text": reply["text"], "expected_text": expected["response"]}
@@ -274,7 +404,7 @@ def smoke_test(
     passed, why = _verdict(compared, repeatable, min_agreement)
     shares = {
         name: sum(bool(entry.get(key)) for entry in compared) / len(compared)
-        for name, key in (("agreement", "agrees"), ("identical", "identical"))
+        for name, key in (("agreement", "agrees"), ("identical", "identical"), ("correct", "correct"))
     }
     return {"passed": passed, "why": why, "asked": len(compared), **shares, "items": compared}
 
@@ -298,7 +428,7 @@ def _verdict(compared: Sequence[Mapping[str, Any]], repeatable: bool, min_agreem
 def _still_there(url: str, error: AskError) -> None:
     """Raise ``error`` when the server does not even say that it is ready."""
     try:
-        httpx.get(f"{url}/v2/health/ready", trust_env=False, timeout=10).raise_for_status()
+        httpx.get(url, trust_env=False, timeout=10).raise_for_status()
     except httpx.HTTPError:
         raise error from None
 
@@ -320,14 +450,17 @@ def local_copy(storage: Storage, media: Media, scratch: Path) -> Path:
     return path
 
 
-def _ask_one(url: str, replay: Replay, own_question: str | None) -> dict[str, Any]:
+def _ask_one(url: str, replay: Replay, own_question: str | None, how: Mapping[str, Any]) -> dict[str, Any]:
     """Ask one question as a user would, streaming, and keep its structured answer."""
     sample = replay.sample
     if own_question is None:
         question, options, truth, problem_type = sample.question, sample.options, sample.answer, sample.problem_type
     else:
         question, options, truth, problem_type = own_question, (), None, None
-    reply = replay.ask(url, question=question, options=options, problem_type=problem_type, on_delta=lambda text: None)
-    kept = {name: reply[name] for name in ("answer", "reasoning", "segments", "text", "finish_reason", "media")}
+    reply = replay.ask(
+        url, question=question, options=options, problem_type=problem_type, on_delta=lambda text: None, **how
+    )
+    names = ("answer", "reasoning", "segments", "text", "finish_reason", "media")
+    kept = {name: reply.get(name) for name in names}  # vLLM does not say which frames it took
     about = {"id": sample.id, "media_uri": sample.media.uri, "question": question, "options": list(options)}
     return {**about, "truth": truth, **kept}

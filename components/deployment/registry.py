@@ -20,6 +20,8 @@ from .config import DeploymentConfig
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
+REPLACED = "vthink.replaced"
+"""Tag of a version: the one that was in service before it."""
 
 
 class RegistryError(RuntimeError):
@@ -93,6 +95,21 @@ class Registry:
                     return None
                 raise
 
+    def find(self, name: str) -> ModelVersion:
+        """The version with this number, or alias.
+
+        Raises:
+            RegistryError: naming the versions there are.
+        """
+        versions = self.versions()
+        found = next((version for version in versions if name == str(version.version)), None)
+        if found is None and not name.isdigit():
+            found = self.alias(name)
+        if found is not None:
+            return found
+        known = ", ".join(str(version.version) for version in versions) or "none yet; train one with `vthink run`"
+        raise RegistryError(f"no version or alias '{name}' of the model '{self.name}'; versions: {known}")
+
     def register(self, source: str, run_id: str | None, tags: Mapping[str, str]) -> ModelVersion:
         """Register a model folder and make it the candidate; the same source gives the same version again.
 
@@ -143,6 +160,9 @@ class Registry:
             raise RegistryError(f"'{self.name}' version {version} has not passed its smoke test; champion stays")
         with self._errors("promoting"):
             self._client.get_model_version(self.name, str(version))
+            before = self.alias(CHAMPION)
+            if before is not None and before.version != version:  # where `vthink rollback` goes
+                self.tag(version, REPLACED, str(before.version))
             self._client.set_registered_model_alias(self.name, CHAMPION, str(version))
             return self._version(self._client.get_model_version(self.name, str(version)))
 

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import hmac
 import importlib.resources
 import json
 import logging
@@ -344,8 +345,10 @@ class Guard:
     that a web page whose name server points to it (DNS rebinding) cannot talk to the server.
     """
 
-    def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
+    def __init__(self, app: ASGIApp, config: ServerConfig, api_key: str | None = None) -> None:
+        """Args: ``api_key``: bearer token that OpenAI's routes ask for; None: none. Health and metrics stay open."""
         self._app = app
+        self._authorization = f"Bearer {api_key}".encode("latin-1", "replace") if api_key else None
         self._hosts = {"localhost", "127.0.0.1", "[::1]", config.host} if config.loopback else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -368,6 +371,15 @@ class Guard:
             return ApiError(405, f"method {scope['method'][:16]} is not allowed", headers={"allow": "GET, HEAD, POST"})
         if scope["method"] == "POST" and scope["path"] not in CHAT_PATHS:
             return ApiError(404, f"nothing is answered there; ask at POST {CHAT_PATHS[0]}")
+        key = headers.get(b"authorization", b"")
+        guarded = self._authorization is not None and "/v1/" in scope["path"]
+        if guarded and not hmac.compare_digest(key, self._authorization or b""):
+            return ApiError(
+                401,
+                "this server asks for a key: send the header Authorization: Bearer KEY",
+                code="invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
         return None
 
 

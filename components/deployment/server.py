@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -24,6 +25,7 @@ from ..common.config import ConfigError, StorageConfig, VideoConfig
 from ..common.launch import die_with_owner
 from ..common.storage import Storage, StorageError
 from .chat_api import ApiError, Ask, Generated
+from .client import API_KEY
 from .config import ServerConfig
 from .routes import CHAT_PATHS, ChatCompletions, Guard, build_routes
 
@@ -106,6 +108,8 @@ class ModelEngine:
 def serve(loaded: LoadedModel, config: ServerConfig) -> None:
     """Serve a loaded model until the process is told to stop (SIGTERM, SIGINT).
 
+    With ``VTHINK_API_KEY`` set, questions need that key as bearer token.
+
     Must be called in the main thread, once per process: KServe's application is one per process.
     """
     # KServe reads the process's arguments when imported; ours are not its.
@@ -148,7 +152,7 @@ def serve(loaded: LoadedModel, config: ServerConfig) -> None:
         },
     }
     app.router.routes.extend(build_routes(chat, config, about))
-    app.add_middleware(Guard, config=config)
+    app.add_middleware(Guard, config=config, api_key=os.environ.get(API_KEY))
     server = Server(
         http_port=config.port, enable_grpc=False, workers=1, grace_period=config.grace_period_s, event_loop="asyncio"
     )

@@ -555,7 +555,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Name of a worker module that torchrun's Python finds."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "tiny_worker.py").write_text(textwrap.dedent(WORKER))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"), prepend=os.pathsep)
     return "tiny_worker"
 
 
@@ -619,10 +619,17 @@ def test_a_job_cannot_redefine_what_the_launcher_says(run: RunContext, storage: 
         launch.write_job(storage, run, "sft", {"prefix": "x"}, "0", "s3://b/x/")
 
 
-def test_training_elsewhere_is_refused_by_name(run: RunContext) -> None:
-    for settings in (LaunchConfig(backend="trainjob"), LaunchConfig(nodes=2)):
-        with pytest.raises(LaunchError, match=r"launch\.(backend|nodes)"):
-            train(run.model_copy(update={"launch": settings}), "x", "train")
+def test_several_nodes_need_a_cluster(run: RunContext) -> None:
+    with pytest.raises(LaunchError, match=r"launch\.nodes=2: launch\.backend=local trains on one node"):
+        train(run.model_copy(update={"launch": LaunchConfig(nodes=2)}), "x", "train")
+
+
+def test_a_training_job_without_a_cluster_is_one_line(
+    run: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(LaunchError, match=r"no Kubernetes cluster: .*; set KUBECONFIG, or run in a pod"):
+        train(run.model_copy(update={"launch": LaunchConfig(backend="trainjob")}), "x", "train")
 
 
 def test_threads_are_left_to_the_library_when_zero(run: RunContext) -> None:
@@ -637,6 +644,9 @@ def test_a_job_is_read_from_the_store_that_the_environment_names(
     uri = launch.write_job(storage, run, "sft", {"a": 1}, "0", run.storage.root_uri)
     monkeypatch.setenv("VTHINK_STORAGE", launch.training_environment(run)["VTHINK_STORAGE"])
     assert read_job(uri)["a"] == 1
+    assert read_job(uri)["run"]["work_dir"] == run.work_dir
+    monkeypatch.setenv("VTHINK_WORK_DIR", "/scratch")
+    assert read_job(uri)["run"]["work_dir"] == "/scratch"
 
 
 def launcher(run: RunContext, do: str, direct: bool) -> str:

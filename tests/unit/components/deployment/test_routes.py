@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import concurrent.futures
 import io
@@ -17,8 +18,10 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.responses import PlainTextResponse
 from vthink.components.common.video import read_clip, stored
-from vthink.components.deployment.routes import page
+from vthink.components.deployment.config import ServerConfig
+from vthink.components.deployment.routes import Guard, page
 
 from .conftest import ANSWER, Running, ScriptedEngine, write_video
 
@@ -282,6 +285,32 @@ def test_form_posts_of_other_sites_are_refused(healthy: Running, mp4: bytes) -> 
     data = json.dumps(request(video_part(mp4)))
     response = httpx.post(healthy.url + CHAT, content=data, headers={"content-type": "text/plain"})
     refusal(response, 415, "application/json")
+
+
+def test_with_a_key_questions_need_it_and_health_does_not() -> None:
+    config = ServerConfig()
+    answered = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        answered.append(scope["path"])
+        await PlainTextResponse("ok")(scope, receive, send)
+
+    def ask(method: str, path: str, key: str | None = None, expected: str | None = "right") -> httpx.Response:
+        async def send() -> httpx.Response:
+            transport = httpx.ASGITransport(app=Guard(app, config, expected))
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+                return await client.request(method, path, headers={"authorization": key} if key else {})
+
+        return asyncio.run(send())
+
+    for key in (None, "Bearer wrong", "Bearer right2", "right"):
+        refusal(ask("POST", CHAT, key), 401, "asks for a key")
+        assert ask("GET", "/v1/models", key).status_code == 401
+    assert answered == []
+    assert ask("POST", CHAT, "Bearer right").status_code == 200
+    for path in ("/v2/health/ready", "/metrics", "/"):
+        assert ask("GET", path).status_code == 200
+    assert ask("POST", CHAT, expected=None).status_code == 200  # the control: no key is set
 
 
 def test_other_host_names_are_refused_on_loopback(healthy: Running) -> None:

@@ -1,0 +1,639 @@
+"""Rolling a model out: the test plays KServe's controller, which starts our real server for every predictor it sees."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+import yaml
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from vthink.components.common.cluster import INFERENCE_SERVICE, Cluster, ClusterError
+from vthink.components.common.config import LaunchConfig, RunContext, StorageConfig, TrackingConfig, VideoConfig
+from vthink.components.common.models import _CHAT_TEMPLATE
+from vthink.components.common.samples import PreparedSet, Sample
+from vthink.components.common.storage import Manifest, Storage, join
+from vthink.components.common.video import Clip
+from vthink.components.deployment import deploy, rollout
+from vthink.components.deployment.chat_api import Ask, Generated, structured
+from vthink.components.deployment.config import DeploymentConfig, ServerConfig
+from vthink.components.deployment.registry import ModelVersion, Registry, champion, register
+from vthink.components.deployment.routes import ChatCompletions, Guard, build_routes
+from vthink.components.evaluation.config import EvaluationConfig
+from vthink.pipelines.config import load as load_config
+from vthink.tests.cluster import validation
+from vthink.tests.cluster.api_server import ApiServer
+from vthink.tests.cluster.controllers import Hand, until
+
+Object = dict[str, Any]
+KEY = "key-of-the-endpoint"
+VIDEO = VideoConfig(num_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)
+
+
+# --- models and their servers -------------------------------------------------------------------------------
+
+
+@dataclass
+class Model:
+    """A model that knows some answers by heart; everything around it is the real server."""
+
+    answers: dict[str, str]
+    """The response to a question's text."""
+    fingerprint: str = "f" * 16
+    system: str | None = None
+    video: VideoConfig = VIDEO
+    asked: int = 0
+
+    def stream(self, ask: Ask, clip: Clip) -> Iterator[str | Generated]:
+        self.asked += 1
+        text = self.answers[ask.question]
+        yield text
+        yield Generated(text=text, token_ids=(1, 2, 3), finish_reason="stop", prompt_token_ids=(1,))
+
+
+@contextlib.contextmanager
+def serving(model: Model) -> Iterator[str]:
+    config = ServerConfig(model_name="vthink", decoders=1)
+    chat = ChatCompletions(model, config)
+    app = Starlette(routes=build_routes(chat, config, {}), middleware=[Middleware(Guard, config=config, api_key=KEY)])
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        chat.close()
+
+
+class Gateway:
+    """In front of all predictors: ``/<service>/…``."""
+
+    def __init__(self) -> None:
+        self.services: dict[str, str] = {}
+        self.asked: list[str] = []
+        gateway = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def do(self) -> None:
+                service, _, path = self.path.lstrip("/").partition("/")
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                status, data = 503, b"{}"
+                if service in gateway.services:
+                    gateway.asked.append(service)
+                    url = f"{gateway.services[service]}/{path}"
+                    names = ("Content-Type", "Authorization")
+                    sent = {name: self.headers[name] for name in names if self.headers[name]}
+                    reply = httpx.request(self.command, url, content=body, headers=sent, timeout=60, trust_env=False)
+                    status, data = reply.status_code, reply.content
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do  # noqa: N815
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@dataclass
+class KServe:
+    """The controller: starts a server for each predictor and writes the status."""
+
+    hand: Hand
+    gateway: Gateway
+    models: dict[str, Model]
+    """By storageUri; a predictor of any other never becomes ready."""
+    broken: set[str] = field(default_factory=set)
+    """Names of predictors whose model cannot be loaded."""
+    traffic: list[dict[str, int]] = field(default_factory=list)
+    """Every split of the traffic that was ordered, by predictor."""
+    _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    _running: dict[str, str] = field(default_factory=dict)
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        seen = None
+        while not self._ended.wait(0.05):
+            found = self.hand.cluster.get(INFERENCE_SERVICE, "vthink")
+            if found is None:
+                seen = None
+                continue
+            if found["metadata"]["generation"] != seen:
+                with contextlib.suppress(ClusterError):
+                    self._reconcile(found)
+                    seen = found["metadata"]["generation"]
+
+    def _reconcile(self, found: Object) -> None:
+        spec = found["spec"]
+        canaries = spec.get("canary", [])
+        shares = {c["predictor"]["name"]: c.get("trafficPercent", 0) for c in canaries}
+        stable = spec["predictor"].get("name", "")
+        split = {stable: 100 - sum(shares.values()), **shares}
+        if not self.traffic or self.traffic[-1] != split:
+            self.traffic.append(split)
+        ready = {}
+        for predictor in [spec["predictor"], *(c["predictor"] for c in canaries)]:
+            name, uri = predictor.get("name", ""), predictor["model"]["storageUri"]
+            if uri in self.models and name not in self.broken:
+                if uri not in self._running:
+                    self._running[uri] = self._stack.enter_context(serving(self.models[uri]))
+                service = "-".join(filter(None, ["vthink", name, "predictor"]))
+                self.gateway.services[service] = self._running[uri]
+            ready[name] = uri in self.models and name not in self.broken
+        failure = {
+            "transitionStatus": "BlockedByFailedLoad",
+            "lastFailureInfo": {"reason": "ModelLoadFailed", "message": "CUDA out of memory"},
+        }
+        loaded = {"transitionStatus": "UpToDate"}
+        conditions = [
+            {"type": "Ready", "status": "True" if all(ready.values()) else "False", "message": "see modelStatus"},
+            {"type": "PredictorReady", "status": "True" if ready[stable] else "False"},
+        ]
+        self.hand.set_status(
+            INFERENCE_SERVICE,
+            "vthink",
+            {
+                "observedGeneration": found["metadata"]["generation"],
+                "conditions": conditions,
+                "modelStatus": loaded if ready[stable] else failure,
+                "canaryStatuses": [
+                    {"name": n, "ready": ready[n], "trafficPercent": p, "modelStatus": loaded if ready[n] else failure}
+                    for n, p in shares.items()
+                ],
+            },
+        )
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join(10)
+        self._stack.close()
+
+
+# --- what the stages before left behind ---------------------------------------------------------------------
+
+
+@dataclass
+class Before:
+    """A prepared set, trained models in the store, their evaluation, and the registry."""
+
+    context: RunContext
+    storage: Storage
+    section: DeploymentConfig
+    data: str
+    samples: list[Sample]
+    cluster: Cluster
+    kserve: KServe
+    gateway: Gateway
+
+    def model(self, number: int, answers: dict[str, str] | None, folder: Path) -> str:
+        """A trained model and its evaluation, registered; the registration's manifest. None: it cannot be served."""
+        root = join(self.storage.config.root_uri, f"trained-{number}")
+        source = join(root, "model/")
+        write_model(self.storage, source, folder / f"model-{number}")
+        trained = Manifest(stage="grpo", fingerprint=f"{number:016d}", uri=f"{root}/", files={"model": source})
+        right = {s.question: f"<answer>{s.answer}</answer>" for s in self.samples}
+        rows = [
+            {
+                "id": s.id, "model": "grpo", "frames": "ordered", "error": None, "token_ids": [1, 2, 3],
+                "response": right[s.question], "answer": structured(right[s.question])["answer"],
+            }
+            for s in self.samples
+        ]  # fmt: skip
+        items = join(root, "evaluate/items.jsonl")
+        self.storage.write_bytes(items, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        evaluated = Manifest(
+            stage="evaluate",
+            fingerprint=f"{number:015d}e",
+            uri=join(root, "evaluate/"),
+            files={"items": items},
+            config=EvaluationConfig(max_new_tokens=64).model_dump(mode="json"),
+            details={"candidate": "grpo"},
+        )
+        if answers is not None:
+            self.kserve.models[source] = Model(right | answers)
+        uris = (trained.write(self.storage), evaluated.write(self.storage), self.data)
+        return register(self.context.to_json(), self.section.to_json(), *uris)
+
+    def deploy(self, registered: str, section: DeploymentConfig | None = None) -> Manifest:
+        evaluation = Manifest.read(self.storage, registered).inputs["evaluation"]
+        run = (self.context.to_json(), (section or self.section).to_json(), registered, evaluation, self.data)
+        return Manifest.read(self.storage, deploy.run(*run))
+
+    def service(self) -> Object:
+        found = self.cluster.get(INFERENCE_SERVICE, "vthink")
+        assert found is not None
+        return found
+
+    @property
+    def champion(self) -> int | None:
+        found = champion(self.context.tracking)
+        return None if found is None else found.version
+
+    def wrong(self, share: float) -> dict[str, str]:
+        """Answers that are wrong for this share of the replayed items."""
+        count = round(share * len(self.samples))
+        return {s.question: "<answer>nothing of the kind</answer>" for s in self.samples[:count]}
+
+
+def write_model(
+    storage: Storage, source: str, folder: Path, video: VideoConfig = VIDEO, prompt: str = "compact/1"
+) -> None:
+    folder.mkdir(parents=True)
+    card = {"prompt": prompt, "video": video.model_dump(mode="json"), "lineage": {}}
+    (folder / "vthink.json").write_text(json.dumps(card))
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
+    (folder / "chat_template.jinja").write_text(_CHAT_TEMPLATE)
+    storage.upload_dir(folder, source)
+
+
+@pytest.fixture
+def before(
+    cluster: Cluster, storage: Storage, tracking: TrackingConfig, small_world: str, s3: StorageConfig, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Before]:  # fmt: skip
+    monkeypatch.setenv("VTHINK_API_KEY", KEY)
+    gateway = Gateway()
+    section = DeploymentConfig.load(
+        {
+            "target": "kserve",
+            "smoke_items": 4,
+            "start_timeout_s": 8,
+            "server": {"max_new_tokens": 64},
+            "kserve": {
+                "model_format": "vthink", "runtime": "vthink-server", "gpus": 0, "canary_s": 0.2,
+                "url": gateway.url + "/{service}",
+            },
+        }
+    )  # fmt: skip
+    launch = LaunchConfig.load({"pool": {"deploy": "gpu"}, "cluster": {"namespace": cluster.namespace}})
+    context = RunContext(
+        run_id="test-run", work_dir=str(tmp_path / "work"), storage=storage.config, tracking=tracking, launch=launch
+    )
+    opened = PreparedSet.open(Storage(s3), small_world, tmp_path / "cache")
+    # One question each, as the model that knows the answers by heart tells items apart by them.
+    samples = list(
+        {s.question: s for s in opened.split("test").samples if s.problem_type == "multiple_choice"}.values()
+    )
+    kserve = KServe(Hand(cluster), gateway, {})
+    yield Before(context, storage, section, small_world, samples[:6], cluster, kserve, gateway)
+    kserve.close()
+    gateway.close()
+
+
+# --- into service -------------------------------------------------------------------------------------------
+
+
+def test_first_and_second_version_go_into_service_one_after_the_other(before: Before, tmp_path: Path) -> None:
+    first = before.deploy(before.model(1, {}, tmp_path))
+    assert before.champion == first.details["version"] == 1
+    assert first.metrics == {"deployment/agreement": 1.0, "deployment/identical": 1.0}
+    assert before.service()["spec"]["predictor"]["name"] == "v1"
+    second = before.deploy(before.model(2, {}, tmp_path))
+    found = before.service()
+    assert found["spec"]["predictor"]["name"] == "v2"
+    assert "canary" not in found["spec"]
+    assert before.champion == 2
+    assert second.details["replaced"] == 1
+    assert second.details["smoke"]["stable"]["name"] == "v1"
+    assert second.details["question"]["answer"]
+    assert before.kserve.traffic == [{"v1": 100}, {"v1": 100, "v2": 0}, {"v1": 90, "v2": 10}, {"v2": 100}]
+    uri = found["spec"]["predictor"]["model"]["storageUri"]
+    assert uri.endswith("trained-2/model/")
+    assert validation.validate(found | {"status": {}}) == []
+    # Both were asked the same items: the candidate, then the model in service beside it.
+    assert {"vthink-v1-predictor", "vthink-v2-predictor"} == set(before.gateway.asked)
+    again = before.deploy(Manifest.read(before.storage, second.inputs["registered"]).manifest_uri)
+    assert again.created == second.created  # finished work is reused
+
+
+SLOW = pytest.mark.slow
+
+
+def bad_says_other_things(before: Before, folder: Path) -> str:
+    return before.model(2, before.wrong(1.0), folder)
+
+
+def bad_cannot_be_loaded(before: Before, folder: Path) -> str:
+    before.kserve.broken.add("v2")
+    return before.model(2, {}, folder)
+
+
+def bad_never_starts(before: Before, folder: Path) -> str:
+    return before.model(2, None, folder)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (bad_says_other_things, "held-out items got the answer that evaluation saw"),
+        pytest.param(bad_cannot_be_loaded, "the candidate v2 is not ready: CUDA out of memory", marks=SLOW),
+        pytest.param(bad_never_starts, "the candidate v2 is not ready", marks=SLOW),
+    ],
+)
+def test_a_bad_candidate_leaves_predictor_and_champion_as_they_were(
+    before: Before, tmp_path: Path, make: Callable[[Before, Path], str], words: str
+) -> None:
+    before.deploy(before.model(1, {}, tmp_path))
+    was = before.service()
+    with pytest.raises(deploy.DeploymentError) as caught:
+        before.deploy(make(before, tmp_path))
+    assert words in str(caught.value)
+    assert "in service stays version 1" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    now = before.service()
+    assert now["spec"] == was["spec"]
+    assert now["metadata"]["annotations"] == was["metadata"]["annotations"]
+    assert before.champion == 1
+    assert all(split.get("v2", 0) == 0 for split in before.kserve.traffic)  # nobody was sent to it
+
+
+@SLOW
+def test_a_candidate_that_answers_fewer_items_rightly_is_not_promoted(before: Before, tmp_path: Path) -> None:
+    lenient = before.section.model_copy(update={"smoke_min_agreement": 0.3})
+    before.deploy(before.model(1, {}, tmp_path), lenient)
+    worse = before.model(2, before.wrong(0.5), tmp_path)
+    with pytest.raises(
+        deploy.DeploymentError, match=r"right answers to 4 replayed items: candidate \d+%, in service 100%"
+    ):
+        before.deploy(worse, lenient)
+    assert before.champion == 1
+    # The control: who allows the loss gets it.
+    allowed = lenient.model_copy(update={"kserve": lenient.kserve.model_copy(update={"max_loss": 1.0})})
+    before.deploy(worse, allowed)
+    assert before.champion == 2
+
+
+def test_a_first_version_that_fails_is_deleted(before: Before, tmp_path: Path) -> None:
+    with pytest.raises(deploy.DeploymentError, match="in service stays nothing"):
+        before.deploy(before.model(1, before.wrong(1.0), tmp_path))
+    assert before.cluster.get(INFERENCE_SERVICE, "vthink") is None
+    assert before.champion is None
+
+
+@SLOW
+def test_a_version_that_fails_at_the_last_step_gives_its_place_back(before: Before, tmp_path: Path) -> None:
+    before.deploy(before.model(1, {}, tmp_path))
+    was = before.service()
+    registered = before.model(2, {}, tmp_path)
+    reconcile = before.kserve._reconcile
+
+    def fails_alone(found: Object) -> None:
+        if found["spec"]["predictor"]["name"] == "v2":
+            before.kserve.broken.add("v2")
+        reconcile(found)
+
+    before.kserve._reconcile = fails_alone  # type: ignore[method-assign]
+    with pytest.raises(deploy.DeploymentError, match="version 2 in service is not ready: CUDA out of memory"):
+        before.deploy(registered)
+    assert before.service()["spec"] == was["spec"]
+    assert before.champion == 1
+
+
+def test_without_its_key_the_endpoint_answers_nobody(
+    before: Before, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VTHINK_API_KEY", "wrong")
+    with pytest.raises(deploy.DeploymentError, match="HTTP 401"):
+        before.deploy(before.model(1, {}, tmp_path))
+
+
+@SLOW
+def test_a_deployer_killed_between_traffic_and_alias_finishes_when_run_again(before: Before, tmp_path: Path) -> None:
+    before.deploy(before.model(1, {}, tmp_path))
+    registered = before.model(2, {}, tmp_path)
+
+    def promote(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Registry, "promote", promote)
+        with pytest.raises(KeyboardInterrupt):
+            before.deploy(registered)
+    assert before.service()["spec"]["predictor"]["name"] == "v2"
+    assert before.champion == 1
+    before.deploy(registered)
+    assert before.champion == 2
+    assert before.kserve.traffic[-1] == {"v2": 100}
+    assert sum(split == {"v2": 100} for split in before.kserve.traffic) == 1  # not rolled out twice
+
+
+@SLOW
+def test_a_conflict_and_a_busy_api_cost_nothing(before: Before, tmp_path: Path, trouble: ApiServer) -> None:
+    before.deploy(before.model(1, {}, tmp_path))
+    trouble.fail(409, times=1, method="PUT", path="inferenceservices/vthink?")
+    trouble.fail(429, times=2, method="GET", path="inferenceservices", retry_after_s=0)
+    before.deploy(before.model(2, {}, tmp_path))
+    assert before.champion == 2
+
+
+# --- the command line ---------------------------------------------------------------------------------------
+
+
+def vthink(before: Before, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    config = {
+        "name": "team",
+        "deployment": before.section.model_dump(mode="json"),
+        "launch": before.context.launch.model_dump(mode="json"),
+        "storage": before.storage.config.model_dump(mode="json"),
+        "tracking": before.context.tracking.model_dump(mode="json"),
+    }
+    (folder / "team.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "vthink.pipelines.cli.main", *arguments, "--config", "team.yaml"]
+    return subprocess.run(command, cwd=folder, env=dict(os.environ), capture_output=True, text=True, check=False)
+
+
+@SLOW
+def test_deploy_hold_promote_and_rollback_by_hand(before: Before, tmp_path: Path) -> None:
+    before.model(1, {}, tmp_path)
+    done = vthink(before, tmp_path, "deploy")
+    assert done.returncode == 0, done.stderr
+    assert "version 1 is in service (champion)" in done.stdout
+    before.model(2, {}, tmp_path)
+    held = vthink(before, tmp_path, "deploy", "candidate", "--hold")
+    assert "version 2 waits beside the model in service" in held.stdout, held.stderr
+    assert before.champion == 1
+    assert before.kserve.traffic[-1] == {"v1": 90, "v2": 10}
+    told = vthink(before, tmp_path, "deploy", "--status").stdout.splitlines()
+    assert told[0].startswith("champion: vthink/1, s3://")
+    assert told[1:] == [
+        "in service: vthink/1, 90 % of the traffic, 1 replica(s), ready",
+        "candidate: vthink/2, 10 % of the traffic, 1 replica(s), ready",
+    ]
+    promoted = vthink(before, tmp_path, "promote")
+    assert "version 2 is in service (champion)" in promoted.stdout, promoted.stderr
+    assert before.champion == 2
+    nothing = vthink(before, tmp_path, "promote")
+    assert nothing.returncode == 1
+    assert (
+        nothing.stderr.strip()
+        == "vthink: the InferenceService vthink has no candidate; begin with `vthink deploy --hold`"
+    )
+    back = vthink(before, tmp_path, "rollback")
+    assert "version 1 is in service (champion)" in back.stdout, back.stderr
+    assert before.champion == 1
+    assert before.service()["spec"]["predictor"]["name"] == "v1"
+
+
+@SLOW
+def test_rollback_takes_a_waiting_candidate_away(before: Before, tmp_path: Path) -> None:
+    before.deploy(before.model(1, {}, tmp_path))
+    was = before.service()
+    before.model(2, {}, tmp_path)
+    assert vthink(before, tmp_path, "deploy", "2", "--hold").returncode == 0
+    done = vthink(before, tmp_path, "rollback")
+    assert "took the candidate away" in done.stdout, done.stderr
+    assert before.service()["spec"] == was["spec"]
+    assert before.champion == 1
+
+
+# --- the object ---------------------------------------------------------------------------------------------
+
+TRAINED = rollout.TrainedModel(
+    "video_r1/1", VideoConfig(num_frames=None, fps=2.0, max_frames=16, max_pixels=100352), "qwen2_5_vl", _CHAT_TEMPLATE
+)
+VERSION = ModelVersion(
+    name="vthink", version=7, source="s3://vthink/models/7", aliases=(), tags={"vthink.fingerprint": "abc"}, run_id=None
+)
+SETTINGS: dict[str, Object] = {
+    "one": {},
+    "scaled": {"kserve": {"min_replicas": 1, "max_replicas": 4}},
+    "to zero": {"kserve": {"min_replicas": 0, "max_replicas": 4}},
+    "two GPUs, open": {"kserve": {"gpus": 2, "api_key_secret": None}},
+    "our server": {"kserve": {"model_format": "vthink", "runtime": "vthink-server", "gpus": 0}},
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_the_object_is_valid_to_the_letter_also_with_a_canary(crds: Path, case: str) -> None:
+    section = DeploymentConfig.load(SETTINGS[case])
+    launch = LaunchConfig.load({"pool": {"deploy": "gpu"}})
+    body = rollout.inference_service(VERSION, TRAINED, section, launch, "team-a")
+    assert validation.validate(body) == []
+    candidate = ModelVersion(name="vthink", version=8, source="s3://vthink/models/8/", aliases=(), tags={}, run_id=None)
+    canary = {"trafficPercent": 0, "predictor": rollout.predictor(candidate, TRAINED, section, launch, canary=True)}
+    assert validation.validate({**body, "spec": {**body["spec"], "canary": [canary]}}) == []
+    assert body["spec"]["predictor"]["nodeSelector"] == {"vthink.dev/pool": "gpu"}
+    # The controls.
+    del canary["predictor"]["model"]["modelFormat"]
+    assert validation.validate({**body, "spec": {**body["spec"], "canary": [canary]}})
+    body["spec"]["predictor"]["model"]["storageUri"] = "s3://vthink/models/7"
+    assert validation.validate(body)
+
+
+def test_what_training_saw_becomes_arguments(crds: Path) -> None:
+    section = DeploymentConfig()
+    arguments = rollout.vllm_arguments(TRAINED, section)
+    assert '--media-io-kwargs={"video":{"fps":2,"num_frames":16}}' in arguments
+    assert '--mm-processor-kwargs={"max_pixels":100352,"min_pixels":3136}' in arguments
+    assert arguments[-2:] == ["--allowed-media-domains", "none.invalid"]
+    fixed = rollout.TrainedModel("compact/1", VIDEO, "qwen3_vl", _CHAT_TEMPLATE)
+    arguments = rollout.vllm_arguments(fixed, section)
+    assert '--media-io-kwargs={"video":{"num_frames":8}}' in arguments
+    assert '--mm-processor-kwargs={"size":{"longest_edge":25088,"shortest_edge":3136}}' in arguments
+    server = {"allow_http_media": True, "allowed_media_domains": ["media.example.org"]}
+    arguments = rollout.vllm_arguments(TRAINED, DeploymentConfig.load({"server": server}))
+    assert arguments[-2:] == ["--allowed-media-domains", "media.example.org"]
+
+
+def test_replicas_of_a_canary_are_fixed_and_scaling_is_by_requests_in_work(crds: Path) -> None:
+    section = DeploymentConfig.load(SETTINGS["scaled"])
+    body = rollout.inference_service(VERSION, TRAINED, section, LaunchConfig(), "team-a")
+    assert body["metadata"]["annotations"]["serving.kserve.io/autoscalerClass"] == "keda"
+    (metric,) = body["spec"]["predictor"]["autoScaling"]["metrics"]
+    assert 'namespace="team-a"' in metric["external"]["metric"]["query"]
+    canary = rollout.predictor(VERSION, TRAINED, section, LaunchConfig(), canary=True)
+    assert "autoScaling" not in canary
+    assert canary["minReplicas"] == canary["maxReplicas"] == 1
+
+
+@pytest.fixture
+def example(storage: Storage, s3: StorageConfig, tracking: TrackingConfig, tmp_path: Path) -> list[str]:
+    """Version 1 of the registry, a model as the preset trains it; the options that name its stores."""
+    own = Storage(s3.model_copy(update={"bucket": "vthink", "prefix": ""}))
+    own.ensure_bucket()
+    source = "s3://vthink/models/vthink/1/"
+    config = load_config("video_r1_7b")
+    write_model(own, source, tmp_path / "model", config.video, config.model.prompt)
+    assert Registry(tracking).register(source, None, {}).version == 1
+    stores = {"storage.endpoint_url": s3.endpoint_url, "tracking.uri": tracking.uri}
+    return [f"{key}={value}" for key, value in stores.items()]
+
+
+MANIFEST = Path(__file__).parents[2] / "k8s" / "model" / "inferenceservice.yaml"
+DRY_RUN = ["deploy", "1", "--dry-run", "-o", "yaml", "--preset", "video_r1_7b", "--set", "launch.pool.deploy=gpu"]
+
+
+def test_the_manifest_is_what_a_dry_run_prints(
+    example: list[str], crds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("KUBECONFIG", "VTHINK_API_KEY"):
+        monkeypatch.delenv(name, raising=False)  # neither a cluster nor a key is needed
+    options = [part for setting in example for part in ("--set", setting)]
+    command = [sys.executable, "-m", "vthink.pipelines.cli.main", *DRY_RUN, *options]
+    done = subprocess.run(command, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    if os.environ.get("VTHINK_WRITE_MANIFEST"):
+        head = "".join(line for line in MANIFEST.read_text().splitlines(True) if line.startswith("#"))
+        MANIFEST.write_text(head + done.stdout)
+    printed = yaml.safe_load(done.stdout)
+    assert printed == yaml.safe_load(MANIFEST.read_text())
+    assert validation.validate(printed) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ({"vthink.json": b"{}"}, "is damaged"),
+        ({"vthink.json": b"nonsense"}, "cannot be served"),
+        ({"config.json": None}, "cannot be served"),
+        ({"vthink.json": b'{"prompt": "no/1", "video": {}}'}, "unknown prompt template"),
+    ],
+)
+def test_a_damaged_model_folder_is_one_line(
+    storage: Storage, tmp_path: Path, damage: dict[str, bytes | None], words: str
+) -> None:
+    source = join(storage.config.root_uri, "m/")
+    write_model(storage, source, tmp_path / "m")
+    assert rollout.TrainedModel.read(storage, source).video == VIDEO
+    for name, data in damage.items():
+        if data is None:
+            storage.delete(source + name)
+        else:
+            storage.write_bytes(source + name, data)
+    with pytest.raises(rollout.RolloutError, match=words) as caught:
+        rollout.TrainedModel.read(storage, source)
+    assert "\n" not in str(caught.value)
