@@ -203,7 +203,8 @@ def predictor(
         "name": variant(version.version),
         "annotations": lineage,
         "serviceAccountName": settings.service_account,
-        "minReplicas": settings.canary_replicas if canary else settings.min_replicas,
+        # Down to zero is for whoever scales from outside: KServe lets a canary have no more than what stands here.
+        "minReplicas": settings.canary_replicas if canary else max(1, settings.min_replicas),
         # A canary's number is fixed: KServe refuses maxReplicas there.
         **({} if canary else {"maxReplicas": settings.max_replicas}),
         **pod_placement(launch.placement("deploy", queued=False)),
