@@ -117,7 +117,7 @@ class KServeConfig(Section):
     requests_per_replica: int = Field(default=8, ge=1)
     """Requests in work that a replica is meant to have."""
     canary_replicas: int = Field(default=1, ge=1)
-    """Replicas of a candidate beside the model in service; fixed."""
+    """Replicas of a candidate beside the model in service; fixed, and at most ``min_replicas`` (or 1)."""
     canary_percent: int = Field(default=10, ge=0, le=100)
     """Share of the traffic that a candidate gets after its smoke test, before it takes over; 0: none."""
     canary_s: float = Field(default=60.0, ge=0)
@@ -132,6 +132,8 @@ class KServeConfig(Section):
     def _check(self) -> Self:
         if self.min_replicas > self.max_replicas:
             raise ValueError("min_replicas must not exceed max_replicas")
+        if self.canary_replicas > max(1, self.min_replicas):
+            raise ValueError("canary_replicas must not exceed min_replicas (KServe refuses it)")
         if "{service}" not in self.url:
             raise ValueError("url must contain {service}: the candidate and the model in service are asked apart")
         return self

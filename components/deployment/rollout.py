@@ -150,7 +150,8 @@ def vllm_arguments(model: TrainedModel, section: DeploymentConfig) -> list[str]:
         arguments["dtype"] = server.dtype
     if section.kserve.gpus > 1:
         arguments["tensor-parallel-size"] = str(section.kserve.gpus)
-    found = [f"--{name}={value}" for name, value in arguments.items()]
+    # KServe reads arguments as a Go template: braces of ours are quoted for it, and are themselves again in the pod.
+    found = [f"--{name}={value}".replace("{{", "{{`{{`}}") for name, value in arguments.items()]
     return [*found, "--allowed-media-domains", *([d.lstrip(".") for d in domains] or [NO_DOMAIN])]
 
 
@@ -176,7 +177,8 @@ def predictor(
     if settings.gpus and accelerator is not None:
         resources[accelerator] = str(settings.gpus)
     container: Object = {
-        "name": "kserve-container",
+        # The CRD asks for a name in a canary, KServe's webhook forbids it in service.
+        **({"name": "kserve-container"} if canary else {}),
         "modelFormat": {"name": settings.model_format},
         "runtime": settings.runtime,
         "storageUri": version.source if version.source.endswith("/") else f"{version.source}/",
@@ -201,16 +203,19 @@ def predictor(
         "name": variant(version.version),
         "annotations": lineage,
         "serviceAccountName": settings.service_account,
-        "minReplicas": settings.canary_replicas if canary else settings.min_replicas,
-        "maxReplicas": settings.canary_replicas if canary else settings.max_replicas,
+        # Down to zero is for whoever scales from outside: KServe lets a canary have no more than what stands here.
+        "minReplicas": settings.canary_replicas if canary else max(1, settings.min_replicas),
+        # A canary's number is fixed: KServe refuses maxReplicas there.
+        **({} if canary else {"maxReplicas": settings.max_replicas}),
         **pod_placement(launch.placement("deploy", queued=False)),
         "model": container,
     }
     if not canary and _autoscaler(section) == "keda":
-        in_work = f'{{namespace="{{namespace}}",service=~"{settings.name}-.*"}}'
+        in_work = f'{{namespace="{{namespace}}",pod=~"{settings.name}-.*-predictor-.*"}}'
         query = f"sum(vllm:num_requests_running{in_work}) + sum(vllm:num_requests_waiting{in_work})"
         metric = {"backend": "prometheus", "serverAddress": settings.prometheus, "query": query}
-        target = {"type": "AverageValue", "averageValue": str(settings.requests_per_replica)}
+        # KServe hands `value` to KEDA, which divides by the replicas whatever the type says here.
+        target = {"type": "Value", "value": str(settings.requests_per_replica)}
         found["autoScaling"] = {"metrics": [{"type": "External", "external": {"metric": metric, "target": target}}]}
     return found
 

@@ -527,7 +527,6 @@ spec:
     predictor:
       name: v8
       minReplicas: 1
-      maxReplicas: 1
       model:
         name: kserve-container
         runtime: vthink-vllm
@@ -632,6 +631,9 @@ MUTATIONS = [
     ),
     ("InferenceService", "", "spec.predictor.minReplicas", 9, "exceeds maxReplicas"),
     ("InferenceService", "", "spec.canary.0.predictor.maxReplicas", 2, "replicas are fixed"),
+    ("InferenceService", "", "spec.canary.0.predictor.minReplicas", 2, "exceeds that of the predictor"),
+    ("InferenceService", "", "spec.predictor.model.name", "kserve-container", "not allowed"),
+    ("InferenceService", "", "spec.predictor.autoScaling.metrics.0.external.target.value", None, "target.value"),
     ("InferenceService", "", "spec.canary.0.predictor.name", "v7", "a name of its own"),
     ("InferenceService", "", "spec.predictor.canaryTrafficPercent", 10, "use spec.canary"),
     ("InferenceService", "", "spec.predictor.autoScaling", None, "without autoScaling"),

@@ -511,6 +511,7 @@ _ANNOTATION = "serving.kserve.io/"
 
 
 def _inference_service(obj: Object) -> Iterator[str]:
+    """What KServe's webhook checks, too: pkg/apis/serving/v1beta1/inference_service_validation.go, v0.20.0."""
     spec, annotations = obj["spec"], obj["metadata"].get("annotations", {})
     mode = annotations.get(f"{_ANNOTATION}deploymentMode")
     scaler = annotations.get(f"{_ANNOTATION}autoscalerClass", "hpa")
@@ -532,10 +533,16 @@ def _inference_service(obj: Object) -> Iterator[str]:
     names = Counter(predictor.get("name") for _, predictor in variants)
     if canary and (None in names or max(names.values()) > 1):
         yield "with a canary every predictor needs a name of its own"
+    if spec["predictor"].get("model", {}).get("name"):
+        yield "spec.predictor.model.name is not allowed (a canary's must be set)"
     for path, predictor in variants:
         yield from _predictor_errors(path, predictor, scaler)
-        if path != "spec.predictor" and predictor.get("minReplicas") != predictor.get("maxReplicas"):
-            yield f"{path}: a canary's replicas are fixed; minReplicas and maxReplicas must be equal"
+    for path, predictor in variants[1:]:
+        for key in ("maxReplicas", "scaleTarget", "scaleMetric", "autoScaling"):
+            if predictor.get(key):
+                yield f"{path}.{key}: a canary's replicas are fixed, by minReplicas alone"
+        if predictor.get("minReplicas", 1) > spec["predictor"].get("minReplicas", 1):
+            yield f"{path}.minReplicas exceeds that of the predictor in service"
 
 
 def _predictor_errors(path: str, predictor: Mapping[str, Any], scaler: str) -> Iterator[str]:
@@ -546,7 +553,10 @@ def _predictor_errors(path: str, predictor: Mapping[str, Any], scaler: str) -> I
         yield f"{path}: minReplicas 0 with autoscalerClass {scaler} would stay at zero"
     if scaler == "none" and high is not None and low != high:
         yield f"{path}: autoscalerClass none with minReplicas {low} and maxReplicas {high}: nothing would scale"
-    external = any(m.get("type") == "External" for m in predictor.get("autoScaling", {}).get("metrics", []))
+    metrics = predictor.get("autoScaling", {}).get("metrics", [])
+    external = [metric.get("external", {}) for metric in metrics if metric.get("type") == "External"]
+    if any(metric.get("target", {}).get("value") is None for metric in external):
+        yield f"{path}.autoScaling: an external metric needs target.value, which becomes KEDA's threshold"
     if external and scaler != "keda":
         yield f"{path}.autoScaling: external metrics need autoscalerClass keda"
     model = predictor.get("model")

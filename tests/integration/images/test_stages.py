@@ -18,7 +18,7 @@ import yaml
 from vthink.components.common.config import RunContext, StorageConfig, TrackingConfig
 from vthink.components.common.storage import Manifest, Storage
 from vthink.pipelines.config import load
-from vthink.pipelines.pipeline import IR_FILE, arguments
+from vthink.pipelines.pipeline import arguments, compile_to
 
 from .conftest import RESTRICTED
 
@@ -37,7 +37,7 @@ class Steps:
         self.podman = podman
         self.images = images
         self.folder = folder
-        self.executors = next(yaml.safe_load_all(IR_FILE.read_text()))["deploymentSpec"]["executors"]
+        self.pipeline = next(yaml.safe_load_all(compile_to(folder / "vthink.yaml").read_text()))
         self.ran_in: dict[str, str] = {}
 
     def run(self, name: str, image: str | None = None, **inputs: Any) -> Any:
@@ -48,13 +48,13 @@ class Steps:
             image: another image than the compiled pipeline says.
             inputs: the component's parameters.
         """
-        compiled = self.executors[f"exec-{name}"]["container"]
+        compiled = self.pipeline["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
+        defined = self.pipeline["components"][f"comp-{name}"]["outputDefinitions"]
         image = image or compiled["image"].partition("/vthink-")[2].partition("-python:")[0]
         self.ran_in[name] = image
         artifacts = {
-            key: {"artifacts": [{"name": key, "type": {"schemaTitle": f"system.{kind}"}, "uri": f"/tmp/{key}"}]}
-            for key, kind in (("report", "HTML"), ("metrics", "Metrics"))
-            if name == "evaluate"
+            key: {"artifacts": [{"name": key, "type": about["artifactType"], "uri": f"/tmp/{key}"}]}
+            for key, about in defined.get("artifacts", {}).items()
         }
         outputs = {"parameters": {"Output": {"outputFile": "/outputs/Output"}}, "artifacts": artifacts}
         executor_input = {
@@ -91,6 +91,7 @@ def test_all_stages_run_in_the_images(
         return {"run": given["run"], "config": given[config], **{name: given[name] for name in others}}
 
     steps = Steps(podman, build("whole"), folder)
+    given["run"] = steps.run("begin", run=given["run"], config=given["config"])
     shards = steps.run("plan-data", **section("data", "video"))
     parts = [steps.run("prepare-shard", shard=shard, **section("data", "video")) for shard in shards]
     data = steps.run("merge-data", shards=parts, **section("data", "video"))
@@ -105,6 +106,7 @@ def test_all_stages_run_in_the_images(
 
     assert Manifest.read(Storage(store), deployed).details["alias"] == "champion"
     assert steps.ran_in == {
+        "begin": "control",
         "plan-data": "data",
         "prepare-shard": "data",
         "merge-data": "data",
