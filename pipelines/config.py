@@ -30,7 +30,7 @@ from ..components.common.config import (
     describe,
     key_path,
 )
-from ..components.data_prep.config import DataPrepConfig
+from ..components.data_prep.config import CurationConfig, DataPrepConfig
 from ..components.deployment.config import DeploymentConfig
 from ..components.evaluation.config import EvaluationConfig
 from ..components.grpo.config import GRPOConfig
@@ -54,6 +54,8 @@ class Config(Section):
     """How videos and images become frames."""
     data: DataPrepConfig = DataPrepConfig()
     """Data preparation."""
+    curation: CurationConfig = CurationConfig()
+    """Writing reasoning traces (`vthink data curate`); no stage of a run."""
     sft: SFTConfig = SFTConfig()
     """Supervised fine-tuning (the cold start)."""
     grpo: GRPOConfig = GRPOConfig()

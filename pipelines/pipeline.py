@@ -82,17 +82,18 @@ def build(evaluation_gpus: int = 1) -> Callable[..., Any]:
             part = data_stage.prepare_shard(run=run, config=data, video=video, shard=shard)
             _task(part, "prepare shard")
         shards = dsl.Collected(part.output)
-        prepared = _task(data_stage.merge_data(run=run, config=data, video=video, shards=shards), "merge data")
+        merged = _task(data_stage.merge_data(run=run, config=data, video=video, shards=shards), "merge data")
+        prepared = merged.outputs["Output"]
 
         with dsl.If(train_sft == True, name="sft"):  # noqa: E712 (KFP overloads ==)
-            trained = _task(sft_stage.sft(run=run, config=sft, model=model, data=prepared.output), "SFT")
+            trained = _task(sft_stage.sft(run=run, config=sft, model=model, data=prepared), "SFT")
         with dsl.Else(name="no-sft"):
             untrained = _task(skip(), "no SFT")
         sft_model = dsl.OneOf(trained.output, untrained.output)
 
         with dsl.If(train_grpo == True, name="grpo"):  # noqa: E712
             reinforced = _task(
-                grpo_stage.grpo(run=run, config=grpo, model=model, data=prepared.output, policy=sft_model), "GRPO"
+                grpo_stage.grpo(run=run, config=grpo, model=model, data=prepared, policy=sft_model), "GRPO"
             )
         with dsl.Else(name="no-grpo"):
             unreinforced = _task(skip(), "no GRPO")
@@ -102,7 +103,7 @@ def build(evaluation_gpus: int = 1) -> Callable[..., Any]:
 
         evaluated = _task(
             evaluation_stage.evaluate(
-                run=run, config=evaluation, model=model, data=prepared.output, sft=sft_model, grpo=grpo_model
+                run=run, config=evaluation, model=model, data=prepared, sft=sft_model, grpo=grpo_model
             ),
             "evaluate",
         )
@@ -112,7 +113,7 @@ def build(evaluation_gpus: int = 1) -> Callable[..., Any]:
         verdict = _task(evaluation_stage.gate(run=run, config=evaluation, evaluation=result), "gate")
 
         with dsl.If(verdict.output == "pass", name="passed"):
-            inputs = {"evaluation": result, "data": prepared.output}
+            inputs = {"evaluation": result, "data": prepared}
             registered = _task(
                 deployment_stage.register(run=run, config=deployment, model=candidate, **inputs), "register"
             )

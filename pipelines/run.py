@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import re
 import shutil
 import sys
@@ -118,7 +119,9 @@ def prepare_data(opened: Session, source: str | None = None) -> str:
 
 def find_data(opened: Session, given: str | None) -> str:
     """The manifest of the prepared set that a person means: a set, rows to prepare, or the configuration's rows."""
-    if given is None or given.endswith((".jsonl", ".parquet")):
+    from ..components.data_prep.sources import SUFFIXES
+
+    if given is None or (given.endswith(SUFFIXES) and posixpath.basename(given) != MANIFEST):
         return prepare_data(opened, given)
     return find_manifest(opened, given)
 

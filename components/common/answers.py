@@ -18,15 +18,18 @@ import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from .prompts import AnswerFormat
 from .samples import ProblemType, Sample
 
 Span = tuple[float, float]
+GradingMode = Literal["strict", "paper"]
+"""``strict``: ours, for rewards and for evaluation. ``paper``: Video-R1's published rules, to compare with its
+figures."""
 
 MAX_ANSWER_CHARS = 10_000
-"""A longer answer is graded 0."""
+"""A longer answer is graded 0 (in ``strict``)."""
 MAX_SEGMENTS = 1_000
 """Further segments of a response are not read."""
 
@@ -47,14 +50,59 @@ _RANGE = re.compile(
     re.IGNORECASE,
 )
 _FINAL_ANSWER = re.compile(r"final answer[\s*_]{0,4}(?:is\s{0,4})?[:：]", re.IGNORECASE)
+_EXAMPLE = re.compile(r"for example[\s:,]{0,4}\Z", re.IGNORECASE)
+
+# Letters. The lead-in may name the kind of answer; "option A is …" is then no article.
 _LETTER = re.compile(
-    r"[^\w]{0,8}(?:(?:the\s)?(?:(?:correct|final|best)\s)?(?:answer|option|choice)\s?(?:is)?\s?:?\s?)?"
-    r"[^\w]{0,8}([A-Z])(?=$|[^\w\s']|[ \t]{0,4}\n|\s{1,4}(?:$|[-–:=]))",
+    r"[^\w]{0,8}(?:(?:so|i (?:choose|pick|think|would say)|it is|it's)[\s:,]{1,2})?"
+    r"(?:(?:the |my )?(?:(?:correct|final|best|right) )?(?:answer|(option|choice|letter)) ?(?:is)? ?:? ?){0,2}"
+    r"[^\w]{0,8}([A-Z])(?![\w'’])",
     re.IGNORECASE,
 )
+_OTHER_LETTER = re.compile(r"(?<!\w)(\w{0,10})[^\w]{0,4}(?<![\w'’])([A-Z])(?![\w'’])(?= ?(.?))", re.IGNORECASE)
+_IS_RIGHT = re.compile(r" is (?:the )?(?:correct|right|best|final|answer)", re.IGNORECASE)
+
+# Numbers.
+_DIGITS = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3}){1,12}|[0-9]{1,40})(?:\.[0-9]{1,40})?|\.[0-9]{1,40})"
 _NUMBER = re.compile(
-    r"(?<![\w.,:/])[-+−]?(?:(?:[0-9]{1,3}(?:,[0-9]{3}){1,12}|[0-9]{1,40})(?:\.[0-9]{1,40})?|\.[0-9]{1,40})"
-    r"(?:[eE][-+]?[0-9]{1,3})?(?![0-9]|[:/,.][0-9])"
+    rf"(?<![\w.,:/^'])(?:(?P<minus>minus|negative) )?(?P<sign>[-+−])?(?P<digits>{_DIGITS})"
+    r"(?:[eE](?P<e>[-+]?[0-9]{1,3})| ?[×x*·] ?10 ?(?:\^|\*\*) ?[({]?(?P<power>[-+−]?[0-9]{1,3})[)}]?"
+    r"|/(?P<over>[0-9]{1,15}))?(?!_|[0-9]|[:/,.^'][0-9]|[×xX*][0-9])",
+    re.IGNORECASE,
+)
+_NOT_A_VALUE = re.compile(
+    r"[<>≤≥≠!]|- *$|\b(?:not|no|never|nor|than|least|most|under|over|below|above|except|between|without|"
+    r"isn't|wasn't|aren't)\b",
+    re.IGNORECASE,
+)
+"""In front of a number: a bound, a range or a denial, not a value. A lone dash is a sign or a bullet."""
+_SEVERAL = re.compile(
+    r"\A ?(?:[^\W\d_]{1,12}[.²³]? ?){0,2}"
+    r"(?:\(?(?:[,;/|&~+*×÷=–—−'-]|\.\.+|\b(?:or|and|to|vs|versus|through|till|until)\b))?"
+    r"[^\w.:(]{0,6}(?:about |maybe |perhaps |possibly )?\Z",
+    re.IGNORECASE,
+)
+"""Between two numbers: they are alternatives, a range, a list or a sum, so that neither is the answer."""
+_SCALE = re.compile(r"\A ?(?:hundred|thousand|million|billion|trillion|dozen|k\b)", re.IGNORECASE)
+_LATEX = re.compile(
+    r"\A[-+]?(?:[0-9]{1,12}+(?:\.[0-9]{1,12}+)?(?![0-9])|\\[dt]?frac|\\sqrt|\\times|\\cdot|\\pi|[{}() +*/-]){1,32}+"
+    r"(?:\^(?:[0-9]|\{-?[0-9]{1,2}\}))?\Z"
+)
+"""What is handed to math-verify: nothing that could grow (one power at most, of two digits)."""
+_WRAPPERS = (
+    ("<answer>", "</answer>"),
+    ("\\boxed{", "}"),
+    ("\\text{", "}"),
+    ("\\mathrm{", "}"),
+    ("\\(", "\\)"),
+    ("\\[", "\\]"),
+    ("(", ")"),
+    ("[", "]"),
+    ("{", "}"),
+    *((mark, mark) for mark in ("**", "*", "__", "_", "`", '"', "'", "$")),
+    ("“", "”"),
+    ("‘", "’"),
+    ("「", "」"),
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
@@ -140,6 +188,7 @@ def parse_response(text: str | None) -> ParsedResponse:
     spans: list[Span] = []
     caption: str | None = None
     answer: str | None = None
+    before = ""
 
     def complete(thought: str = "") -> None:
         nonlocal spans, caption
@@ -158,9 +207,11 @@ def parse_response(text: str | None) -> ParsedResponse:
             else:
                 thoughts.append(block.content)
         elif block.tag == "answer":
-            answer = block.content
+            if not _EXAMPLE.search(before[-20:]):  # a prompt that is repeated brings its own example
+                answer = block.content
         elif block.tag == "":
             thoughts.append(block.content)
+        before = "" if block.tag else block.content
     complete()
     tagged = answer is not None
     if answer is None:
@@ -171,7 +222,10 @@ def parse_response(text: str | None) -> ParsedResponse:
 def _untagged_answer(text: str) -> str | None:
     ends = [match.end() for match in _FINAL_ANSWER.finditer(text)]
     if not ends:
-        return None if text.lstrip().startswith("<") else extract_letter(text)
+        if text.lstrip().startswith("<"):
+            return None
+        first_line = text.strip().split("\n", 1)[0]
+        return extract_letter(first_line) or extract_letter(text)
     rest = text[ends[-1] : ends[-1] + MAX_ANSWER_CHARS].strip()
     return rest.splitlines()[0].strip() if rest else None
 
@@ -265,19 +319,32 @@ def follows_format(sample: Sample, text: str | None, style: AnswerFormat) -> boo
 # --------------------------------------------------------------------------------------------------- grading
 
 
-def grade(sample: Sample, answer: str | None) -> float:
+def grade(sample: Sample, answer: str | None, mode: GradingMode = "strict") -> float:
     """How good an answer is, in [0, 1], by problem type (the accuracy reward of Video-R1).
 
     multiple_choice: the right letter; numerical: equal at two decimals; ocr: 1 − word error rate; free_form:
     mean of ROUGE-1, ROUGE-2 and ROUGE-L F; regression: 1 − relative error. Whatever the answer is, this does
     not raise.
+
+    ``strict`` reads an answer as a person would: spaces, case and wrapping (``**B**``, ``\boxed{3}``) do not
+    matter, 1,000 and 1000 are equal; and gives nothing for what decides nothing: several answers, a range, a
+    repeated question, more than `MAX_ANSWER_CHARS`. ``paper`` is what Video-R1's code does (``grpo.py``): the
+    letter alone and equal, numbers only by Python's ``float`` and with a decimal point where the truth has one.
     """
-    if not isinstance(answer, str) or len(answer) > MAX_ANSWER_CHARS:
+    if not isinstance(answer, str):
+        return 0.0
+    if mode == "paper":
+        return _grade_as_published(sample, answer)
+    if len(answer) > MAX_ANSWER_CHARS:
+        return 0.0
+    answer = _bare(_without_question(answer, sample.question))
+    if not answer:
         return 0.0
     if sample.problem_type == "multiple_choice":
-        return float(extract_letter(answer, len(sample.options)) == sample.answer.strip().upper())
+        letter = extract_letter(answer, len(sample.options), sample.options)
+        return float(letter == sample.answer.strip().upper())
     if sample.problem_type == "ocr":
-        return max(0.0, 1.0 - word_error_rate(answer, sample.answer))
+        return max(0.0, 1.0 - word_error_rate(answer.lower(), _bare(sample.answer).lower()))
     if sample.problem_type == "free_form":
         return rouge_f(answer, sample.answer)
     predicted, truth = extract_number(answer), float(sample.answer.replace(",", ""))
@@ -288,51 +355,172 @@ def grade(sample: Sample, answer: str | None) -> float:
     return 1.0 - min(1.0, _relative_error(predicted, truth))
 
 
-def is_correct(sample: Sample, answer: str | None) -> bool:
+def is_correct(sample: Sample, answer: str | None, mode: GradingMode = "strict") -> bool:
     """Whether an answer counts as correct: its grade reaches `CORRECT_AT` of its problem type."""
-    return grade(sample, answer) >= CORRECT_AT[sample.problem_type] - 1e-9
+    return grade(sample, answer, mode) >= CORRECT_AT[sample.problem_type] - 1e-9
 
 
-def extract_letter(text: str | None, num_options: int = 26) -> str | None:
-    """The option letter that an answer begins with: ``A``, ``a``, ``A.``, ``(A)``, ``B) left``, ``Answer:
-    C``.
+def published_answer(text: str | None) -> str | None:
+    """The answer as Video-R1's evaluation reads it (``eval_bench.py``): the first ``<answer>``, else all of the
+    text."""
+    if not isinstance(text, str):
+        return None
+    start = text.find("<answer>")
+    end = text.find("</answer>", start)
+    found = text[start + len("<answer>") : end].strip() if 0 <= start < end else ""
+    return found or text
 
-    None when there is none, when it is not one of the first ``num_options``, or when the answer is a list of
-    several
-    letters: who names them all has chosen none.
+
+def _grade_as_published(sample: Sample, answer: str) -> float:
+    answer, truth = answer.strip(), sample.answer.strip()
+    if sample.problem_type == "multiple_choice":
+        return float(answer == truth)
+    if sample.problem_type == "ocr":
+        return min(max(1.0 - word_error_rate(answer, truth), 0.0), 1.0)
+    if sample.problem_type == "free_form":
+        scores = _rouge_scorer().score(truth[:MAX_ANSWER_CHARS], answer[:MAX_ANSWER_CHARS])
+        return float(sum(score.fmeasure for score in scores.values()) / len(scores))
+    try:
+        said, true = float(answer.replace(",", "")), float(truth.replace(",", ""))
+        if sample.problem_type == "regression":
+            return 1.0 - min(1.0, max(0.0, (abs(said - true) + 1e-9) / (abs(true) + 1e-9)))
+        pointed = [any(mark in text for mark in ".,") for text in (answer, truth)]
+        return float(pointed[0] == pointed[1] and round(said, 2) == round(true, 2))
+    except (ValueError, OverflowError):  # not a number; an infinity cannot be rounded
+        return 0.0
+
+
+def _bare(text: str) -> str:
+    """The text with single spaces and without what is merely wrapped around all of it: ``**B**``, ``$3$``."""
+    text = " ".join(text.split())
+    for _ in range(16):
+        for left, right in _WRAPPERS:
+            if len(text) >= len(left) + len(right) and text.startswith(left) and text.endswith(right):
+                inner = text[len(left) : len(text) - len(right)]
+                if _encloses(inner, left if len(right) > 1 else left[-1], right):
+                    text = inner.strip()
+                    break
+        else:
+            break
+    return text
+
+
+def _encloses(inner: str, left: str, right: str) -> bool:
+    """Whether marks left and right of ``inner`` belong together: ``(A) or (B)`` is not wrapped."""
+    if left == right:
+        return right not in inner or (inner.startswith(left) and inner.endswith(right))
+    depth = 0
+    for match in re.finditer(f"({re.escape(left)})|{re.escape(right)}", inner):
+        depth += 1 if match[1] else -1
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def _without_question(answer: str, question: str) -> str:
+    """What is left of an answer when it repeats the question: nothing, where it does no more than that."""
+    words = question.split()
+    if len(words) < 3 or words[0].lower() not in answer.lower():
+        return answer
+    echo = r"\s+".join(map(re.escape, words))
+    return re.sub(echo, " ", answer, flags=re.IGNORECASE)
+
+
+def extract_letter(text: str | None, num_options: int = 26, options: Sequence[str] = ()) -> str | None:
+    """The option letter that an answer begins with: ``A``, ``a``, ``A.``, ``(A)``, ``B) left``, ``Answer: C``.
+
+    None when there is none, when it is not one of the first ``num_options``, or when another option's letter
+    follows: who names several has chosen none.
+
+    Args:
+        text: the answer.
+        num_options: how many letters are options.
+        options: their texts; a letter inside the text of the chosen option ("vitamin C") is no second answer.
     """
     if not isinstance(text, str):
         return None
-    text = text[:MAX_ANSWER_CHARS].strip()
+    text = _bare(text[:MAX_ANSWER_CHARS])
     match = _LETTER.match(text)
     if match is None:
         return None
-    letter = match[1]
-    words = re.findall(r"\w+", text[match.end() : match.end() + 1000])
-    if letter.islower() and words:  # "a square …" begins with a word
+    letter, rest = match[2].upper(), text[match.end() :]
+    if letter in "AI" and not match[1] and re.match(r" \w", rest) and not _IS_RIGHT.match(rest):
+        return None  # an article or a pronoun
+    letters = string.ascii_uppercase[:num_options]
+    if letter not in letters:
         return None
-    letter = letter.upper()
-    letters = set(string.ascii_uppercase[:num_options])
-    others = {word for word in words if word.lower() not in ("and", "or")}
-    if others - {letter} and others <= letters:
-        return None
-    return letter if letter in letters else None
+    place = letters.index(letter)
+    if place < len(options):
+        chosen = " ".join(options[place].split())
+        at = rest.lower().find(chosen.lower())
+        if 0 <= at <= 4:  # behind ". " or ") "
+            rest = rest[at + len(chosen) :]
+    for other in _OTHER_LETTER.finditer(rest):
+        word, name = other[1].lower(), other[2].upper()
+        article = name in "AI" and other[3].isalnum() and word not in ("or", "and", "option", "choice", "answer")
+        if name != letter and name in letters and not article:
+            return None
+    return letter
 
 
 def extract_number(text: str | None) -> float | None:
-    """The number in an answer: ``3``, ``1,000``, ``about 2.5 s``, ``-4.``.
+    """The number in an answer: ``3``, ``1,000``, ``about 2.5 s``, ``3/4``, ``2×10^3``, ``\frac{3}{4}``.
 
-    None when there is none, when it is not finite, or when there are several and the answer does not begin
-    with one.
+    Units are not converted and number words not read. None when there is no number, when it is not finite, when
+    it is a bound, a range or one of several ("2 or 3", "less than 5"), or when there are several and the answer
+    does not begin with one. LaTeX is read by math-verify.
     """
     if not isinstance(text, str):
         return None
-    text = text[:MAX_ANSWER_CHARS].strip()
+    text = _bare(text[:MAX_ANSWER_CHARS]).replace("{,}", ",")
+    if "\\" in text:
+        text = _bare(re.sub(r"\\[,;! ]", "", text).replace("\\%", "%"))
+        text = re.sub(r"\\(?:text|mathrm)\{([^{}]{0,40})\}", r" \1", text)
+    if "\\" in text:
+        return _latex_number(text)
     numbers = list(_NUMBER.finditer(text))
-    if not numbers or (len(numbers) > 1 and re.search(r"\w", text[: numbers[0].start()])):
+    if not numbers:
         return None
-    value = float(numbers[0][0].replace(",", "").replace("−", "-"))
+    first, before = numbers[0], text[: numbers[0].start()]
+    if _NOT_A_VALUE.search(before) or (len(numbers) > 1 and re.search(r"\w", before)):
+        return None
+    behind = text[first.end() :]
+    if _SCALE.match(behind) or (len(numbers) > 1 and _SEVERAL.match(text[first.end() : numbers[1].start()])):
+        return None
+    value = float(first["digits"].replace(",", ""))
+    if first["over"] and float(first["over"]) == 0:
+        return None
+    value = value / float(first["over"]) if first["over"] else value
+    exponent = int((first["e"] or first["power"] or "0").replace("−", "-"))
+    value = float(f"{value!r}e{exponent}") if exponent else value
+    if (first["sign"] or "") in ("-", "−"):
+        value = -value
+    value = -value if first["minus"] else value
     return value if math.isfinite(value) else None
+
+
+def _latex_number(text: str) -> float | None:
+    text = re.sub(r"\A[a-zA-Z] ?= ?", "", text.rstrip(". "))
+    text = re.sub(r" [a-zA-Z²³]{1,12}\Z", "", text)  # a unit
+    if len(text) > 80 or not _LATEX.match(text):
+        return None
+    value = _read_latex(text)
+    return value if value is not None and math.isfinite(value) else None
+
+
+@lru_cache(maxsize=1024)
+def _read_latex(text: str) -> float | None:
+    import logging
+
+    logging.getLogger("math_verify.parser").setLevel(logging.ERROR)  # it warns that no alarm is set
+    from math_verify import LatexExtractionConfig, parse
+
+    try:
+        # No timeout: its alarm works in the main thread only, and `_LATEX` admits nothing that takes long.
+        found = parse(f"${text}$", [LatexExtractionConfig()], parsing_timeout=None)
+        return float(found[0].evalf()) if found and not isinstance(found[0], str) else None
+    except Exception:  # sympy and the parser raise whatever they like; a text that they cannot read is no number
+        return None
 
 
 def _relative_error(predicted: float, truth: float) -> float:

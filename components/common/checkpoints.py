@@ -468,6 +468,7 @@ def trainer_arguments(
         "data_seed": config.seed,
         "max_steps": config.max_steps,
         "num_train_epochs": config.num_epochs,
+        "train_sampling_strategy": "random" if config.shuffle else "sequential",
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.lr_schedule,
         "warmup_steps": config.warmup_steps,

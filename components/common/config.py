@@ -404,6 +404,8 @@ class TrainingConfig(Section):
     """Train only on questions whose ``metadata.kind`` is listed; empty: all."""
     images: bool = True
     """Train on image rows too."""
+    shuffle: bool = True
+    """Draw the rows in random order; false: in the order of the prepared set, for a curriculum (``data.order``)."""
     save_every_steps: int = Field(default=100, ge=1)
     """Optimiser steps between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,16 +66,24 @@ def number(value: Any) -> str:
 # -- the page ------------------------------------------------------------------------------------------------
 
 
-def page(title: str, sections: Iterable[tuple[str, Markup | str]], subtitle: Markup | str = "") -> str:
+def page(
+    title: str,
+    sections: Iterable[tuple[str, Markup | str]],
+    subtitle: Markup | str = "",
+    script: str | None = None,
+    style: str | None = None,
+) -> str:
     """A whole HTML document.
 
     Args:
         title: of the document and its first heading.
         sections: (heading, contents) in order; an empty heading gives none.
         subtitle: one line below the title.
+        script: ``<stage>/<name>.js`` that the page needs besides its own.
+        style: ``<stage>/<name>.css``, likewise.
     """
-    style = _source("common/report.css")
-    script = _source("common/report.js")
+    style = _source("common/report.css") + (_source(style) if style else "")
+    script = _source("common/report.js") + (_source(script) if script else "")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return render(
         "common/page.jinja",
@@ -110,13 +119,68 @@ def joined(blocks: Iterable[Markup]) -> Markup:
     return Markup("\n").join(blocks)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> Markup:
-    """A table that scrolls sideways where it is too wide; numbers are right-aligned and rounded for
-    reading."""
-    body = [[(cell, isinstance(cell, int | float | np.number)) for cell in row] for row in rows]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """A table cell that is sorted by something else than what it shows."""
+
+    content: Markup | str
+    sort: float | str | None
+    """None: sorted last."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Filter:
+    """A row of buttons of which one is pressed."""
+
+    key: str
+    """Lower-case name, as in `FilteredItem.values`."""
+    label: str
+    choices: Sequence[tuple[str, str]]
+    """(value without spaces, text on the button); "all" is added."""
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    caption: str = "",
+    sortable: bool = False,
+    filters: Sequence[Filter] = (),
+    values: Sequence[Mapping[str, Sequence[str]]] = (),
+) -> Markup:
+    """A table that scrolls sideways where it is too wide; numbers are right-aligned and rounded for reading.
+
+    Args:
+        columns: headings.
+        rows: cells: text, `Markup`, numbers or `Cell`.
+        caption: above the table.
+        sortable: a click on a heading sorts by that column.
+        filters: buttons that choose among the rows.
+        values: per row, for each filter's key the values under which it is shown.
+    """
+    body = [
+        [
+            (
+                cell.content if isinstance(cell, Cell) else cell,
+                isinstance(cell, int | float | np.number) and not isinstance(cell, bool),
+                cell.sort if isinstance(cell, Cell) else cell,
+            )
+            for cell in row
+        ]
+        for row in rows
+    ]
     numeric = [bool(body) and all(row[i][1] for row in body) for i in range(len(columns))]
     heads = list(zip(columns, numeric, strict=True))
-    return _block("table", columns=heads, rows=body, caption=caption)
+    shown = list(zip(body, values or [{}] * len(body), strict=True))
+    inner = _block("table", columns=heads, rows=shown, caption=caption, sortable=sortable)
+    if not filters:
+        return inner
+    return _block("filtered", filters=list(filters), counts=_counts(filters, values), total=len(body), content=inner)
+
+
+def _counts(filters: Sequence[Filter], values: Sequence[Mapping[str, Sequence[str]]]) -> dict[tuple[str, str], int]:
+    return {
+        (f.key, value): sum(value in row.get(f.key, ()) for row in values) for f in filters for value, _ in f.choices
+    }
 
 
 def interval(value: float, low: float, high: float, percent: bool = True) -> Markup:
@@ -273,17 +337,6 @@ def timeline(duration_s: float, tracks: Iterable[Track]) -> Markup:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Filter:
-    """A row of buttons of which one is pressed."""
-
-    key: str
-    """Lower-case name, as in `FilteredItem.values`."""
-    label: str
-    choices: Sequence[tuple[str, str]]
-    """(value without spaces, text on the button); "all" is added."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class FilteredItem:
     """One entry of a list."""
 
@@ -294,12 +347,16 @@ class FilteredItem:
 
 def filtered_list(filters: Sequence[Filter], items: Sequence[FilteredItem]) -> Markup:
     """Entries below buttons that choose among them (without scripts, all are shown)."""
-    counts = {
-        (f.key, value): sum(value in item.values.get(f.key, ()) for item in items)
-        for f in filters
-        for value, _ in f.choices
-    }
+    counts = _counts(filters, [item.values for item in items])
     return _block("filtered_list", filters=list(filters), items=list(items), counts=counts)
+
+
+def embedded_json(identifier: str, value: Any) -> Markup:
+    """Data for the page's script, which no text in it can leave: ``<``, ``>`` and ``&`` are written as escapes."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return Markup('<script type="application/json" id="{}">').format(identifier) + Markup(text) + Markup("</script>")
 
 
 # -- rollouts ------------------------------------------------------------------------------------------------

@@ -11,24 +11,27 @@ Neither torch nor, at import, pyarrow is needed.
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import math
 import os
 import re
+import shutil
 import string
+import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Self, cast, overload
+from typing import IO, Any, ClassVar, Literal, Self, cast, overload
 
 import numpy as np
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from .config import Section, VideoConfig, describe
-from .storage import Manifest, Storage
-from .video import Clip, EncodedClip, MediaKind
+from .storage import Manifest, Storage, join
+from .video import Clip, Decoder, EncodedClip, MediaKind, stored
 
 ProblemType = Literal["multiple_choice", "numerical", "ocr", "free_form", "regression"]
 
@@ -198,6 +201,17 @@ def read_samples(source: str | Path | IO[bytes] | IO[str]) -> Iterator[Sample | 
 
 def numbered_samples(source: str | Path | IO[bytes] | IO[str]) -> Iterator[tuple[int, Sample | RowError]]:
     """`read_samples`, each with its line (JSONL) or row (Parquet), from 1."""
+    for number, value in numbered_objects(source):
+        yield number, value if isinstance(value, RowError) else parse_row(value, number)
+
+
+def numbered_objects(source: str | Path | IO[bytes] | IO[str]) -> Iterator[tuple[int, Any]]:
+    """What the lines of a JSONL or the rows of a Parquet file hold, as Python values; a `RowError` for a line that is
+    no JSON. Each with its line or row, from 1.
+
+    Raises:
+        SamplesError: as `read_samples`.
+    """
     if not isinstance(source, str | Path):
         yield from _from_jsonl(source)
         return
@@ -214,7 +228,7 @@ def numbered_samples(source: str | Path | IO[bytes] | IO[str]) -> Iterator[tuple
         yield from _from_jsonl(file)
 
 
-def _from_jsonl(file: IO[bytes] | IO[str]) -> Iterator[tuple[int, Sample | RowError]]:
+def _from_jsonl(file: IO[bytes] | IO[str]) -> Iterator[tuple[int, Any]]:
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
@@ -223,7 +237,7 @@ def _from_jsonl(file: IO[bytes] | IO[str]) -> Iterator[tuple[int, Sample | RowEr
             rest: bytes | str = line
             while rest and rest[-1:] not in (b"\n", "\n"):
                 rest = file.readline(MAX_LINE_BYTES)
-            yield (number, RowError(number, f"longer than {MAX_LINE_BYTES} bytes", _raw(data[:_RAW_CHARACTERS])))
+            yield (number, RowError(number, f"longer than {MAX_LINE_BYTES} bytes", raw_text(data[:_RAW_CHARACTERS])))
             continue
         if number == 1:
             data = data.removeprefix(b"\xef\xbb\xbf")
@@ -231,25 +245,25 @@ def _from_jsonl(file: IO[bytes] | IO[str]) -> Iterator[tuple[int, Sample | RowEr
             yield number, _parse_line(data, number)
 
 
-def _parse_line(data: bytes, number: int) -> Sample | RowError:
+def _parse_line(data: bytes, number: int) -> Any:
     try:
-        row = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        return json.loads(data.decode("utf-8"), parse_constant=refuse_constant)
     except json.JSONDecodeError as error:
-        return RowError(number, f"not JSON ({error.msg}, column {error.colno})", _raw(data))
+        return RowError(number, f"not JSON ({error.msg}, column {error.colno})", raw_text(data))
     except UnicodeDecodeError as error:
-        return RowError(number, f"not UTF-8 (byte {error.start + 1})", _raw(data))
+        return RowError(number, f"not UTF-8 (byte {error.start + 1})", raw_text(data))
     except RecursionError:
-        return RowError(number, "JSON nested too deeply", _raw(data))
+        return RowError(number, "JSON nested too deeply", raw_text(data))
     except ValueError as error:
-        return RowError(number, str(error), _raw(data))
-    return parse_row(row, number)
+        return RowError(number, str(error), raw_text(data))
 
 
-def _refuse_constant(name: str) -> float:
+def refuse_constant(name: str) -> float:
+    """``parse_constant`` of a strict JSON parser: NaN and Infinity are no JSON."""
     raise ValueError(f"not JSON ({name} is not a number)")
 
 
-def _from_parquet(path: Path) -> Iterator[tuple[int, Sample | RowError]]:
+def _from_parquet(path: Path) -> Iterator[tuple[int, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -260,8 +274,10 @@ def _from_parquet(path: Path) -> Iterator[tuple[int, Sample | RowError]]:
                 for row in batch.to_pylist():
                     number += 1
                     # The first is ours (prepared rows say where their frames are), the others are pandas's.
-                    plain = {k: v for k, v in row.items() if k != "media_id" and not k.startswith("__index_level_")}
-                    yield number, parse_row(plain, number)
+                    yield (
+                        number,
+                        {k: v for k, v in row.items() if k != "media_id" and not k.startswith("__index_level_")},
+                    )
     except (pa.ArrowException, OSError) as error:
         raise SamplesError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
 
@@ -273,18 +289,18 @@ def parse_row(row: Any, number: int) -> Sample | RowError:
     ``metadata`` may be JSON text, as it is in Parquet files of ours.
     """
     if not isinstance(row, Mapping):
-        return RowError(number, f"expected an object, got {type(row).__name__}", _raw(row))
+        return RowError(number, f"expected an object, got {type(row).__name__}", raw_text(row))
     try:
         plain = {key: _without_nulls(value) for key, value in row.items() if value is not None}
         if isinstance(metadata := plain.get("metadata"), str):
-            plain["metadata"] = json.loads(metadata, parse_constant=_refuse_constant)
+            plain["metadata"] = json.loads(metadata, parse_constant=refuse_constant)
         return Sample.model_validate(plain)
     except ValidationError as error:
-        return RowError(number, describe(error, Sample), _raw(row))
+        return RowError(number, describe(error, Sample), raw_text(row))
     except json.JSONDecodeError as error:
-        return RowError(number, f"metadata is text, but not JSON ({error.msg})", _raw(row))
+        return RowError(number, f"metadata is text, but not JSON ({error.msg})", raw_text(row))
     except (ValueError, RecursionError) as error:
-        return RowError(number, str(error)[:200] or type(error).__name__, _raw(row))
+        return RowError(number, str(error)[:200] or type(error).__name__, raw_text(row))
 
 
 def _without_nulls(value: Any) -> Any:
@@ -295,7 +311,8 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _raw(row: Any) -> str:
+def raw_text(row: Any) -> str:
+    """A row as it was found, for a person: its first 2,000 characters."""
     if isinstance(row, bytes):
         return row[: 4 * _RAW_CHARACTERS].decode("utf-8", "replace").rstrip("\r\n")[:_RAW_CHARACTERS]
     try:
@@ -384,7 +401,11 @@ def rows_schema() -> Any:
 
 def media_schema() -> Any:
     """Arrow schema of prepared media: frames once per video or image, whatever the number of its
-    questions."""
+    questions.
+
+    Where the frames would be larger than the file that they are from, ``frames`` is empty and the file itself is kept:
+    in ``original``, or, for a further part of the same video, in ``original`` of the entry ``original_id``.
+    """
     import pyarrow as pa
 
     return pa.schema(
@@ -393,13 +414,25 @@ def media_schema() -> Any:
             ("kind", pa.string()),
             ("uri", pa.string()),
             ("sha256", pa.string()),
+            ("start_s", pa.float64()),
+            ("end_s", pa.float64()),
             ("frames", pa.list_(pa.binary())),
+            ("original", pa.binary()),
+            ("original_id", pa.string()),
             ("times_s", pa.list_(pa.float64())),
             ("duration_s", pa.float64()),
             ("height", pa.int32()),
             ("width", pa.int32()),
         ]
     )
+
+
+def index_schema() -> Any:
+    """Arrow schema of the index of a prepared set: in which file and row group, at which place, a medium stands."""
+    import pyarrow as pa
+
+    place = [("file", pa.string()), ("group", pa.int32()), ("row", pa.int32())]
+    return pa.schema([("media_id", pa.string()), *place])
 
 
 def to_record(sample: Sample, media_id: str | None) -> dict[str, Any]:
@@ -426,24 +459,46 @@ class PreparedSample:
     clip: Clip
 
 
-class PreparedSet:
-    """What data preparation made, on this machine: rows, and frames that are decoded once.
+INDEX = "index"
+"""Key in a manifest's details: name of the file that says where each medium stands."""
+_VERIFIED = ".verified.json"
+_ROW_GROUPS_KEPT = 64
 
-    The folder is a Hugging Face data set with the configurations ``rows`` and ``media``. Decoded clips are
-    kept in memory up to ``cache_bytes``, the longest unused going first. May be pickled and used after a
-    fork.
+
+class PreparedSet:
+    """What data preparation made: rows and frames, read when they are asked for.
+
+    The set is a Hugging Face data set with the configurations ``rows`` and ``media``. Its rows are always on this
+    machine; its frames are too, or they are read from the store in ranges (``stream``). Memory does not grow with the
+    number of rows, but for some bytes per row: decoded clips are kept up to ``cache_bytes``, the longest unused going
+    first. May be pickled and used after a fork.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, cache_bytes: int = 2**30):
+    def __init__(
+        self, folder: Path, manifest: Manifest, cache_bytes: int = 2**30, remote: tuple[Storage, str] | None = None
+    ):
+        """Args: ``remote``: store and prefix of the frames, where they are not in ``folder``."""
         self.folder = folder
         self.manifest = manifest
         self.video = VideoConfig.load(manifest.details["video"], manifest.manifest_uri)
-        self._clips = _Clips(sorted((folder / "media").glob("*.parquet")), cache_bytes)
+        self._clips = _Clips(folder, manifest.details[INDEX], self.video, cache_bytes, remote)
         self._splits: dict[str, Split] = {}
 
     @classmethod
-    def open(cls, storage: Storage, manifest_uri: str, cache_dir: str | Path, cache_bytes: int = 2**30) -> PreparedSet:
+    def open(
+        cls,
+        storage: Storage,
+        manifest_uri: str,
+        cache_dir: str | Path,
+        cache_bytes: int = 2**30,
+        stream: bool | None = None,
+    ) -> PreparedSet:
         """Fetch the set (once, verified) to ``cache_dir`` and open it.
+
+        Args:
+            stream: fetch the rows alone, and read frames from the store when they are asked for (checked by the CRC of
+                each page instead of the file's SHA-256). None: when the set would fill more than half of what is free
+                below ``cache_dir``.
 
         Raises:
             StorageError: missing, unfinished or damaged.
@@ -453,50 +508,100 @@ class PreparedSet:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one of several processes fetches, the others find it there
-            storage.download_dir(manifest.uri, folder)
-        return cls(folder, manifest, cache_bytes)
+            tree = storage.tree(manifest.uri)
+            if stream is None:
+                missing = sum(file.size for name, file in tree.files.items() if not (folder / name).is_file())
+                stream = missing > shutil.disk_usage(folder).free / 2
+            names = [name for name in tree.files if not (stream and name.startswith("media/"))]
+            # Checking every byte again at each start would take a large set minutes.
+            if _found(folder, names) != _noted(folder):
+                storage.download_dir(manifest.uri, folder, names=names)
+                (folder / _VERIFIED).write_text(json.dumps(_found(folder, names)))
+        return cls(folder, manifest, cache_bytes, (storage, manifest.uri) if stream else None)
 
     @property
     def split_names(self) -> list[str]:
         """The splits there are."""
-        return sorted({path.name.rsplit("-", 1)[0] for path in (self.folder / "rows").glob("*.parquet")})
+        return sorted({path.name.split("-", 1)[0] for path in self._row_paths()})
+
+    def _row_paths(self) -> list[Path]:
+        """The files of rows that the manifest vouches for; an attempt that was cut off may have left others."""
+        return sorted(self.folder / name for name in self.manifest.details["files"] if name.startswith("rows/"))
 
     def split(self, name: str) -> Split:
-        """The rows of a split, in the order of the source.
+        """The rows of a split, in the order of the set.
 
         Raises:
             SamplesError: there is no such split.
         """
         if name not in self._splits:
-            paths = sorted((self.folder / "rows").glob(f"{name}-*.parquet"))
+            paths = [path for path in self._row_paths() if path.name.split("-", 1)[0] == name]
             if not paths:
                 raise SamplesError(
                     f"no split '{name}' in {self.manifest.uri}; there are: {', '.join(self.split_names)}"
                 )
-            self._splits[name] = self._read_split(paths)
+            rows = _RowFiles(paths)
+            self._splits[name] = Split(Rows(rows, np.arange(rows.count)), self._clips)
         return self._splits[name]
 
-    def _read_split(self, paths: Sequence[Path]) -> Split:
-        import pyarrow.parquet as pq
 
-        samples: list[Sample] = []
-        media_ids: list[str] = []
-        for path in paths:
-            media_ids += pq.read_table(path, columns=["media_id"])["media_id"].to_pylist()
-            for row in read_samples(path):
-                if isinstance(row, RowError):
-                    raise SamplesError(f"{path}: {row}")
-                samples.append(row)
-        return Split(samples, media_ids, self._clips)
+def _found(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
+    """Size and time of change of those files that are there."""
+    states = {name: (folder / name).stat() for name in names if (folder / name).is_file()}
+    return {name: [state.st_size, state.st_mtime_ns] for name, state in sorted(states.items())}
+
+
+def _noted(folder: Path) -> dict[str, list[int]] | None:
+    """What `_found` gave when the files had been verified."""
+    try:
+        noted: dict[str, list[int]] = json.loads((folder / _VERIFIED).read_text())
+        return noted
+    except (OSError, ValueError):
+        return None
+
+
+class Rows(Sequence[Sample]):
+    """Rows without their frames, parsed when they are asked for."""
+
+    def __init__(self, files: _RowFiles, indices: np.ndarray):
+        self._files = files
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Rows: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | Rows:
+        if isinstance(index, slice):
+            return self.select(range(*index.indices(len(self))))
+        return self._files.row(int(self._indices[index]))
+
+    def __iter__(self) -> Iterator[Sample]:
+        if len(self) and (np.diff(self._indices) > 0).all():
+            yield from self._files.ascending(self._indices)
+        else:
+            yield from (self[index] for index in range(len(self)))
+
+    def select(self, indices: Iterable[int]) -> Rows:
+        """Some of the rows, in the given order."""
+        return Rows(self._files, self._indices[np.fromiter(indices, dtype=np.int64)])
+
+    def media_id(self, index: int) -> str:
+        """The id of what a row is about."""
+        return self._files.media_id(int(self._indices[index]))
 
 
 class Split(Sequence[PreparedSample]):
     """Rows with their frames; frames are decoded when a row is taken out."""
 
-    def __init__(self, samples: list[Sample], media_ids: list[str], clips: _Clips):
+    def __init__(self, samples: Rows, clips: _Clips):
         self.samples = samples
         """The rows without frames."""
-        self._media_ids = media_ids
         self._clips = clips
 
     def __len__(self) -> int:
@@ -511,39 +616,196 @@ class Split(Sequence[PreparedSample]):
     def __getitem__(self, index: int | slice) -> PreparedSample | Split:
         if isinstance(index, slice):
             return self.select(range(*index.indices(len(self))))
-        return PreparedSample(self.samples[index], self._clips.get(self._media_ids[index]))
+        return PreparedSample(self.samples[index], self._clips.get(self.samples.media_id(index)))
 
     def select(self, indices: Iterable[int]) -> Split:
         """Some of the rows, in the given order; frames and cache are shared."""
-        chosen = [int(index) for index in indices]
-        return Split([self.samples[i] for i in chosen], [self._media_ids[i] for i in chosen], self._clips)
+        return Split(self.samples.select(indices), self._clips)
 
 
-class _Clips:
-    """Frames by media id, read from memory-mapped Parquet files, with a cache of decoded clips."""
+class _Groups:
+    """Row groups of Parquet files, the last used ones kept. Survives a fork and pickling."""
 
-    def __init__(self, paths: Sequence[Path], cache_bytes: int):
-        import pyarrow.parquet as pq
-
-        self._paths = list(paths)
-        self._cache_bytes = cache_bytes
-        self._where: dict[str, tuple[int, int, int]] = {}
-        for number, path in enumerate(self._paths):
-            with pq.ParquetFile(path, memory_map=True) as file:
-                for group in range(file.num_row_groups):
-                    ids = file.read_row_group(group, columns=["media_id"], use_threads=False)["media_id"].to_pylist()
-                    self._where.update((media_id, (number, group, row)) for row, media_id in enumerate(ids))
+    def __init__(self, sources: Sequence[Path | _RemoteFile], columns: Sequence[str] | None, keep: int):
+        self._sources = list(sources)
+        self._columns = None if columns is None else list(columns)
+        self._keep = keep
         self._forget()
 
     def _forget(self) -> None:
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._files: dict[int, Any] = {}
-        self._cache: OrderedDict[str, Clip] = OrderedDict()
-        self._cached_bytes = 0
+        self._groups: OrderedDict[tuple[int, int], Any] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("_paths", "_cache_bytes", "_where")}
+        return {name: getattr(self, name) for name in ("_sources", "_columns", "_keep")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def table(self, number: int, group: int) -> Any:
+        """A row group of file ``number`` as an Arrow table."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if self._owner != os.getpid():  # after a fork: a lock may be held by a thread that is not here
+            self._forget()
+        with self._lock:
+            if (number, group) in self._groups:
+                self._groups.move_to_end((number, group))
+                return self._groups[number, group]
+            source = self._sources[number]
+            try:
+                if number not in self._files:
+                    self._files[number] = pq.ParquetFile(
+                        source if isinstance(source, Path) else pa.PythonFile(source.reopened(), mode="r"),
+                        memory_map=isinstance(source, Path),
+                        pre_buffer=not isinstance(source, Path),
+                        page_checksum_verification=True,
+                    )
+                table = self._files[number].read_row_group(group, columns=self._columns, use_threads=False)
+            except (pa.ArrowException, OSError) as error:
+                raise SamplesError(
+                    f"{source}: damaged ({str(error).splitlines()[0]}); fetch or prepare it again"
+                ) from None
+            self._groups[number, group] = table
+            while len(self._groups) > self._keep:
+                self._groups.popitem(last=False)
+            return table
+
+
+class _RowFiles:
+    """The Parquet files of a split's rows, as one row of rows."""
+
+    def __init__(self, paths: Sequence[Path]):
+        import pyarrow.parquet as pq
+
+        self._paths = list(paths)
+        self._groups = _Groups(paths, None, _ROW_GROUPS_KEPT)
+        self._places: list[tuple[int, int]] = []
+        sizes: list[int] = []
+        for number, path in enumerate(paths):
+            with pq.ParquetFile(path) as file:
+                for group in range(file.num_row_groups):
+                    self._places.append((number, group))
+                    sizes.append(file.metadata.row_group(group).num_rows)
+        self._ends = np.cumsum(sizes, dtype=np.int64)
+        self.count = int(self._ends[-1]) if sizes else 0
+
+    def _find(self, index: int) -> tuple[Any, int]:
+        """The table that holds a row, and its place there."""
+        place = int(np.searchsorted(self._ends, index, side="right"))
+        table = self._groups.table(*self._places[place])
+        return table, index - int(self._ends[place]) + table.num_rows
+
+    def row(self, index: int) -> Sample:
+        table, row = self._find(index)
+        (values,) = table.slice(row, 1).to_pylist()
+        return self._parse(values, index)
+
+    def ascending(self, indices: Iterable[int]) -> Iterator[Sample]:
+        """Many rows in the order of the files: their groups are taken apart once, not row by row."""
+        last: Any = None
+        values: list[dict[str, Any]] = []
+        for index in indices:
+            table, row = self._find(int(index))
+            if table is not last:
+                last, values = table, table.to_pylist()
+            yield self._parse(values[row], int(index))
+
+    def _parse(self, values: dict[str, Any], index: int) -> Sample:
+        sample = parse_row({key: value for key, value in values.items() if key != "media_id"}, index + 1)
+        if isinstance(sample, RowError):
+            raise SamplesError(f"{self._paths[0].parent}: {sample}")
+        return sample
+
+    def media_id(self, index: int) -> str:
+        table, row = self._find(index)
+        return str(table["media_id"][row].as_py())
+
+
+class _RemoteFile(io.RawIOBase):
+    """An object in the store, read in ranges."""
+
+    def __init__(self, storage: Storage, uri: str, size: int):
+        self._storage, self._uri, self._size, self._position = storage, uri, size, 0
+
+    def __reduce__(self) -> tuple[type[_RemoteFile], tuple[Storage, str, int]]:
+        return _RemoteFile, (self._storage, self._uri, self._size)
+
+    def __str__(self) -> str:
+        return self._uri
+
+    def reopened(self) -> _RemoteFile:
+        """The same object with a position of its own."""
+        return _RemoteFile(self._storage, self._uri, self._size)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        rest = self._size - self._position
+        wanted = rest if size is None or size < 0 else min(size, rest)
+        if wanted <= 0:
+            return b""
+        data = self._storage.read_bytes(self._uri, self._position, wanted)
+        self._position += len(data)
+        return data
+
+
+class _Clips:
+    """Frames by media id, from Parquet files here or in the store, with a cache of decoded clips."""
+
+    _COLUMNS: ClassVar = [
+        *("media_id", "kind", "start_s", "end_s", "frames", "original", "original_id"),
+        *("times_s", "duration_s", "height", "width"),
+    ]
+
+    def __init__(
+        self, folder: Path, index: str, video: VideoConfig, cache_bytes: int, remote: tuple[Storage, str] | None
+    ):
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(folder / index, memory_map=True)
+        names = sorted(set(table["file"].to_pylist()))
+        sources: list[Path | _RemoteFile] = [folder / name for name in names]
+        if remote is not None:
+            storage, prefix = remote
+            tree = storage.tree(prefix)
+            sources = [_RemoteFile(storage, join(prefix, name), tree.files[name].size) for name in names]
+        self._groups = _Groups(sources, self._COLUMNS, keep=1 if remote is None else 8)
+        self._video = video
+        self._cache_bytes = cache_bytes
+        # 8 bytes and three numbers per medium; a dictionary of texts would take twenty times as much.
+        ids = np.fromiter((int(i, 16) for i in table["media_id"].to_pylist()), np.uint64, table.num_rows)
+        order = np.argsort(ids)
+        self._ids = ids[order]
+        number = {name: n for n, name in enumerate(names)}
+        files = np.fromiter((number[name] for name in table["file"].to_pylist()), np.int32, table.num_rows)
+        self._places = np.stack([files, table["group"].to_numpy(), table["row"].to_numpy()], axis=1)[order]
+        self._forget()
+
+    def _forget(self) -> None:
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[str, Clip] = OrderedDict()
+        self._cached_bytes = 0
+        self._decoder: Decoder | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("_groups", "_video", "_cache_bytes", "_ids", "_places")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -557,8 +819,7 @@ class _Clips:
             if clip is not None:
                 self._cache.move_to_end(media_id)
                 return clip
-            encoded = self._read(media_id)
-        clip = encoded.decode()
+        clip = self._read(media_id)
         clip.frames.setflags(write=False)  # shared by everyone who asks
         with self._lock:
             if media_id not in self._cache:
@@ -568,15 +829,25 @@ class _Clips:
                 self._cached_bytes -= self._cache.popitem(last=False)[1].frames.nbytes
         return clip
 
-    def _read(self, media_id: str) -> EncodedClip:
-        import pyarrow.parquet as pq
+    def _record(self, media_id: str) -> dict[str, Any]:
+        place = int(np.searchsorted(self._ids, np.uint64(int(media_id, 16))))
+        number, group, row = (int(value) for value in self._places[place])
+        record: dict[str, Any] = self._groups.table(number, group).slice(row, 1).to_pylist()[0]
+        if record["media_id"] != media_id:
+            raise SamplesError(f"the index of the prepared set names another medium than {media_id}; prepare it again")
+        return record
 
-        number, group, row = self._where[media_id]
-        if number not in self._files:
-            self._files[number] = pq.ParquetFile(self._paths[number], memory_map=True)
-        columns = ["frames", "times_s", "duration_s", "height", "width", "kind"]
-        table = self._files[number].read_row_group(group, columns=columns, use_threads=False)
-        record = table.slice(row, 1).to_pylist()[0]
-        times_s = np.asarray(record["times_s"], dtype=np.float64)
+    def _read(self, media_id: str) -> Clip:
+        record = self._record(media_id)
         kind = cast(MediaKind, record["kind"])
-        return EncodedClip(record["frames"], times_s, record["duration_s"], record["height"], record["width"], kind)
+        if record["frames"]:
+            times_s = np.asarray(record["times_s"], dtype=np.float64)
+            height, width = record["height"], record["width"]
+            return EncodedClip(record["frames"], times_s, record["duration_s"], height, width, kind).decode()
+        original = record["original"] or self._record(record["original_id"])["original"]
+        with self._lock:
+            self._decoder = self._decoder or Decoder(self._video)
+        with tempfile.NamedTemporaryFile(prefix="vthink-original-") as file:
+            file.write(original)
+            file.flush()
+            return stored(self._decoder.read(file.name, kind, record["start_s"], record["end_s"]), self._video)

@@ -17,7 +17,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -175,14 +175,15 @@ class Storage:
             return True
         return False
 
-    def read_bytes(self, uri: str) -> bytes:
-        """The whole object."""
+    def read_bytes(self, uri: str, start: int = 0, size: int | None = None) -> bytes:
+        """The object, or ``size`` (> 0) of its bytes from ``start``."""
         from botocore.exceptions import HTTPClientError, IncompleteReadError
 
         bucket, key = split_uri(uri)
+        part = {} if size is None else {"Range": f"bytes={start}-{start + size - 1}"}
         with self._errors(uri):
             for attempt in range(_READ_ATTEMPTS):
-                body = self._client.get_object(Bucket=bucket, Key=key)["Body"]
+                body = self._client.get_object(Bucket=bucket, Key=key, **part)["Body"]
                 try:
                     return bytes(body.read())
                 except (HTTPClientError, IncompleteReadError):
@@ -342,7 +343,12 @@ class Storage:
         return {item.uri.removeprefix(prefix): item.size for item in self.list(prefix)}
 
     def download_dir(
-        self, prefix_uri: str, path: Path | str, verify: bool = True, progress: Progress | None = None
+        self,
+        prefix_uri: str,
+        path: Path | str,
+        verify: bool = True,
+        progress: Progress | None = None,
+        names: Iterable[str] | None = None,
     ) -> TreeInfo:
         """Fetch a complete folder; files that are already here and right are kept.
 
@@ -351,12 +357,15 @@ class Storage:
             path: where to; made when missing.
             verify: check every file's SHA-256 (else only its size), both the fetched and the kept ones.
             progress: called with (bytes done, bytes in all).
+            names: only these of its files; null: all.
 
         Raises:
             StorageError: the folder is not complete, a file is missing or damaged, or a name would leave
             ``path``.
         """
         tree, folder = self.tree(prefix_uri), Path(path)
+        if names is not None:
+            tree = TreeInfo(tree.uri, {name: tree.files[name] for name in names})
         folder.mkdir(parents=True, exist_ok=True)
         targets = {name: _inside(folder, name, tree.uri) for name in tree.files}
         meter = _Meter(progress, tree.total_bytes)

@@ -266,6 +266,16 @@ def _artifact_name(name: str, suffix: str) -> str:
     return name if path.suffix else name + suffix
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trace:
+    """One question to a model and what it said."""
+
+    name: str
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    tags: Mapping[str, str]
+
+
 class Tracker:
     """The MLflow run of one stage. As a context manager it closes the run with the right status.
 
@@ -446,6 +456,39 @@ class Tracker:
         """Keep a file under its own name, in a folder of the run's artifacts."""
         if self.run_id is not None:
             self._client.log_artifact(self.run_id, str(path), folder)
+
+    def log_traces(self, traces: Sequence[Trace]) -> None:
+        """Record questions and answers as traces of this run, to be read and searched in MLflow.
+
+        A run that has traces already (of an attempt that was cut off) gets no more. They are for reading: where
+        MLflow does not take them, that is a warning.
+        """
+        if self.run_id is None or not traces:
+            return
+        import mlflow
+
+        client = self._client
+        before = mlflow.get_tracking_uri()
+        try:
+            experiment = client.get_run(self.run_id).info.experiment_id
+            if client.search_traces(locations=[experiment], run_id=self.run_id, max_results=1):
+                return
+            mlflow.set_tracking_uri(client.tracking_uri)  # traces are sent by MLflow's own threads, which ask it
+            for trace in traces:
+                span = client.start_trace(
+                    trace.name,
+                    span_type="LLM",
+                    inputs=_finite(dict(trace.inputs)),
+                    tags=dict(trace.tags),
+                    experiment_id=experiment,
+                    run_id=self.run_id,
+                )
+                client.end_trace(span.trace_id, outputs=_finite(dict(trace.outputs)))
+            mlflow.flush_trace_async_logging()
+        except Exception as error:
+            _log.warning("MLflow did not take the traces: %s", _first_line(error))
+        finally:
+            mlflow.set_tracking_uri(before)
 
     # --- the end --------------------------------------------------------------------------------------------
 

@@ -97,14 +97,36 @@ class EncodedClip:
         return Clip(decode_frames(self.frames), self.times_s, self.duration_s, self.kind)
 
 
+Part = tuple[float | None, float | None]
+"""Start and end in seconds of a part of a video; null: its own."""
+WHOLE: Part = (None, None)
+MAX_PARTS = 32
+"""Parts of a file that are decoded together: their frames are in memory at the same time."""
+
+
 @dataclass(frozen=True, slots=True)
-class ClipRequest:
-    """What to decode: a file on this machine, and the part of it."""
+class FileRequest:
+    """What to decode: a file on this machine, and the parts of it that are shown (at most `MAX_PARTS`)."""
 
     path: str | Path
     kind: MediaKind = "video"
-    start_s: float | None = None
-    end_s: float | None = None
+    parts: tuple[Part, ...] = (WHOLE,)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedFile:
+    """What a file holds, from one probe and one decode for all its parts."""
+
+    clips: list[EncodedClip | DecodeError]
+    """One for each part that was asked for."""
+    width: int
+    """Of a frame in the file, upright, in pixels."""
+    height: int
+    """Likewise."""
+    duration_s: float
+    """Length of the whole file; 0 for an image."""
+    signature: bytes
+    """`signature` of the whole file."""
 
 
 # ------------------------------------------------------------------------------------------------ which frames, how big
@@ -228,6 +250,29 @@ def read_clip(
     Raises:
         DecodeError: when the file is missing, empty, too large, not what ``kind`` says, damaged or truncated.
     """
+    (clip,) = _read_file(path, config, kind, ((start_s, end_s),)).clips
+    if isinstance(clip, DecodeError):
+        raise clip
+    return clip
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """`DecodedFile` with frames that are not compressed yet."""
+
+    clips: list[Clip | DecodeError]
+    width: int
+    height: int
+    duration_s: float
+    frames: np.ndarray
+    """(K, H, W, 3), of the whole file, spread evenly; what its signature is made of. Empty unless asked for."""
+
+
+def _read_file(
+    path: str | Path, config: VideoConfig, kind: MediaKind, parts: Sequence[Part], whole: bool = False
+) -> _File:
+    """`read_clip` for several parts of one file, which is probed and decoded once. A part that is not there is an
+    error in its place; ``whole`` asks for `_File.frames` as well."""
     path = Path(path)
     try:
         status = path.stat()
@@ -244,8 +289,8 @@ def read_clip(
     if head.startswith(_PLAYLIST_MARKS) or _is_text(head):
         raise DecodeError(f"the file holds text, not {'an image' if kind == 'image' else 'a video'}")
     if kind == "image":
-        return _read_image(path, config)
-    return _read_video(path, config, start_s, end_s)
+        return _read_image(path, config, len(parts))
+    return _read_video(path, config, parts, whole)
 
 
 def _is_text(head: bytes) -> bool:
@@ -258,7 +303,7 @@ def _is_text(head: bytes) -> bool:
     return True
 
 
-def _read_image(path: Path, config: VideoConfig) -> Clip:
+def _read_image(path: Path, config: VideoConfig, parts: int) -> _File:
     from PIL import Image, ImageOps
 
     try:
@@ -284,23 +329,44 @@ def _read_image(path: Path, config: VideoConfig) -> Clip:
         raise DecodeError(f"not an image of a known format ({', '.join(_IMAGE_FORMATS)})") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more on damaged files
         raise DecodeError(f"damaged image: {_first_line(error)}") from error
-    frames = _resize(pixels[None], target_size(pixels.shape[0], pixels.shape[1], config))
-    return Clip(frames, np.zeros(1), 0.0, "image")
+    height, width = pixels.shape[:2]
+    clip = Clip(_resize(pixels[None], target_size(height, width, config)), np.zeros(1), 0.0, "image")
+    return _File([clip] * parts, width, height, 0.0, clip.frames)
 
 
-def _read_video(path: Path, config: VideoConfig, start_s: float | None, end_s: float | None) -> Clip:
+def _read_video(path: Path, config: VideoConfig, parts: Sequence[Part], whole: bool) -> _File:
     probe = _probe(path)
     if probe.duration_s > config.max_duration_s:
         raise DecodeError(f"{probe.duration_s:.0f} s long; the limit is {config.max_duration_s:g} s (max_duration_s)")
-    indices = select_frames(probe.times_s, probe.duration_s, config, start_s, end_s)
-    unique, inverse = np.unique(indices, return_inverse=True)
+    chosen: list[np.ndarray | DecodeError] = []
+    for start_s, end_s in parts:
+        try:
+            chosen.append(select_frames(probe.times_s, probe.duration_s, config, start_s, end_s))
+        except DecodeError as error:
+            chosen.append(error)
+    shown = [indices for indices in chosen if isinstance(indices, np.ndarray)]
+    # The whole file's signature is made of frames that are decoded anyway, where it is shown as a whole.
+    anyway = next((i for part, i in zip(parts, chosen, strict=True) if part == WHOLE), None) if whole else None
+    spread = anyway if isinstance(anyway, np.ndarray) else np.arange(len(probe.pts))
+    spread = spread[np.linspace(0, len(spread) - 1, SIGNATURE_FRAMES).round().astype(np.int64)] if whole else spread[:0]
+    unique = np.unique(np.concatenate([*shown, spread])) if shown else spread[:0]
+    if not len(unique):
+        return _File([c for c in chosen if isinstance(c, DecodeError)], 0, 0, probe.duration_s, np.empty(0, np.uint8))
     try:
-        frames = _decode_with_decord(path, unique, probe, config)
+        frames, size = _decode_with_decord(path, unique, probe, config)
     except _RefusedError:
-        frames = _decode_with_pyav(path, unique, probe, config)
-    start = 0.0 if start_s is None else start_s
-    end = probe.duration_s if end_s is None else min(end_s, probe.duration_s)
-    return Clip(frames[inverse], np.maximum(probe.times_s[indices] - start, 0.0), end - start, "video")
+        frames, size = _decode_with_pyav(path, unique, probe, config)
+    clips: list[Clip | DecodeError] = []
+    for (start_s, end_s), indices in zip(parts, chosen, strict=True):
+        if isinstance(indices, DecodeError):
+            clips.append(indices)
+            continue
+        start = 0.0 if start_s is None else start_s
+        end = probe.duration_s if end_s is None else min(end_s, probe.duration_s)
+        times_s = np.maximum(probe.times_s[indices] - start, 0.0)
+        clips.append(Clip(frames[np.searchsorted(unique, indices)], times_s, end - start, "video"))
+    height, width = size
+    return _File(clips, width, height, probe.duration_s, frames[np.searchsorted(unique, spread)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,7 +484,10 @@ class _RefusedError(Exception):
     """decord does not take the file, sees other frames in it than the probe, or is not exact in its kind."""
 
 
-def _decode_with_decord(path: Path, indices: np.ndarray, probe: _Probe, config: VideoConfig) -> np.ndarray:
+def _decode_with_decord(
+    path: Path, indices: np.ndarray, probe: _Probe, config: VideoConfig
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """The resized frames, and height and width in the file."""
     if not probe.decord_is_exact:
         raise _RefusedError("not exact for this kind of file")
     try:
@@ -443,27 +512,34 @@ def _decode_with_decord(path: Path, indices: np.ndarray, probe: _Probe, config: 
         raise
     except Exception as error:  # DECORDError, RuntimeError and others: PyAV may still read the file
         raise _RefusedError(_first_line(error)) from error
-    return np.concatenate(parts)
+    return np.concatenate(parts), (int(shape[0]), int(shape[1]))
 
 
-def _decode_with_pyav(path: Path, indices: np.ndarray, probe: _Probe, config: VideoConfig) -> np.ndarray:
+def _decode_with_pyav(
+    path: Path, indices: np.ndarray, probe: _Probe, config: VideoConfig
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """The resized frames, and height and width in the file."""
     stamps = [int(stamp) for stamp in probe.pts[indices]]
-    frames = [] if probe.counted else _frames_at(path, stamps, probe, config, seek=True)
+    frames, sizes = ([], set()) if probe.counted else _frames_at(path, stamps, probe, config, seek=True)
     if len(frames) < len(stamps):  # not every container can be entered exactly at a key frame
-        frames = _frames_at(path, stamps, probe, config, seek=False)
+        frames, sizes = _frames_at(path, stamps, probe, config, seek=False)
     if len(frames) < len(stamps):
         missing_s = float(probe.times_s[indices[len(frames)]])
         raise DecodeError(f"damaged: the frame at {missing_s:.2f} s cannot be decoded")
     if len({frame.shape for frame in frames}) > 1:
         raise DecodeError("the frame size changes within the video")
-    return np.stack(frames)
+    return np.stack(frames), max(sizes)
 
 
-def _frames_at(path: Path, stamps: Sequence[int], probe: _Probe, config: VideoConfig, seek: bool) -> list[np.ndarray]:
-    """The resized frames with these ascending time stamps, up to the first that is not found."""
+def _frames_at(
+    path: Path, stamps: Sequence[int], probe: _Probe, config: VideoConfig, seek: bool
+) -> tuple[list[np.ndarray], set[tuple[int, int]]]:
+    """The resized frames with these ascending time stamps, up to the first that is not found; and their heights and
+    widths in the file."""
     import av
 
     frames: list[np.ndarray] = []
+    sizes: set[tuple[int, int]] = set()
     with _open(path) as container:
         stream = _video_stream(container)
         stream.codec_context.thread_count = 1
@@ -485,11 +561,33 @@ def _frames_at(path: Path, stamps: Sequence[int], probe: _Probe, config: VideoCo
                     break
                 pixels = found.to_ndarray(format="rgb24")
                 pixels = np.rot90(pixels, k=(found.rotation // 90) % 4)
-                frames.append(_resize(pixels[None], target_size(pixels.shape[0], pixels.shape[1], config))[0])
+                height, width = pixels.shape[:2]
+                sizes.add((height, width))
+                frames.append(_resize(pixels[None], target_size(height, width, config))[0])
         except av.error.FFmpegError as error:
             if not seek:
                 raise DecodeError(f"damaged: {error.strerror}") from None
-    return frames
+    return frames, sizes
+
+
+SIGNATURE_FRAMES = 4
+SIGNATURE_BYTES = SIGNATURE_FRAMES * 8 * 8 * 3
+
+
+def signature(frames: np.ndarray, kind: MediaKind) -> bytes:
+    """What a file looks like, coarsely: `SIGNATURE_BYTES` mean colours, which survive another size or compression.
+
+    8 × 8 fields of each of four frames of a video, 16 × 16 of an image; compared by their root mean square difference
+    (`data_prep.duplicates`).
+
+    Args:
+        frames: (4, H, W, 3) uint8 of a video, (1, H, W, 3) of an image.
+    """
+    from PIL import Image
+
+    side = 8 if kind == "video" else 16
+    small = [Image.fromarray(frame).resize((side, side), Image.Resampling.BOX) for frame in frames]
+    return b"".join(image.tobytes() for image in small)
 
 
 def _resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -594,31 +692,49 @@ class Decoder:
         Raises:
             DecodeError: as `read_clip`, and when the worker ran out of time or memory, or crashed.
         """
-        clip = self._run(ClipRequest(path, kind, start_s, end_s), encode=False)
-        assert isinstance(clip, Clip)
-        return clip
+        request = FileRequest(path, kind, ((start_s, end_s),))
+        header, data = self._run(request, encode=False)
+        (part,) = header["parts"]
+        if "error" in part:
+            raise DecodeError(part["error"])
+        frames = np.frombuffer(bytearray(data), dtype=np.uint8).reshape(part["shape"])
+        return Clip(frames, np.asarray(part["times_s"], dtype=np.float64), part["duration_s"], kind)
 
-    def map(self, requests: Iterable[ClipRequest]) -> Iterator[Clip | DecodeError]:
-        """Decode many files side by side; results come in the order of the requests, a failure as its error.
+    def read_file(self, request: FileRequest) -> DecodedFile:
+        """All parts of a file with their frames compressed, as a prepared set stores them, in a worker.
+
+        Raises:
+            DecodeError: none of the parts can be shown, as for `read`.
+        """
+        header, data = self._run(request, encode=True)
+        clips: list[EncodedClip | DecodeError] = []
+        position = 0
+        for part in header["parts"]:
+            if "error" in part:
+                clips.append(DecodeError(part["error"]))
+                continue
+            ends = [position + end for end in np.cumsum(part["sizes"]).tolist()]
+            frames = [data[end - size : end] for end, size in zip(ends, part["sizes"], strict=True)]
+            position = ends[-1]
+            times_s = np.asarray(part["times_s"], dtype=np.float64)
+            height, width = part["shape"][1:3]
+            clips.append(EncodedClip(frames, times_s, part["duration_s"], height, width, request.kind))
+        return DecodedFile(clips, header["width"], header["height"], header["duration_s"], data[position:])
+
+    def map_files(self, requests: Iterable[FileRequest]) -> Iterator[DecodedFile | DecodeError]:
+        """`read_file` for many files side by side; results come in the order of the requests, a failure as its error.
 
         Requests are taken from the iterable, and results kept, only a few per worker ahead.
         """
-        return self._map(requests, lambda request: self._attempt(request, encode=False))
+        return map_in_order(self._attempt, requests, self.workers, 4 * self.workers)
 
-    def map_encoded(self, requests: Iterable[ClipRequest]) -> Iterator[EncodedClip | DecodeError]:
-        """`map`, with the frames compressed in the workers."""
-        return self._map(requests, lambda request: self._attempt(request, encode=True))
-
-    def _map(self, requests: Iterable[ClipRequest], attempt: Callable[[ClipRequest], Any]) -> Iterator[Any]:
-        return map_in_order(attempt, requests, self.workers, 4 * self.workers)
-
-    def _attempt(self, request: ClipRequest, encode: bool) -> Clip | EncodedClip | DecodeError:
+    def _attempt(self, request: FileRequest) -> DecodedFile | DecodeError:
         try:
-            return self._run(request, encode)
+            return self.read_file(request)
         except DecodeError as error:
             return error
 
-    def _run(self, request: ClipRequest, encode: bool) -> Clip | EncodedClip:
+    def _run(self, request: FileRequest, encode: bool) -> tuple[dict[str, Any], bytes]:
         worker = self._idle.get()
         try:
             if self._closed:
@@ -655,15 +771,9 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
 
-    def run(self, request: ClipRequest, encode: bool) -> Clip | EncodedClip:
+    def run(self, request: FileRequest, encode: bool) -> tuple[dict[str, Any], bytes]:
         connection = self._ready()
-        message = {
-            "path": os.fspath(request.path),
-            "kind": request.kind,
-            "start_s": request.start_s,
-            "end_s": request.end_s,
-            "encode": encode,
-        }
+        message = {"path": os.fspath(request.path), "kind": request.kind, "parts": request.parts, "encode": encode}
         limit_s = self._config.decode_timeout_s
         try:
             connection.send_bytes(json.dumps(message).encode())
@@ -675,17 +785,9 @@ class _Worker:
             reply = json.loads(connection.recv_bytes())
             if "error" in reply:
                 raise DecodeError(reply["error"])
-            data = connection.recv_bytes()
+            return reply, connection.recv_bytes()
         except (EOFError, OSError):
             raise DecodeError(self._why_gone()) from None
-        times_s = np.asarray(reply["times_s"], dtype=np.float64)
-        if not encode:
-            frames = np.frombuffer(bytearray(data), dtype=np.uint8).reshape(reply["shape"])
-            return Clip(frames, times_s, reply["duration_s"], reply["kind"])
-        ends = np.cumsum(reply["sizes"]).tolist()
-        parts = [data[end - size : end] for end, size in zip(ends, reply["sizes"], strict=True)]
-        height, width = reply["size"]
-        return EncodedClip(parts, times_s, reply["duration_s"], height, width, reply["kind"])
 
     def _ready(self) -> Connection:
         if self._process is not None and self._process.poll() is None and self._connection is not None:
@@ -777,19 +879,26 @@ def _serve(descriptor: int) -> None:
 
 
 def _answer(request: dict[str, Any], config: VideoConfig) -> tuple[dict[str, Any], bytes]:
+    kind, encode = request["kind"], request["encode"]
     try:
-        clip = read_clip(request["path"], config, request["kind"], request["start_s"], request["end_s"])
-        header: dict[str, Any] = {
-            "times_s": clip.times_s.tolist(),
-            "duration_s": clip.duration_s,
-            "kind": clip.kind,
-            "shape": clip.frames.shape,
-            "size": clip.frames.shape[1:3],
-        }
-        if request["encode"]:
-            parts = encode_frames(clip, config)
-            return {**header, "sizes": [len(part) for part in parts]}, b"".join(parts)
-        return header, clip.frames.tobytes()
+        file = _read_file(request["path"], config, kind, [(start, end) for start, end in request["parts"]], encode)
+        errors = [clip for clip in file.clips if isinstance(clip, DecodeError)]
+        if len(errors) == len(file.clips):
+            raise errors[0]
+        parts: list[dict[str, Any]] = []
+        data: list[bytes] = []
+        for clip in file.clips:
+            if isinstance(clip, DecodeError):
+                parts.append({"error": str(clip)})
+                continue
+            frames = encode_frames(clip, config) if encode else [clip.frames.tobytes()]
+            data += frames
+            about = {"times_s": clip.times_s.tolist(), "duration_s": clip.duration_s, "shape": clip.frames.shape}
+            parts.append({**about, "sizes": [len(frame) for frame in frames]})
+        if encode:
+            data.append(signature(file.frames, kind))
+        header = {"parts": parts, "width": file.width, "height": file.height, "duration_s": file.duration_s}
+        return header, b"".join(data)
     except DecodeError as error:
         return {"error": str(error)}, b""
     except MemoryError:

@@ -40,12 +40,19 @@ def prepare_shard(run: str, config: str, video: str, shard: str) -> str:
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def merge_data(run: str, config: str, video: str, shards: list[str]) -> str:
+def merge_data(run: str, config: str, video: str, shards: list[str], report: dsl.Output[dsl.HTML]) -> str:
     """Put the shards together as one data set.
+
+    Args:
+        run: the run's context, as JSON.
+        config: the section ``data``, as JSON.
+        video: the section ``video``, as JSON.
+        shards: what `prepare_shard` returned.
+        report: the set as an HTML page.
 
     Returns:
         URI of the manifest.
     """
     from vthink.components.data_prep import prepare
 
-    return prepare.merge_data(run, config, video, shards)
+    return prepare.merge_data(run, config, video, shards, report.path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import re
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -47,19 +49,49 @@ class SynthesizeConfig(Section):
 
 
 class DataPrepConfig(Section):
-    """Where the rows come from and how the work is cut."""
+    """Where the rows come from, which of them are used, and how the work is cut."""
 
     source: str = "synthesize"
-    """Rows as ``.jsonl`` or ``.parquet``, a path or an ``s3://`` URI (their media: an absolute path, an
-    ``s3://`` URI, or relative to the rows file); or ``synthesize``, the generated world below."""
+    """Rows as ``.jsonl``, ``.json`` (a list), ``.parquet`` or ``.csv``: a path, an ``s3://`` URI, or a file on the hub
+    (``hf://datasets/<owner>/<name>/<file>``); or ``synthesize``, the generated world below."""
+    format: str | None = None
+    """How the rows are written: ``vthink``, ``plain``, ``video_r1``, ``video_thinker``, ``vrbench``; null: as the first
+    row looks."""
+    roots: dict[str, str] = Field(default={})
+    """Where the media of a source are, by the row's ``source``; ``*``: of all others. A path, or an ``s3://`` or
+    ``hf://`` prefix; media that no root is given for count from the file of rows."""
     synthesize: SynthesizeConfig = SynthesizeConfig()
     """The generated world, for ``source: synthesize``; ignored otherwise."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Read only so many rows from the source; null: all."""
+    holdout: dict[str, float] = Field(default={})
+    """Share of the videos and images in the split ``train`` that go to another split, by its name, such as
+    ``{validation: 0.01}``: published training sets have no validation split. Decided by the name of the file."""
+    weights: dict[str, float] = Field(default={})
+    """Mixture of the split ``train``, by ``source``, ``source/problem_type``, ``*/problem_type`` or ``*`` (the first
+    that fits, in this order; rows that none fits are left out). The largest set of rows in which the groups are about
+    as 2 : 1 for weights 2 and 1; no row is repeated. Empty: all rows."""
+    min_pass_rate: float | None = Field(default=None, ge=0, le=1)
+    """Leave out rows of the split ``train`` whose ``metadata.pass_rate`` is lower (too hard to learn from); see
+    ``vthink data difficulty``. Rows without a pass rate stay."""
+    max_pass_rate: float | None = Field(default=None, ge=0, le=1)
+    """Likewise, higher (nothing left to learn)."""
+    order: Literal["source", "easy_first", "hard_first"] = "source"
+    """Order of the rows: as in the source, or by falling or rising ``metadata.pass_rate`` (a curriculum; rows without
+    one come last)."""
+    near_duplicate_difference: float = Field(default=3.0, ge=0, le=32)
+    """Two files count as the same video when the root mean square difference of their coarse frames is not above this
+    (of 255); 0: only equal bytes count."""
+    drop_near_duplicates: bool = True
+    """Leave out training rows whose video looks like one that is kept for measuring; false: only list them in
+    ``contamination.json``."""
+    store: Literal["smallest", "frames"] = "smallest"
+    """``smallest``: keep the file itself where its compressed frames would be larger, so that a prepared set is never
+    larger than its source (it is then decoded again each time it is read); ``frames``: always frames."""
     shards: int = Field(default=1, ge=1, le=10_000)
     """Parts that are prepared side by side (pods on a cluster); a video is in exactly one."""
     workers: int = Field(default=0, ge=0, le=512)
     """Decoding processes per shard; 0: one per CPU that the shard may use."""
-    max_rows: int | None = Field(default=None, ge=1)
-    """Read only so many rows from the source; null: all."""
     max_quarantined: float = Field(default=0.1, ge=0, le=1)
     """Fail when a larger share of the rows than this had to be quarantined: then the source, not a row, is
     wrong."""
@@ -67,5 +99,140 @@ class DataPrepConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.source.strip():
-            raise ValueError("source must be 'synthesize', a path, or an s3:// URI")
+            raise ValueError("source must be 'synthesize', a path, an s3:// URI or an hf:// URI")
+        if min(self.holdout.values(), default=0) < 0 or sum(self.holdout.values()) >= 1:
+            raise ValueError("holdout: shares are at least 0 and leave something of 'train'")
+        if bad := [name for name in self.holdout if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", name) or name == "all"]:
+            raise ValueError(f"holdout: '{bad[0]}' is no name of a split (letters, digits and _, and not 'all')")
+        if self.weights and (min(self.weights.values()) < 0 or max(self.weights.values()) <= 0):
+            raise ValueError("weights must not be below 0, and one must be above")
+        low, high = self.min_pass_rate, self.max_pass_rate
+        if low is not None and high is not None and low > high:
+            raise ValueError("min_pass_rate must not exceed max_pass_rate")
+        return self
+
+
+class EndpointConfig(Section):
+    """A server of OpenAI chat completions, what to ask it with, and how patiently."""
+
+    url: str | None = None
+    """Base URL with its ``/v1``, such as ``http://127.0.0.1:8000/v1``."""
+    model: str = ""
+    """Name of the model, as the server knows it."""
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the environment variable that holds the API key; null: none is sent."""
+    temperature: float | None = Field(default=0.7, ge=0, le=2)
+    """Sampling temperature; null: the server's own."""
+    max_tokens: int = Field(default=4096, ge=1)
+    """Longest reply; a reply that is cut off there cannot be used."""
+    extra: dict[str, Any] = Field(default={})
+    """Further fields of every request, such as ``{"response_format": {"type": "json_object"}}``; a null removes one
+    (``{"max_tokens": null, "max_completion_tokens": 4096}``)."""
+    concurrency: int = Field(default=8, ge=1, le=1024)
+    """Calls under way at once."""
+    timeout_s: float = Field(default=300.0, gt=0)
+    """A call that takes longer is given up and repeated."""
+    retries: int = Field(default=6, ge=0, le=100)
+    """How often a call is repeated when the server fails, is busy (HTTP 429) or cannot be reached."""
+    backoff_s: float = Field(default=1.0, gt=0)
+    """Longest wait before the first repetition; it doubles each time, and the actual wait is random below it."""
+    max_backoff_s: float = Field(default=60.0, gt=0)
+    """Longest such wait. A server that asks for a longer one (Retry-After) gets it, up to ten times this."""
+    usd_per_million_input_tokens: float = Field(default=0.0, ge=0)
+    """Price of what is sent."""
+    usd_per_million_output_tokens: float = Field(default=0.0, ge=0)
+    """Price of what comes back."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.url is not None:
+            parts = urlsplit(self.url)
+            _ = parts.port  # raises where it is none
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+                raise ValueError(f"url must look like http://127.0.0.1:8000/v1 (got {self.url!r})")
+            if parts.username or parts.password:
+                raise ValueError("url must not hold a name or password; keys come from api_key_env")
+        fixed = {"model", "messages", "stream", "n"} & self.extra.keys()
+        if fixed:
+            raise ValueError(f"extra cannot set {', '.join(sorted(fixed))}")
+        return self
+
+
+class JudgeConfig(EndpointConfig):
+    """The judge's server: it answers, it does not invent."""
+
+    temperature: float | None = Field(default=0.0, ge=0, le=2)
+    """Sampling temperature; null: the server's own."""
+    max_tokens: int = Field(default=1024, ge=1)
+    """Longest reply."""
+
+
+class CurationConfig(Section):
+    """How `vthink data curate` turns captioned videos, or questions, into reasoning traces.
+
+    ``hindsight`` is Video-Thinker's data engine (arXiv 2510.23473): a teacher writes question, captions and trace; a
+    judge must find the answer from the trace's times and captions alone. ``cot`` is Video-R1's (arXiv 2503.21776):
+    traces are sampled, and kept where the rule reward is high enough.
+    """
+
+    method: Literal["hindsight", "cot"] = "hindsight"
+    """Which of the two."""
+    teacher: EndpointConfig = EndpointConfig()
+    """Writes questions, captions and traces."""
+    judge: JudgeConfig = JudgeConfig()
+    """Answers from the captions (`hindsight` only). Video-Thinker: Qwen2.5-VL-7B-Instruct."""
+    prompts: str | None = None
+    """Folder whose ``question.jinja``, ``captions.jinja``, ``trace.jinja``, ``judge.jinja`` and ``cot.jinja`` replace
+    ours; those that it lacks stay ours."""
+    videos: str = "{id}.mp4"
+    """Where the video of captioned segments is: a path from the file of segments, or an ``s3://`` URI; ``{id}`` stands
+    for its key in the file."""
+    source: str = ""
+    """``source`` of rows made from captioned segments; empty: the name of the file."""
+    split: str = Field(default="train", pattern=r"^[A-Za-z0-9_]{1,64}$")
+    """``split`` of rows made from captioned segments."""
+    num_frames: int = Field(default=16, ge=1, le=256)
+    """Frames of a video that a teacher or judge who looks at it is shown."""
+    max_pixels: int = Field(default=256 * 28 * 28, ge=28 * 28)
+    """Most pixels of each."""
+    judge_sees_video: bool = False
+    """Show the judge the frames too. UNVERIFIED in the paper; false makes the captions carry the answer."""
+    min_segments: int = Field(default=2, ge=1)
+    """A written question must need so many segments (Video-Thinker: several)."""
+    min_options: int = Field(default=4, ge=2, le=26)
+    """Fewest options of a written question (Video-Thinker: 4)."""
+    max_options: int = Field(default=6, ge=2, le=26)
+    """Most options of a written question (Video-Thinker: 6)."""
+    max_regenerations: int = Field(default=3, ge=0, le=100)
+    """How often a trace is written again because the judge answered wrongly (Video-Thinker: 3)."""
+    when_never_right: Literal["drop", "keep"] = "drop"
+    """What becomes of a row whose last trace failed too. UNVERIFIED in the paper."""
+    max_malformed: int = Field(default=2, ge=0, le=100)
+    """How often a reply that cannot be used is asked for again, before its row is dropped."""
+    num_traces: int = Field(default=4, ge=1, le=64)
+    """Traces sampled per question (`cot` only)."""
+    max_kept: int = Field(default=1, ge=1, le=64)
+    """Most traces kept per question, the best first (`cot` only)."""
+    min_reward: float = Field(default=0.6, ge=0, le=1)
+    """A trace is kept when the reward of its answer is above this and its format is right (Video-R1: 0.6; `cot`
+    only)."""
+    max_items: int | None = Field(default=None, ge=1)
+    """Only so many videos or questions of the source; null: all."""
+    budget_usd: float | None = Field(default=None, gt=0)
+    """Stop before this is exceeded, what earlier runs into the same output spent included; null: no limit. Needs
+    prices."""
+    seed: int = 0
+    """Seed of the teacher's sampling (sent with each request) and of the order of options."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_options > self.max_options:
+            raise ValueError("min_options must not exceed max_options")
+        if self.max_kept > self.num_traces:
+            raise ValueError("max_kept must not exceed num_traces")
+        asked = [self.teacher, self.judge] if self.method == "hindsight" else [self.teacher]
+        if self.budget_usd is not None:
+            for name, endpoint in zip(("teacher", "judge"), asked, strict=False):
+                if not (endpoint.usd_per_million_input_tokens or endpoint.usd_per_million_output_tokens):
+                    raise ValueError(f"budget_usd needs the prices of the {name} (usd_per_million_input_tokens, …)")
         return self

@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
+
 from pydantic import Field, field_validator
 
 from ..common.config import Section
-from .expressions import parse
+from .expressions import BENCHMARKS, parse
+
+
+class Protocol(Section):
+    """How a paper showed videos and generated when it measured; numbers compare only under the same one."""
+
+    num_frames: int = Field(default=16, ge=1, le=1024)
+    """Frames per video, spread uniformly; both papers report 16, Video-R1 also 32 and 64."""
+    max_pixels: int = Field(ge=28 * 28)
+    """Most pixels per frame."""
+    temperature: float = Field(ge=0)
+    """Sampling temperature."""
+    top_p: float = Field(default=0.001, gt=0, le=1)
+    """Nucleus sampling; 0.001 leaves the likeliest token alone."""
+    max_new_tokens: int = Field(default=1024, ge=1)
+    """Longest response in tokens."""
+
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    "video_r1": Protocol(max_pixels=256 * 28 * 28, temperature=0.1),  # its eval_bench.py
+    "video_thinker": Protocol(max_pixels=128 * 28 * 28, temperature=0.01),  # its paper; the code says 0.1
+}
+"""Protocols by paper."""
 
 
 class EvaluationConfig(Section):
@@ -27,6 +52,12 @@ class EvaluationConfig(Section):
     other_video_control: bool = True
     """Also ask with the pixels of another video: accuracy must fall to chance, or the questions give answers
     away."""
+    reversed: bool = False
+    """Also ask about every video played backwards."""
+    single_frame: bool = False
+    """Also ask with the middle frame alone."""
+    grey: bool = False
+    """Also ask with grey frames of the same number and size: what the words of a question give away."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Coverage of the intervals."""
     bootstrap_resamples: int = Field(default=2000, ge=100)
@@ -35,14 +66,36 @@ class EvaluationConfig(Section):
     """Seed of frame orders, exchanged videos, sampling, resampling and of the choice of items to show."""
     max_items: int | None = Field(default=None, ge=1)
     """Ask at most this many items, chosen at random by the seed; null: all."""
+    decode_workers: int = Field(default=2, ge=1)
+    """Videos of a benchmark decoded at once, each in a process that can be killed."""
+    requests: int = Field(default=8, ge=1, le=256)
+    """Questions that an endpoint is asked at once."""
+    request_timeout_s: float = Field(default=600.0, gt=0)
+    """An endpoint that says nothing for so long has failed the attempt."""
+    request_attempts: int = Field(default=4, ge=1)
+    """Attempts per question at an endpoint that is busy, unreachable or answers 5xx; pauses double from 1 s."""
     report_items: int = Field(default=24, ge=0)
-    """Items shown with frames and responses in the report."""
+    """Items shown with frames in the report."""
+    benchmarks: dict[str, str] = Field(default_factory=dict)
+    """Public benchmarks that every model of the pipeline is measured on too: name (``video-holmes`` …) → folder or
+    ``s3://…/`` prefix with the published files and the videos. Rules say ``video_holmes.accuracy``, with ``_``."""
     gate: tuple[str, ...] = (
         "candidate.ordered.format_rate.value >= 0.9",
         "candidate.ordered.accuracy.low > base.ordered.accuracy.value",
         "candidate.ordered.accuracy.value >= champion.ordered.accuracy.low",
     )
     """Rules that must all hold before a model is registered (language: `evaluation/expressions.py`)."""
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _check_benchmarks(cls, benchmarks: dict[str, str]) -> dict[str, str]:
+        for name in benchmarks:
+            if name.replace("-", "_") not in BENCHMARKS or "_" in name:
+                known = [known.replace("_", "-") for known in BENCHMARKS]
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(known)}"
+                raise ValueError(f"unknown benchmark '{name}'; {hint}")
+        return benchmarks
 
     @field_validator("gate")
     @classmethod

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ... import __version__
 from ..common.config import RunContext
@@ -18,9 +18,12 @@ from ..common.launch import die_with_owner, git_commit
 from ..common.storage import Manifest, Storage, fingerprint, join, stage_prefix
 from ..common.tracking import Tracker, registry_client
 from .config import EvaluationConfig
-from .expressions import Finding, MetricPath, Rule, check_measured, judge, parse
+from .expressions import BENCHMARKS, Finding, MetricPath, Pair, Rule, check_measured, judge, parse
 from .measures import Rows, compare
 from .statistics import Estimate
+
+if TYPE_CHECKING:
+    from .results import BenchmarkResult
 
 EVALUATION_TAG = "vthink.evaluation_uri"
 """Tag of a registered version: the manifest of the evaluation that it passed the gate with."""
@@ -106,21 +109,84 @@ def judge_all(
         models["champion"] = champion.result["models"][champion.result["candidate"]]
         if not champion.same_questions(evaluation):
             notes.append(f"champion version {version} was measured on other questions than this candidate")
-    for rule in rules:
-        check_measured(rule, models)
 
     def pair(first: MetricPath, second: MetricPath) -> Estimate | None:
-        if first.metric != second.metric or first.group != second.group:
-            return None
+        sources = [champion if path.model == "champion" else evaluation for path in (first, second)]
+        if first.benchmark is not None:
+            pairs = zip(sources, (first, second), strict=True)
+            measured = [None if source is None else source.benchmark(path) for source, path in pairs]
+            return _pair_on_benchmark(measured, (first, second), config)
         sides = []
-        for path in (first, second):
-            source = champion if path.model == "champion" else evaluation
+        for source, path in zip(sources, (first, second), strict=True):
             if source is None or not source.same_questions(evaluation):
                 return None
             sides.append(source.rows_of(path))
         return compare(sides[0], sides[1], first.metric, config)
 
+    return _verdict(rules, models, pair, notes)
+
+
+def _verdict(rules: Sequence[Rule], models: Mapping[str, Mapping[str, Any]], pair: Pair, notes: list[str]) -> Verdict:
+    for rule in rules:  # all of them, before the first is judged
+        check_measured(rule, models)
     return Verdict(tuple(judge(rule, models, pair) for rule in rules), tuple(notes))
+
+
+def judge_benchmarks(
+    rules: Sequence[str], models: Mapping[str, Sequence[BenchmarkResult]], config: EvaluationConfig
+) -> Verdict:
+    """Judge rules over finished benchmarks: ``vthink gate``.
+
+    Args:
+        rules: such as ``lower_bound(video_holmes.accuracy - champion.video_holmes.accuracy) > -0.01``.
+        models: results by the name that rules know a model by: ``candidate``, and perhaps ``champion``, ``base`` …
+        config: confidence, resamples and seed of paired tests.
+
+    Raises:
+        ExpressionError: a rule with a mistake, or with a metric that was not measured.
+        GateError: a model with two results of one benchmark.
+    """
+    by_key: dict[str, dict[str, BenchmarkResult]] = {}
+    for model, results in models.items():
+        by_key[model] = {result.key: result for result in results}
+        if len(by_key[model]) < len(results):
+            raise GateError(f"'{model}' has two results of one benchmark; give one")
+    own = [key for results in by_key.values() for key in results]
+    parsed = [parse(rule, tuple(dict.fromkeys((*BENCHMARKS, *own)))) for rule in rules]
+    metrics = {name: {key: one.cells for key, one in results.items()} for name, results in by_key.items()}
+    notes = []
+    for key, mine in by_key.get("candidate", {}).items():
+        for model, measured in by_key.items():
+            if key not in measured:
+                continue
+            theirs = measured[key]
+            if not theirs.same_questions(mine):
+                notes.append(f"{model} was asked other questions of {key} than the candidate: nothing is paired")
+            elif theirs.result["settings"].get("video") != mine.result["settings"].get("video"):
+                notes.append(f"{model} was shown the videos of {key} otherwise (frames or pixels) than the candidate")
+
+    def pair(first: MetricPath, second: MetricPath) -> Estimate | None:
+        sides = [by_key[path.model][str(path.benchmark)] for path in (first, second)]
+        return _pair_on_benchmark(sides, (first, second), config)
+
+    return _verdict(parsed, metrics, pair, notes)
+
+
+_GROUPS = {"by_type": "problem_type", "by_kind": "kind"}
+"""Where an item says which group it is in."""
+
+
+def _pair_on_benchmark(
+    sides: Sequence[BenchmarkResult | None], paths: tuple[MetricPath, MetricPath], config: EvaluationConfig
+) -> Estimate | None:
+    from .results import compare as compare_results
+
+    one, two = sides
+    if one is None or two is None:
+        return None
+    group = paths[0].group
+    only = (_GROUPS[group[0]], group[1]) if group else None
+    return compare_results(one, two, paths[0].metric, config, (paths[0].frames, paths[1].frames), only)
 
 
 class _Evaluated:
@@ -131,6 +197,7 @@ class _Evaluated:
         self.manifest = manifest
         self.result: dict[str, Any] = storage.read_json(manifest.files["result"])
         self._rows: Rows | None = None
+        self._benchmarks: dict[str, BenchmarkResult] = {}
 
     def same_questions(self, other: _Evaluated) -> bool:
         """Whether both asked the same items of the same data."""
@@ -151,8 +218,20 @@ class _Evaluated:
         rows = self._rows[model, path.frames]
         if path.group is None:
             return rows
-        key = {"by_type": "problem_type", "by_kind": "kind"}[path.group[0]]
-        return [row for row in rows if row[key] == path.group[1]]
+        return [row for row in rows if row[_GROUPS[path.group[0]]] == path.group[1]]
+
+    def benchmark(self, path: MetricPath) -> BenchmarkResult | None:
+        """A model's result on a benchmark; None where it was not measured on it."""
+        from .results import parse_benchmark
+
+        model = self.result["candidate"] if path.model in ("candidate", "champion") else path.model
+        prefix = self.manifest.files.get(f"benchmarks/{model}/{path.benchmark}")
+        if prefix is None:
+            return None
+        if prefix not in self._benchmarks:
+            result, items = (self._storage.read_bytes(join(prefix, name)) for name in ("result.json", "items.jsonl"))
+            self._benchmarks[prefix] = parse_benchmark(result, items, prefix, path.model)
+        return self._benchmarks[prefix]
 
 
 # -- the stage -----------------------------------------------------------------------------------------------

@@ -112,6 +112,7 @@ def train(job: dict[str, Any]) -> None:
         ),
         per_device_train_batch_size=batch,
         per_device_eval_batch_size=batch,
+        shuffle_dataset=config.shuffle,
         num_generations=config.num_generations,
         max_completion_length=config.max_new_tokens,
         temperature=1.0,  # of the log-probabilities; rollouts are sampled by our own engine

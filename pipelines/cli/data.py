@@ -8,6 +8,16 @@ from typing import Annotated
 import typer
 
 from .options import WORKSPACE, Folder, Overrides, Preset, load
+from .train import Data
+
+RowFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        help="How the rows are written: vthink, plain, video_r1, video_thinker, vrbench; default: as they look.",
+    ),
+]
 
 app = typer.Typer(help="Generate, check and prepare rows and videos.", no_args_is_help=True)
 
@@ -36,11 +46,13 @@ def synthesize(
     print(rows)
 
 
-@app.command(epilog="Example: vthink data prepare world/rows.jsonl")
+@app.command(epilog="Example: vthink data prepare Video-R1-COT-165k.json --set data.roots.*=s3://videos/")
 def prepare(
     rows: Annotated[
-        str | None, typer.Argument(help=".jsonl or .parquet, a path or s3:// URI; default: data.source.")
+        str | None,
+        typer.Argument(help=".jsonl, .json, .parquet or .csv: a path, s3:// or hf:// URI; default: data.source."),
     ] = None,
+    row_format: RowFormat = None,
     preset: Preset = "laptop",
     overrides: Overrides = None,
     workspace: Folder = WORKSPACE,
@@ -52,7 +64,9 @@ def prepare(
     from ...components.common.storage import Manifest
     from ..run import prepare_data, session
 
-    changes = [*(overrides or ()), *([f"data.source={rows}"] if rows else [])]
+    changes = list(overrides or ())
+    changes += [f"data.source={rows}"] if rows else []
+    changes += [f"data.format={row_format}"] if row_format else []
     with session(load(preset, changes), workspace) as opened:
         uri = prepare_data(opened)
         for name, count in Manifest.read(opened.storage, uri).counts.items():
@@ -60,27 +74,168 @@ def prepare(
         print(uri)
 
 
-@app.command(epilog="Example: vthink data validate world/rows.jsonl")
+@app.command(epilog="Example: vthink data validate world/rows.jsonl Video-R1-260k.json --root '*=/data/video-r1'")
 def validate(
-    rows: Annotated[list[Path], typer.Argument(help="Files of rows, .jsonl or .parquet.")],
+    rows: Annotated[
+        list[str], typer.Argument(help="Files of rows: .jsonl, .json, .parquet, .csv; paths, s3:// or hf:// URIs.")
+    ],
+    row_format: RowFormat = None,
+    roots: Annotated[
+        list[str] | None,
+        typer.Option("--root", metavar="SOURCE=FOLDER", help="Where a source's media are ('*': all others). Repeats."),
+    ] = None,
     show: Annotated[int, typer.Option(min=0, help="Print so many of the mistakes of each file.")] = 20,
 ) -> None:
     """Check rows: fields, types, answers among the options, times, duplicates, splits, and that media files are there.
 
     A mistake is one line with file and line. The exit code is 1 when there is any.
     """
-    from ...components.data_prep.prepare import validate_rows
+    from ...components.common.config import ConfigError, StorageConfig
+    from ...components.common.storage import Storage
+    from ...components.data_prep.validate import validate_rows
 
-    reports = validate_rows([str(path) for path in rows])
-    for report in reports:
+    if bad := [root for root in roots or () if "=" not in root]:
+        raise ConfigError(f"--root {bad[0]}: expected SOURCE=FOLDER")
+    store = Storage(StorageConfig()) if any(name.startswith("s3://") for name in rows) else None
+    reports = []
+    for name in rows:
+        (report,) = validate_rows([name], store, row_format, dict(root.split("=", 1) for root in roots or ()))
+        reports.append(report)
         for problem in report.problems[:show]:
             print(f"{report.path}:{problem.line}: {problem.detail or problem.reason}")
-        if len(report.problems) > show:
-            print(f"{report.path}: and {len(report.problems) - show} more")
-        bad = len({problem.line for problem in report.problems})
-        kinds = ", ".join(f"{name} {count}" for name, count in sorted(report.by_type.items()))
-        sources = ", ".join(f"{name or 'no source'} {count}" for name, count in sorted(report.by_source.items()))
-        print(f"{report.path}: {report.rows - bad} rows are fine, {bad} are not")
-        print(f"  types: {kinds or 'none'}; sources: {sources or 'none'}")
+        if report.bad > show:
+            print(f"{report.path}: and {report.bad - show} more")
+        kinds, sources, splits = (
+            ", ".join(f"{name or 'no source'} {count}" for name, count in sorted(counts.items())) or "none"
+            for counts in (report.by_type, report.by_source, report.by_split)
+        )
+        print(f"{report.path}: {report.rows - report.bad} rows are fine, {report.bad} are not (format {report.format})")
+        print(f"  types: {kinds}; sources: {sources}; splits: {splits}")
         print(f"  videos and images: {report.media}, of which {report.missing_media} are missing")
     raise typer.Exit(0 if all(report.ok and report.rows for report in reports) else 1)
+
+
+@app.command(epilog="Example: vthink data difficulty rated.jsonl --policy s3://vthink/sft/0123456789abcdef/")
+def difficulty(
+    output: Annotated[Path, typer.Argument(help="The rows with metadata.pass_rate, .jsonl; prepare them next.")],
+    data: Data = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(metavar="URI|PATH", help="What SFT or GRPO left (manifest or prefix); default: the base model."),
+    ] = None,
+    rollouts: Annotated[int, typer.Option(min=1, help="Completions per question.")] = 8,
+    preset: Preset = "laptop",
+    overrides: Overrides = None,
+    workspace: Folder = WORKSPACE,
+) -> None:
+    """Ask a policy each training question several times, and write down how often it is right.
+
+    Sampling is that of the section `grpo`. Then leave out what is too hard or too easy, or order the rows:
+    `vthink data prepare rated.jsonl --set data.min_pass_rate=0.1 --set data.max_pass_rate=0.9`. A run that was cut off
+    goes on.
+    """
+    from rich.progress import Progress
+
+    from ...components.common.config import ConfigError
+    from ...components.common.generation import Sampling
+    from ...components.common.models import ensure_base_model, fetch_model, load_model
+    from ...components.common.samples import PreparedSet
+    from ...components.common.storage import Manifest
+    from ...components.data_prep.difficulty import rate_counts, rate_rows
+    from ..run import find_data, find_manifest, session
+
+    if output.suffix != ".jsonl":
+        raise ConfigError(f"{output}: rows are written as .jsonl")
+    config = load(preset, overrides)
+    grpo = config.grpo
+    with session(config, workspace) as opened:
+        work = opened.workspace.work_dir / "difficulty"
+        prepared = PreparedSet.open(opened.storage, find_data(opened, data), work / "data")
+        uri = ensure_base_model(opened.storage, config.model, prepared.video)
+        if policy:
+            uri = Manifest.read(opened.storage, find_manifest(opened, policy)).files["model"]
+        model = load_model(fetch_model(opened.storage, uri, work), config.model.dtype, config.model.attention)
+        sampling = Sampling(
+            max_new_tokens=grpo.max_new_tokens, temperature=grpo.temperature, top_p=grpo.top_p, seed=grpo.seed
+        )
+        with Progress(transient=True) as progress:
+            task = progress.add_task("questions")
+            rate_rows(
+                model,
+                uri,
+                prepared,
+                output,
+                rollouts,
+                sampling,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+    counts = rate_counts(output)
+    print(", ".join(f"{name} right: {count}" for name, count in counts.items()))
+    print(output)
+
+
+@app.command(
+    epilog="Example: vthink data curate captions.json -o curated.jsonl "
+    "--set curation.teacher.url=http://127.0.0.1:8000/v1 --set curation.teacher.model=Qwen/Qwen2.5-72B-Instruct "
+    "--set curation.judge.url=http://127.0.0.1:8001/v1 --set curation.judge.model=Qwen/Qwen2.5-VL-7B-Instruct"
+)
+def curate(
+    source: Annotated[
+        str, typer.Argument(help="Captioned segments (.json, as ActivityNet), or rows; a path, s3:// or hf:// URI.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Rows to write (.jsonl); its journal lies beside it.")],
+    row_format: RowFormat = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how many calls, and what they could cost.")
+    ] = False,
+    preset: Preset = "laptop",
+    overrides: Overrides = None,
+) -> None:
+    """Have a teacher model write reasoning traces, and keep those from which a judge finds the answer.
+
+    curation.method=hindsight (Video-Thinker) or cot (Video-R1); any OpenAI-compatible servers, whose keys come from
+    the environment variables named by curation.teacher.api_key_env and curation.judge.api_key_env. Stopped by Ctrl-C,
+    by a kill or by curation.budget_usd, the same command goes on where it was. data.roots says where the rows' media
+    are. The exit code is 3 when something is left to do.
+    """
+    from ...components.common.storage import Storage
+    from ...components.data_prep import curate as curation
+    from .curation import UNFINISHED, say_estimate, say_summary, shown
+
+    config = load(preset, overrides)
+    storage, rows = Storage(config.storage), (row_format or config.data.format, config.data.roots)
+    if dry_run:
+        say_estimate(curation.estimate(source, output, config.curation, storage, *rows))
+        return
+    with shown() as progress:
+        summary = curation.curate(source, output, config.curation, storage, progress, *rows)
+    say_summary(summary, output)
+    if not summary.complete:
+        raise typer.Exit(UNFINISHED)
+
+
+@app.command(epilog="Example: vthink data report s3://vthink/prepare/0123456789abcdef/ -o data.html")
+def report(
+    prepared: Annotated[
+        str | None, typer.Argument(help="A prepared set (URI, or its folder in the workspace), or rows; default: data.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("data.html"),
+    items: Annotated[int, typer.Option(min=0, max=500, help="Show so many rows with their frames.")] = 36,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A tokenizer.json, to count tokens rather than to estimate them.")
+    ] = None,
+    preset: Preset = "laptop",
+    overrides: Overrides = None,
+    workspace: Folder = WORKSPACE,
+) -> None:
+    """Write a prepared set as one HTML page: counts, lengths, answers, duplicates, quarantine, and rows to look at."""
+    from ...components.common.storage import Manifest
+    from ...components.data_prep.report import token_counter, write_report
+    from ..run import find_data, session
+
+    count_tokens = None if tokenizer is None else token_counter(tokenizer)
+    with session(load(preset, overrides), workspace) as opened:
+        manifest = Manifest.read(opened.storage, find_data(opened, prepared))
+        folder = opened.workspace.work_dir / "report" / manifest.fingerprint
+        output.write_text(write_report(manifest, opened.storage, folder, items, count_tokens), encoding="utf-8")
+    print(output)

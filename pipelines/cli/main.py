@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ... import __version__
-from . import config, data, evaluate, look, run, serve, submit, train
+from . import compare, config, data, evaluate, look, run, serve, submit, train
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -44,6 +44,7 @@ submit.register(app)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 evaluate.register(app)
+compare.register(app)
 serve.register(app)
 look.register(app)
 app.add_typer(config.app, name="config")

@@ -9,7 +9,8 @@
 3. what a kind's controller refuses although its CRD accepts it.
 
 `validate_all` also follows the names by which objects refer to each other. `pod_security` is the Pod Security
-Standard *restricted*, and the read-only root that we add to it.
+Standard *restricted*, and the read-only root that we add to it. `platform_errors` holds the Kubernetes part of a
+compiled pipeline to KFP's own message types.
 """
 
 from __future__ import annotations
@@ -110,6 +111,38 @@ def reference_errors(objects: Sequence[Object], external: Iterable[str] = ()) ->
                 found.append(f"{_title(obj)}: refers to {reference}, which does not exist in namespace {near}")
         if obj["kind"] in ("Service", "ServiceMonitor"):
             found += [f"{_title(obj)}: {message}" for message in _selection_errors(obj, objects)]
+    return found
+
+
+def platform_errors(pipeline: Object, platform: Object) -> list[str]:
+    """What is wrong with the Kubernetes part of a compiled KFP pipeline (the second document of its YAML).
+
+    Args:
+        pipeline: the first document, which says which steps there are.
+        platform: the second one.
+    """
+    from google.protobuf import json_format
+    from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
+
+    steps = pipeline["deploymentSpec"]["executors"].keys()
+    settings = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    found = [f"{name}: not a step of the pipeline" for name in settings.keys() - steps]
+    for name in sorted(steps):
+        try:
+            step = json_format.ParseDict(settings.get(name, {}), KubernetesExecutorConfig())
+        except json_format.ParseError as error:
+            found.append(f"{name}: {error}")
+            continue
+        security = step.security_context
+        if not security.run_as_non_root or not security.run_as_user:
+            found.append(f"{name}: securityContext must set runAsNonRoot and a user other than 0")
+        placed = (("labels", step.pod_metadata.labels), ("nodeSelector", step.node_selector.labels))
+        found += [f"{name}: {message}" for path, labels in placed for message in _label_errors(path, dict(labels))]
+        for toleration in step.tolerations:
+            if toleration.operator == "Exists" and toleration.value:
+                found.append(f"{name}: toleration of {toleration.key}: Exists takes no value")
+            if toleration.effect not in ("", "NoSchedule", "PreferNoSchedule", "NoExecute"):
+                found.append(f"{name}: toleration of {toleration.key}: effect '{toleration.effect}' is unknown")
     return found
 
 
@@ -518,6 +551,7 @@ def _predictor_errors(path: str, predictor: Mapping[str, Any], scaler: str) -> I
         yield f"{path}.autoScaling: external metrics need autoscalerClass keda"
     model = predictor.get("model")
     if model is not None:
+        yield from _placeholder_errors(f"{path}.model", model)
         if not model.get("modelFormat", {}).get("name"):
             yield f"{path}.model.modelFormat.name is missing; KServe would find no runtime"
         if not (model.get("storageUri") or model.get("storage") or predictor.get("storageUris")):
@@ -526,7 +560,24 @@ def _predictor_errors(path: str, predictor: Mapping[str, Any], scaler: str) -> I
         yield f"{path} has neither model nor containers"
 
 
+_PLACEHOLDER = re.compile(r"\{\{-?\s*(?:\.(?:Name|Namespace|Labels|Annotations)\b[.\w]*|`[^`]*`)\s*-?\}\}")
+
+
+def _placeholder_errors(path: str, container: Mapping[str, Any]) -> Iterator[str]:
+    """KServe reads the container, arguments of the InferenceService included, as a Go template.
+
+    Source: `ReplacePlaceholders` in pkg/controller/v1beta1/inferenceservice/utils, called from components/predictor.go.
+    """
+    for where, value in walk(container, path):
+        for key, child in value.items():
+            for text in child if isinstance(child, list) else [child]:
+                if isinstance(text, str) and "{{" in _PLACEHOLDER.sub("", text):
+                    yield f"{where}.{key}: KServe would read '{{{{' as a placeholder; write it as {{{{`{{{{`}}}}"
+
+
 def _serving_runtime(obj: Object) -> Iterator[str]:
+    for index, container in enumerate(obj["spec"]["containers"]):
+        yield from _placeholder_errors(f"spec.containers.{index}", container)
     names = [container["name"] for container in obj["spec"]["containers"]]
     if "kserve-container" not in names:
         yield f"one container must be called kserve-container (found {names})"

@@ -188,8 +188,8 @@ def test_validation_lists_a_bad_row_with_its_line(case: str, folder: Path, vthin
     problem, total, types, media = done.stdout.splitlines()
     assert problem.startswith("two.jsonl:2: ")
     assert BAD[case][2] in problem
-    assert total == "two.jsonl: 1 rows are fine, 1 are not"
-    assert types == "  types: multiple_choice 1; sources: no source 1"
+    assert total == "two.jsonl: 1 rows are fine, 1 are not (format vthink)"
+    assert types == "  types: multiple_choice 1; sources: no source 1; splits: train 1"
     assert media == "  videos and images: 1, of which 0 are missing"
     assert done.stderr == ""
 
@@ -199,7 +199,7 @@ def test_validation_passes_good_rows(folder: Path, vthink: Vthink) -> None:
     (folder / "good.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in rows))
     done = vthink(folder, "data", "validate", "good.jsonl")
     assert done.returncode == 0
-    assert done.stdout.splitlines()[0] == "good.jsonl: 4 rows are fine, 0 are not"
+    assert done.stdout.splitlines()[0] == "good.jsonl: 4 rows are fine, 0 are not (format vthink)"
 
 
 # --- what cannot be worked with at all: one line ---

@@ -47,7 +47,11 @@ ELSEWHERE = {
     "vthink run --from grpo": "test_run.py",
     "vthink run --set launch.processes=8": "options here; two processes in test_run.py",
     "vthink data prepare rows.jsonl": "test_run.py",
+    "vthink data report rows.jsonl": "test_data_report.py",
+    "vthink data curate captions.json -o rows.jsonl --dry-run": "test_curate.py",
     "vthink train sft --data rows.jsonl": "test_run.py",
+    "vthink evaluate --benchmark vsi-bench --data DIR --model M --output OUT": "options here; test_run_benchmark.py",
+    "vthink compare base=OUT1 ours=OUT --report report.html": "options here; test_cli_compare.py",
     "vthink submit --host https://kubeflow.example.org --preset video_r1_7b": "options here; needs a cluster",
     'vthink ask http://127.0.0.1:8080 world/videos/test-motion-000000.mp4 "Which direction does the square move?" '
     "-o left -o right -o up -o down": "test_the_question_of_the_readme_is_answered",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ import pytest
 from vthink.components.common.config import ModelConfig, StorageConfig, VideoConfig
 from vthink.components.common.launch import Process, free_port, spawn, wait_until_ready
 from vthink.components.common.models import LoadedModel, ensure_base_model, fetch_model, load_model
-from vthink.components.common.samples import Sample
+from vthink.components.common.samples import Sample, write_samples
 from vthink.components.common.storage import Storage
 from vthink.components.common.video import Decoder, stored
 from vthink.components.data_prep.config import SynthesizeConfig
@@ -28,6 +29,8 @@ from vthink.components.data_prep.synthesize import synthesize
 from vthink.components.deployment.client import AskError, ask
 from vthink.components.deployment.config import ServerConfig
 from vthink.components.deployment.server import ServerError, run_server
+from vthink.components.evaluation.config import EvaluationConfig
+from vthink.components.evaluation.evaluate import run_benchmark
 
 VIDEO = VideoConfig(num_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)
 MODULE = "vthink.components.deployment.server"
@@ -131,6 +134,37 @@ def test_fifty_mp4_files_give_the_tokens_of_in_process_generation(
     assert got == expected
     # The control: the model does answer differently about different videos, so equal tokens say something.
     assert len({tuple(ids) for ids in expected}) > 10
+
+
+def test_a_benchmark_has_the_same_answers_from_the_server_as_from_this_process(
+    served: Served, loaded: LoadedModel, world: tuple[Path, list[Sample]], tmp_path: Path
+) -> None:
+    folder, samples = world
+    asked = [row.model_copy(update={"id": f"{row.id}-{part}"}) for row in samples[:6] for part in (1, 2)]
+    media = [row.media.model_copy(update={"start_s": 1.0, "end_s": 3.0}) for row in asked[:2]]  # parts of a video too
+    asked[:2] = [row.model_copy(update={"media": part}) for row, part in zip(asked[:2], media, strict=True)]
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "videos").symlink_to(folder / "videos")
+    write_samples(data / "rows.jsonl", asked)
+    (tmp_path / "mine.yaml").write_text("name: mine\nannotations: rows.jsonl\n")
+    config = EvaluationConfig(max_new_tokens=NEW_TOKENS, batch_size=8, bootstrap_resamples=100)
+    found = {}
+    for name, model in (("server", served.url), ("process", str(loaded.folder))):
+        result = run_benchmark(
+            str(tmp_path / "mine.yaml"),
+            str(data),
+            model,
+            tmp_path / name,
+            config=config,
+            model_config=ModelConfig(),
+            work_dir=tmp_path / "work",
+        )
+        assert not result["failed"]
+        lines = (tmp_path / name / "items.jsonl").read_text().splitlines()
+        found[name] = [(row["id"], row["token_ids"], row["response"]) for row in map(json.loads, lines)]
+    assert found["server"] == found["process"]
+    assert len({tuple(ids) for _, ids, _ in found["process"]}) > 3
 
 
 def test_stream_whole_and_repeated_answers_are_the_same(served: Served, world: tuple[Path, list[Sample]]) -> None:

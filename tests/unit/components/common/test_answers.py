@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -26,6 +28,7 @@ from vthink.components.common.answers import (
     mean_relative_accuracy,
     parse_response,
     parse_spans,
+    published_answer,
     rouge_f,
     span_iou,
     word_error_rate,
@@ -259,7 +262,7 @@ def test_option_letters_are_read_tolerantly_but_only_one_counts(answer: str, let
         ("either 2 or 3", None),
         ("1,2,3", None),
         ("00:03", None),
-        ("3/4", None),
+        ("3/4", 0.75),
         ("1e999", None),
         ("nan", None),
         ("inf", None),
@@ -301,6 +304,90 @@ def test_numbers_are_read_tolerantly(answer: str, number: float | None) -> None:
 )
 def test_answers_are_graded_by_problem_type(problem_type: str, truth: str, answer: str, expected: float) -> None:
     assert grade(sample(problem_type, answer=truth), answer) == pytest.approx(expected)
+
+
+TABLE = [json.loads(line) for line in (Path(__file__).parent / "answers_table.jsonl").read_text().splitlines()]
+"""Answers with the grades that a person gave them: rule, mode, problem type, truth, answer, grade."""
+QUESTION = "What happens to the square in the end?"
+
+
+def test_the_table_covers_every_rule_in_both_modes_with_right_and_wrong_answers() -> None:
+    assert len(TABLE) >= 300
+    assert len({(row["mode"], row["type"], row["truth"], row["answer"]) for row in TABLE}) == len(TABLE)
+    for problem_type in TRUTHS:
+        for mode in ("strict", "paper"):
+            grades = [row["grade"] for row in TABLE if (row["type"], row["mode"]) == (problem_type, mode)]
+            assert max(grades) > 0.99
+            assert min(grades) == 0
+
+
+@pytest.mark.parametrize("rule", sorted({row["rule"] for row in TABLE}))
+def test_answers_get_the_grades_that_were_worked_out_by_hand(rule: str) -> None:
+    wrong = []
+    for row in TABLE:
+        if row["rule"] == rule:
+            item = sample(row["type"], answer=row["truth"], question=QUESTION)
+            found = grade(item, row["answer"], row["mode"])
+            if found != pytest.approx(row["grade"], abs=1e-9):
+                wrong.append(f"{row['answer']!r} for {row['truth']!r}: {found}, expected {row['grade']}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_published_reader_takes_the_first_tag_else_everything() -> None:
+    assert published_answer("<think>a</think><answer> B </answer><answer>C</answer>") == "B"
+    assert published_answer("B") == "B"
+    assert published_answer("<answer></answer>") == "<answer></answer>"
+    assert published_answer("</answer><answer>B") == "</answer><answer>B"
+    assert published_answer(None) is None
+
+
+def test_a_repeated_prompt_brings_no_answer_of_its_own() -> None:
+    hint = "Put only the number inside <answer></answer>, for example <answer>3</answer>."
+    assert parse_response(hint).answer == ""  # of the empty tags
+    assert grade(sample("numerical"), parse_response(hint).answer) == 0.0
+    assert parse_response(hint + "<answer>4</answer>").answer == "4"
+
+
+WRAPPINGS = [
+    ("", ""), ("**", "**"), ("`", "`"), ('"', '"'), ("(", ")"), ("[", "]"), ("$", "$"), ("\\boxed{", "}"),
+    ("\\text{", "}"), ("<answer>", "</answer>"), ("“", "”"), ("\\(", "\\)"), (" ", "\n"), ("\t\n", "  "),
+]  # fmt: skip
+ANSWERS = {
+    "multiple_choice": ["B", "A", "B. right", "A or B", "right", "C) up", "the answer is B", "A man walks"],
+    "numerical": ["3", "4", "3 shapes", "2 or 3", "3/1", "1,000", "about 3", "x"],
+    "regression": ["4", "5", "3 m", "4 to 5", "9/2", "-4", "4e0", "none"],
+    "ocr": ["exit to the left", "exit", "to left", "x", "Exit To"],
+    "free_form": ["The red square moves left.", "red square", "a blue circle"],
+}
+WRONG = {
+    "multiple_choice": ["A", "C.", "(D)", "a", "left"],
+    "numerical": ["4", "-3", "2.5 m", "30"],
+    "regression": ["5", "3 m", "2", "100"],
+    "ocr": ["exit", "left", "no way out", "exit to the"],
+}
+PADDING = st.text(st.sampled_from("ABCDabcd0123456789.,;:/()-+*=$\\{}^ \n<>orandtheisnx"), max_size=24)
+
+
+@settings(deadline=None, max_examples=400, derandomize=True)
+@given(data=st.data(), problem_type=st.sampled_from(sorted(ANSWERS)))
+def test_whitespace_case_and_wrapping_never_change_a_grade(data: st.DataObject, problem_type: str) -> None:
+    answer = data.draw(st.sampled_from(ANSWERS[problem_type]))
+    expected = grade(sample(problem_type), answer)
+    changed = data.draw(st.sampled_from([str, str.upper, str.lower, str.title]))(answer)
+    changed = data.draw(st.sampled_from([" ", "  ", "\n", "\t "])).join(changed.split(" "))
+    for left, right in data.draw(st.lists(st.sampled_from(WRAPPINGS), max_size=3)):
+        changed = f"{left}{changed}{right}"
+    assert grade(sample(problem_type), changed) == pytest.approx(expected), changed
+
+
+@settings(deadline=None, max_examples=600, derandomize=True)
+@given(data=st.data(), problem_type=st.sampled_from(sorted(WRONG)), padding=PADDING)
+def test_a_longer_wrong_answer_never_gains(data: st.DataObject, problem_type: str, padding: str) -> None:
+    """Free-form answers are left out: words that are right are worth something there, and in OCR too."""
+    answer = data.draw(st.sampled_from(WRONG[problem_type]))
+    if problem_type == "ocr":
+        padding = " ".join(word for word in padding.split() if word.lower() not in TRUTHS["ocr"].split())
+    assert grade(sample(problem_type), f"{answer} {padding}") <= grade(sample(problem_type), answer) + 1e-9
 
 
 def test_rouge_f_is_the_mean_of_three_hand_computed_scores() -> None:
@@ -429,6 +516,25 @@ def test_a_megabyte_of_anything_is_read_and_graded_in_linear_time(name: str) -> 
 def test_answers_that_are_none_are_worth_nothing(problem_type: str, answer: object) -> None:
     assert grade(sample(problem_type), answer) == 0.0  # type: ignore[arg-type]
     assert not is_correct(sample(problem_type), answer)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\pi" + "9" * 70 + "!",
+        "\\sqrt{" * 12,
+        "\\frac{1}{" * 8 + "2" + "}" * 8 + "!",
+        "9" * 12 + "^{99}" + "^{99}" * 10 + "\\pi",
+        "\\pi " * 15 + "!",
+        "(" * 40 + "\\pi" + ")" * 36,
+    ],
+)
+def test_latex_that_was_made_to_take_long_does_not(text: str) -> None:
+    extract_number("\\frac{1}{2}")  # sympy takes half a second to import
+    started = time.process_time()
+    value = extract_number(text)
+    assert value is None or math.isfinite(value)
+    assert time.process_time() - started < 5.0
 
 
 def test_a_right_answer_behind_too_much_text_is_worth_nothing() -> None:

@@ -19,6 +19,7 @@ from vthink.components.common.config import RunContext, StorageConfig, TrackingC
 from vthink.components.common.launch import LaunchError, free_port
 from vthink.components.common.storage import Manifest, Storage, join
 from vthink.components.common.tracking import (
+    Trace,
     Tracker,
     TrackingError,
     experiment_url,
@@ -316,6 +317,35 @@ def test_a_table_with_columns_of_different_length_is_refused(child: RunContext) 
         start(child).log_table("t", {"a": [1], "b": [1, 2]})
 
 
+TRACES = [
+    Trace(name=f"q{n}", inputs={"question": "Which?"}, outputs={"answer": "A", "score": math.nan}, tags={"k": "v"})
+    for n in range(3)
+]
+
+
+def test_traces_belong_to_their_run_and_are_recorded_once(child: RunContext, client: Any) -> None:
+    tracker, other = start(child), start(child, "4567")
+    tracker.log_traces(TRACES)
+    tracker.log_traces(TRACES)  # of an attempt after a kill
+    experiment = client.get_run(tracker.run_id).info.experiment_id
+
+    def found(run: Tracker) -> list[str]:
+        traces = client.search_traces(locations=[experiment], run_id=run.run_id)
+        return sorted(trace.data.spans[0].name for trace in traces)
+
+    assert found(tracker) == ["q0", "q1", "q2"]
+    assert found(other) == []
+
+
+def test_traces_that_mlflow_does_not_take_do_not_fail_the_stage(
+    child: RunContext, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = start(child)
+    monkeypatch.setattr(tracker, "run_id", "f" * 32)
+    tracker.log_traces(TRACES)
+    assert "MLflow did not take the traces" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x"])
 def test_a_name_outside_of_the_run_is_refused(child: RunContext, name: str) -> None:
     with pytest.raises(TrackingError, match="not a name below"):
@@ -386,10 +416,11 @@ def test_recording_prints_nothing(child: RunContext) -> None:
     program = """
         import sys
         from vthink.components.common.config import RunContext
-        from vthink.components.common.tracking import Tracker
+        from vthink.components.common.tracking import Trace, Tracker
         with Tracker.start(RunContext.load(sys.argv[1]), "sft", "quiet", {}, {}) as tracker:
             tracker.log_metrics({"sft/loss": 1.0}, step=1)
             tracker.log_text("a", "b")
+            tracker.log_traces([Trace(name="q", inputs={"a": 1}, outputs={"b": 2}, tags={})])
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program), child.to_json()], capture_output=True, text=True, check=True

@@ -21,10 +21,11 @@ from PIL import Image
 from vthink.components.common import video as video_module
 from vthink.components.common.config import VideoConfig
 from vthink.components.common.video import (
-    Clip,
-    ClipRequest,
+    DecodedFile,
     DecodeError,
     Decoder,
+    EncodedClip,
+    FileRequest,
     decode_frames,
     encode_clip,
     encode_frames,
@@ -260,8 +261,9 @@ def test_decord_alone_would_give_wrong_frames_of_open_groups(tmp_path: Path) -> 
 def test_decord_and_pyav_give_the_same_pixels(video: Path) -> None:
     probe = video_module._probe(video)
     indices = select_frames(probe.times_s, probe.duration_s, CONFIG)
-    ours = video_module._decode_with_decord(video, indices, probe, CONFIG)
-    theirs = video_module._decode_with_pyav(video, indices, probe, CONFIG)
+    ours, size = video_module._decode_with_decord(video, indices, probe, CONFIG)
+    theirs, their_size = video_module._decode_with_pyav(video, indices, probe, CONFIG)
+    assert size == their_size == (SIZE, SIZE)
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 2
 
 
@@ -279,9 +281,9 @@ def test_a_rotated_video_is_turned_upright_by_both_decoders(tmp_path: Path) -> N
     path.write_bytes(data)
     probe = video_module._probe(path)
     indices = np.arange(8)
-    turned = video_module._decode_with_decord(path, indices, probe, CONFIG)
+    turned, _ = video_module._decode_with_decord(path, indices, probe, CONFIG)
     assert numbers(np.rot90(turned, axes=(1, 2))) == list(range(8))
-    assert np.abs(turned.astype(int) - video_module._decode_with_pyav(path, indices, probe, CONFIG)).max() <= 2
+    assert np.abs(turned.astype(int) - video_module._decode_with_pyav(path, indices, probe, CONFIG)[0]).max() <= 2
 
 
 def test_a_varying_frame_rate_gives_true_times(tmp_path: Path) -> None:
@@ -289,6 +291,90 @@ def test_a_varying_frame_rate_gives_true_times(tmp_path: Path) -> None:
     clip = read_clip(path, CONFIG.model_copy(update={"num_frames": 4}))
     assert numbers(clip.frames) == [0, 3, 4, 5]
     assert clip.times_s == pytest.approx([0, 0.3, 4.0, 5.0])
+
+
+@pytest.mark.parametrize("size", [(113, 57), (1, 1), (3, 501), (30, 2000)])
+def test_odd_sizes_are_decoded(size: tuple[int, int], tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv444p"
+        for level in (0, 100, 200, 250):
+            pixels = np.full((size[1], size[0], 3), level, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    frames = read_clip(tmp_path / "v.mp4", CONFIG).frames
+    assert frames.shape[1:3] == target_size(size[1], size[0], CONFIG)
+    assert frames.mean(axis=(1, 2, 3)) == pytest.approx([0, 100, 200, 250], abs=3)
+
+
+ALPHA = {
+    "qtrle": ("v.mov", "argb", {}),
+    "png": ("v.mov", "rgba", {}),
+    "libvpx-vp9": ("v.webm", "yuva420p", {"auto-alt-ref": "0"}),
+}
+
+
+@pytest.mark.parametrize("codec", ALPHA)
+def test_a_video_with_alpha_shows_its_colours(codec: str, tmp_path: Path) -> None:
+    name, pixel_format, options = ALPHA[codec]
+    with av.open(str(tmp_path / name), "w") as container:
+        stream: Any = container.add_stream(codec, rate=10, options=options)
+        stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, pixel_format
+        for number in range(8):
+            pixels = np.concatenate([numbered_frame(number), np.full((SIZE, SIZE, 1), 128, np.uint8)], axis=2)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgba")))
+        container.mux(stream.encode())
+    assert numbers(read_clip(tmp_path / name, CONFIG).frames) == list(range(8))
+
+
+def test_a_video_of_one_frame_fills_a_temporal_patch_with_it(tmp_path: Path) -> None:
+    clip = read_clip(write_video(tmp_path / "v.mp4", 1), CONFIG)
+    assert numbers(clip.frames) == [0, 0]
+    assert clip.times_s.tolist() == [0.0, 0.0]
+    assert clip.duration_s == pytest.approx(0.1)
+
+
+def test_a_video_of_hours_is_decoded_in_a_moment_from_its_key_frames(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mp4", 200, fps=1, stamps=[60 * n for n in range(200)])
+    start = time.monotonic()
+    clip = read_clip(path, CONFIG)
+    assert clip.times_s[-1] == 199 * 60
+    assert numbers(clip.frames)[-1] == 199
+    late = read_clip(path, CONFIG, start_s=3 * 3600, end_s=3 * 3600 + 540)
+    assert numbers(late.frames) == [180, 181, 182, 183, 185, 186, 187, 188]
+    assert late.times_s[0] == 0.0
+    assert time.monotonic() - start < 10
+    with pytest.raises(DecodeError, match="max_duration_s"):
+        read_clip(path, CONFIG.model_copy(update={"max_duration_s": 3600.0}))
+
+
+@pytest.mark.parametrize(("start_s", "end_s", "seconds"), [(None, None, 6.0), (1.0, 3.0, 2.0), (5.5, None, 0.5)])
+def test_the_time_that_a_temporal_patch_spans_is_that_of_qwen(
+    video: Path, start_s: float | None, end_s: float | None, seconds: float
+) -> None:
+    """M-RoPE's second_per_grid_ts: Qwen divides the temporal patch by the sampled frames per second (frames sampled
+    over frames there, times the file's rate)."""
+    clip = read_clip(video, CONFIG, start_s=start_s, end_s=end_s)
+    sampled, there = len(clip.frames), seconds * 10
+    assert 2 / clip.fps == pytest.approx(2 / (sampled / there * 10))
+
+
+def test_parts_of_a_file_are_decoded_together_and_are_what_each_is_by_itself(video: Path, decoder: Decoder) -> None:
+    parts = ((None, None), (2.0, 4.0), (99.0, None), (5.9, 6.0))
+    decoded = decoder.read_file(FileRequest(video, "video", parts))
+    assert (decoded.width, decoded.height, decoded.duration_s) == (SIZE, SIZE, pytest.approx(6.0))
+    for (start_s, end_s), clip in zip(parts, decoded.clips, strict=True):
+        if start_s == 99.0:
+            assert isinstance(clip, DecodeError)
+            continue
+        assert isinstance(clip, EncodedClip)
+        alone = read_clip(video, CONFIG, start_s=start_s, end_s=end_s)
+        assert clip.frames == encode_frames(alone, CONFIG)
+        assert clip.times_s.tolist() == alone.times_s.tolist()
+        assert clip.duration_s == pytest.approx(alone.duration_s)
+    assert decoded.signature == decoder.read_file(FileRequest(video, "video", ((None, None),))).signature
+    with pytest.raises(DecodeError, match="6 s long"):
+        decoder.read_file(FileRequest(video, "video", ((99.0, None), (7.0, 8.0))))
 
 
 def cut(share: float) -> Callable[[bytes], bytes]:
@@ -412,8 +498,8 @@ def test_png_gives_back_the_same_frames_and_jpeg_nearly_the_same(video: Path) ->
 
 def test_stored_is_what_a_worker_encodes_and_a_reader_decodes(video: Path, decoder: Decoder) -> None:
     clip = decoder.read(video)
-    (encoded,) = decoder.map_encoded([ClipRequest(video)])
-    assert not isinstance(encoded, DecodeError)
+    (encoded,) = decoder.read_file(FileRequest(video)).clips
+    assert isinstance(encoded, EncodedClip)
     assert encoded.frames == encode_frames(clip, CONFIG)
     assert (decode_frames(encoded.frames) == stored(clip, CONFIG).frames).all()
     assert encode_clip(clip, CONFIG).times_s.tolist() == encoded.times_s.tolist()
@@ -443,26 +529,31 @@ def test_a_worker_gives_exactly_what_this_process_would(video: Path, decoder: De
 def test_map_keeps_the_order_and_puts_errors_in_their_place(video: Path, tmp_path: Path, decoder: Decoder) -> None:
     (tmp_path / "empty.mp4").touch()
     starts = [i / 20 for i in range(60)]
-    requests = [ClipRequest(tmp_path / "empty.mp4" if i % 10 == 3 else video, "video", s) for i, s in enumerate(starts)]
-    for index, result in enumerate(decoder.map(iter(requests))):
+    requests = [
+        FileRequest(tmp_path / "empty.mp4" if i % 10 == 3 else video, "video", ((s, None),))
+        for i, s in enumerate(starts)
+    ]
+    for index, result in enumerate(decoder.map_files(iter(requests))):
         if index % 10 == 3:
             assert isinstance(result, DecodeError)
         else:
-            assert isinstance(result, Clip)
-            assert result.duration_s == pytest.approx(6.0 - starts[index])
+            assert isinstance(result, DecodedFile)
+            (clip,) = result.clips
+            assert isinstance(clip, EncodedClip)
+            assert clip.duration_s == pytest.approx(6.0 - starts[index])
     assert index == 59
 
 
 def test_map_takes_only_a_few_requests_ahead(video: Path, decoder: Decoder) -> None:
     taken = 0
 
-    def requests() -> Iterator[ClipRequest]:
+    def requests() -> Iterator[FileRequest]:
         nonlocal taken
         for _ in range(1000):
             taken += 1
-            yield ClipRequest(video)
+            yield FileRequest(video)
 
-    results = decoder.map(requests())
+    results = decoder.map_files(requests())
     for _ in range(3):
         next(results)
     results.close()  # type: ignore[attr-defined]

@@ -22,7 +22,7 @@ from vthink.components.common.config import RunContext, VideoConfig
 from vthink.components.common.samples import PreparedSet, Sample, SamplesError, write_samples
 from vthink.components.common.storage import Manifest, Storage, StorageError, join, sha256_file
 from vthink.components.common.video import read_clip, stored
-from vthink.components.data_prep import component, prepare
+from vthink.components.data_prep import component, prepare, sources, validate
 from vthink.components.data_prep.config import DataPrepConfig, SynthesizeConfig
 
 from .conftest import make_row, write_rows
@@ -39,7 +39,7 @@ class Run:
         self.storage = Storage(context.storage)
 
     def arguments(self, source: str, **section: Any) -> tuple[str, str, str]:
-        config = DataPrepConfig(source=source, **{"workers": 2, **section})
+        config = DataPrepConfig(source=source, **{"workers": 1, **section})
         return self.context.to_json(), config.to_json(), self.video.to_json()
 
     def __call__(self, source: str, **section: Any) -> Manifest:
@@ -64,11 +64,15 @@ def rows_of(count: int, **changes: Any) -> list[dict[str, Any]]:
 # ----------------------------------------------------------------------------------------------------------- the result
 
 
+@pytest.mark.parametrize(("store", "stream"), [("frames", False), ("smallest", False), ("frames", True)])
 def test_rows_come_back_with_exactly_the_frames_that_the_server_would_make(
-    run: Run, source: Source, squares: Path, tmp_path: Path
+    store: str, stream: bool, run: Run, source: Source, squares: Path, tmp_path: Path
 ) -> None:
     path = source([*rows_of(3), make_row(5, "videos/5.mp4", split="test")])
-    data = run.open(run(path), tmp_path / "cache")
+    manifest = run(path, store=store)
+    assert manifest.metrics["originals"] == (4 if store == "smallest" else 0)
+    data = run.open(manifest, tmp_path / "cache", stream=stream)
+    assert (data.folder / "media").exists() != stream
     assert data.split_names == ["test", "train"]
     assert data.video == run.video
     train = data.split("train")
@@ -98,7 +102,7 @@ def test_datasets_loads_the_folder_as_it_is(
     run: Run, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [*rows_of(3), make_row(9, "videos/9.mp4", split="test", metadata={"kind": "direction"})]
-    data = run.open(run(source(rows), shards=2), tmp_path / "cache")
+    data = run.open(run(source(rows), shards=2, store="frames"), tmp_path / "cache")
     datasets = pytest.importorskip("datasets")
     cache = str(tmp_path / "hf")
     loaded = datasets.load_dataset(str(data.folder), "rows", cache_dir=cache)
@@ -246,7 +250,7 @@ def test_a_source_without_rows_is_an_error(rows: list[str], run: Run, source: So
 
 
 def test_a_source_that_cannot_be_read_is_one_clear_error(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(prepare.PrepareError, match="no file"):
+    with pytest.raises(sources.FormatError, match="no such file"):
         run(str(tmp_path / "missing.jsonl"))
     (tmp_path / "rows.parquet").write_bytes(b"no parquet")
     with pytest.raises(SamplesError, match="Parquet"):
@@ -266,13 +270,13 @@ def test_a_source_that_cannot_be_read_is_one_clear_error(run: Run, tmp_path: Pat
     ],
 )
 def test_media_count_from_where_the_rows_are(uri: str, expected: str) -> None:
-    assert prepare.resolve_uri(uri, "s3://b/x/") == expected
+    assert sources.resolve_uri(uri, "s3://b/x/") == expected
 
 
 @pytest.mark.parametrize("uri", ["http://host/a.mp4", "../../../a.mp4"])
 def test_media_elsewhere_are_refused(uri: str) -> None:
     with pytest.raises(ValueError, match=r"read from paths|leaves the bucket"):
-        prepare.resolve_uri(uri, "s3://b/x/")
+        sources.resolve_uri(uri, "s3://b/x/")
 
 
 # ------------------------------------------------------------------------------------------ again, resumed, in parallel
@@ -337,7 +341,7 @@ def test_a_killed_shard_goes_on_where_it_was_and_gives_the_same_files(
     decoded: list[str] = []
     fetch = prepare._Fetcher.__call__
     monkeypatch.setattr(
-        prepare._Fetcher, "__call__", lambda self, medium: (decoded.append(medium.media_id), fetch(self, medium))[1]
+        prepare._Fetcher, "__call__", lambda self, file: (decoded.append(file.uri), fetch(self, file))[1]
     )
     done = prepare.prepare_shard(*arguments, shard)
     assert len(decoded) == 12 - 6
@@ -413,9 +417,300 @@ def test_a_split_can_be_selected_from_and_used_in_other_processes(
     expected = [_frames_sum(train, index) for index in range(4)]
     assert [row.sample.id for row in train.select([2, 0])] == ["row-2", "row-0"]
     assert [sample.id for sample in train[1:3].samples] == ["row-1", "row-2"]
+    assert [sample.id for sample in train.samples] == [train.samples[n].id for n in range(4)]
+    assert [sample.id for sample in train.select([3, 0, 0]).samples] == ["row-3", "row-0", "row-0"]
+    assert train[-1].sample.id == "row-3"
+    with pytest.raises(IndexError):
+        _ = train[4]
     assert _frames_sum(pickle.loads(pickle.dumps(train)), 3) == expected[3]
     with multiprocessing.get_context(method).Pool(1) as pool:
         assert pool.starmap(_frames_sum, [(train, 1), (train, 2)]) == expected[1:3]
+
+
+# ------------------------------------------------------------------------------------- what is shared, and what is used
+
+
+def textured(path: Path, seed: int, size: int, crf: str) -> Path:
+    """A video like a photograph; size and compression do not change what it shows."""
+    import av
+    import numpy as np
+    from PIL import Image
+
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    picture = np.asarray(Image.fromarray(noise).resize((128, 128), Image.Resampling.BICUBIC))
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=4, options={"crf": crf})
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for shift in range(12):
+            shown = Image.fromarray(np.roll(picture, 4 * shift, axis=1)).resize((size, size))
+            container.mux(stream.encode(av.VideoFrame.from_image(shown)))
+        container.mux(stream.encode())
+    return path
+
+
+def report(run: Run, manifest: Manifest, name: str) -> Any:
+    return run.storage.read_json(manifest.files[name])
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_a_training_video_that_looks_like_a_test_video_is_left_out_and_listed(
+    drop: bool, run: Run, source: Source, tmp_path: Path
+) -> None:
+    files = [
+        textured(tmp_path / "a.mp4", 1, 128, "18"),
+        textured(tmp_path / "b.mp4", 1, 96, "30"),
+        textured(tmp_path / "c.mp4", 2, 128, "18"),
+        textured(tmp_path / "d.mp4", 2, 96, "18"),
+    ]
+    splits = ["test", "train", "train", "train"]
+    rows = [make_row(n, str(f), split=s) for n, (f, s) in enumerate(zip(files, splits, strict=True))]
+    manifest = run(source(rows), max_quarantined=0.5, drop_near_duplicates=drop, shards=2)
+    left = run.quarantine(manifest)
+    assert [(row["id"], row["reason"]) for row in left] == ([("row-1", "near_duplicate_leak")] if drop else [])
+    contamination = report(run, manifest, "contamination")
+    assert contamination["near_duplicate_pairs"] == 2
+    assert contamination["rows_that_leak"] == {"split_leak": 0, "near_duplicate_leak": 1}
+    (leak,) = contamination["leaks"]
+    assert (leak["id"], leak["kept_in"], leak["same_as"]) == ("row-1", "test", sha256_file(files[0]))
+    assert contamination["questions"]["test"] == {"rows": 1, "rows_with_a_question_of_train": 1}
+    exact = run(source(rows), near_duplicate_difference=0)
+    assert exact.counts["rows_out"] == 4
+    assert report(run, exact, "contamination")["near_duplicate_pairs"] == 0
+
+
+def test_a_share_of_the_training_videos_is_held_out_with_all_their_rows(
+    run: Run, source: Source, tmp_path: Path
+) -> None:
+    rows = [make_row(number, f"videos/{number % 12}.mp4") for number in range(24)]
+    data = run.open(run(source(rows), holdout={"validation": 0.4}), tmp_path / "cache")
+    videos = {split: {row.sample.media.uri for row in data.split(split)} for split in data.split_names}
+    assert set(videos) == {"train", "validation"}
+    assert not videos["train"] & videos["validation"]
+    assert 1 <= len(videos["validation"]) <= 8
+    assert len(data.split("train")) + len(data.split("validation")) == 24
+
+
+def test_a_mixture_has_the_wanted_proportions_and_says_what_it_leaves_out(run: Run, source: Source) -> None:
+    kinds = [("a", "multiple_choice")] * 300 + [("b", "multiple_choice")] * 100 + [("b", "free_form")] * 40
+    rows = [
+        make_row(n, "videos/0.mp4", source=s, problem_type=t, **({} if t == "multiple_choice" else {"options": []}))
+        for n, (s, t) in enumerate(kinds)
+    ]
+    manifest = run(source(rows), weights={"a": 1, "b/multiple_choice": 1})
+    card = report(run, manifest, "card")
+    sources = card["splits"]["train"]["by_source"]
+    assert sources["b"] == 100
+    assert 75 <= sources["a"] <= 125
+    assert manifest.counts["left_out_weights"] == len(rows) - manifest.counts["rows_out"]
+    assert card["splits"]["train"]["by_type"] == {"multiple_choice": manifest.counts["rows_out"]}
+    with pytest.raises(prepare.PrepareError, match=r"data\.weights: no training row .* is in the group 'c'"):
+        run(source(rows), weights={"a": 1, "c": 1})
+
+
+@pytest.mark.parametrize(("order", "expected"), [("easy_first", "3 1 4 0 5"), ("hard_first", "1 4 3 0 5")])
+def test_a_curriculum_orders_rows_by_pass_rate_across_shards(
+    order: str, expected: str, run: Run, source: Source, tmp_path: Path
+) -> None:
+    rates = [None, 0.25, 0.0, 0.75, 0.25, None, 1.0]
+    rows = [make_row(n, f"videos/{n}.mp4", metadata={"pass_rate": r}) for n, r in enumerate(rates)]
+    path = source([*rows, make_row(7, "videos/7.mp4", split="test", metadata={"pass_rate": 0.0})])
+    manifest = run(path, order=order, min_pass_rate=0.1, max_pass_rate=0.9, shards=3)
+    data = run.open(manifest, tmp_path / "cache")
+    assert [row.sample.id for row in data.split("train")] == [f"row-{n}" for n in expected.split()]
+    assert len(data.split("test")) == 1
+    counts = {name: n for name, n in manifest.counts.items() if name.startswith("left_out")}
+    assert counts == {"left_out": 2, "left_out_min_pass_rate": 1, "left_out_max_pass_rate": 1}
+
+
+def test_rows_stay_in_the_order_of_the_source_whatever_the_number_of_shards(
+    run: Run, source: Source, tmp_path: Path
+) -> None:
+    data = run.open(run(source(rows_of(7)), shards=3), tmp_path / "cache")
+    assert [row.sample.id for row in data.split("train")] == [f"row-{n}" for n in range(7)]
+
+
+def test_the_card_counts_what_is_in_the_set(run: Run, source: Source) -> None:
+    rows: list[dict[str, Any] | str] = [
+        *rows_of(3, metadata={"kind": "direction", "pass_rate": 0.5}),
+        make_row(3, "videos/0.mp4", problem_type="numerical", options=[], answer="3", reasoning="Counted."),
+        make_row(4, "videos/4.mp4", split="test", answer="A"),
+        "{",
+        make_row(5, "videos/gone.mp4"),
+    ]
+    manifest = run(source(rows), max_quarantined=0.5, store="frames")
+    card = report(run, manifest, "card")
+    assert card["rows"] == {"in": 7, "out": 5, "quarantined": 2, "left_out": {}}
+    train = card["splits"]["train"]
+    assert (train["rows"], train["videos"], train["images"]) == (4, 3, 0)
+    assert train["by_type"] == {"multiple_choice": 3, "numerical": 1}
+    assert train["by_kind"] == {"direction": 3}
+    assert train["letters"] == {"2": {"B": 3}}
+    assert train["answers"] == {"numerical": {"3": 1}}
+    assert (train["with_reasoning"], train["with_evidence"]) == (1, 0)
+    assert train["duration_s"]["counts"][2] == 3
+    assert train["duration_s"]["mean"] == pytest.approx(3.0)
+    assert sum(train["pass_rate"]["counts"]) == 3
+    assert card["splits"]["test"]["letters"] == {"2": {"A": 1}}
+    assert card["media"]["resolutions"] == {"video": {"64x64": 4}}
+    assert card["media"]["frames"] == 4 * 4
+    assert card["media"]["stored_bytes"] > card["media"]["source_bytes"]  # tiny files: this is why `smallest` exists
+    assert {reason: entry["rows"] for reason, entry in card["quarantine"].items()} == {
+        "unreadable_row": 1,
+        "missing_media": 1,
+    }
+    assert card["quarantine"]["missing_media"]["examples"][0]["line"] == 7
+    smallest = run(source(rows), max_quarantined=0.5)
+    assert smallest.metrics["stored_bytes"] <= smallest.metrics["source_bytes"]
+
+
+def test_a_file_is_fetched_and_decoded_once_for_all_its_parts(
+    run: Run, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [{"kind": "video", "uri": "videos/0.mp4", "start_s": n / 20, "end_s": n / 20 + 1} for n in range(40)]
+    rows = [make_row(n, "", media=part) for n, part in enumerate(parts)]
+    rows.append(make_row(40, "", media={**parts[0], "end_s": 9, "start_s": 8}))
+    fetched: list[int] = []
+    fetch = prepare._Fetcher.__call__
+    monkeypatch.setattr(
+        prepare._Fetcher, "__call__", lambda self, file: (fetched.append(len(file.parts)), fetch(self, file))[1]
+    )
+    manifest = run(source(rows), max_quarantined=0.1)
+    assert sorted(fetched) == [9, 32]  # so many at once fit into memory
+    (beyond,) = run.quarantine(manifest)
+    assert (beyond["id"], beyond["reason"]) == ("row-40", "damaged_media")
+    train = run.open(manifest, tmp_path / "cache").split("train")
+    for index in (0, 7, 31, 39):
+        part = parts[index]
+        clip = read_clip(tmp_path / "source/videos/0.mp4", run.video, "video", part["start_s"], part["end_s"])
+        assert (train[index].clip.frames == stored(clip, run.video).frames).all()
+
+
+def test_rows_of_a_published_format_are_prepared_and_ids_that_only_count_rows_may_repeat(
+    run: Run, source: Source, tmp_path: Path
+) -> None:
+    row = {
+        "problem": "Which way?",
+        "data_type": "video",
+        "problem_type": "multiple choice",
+        "options": ["A. left", "B. right"],
+        "solution": "<answer>B</answer>",
+        "data_source": "mine",
+    }
+    rows = [{**row, "problem_id": 7, "path": f"./{n}.mp4"} for n in range(3)]
+    path = Path(source([])).with_name("r1.json")
+    path.write_text(json.dumps(rows))
+    manifest = run(str(path), roots={"mine": "videos"})
+    assert manifest.details["format"] == "video_r1"
+    train = run.open(manifest, tmp_path / "cache").split("train")
+    assert [item.sample.id for item in train] == ["7", "7@1", "7@1"] or len({i.sample.id for i in train}) == 3
+
+
+def test_a_reader_that_streams_notices_a_damaged_page(
+    run: Run, source: Source, tmp_path: Path, s3_folder: Path
+) -> None:
+    manifest = run(source(rows_of(2)), store="frames")
+    train = run.open(manifest, tmp_path / "whole", stream=True).split("train")
+    assert train[1].clip.frames.any()
+    bucket = s3_folder / run.context.storage.bucket
+    (file,) = (bucket / manifest.uri.removeprefix(f"s3://{run.context.storage.bucket}/")).glob("media/*.parquet")
+    data = bytearray(file.read_bytes())
+    data[data.index(b"\xff\xd8\xff") + 100] ^= 0xFF
+    file.write_bytes(data)
+    with pytest.raises(SamplesError, match=r"media/train.*damaged"):
+        _ = run.open(manifest, tmp_path / "damaged", stream=True).split("train")[0].clip
+
+
+def test_files_that_an_earlier_attempt_left_are_not_part_of_the_set(run: Run, source: Source, tmp_path: Path) -> None:
+    manifest = run(source(rows_of(2)))
+    folder = run.open(manifest, tmp_path / "cache").folder
+    (rows,) = folder.glob("rows/*.parquet")
+    shutil.copy(rows, rows.with_name("train-00000-00000000.parquet"))
+    shutil.copy(rows, rows.with_name("test-00000-00000000.parquet"))
+    data = run.open(manifest, tmp_path / "cache")
+    assert data.split_names == ["train"]
+    assert len(data.split("train")) == 2
+
+
+def test_a_second_start_reads_nothing_again_that_was_verified(
+    run: Run, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = run(source(rows_of(2)))
+    run.open(manifest, tmp_path / "cache")
+    monkeypatch.setattr(Storage, "download_dir", lambda *_, **__: pytest.fail("checked again"))
+    folder = run.open(manifest, tmp_path / "cache").folder
+    monkeypatch.undo()
+    for path in folder.glob("rows/*.parquet"):
+        path.write_bytes(b"changed")
+    assert len(run.open(manifest, tmp_path / "cache").split("train")) == 2
+
+
+# ------------------------------------------------------------------------------------------ killed, and two at once
+
+_SLOWLY = """
+import sys
+from vthink.components.data_prep import prepare
+prepare.PART_MEDIA = 2
+fetch = prepare._Fetcher.__call__
+prepare._Fetcher.__call__ = lambda self, file: (print(file.uri, flush=True), fetch(self, file))[1]
+print(prepare.prepare_data(*sys.argv[1:]), flush=True)
+"""
+
+
+def parts_done(run: Run) -> set[str]:
+    """Names of the videos in finished parts."""
+    found = [item.uri for item in run.storage.list(run.context.storage.root_uri) if "/part-" in item.uri]
+    ids = {media_id for uri in found for media_id in json.loads(run.storage.read_bytes(uri))["media"]}
+    files = [item.uri for item in run.storage.list(run.context.storage.root_uri) if "/plan/files-" in item.uri]
+    lines = [json.loads(line) for uri in files for line in run.storage.read_bytes(uri).splitlines()]
+    return {line["uri"] for line in lines if line["parts"][0][0] in ids}
+
+
+def test_killed_at_random_points_it_resumes_without_redoing_finished_parts(run: Run, source: Source) -> None:
+    import random
+
+    arguments = run.arguments(source(rows_of(12)), workers=1, shards=2)
+    rng = random.Random(0)
+    for _ in range(3):
+        finished = parts_done(run)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _SLOWLY, *arguments], stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert process.stdout is not None
+        seen: list[str] = []
+        for line in process.stdout:
+            if line.strip().endswith(".mp4"):
+                seen.append(line.strip())
+            if len(seen) == 2:
+                break
+        time.sleep(rng.uniform(0.0, 1.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        seen += [line.strip() for line in process.stdout if line.strip().endswith(".mp4")]
+        process.wait()
+        assert not finished & set(seen)
+    manifest = Manifest.read(run.storage, prepare.prepare_data(*arguments))
+    assert manifest.counts["rows_out"] == manifest.counts["media"] == 12
+
+
+def test_two_preparations_at_once_do_not_disturb_each_other(run: Run, source: Source, tmp_path: Path) -> None:
+    arguments = run.arguments(source(rows_of(10)), workers=1, shards=2)
+    processes = [
+        subprocess.Popen([sys.executable, "-c", _SLOWLY, *arguments], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    ended = [process.communicate()[0].splitlines()[-1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert ended[0] == ended[1]
+    manifest = Manifest.read(run.storage, ended[0])
+    assert manifest.counts["rows_out"] == 10
+    train = run.open(manifest, tmp_path / "cache").split("train")
+    assert len({row.clip.frames.tobytes() for row in train}) == 10
+    alone = Run(run.context.model_copy(update={"redo": {"prepare": 1}}), run.video)(
+        json.loads(arguments[1])["source"], workers=1, shards=2
+    )
+    assert alone.counts == manifest.counts
+    frames = [row.clip.frames.tobytes() for row in run.open(alone, tmp_path / "alone").split("train")]
+    assert frames == [row.clip.frames.tobytes() for row in train]
 
 
 # ---------------------------------------------------------------------------------------------------- checking a source
@@ -430,7 +725,7 @@ def test_validation_lists_every_problem_with_its_line(source: Source, storage: S
         make_row(4, "videos/0.mp4", split="test", problem_type="ocr", options=[], source="other"),
         make_row(5, join(storage.config.root_uri, "missing.mp4")),
     ]
-    (report,) = prepare.validate_rows([source(rows)], storage)
+    (report,) = validate.validate_rows([source(rows)], storage)
     assert [(problem.line, problem.reason) for problem in report.problems] == [
         (2, "missing_media"),
         (3, "duplicate_id"),
@@ -442,7 +737,7 @@ def test_validation_lists_every_problem_with_its_line(source: Source, storage: S
     assert (report.rows, report.media, report.missing_media) == (6, 3, 2)
     assert report.by_type == {"multiple_choice": 1, "ocr": 1}
     assert report.by_source == {"squares": 1, "other": 1}
-    (good,) = prepare.validate_rows([str(write_rows(tmp_path / "source/good.jsonl", rows_of(3)))])
+    (good,) = validate.validate_rows([str(write_rows(tmp_path / "source/good.jsonl", rows_of(3)))])
     assert good.ok
 
 
@@ -454,7 +749,8 @@ def pipeline(run: str, config: str, video: str) -> str:
     plan = component.plan_data(run=run, config=config, video=video)
     with dsl.ParallelFor(plan.output) as shard:
         part = component.prepare_shard(run=run, config=config, video=video, shard=shard)
-    return component.merge_data(run=run, config=config, video=video, shards=dsl.Collected(part.output)).output
+    merged = component.merge_data(run=run, config=config, video=video, shards=dsl.Collected(part.output))
+    return merged.outputs["Output"]
 
 
 def test_the_components_compile(tmp_path: Path) -> None:

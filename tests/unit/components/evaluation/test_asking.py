@@ -2,13 +2,17 @@ import numpy as np
 import pytest
 from vthink.components.common.storage import Storage, join
 from vthink.components.evaluation.asking import (
+    GREY,
     EvaluationError,
     Journal,
+    answer_all,
     ask,
+    by_video,
     choose_items,
     conditions,
     frame_order,
     other_videos,
+    under,
     video_of,
 )
 from vthink.components.evaluation.config import EvaluationConfig
@@ -146,3 +150,84 @@ def test_progress_counts_every_item_once(world, config, storage):
     counts: list[int] = []
     ask(world, range(len(world)), "ordered", Model, journal(storage), config, counts.append)
     assert sum(counts) == len(world)
+
+
+# -- frame conditions ----------------------------------------------------------------------------------------
+
+
+def test_a_condition_changes_what_is_seen_and_nothing_else(world: World):
+    clip = world.clips[0]
+    before = clip.frames.copy()
+    assert under(clip, "ordered", "key", 0) is clip
+    backwards = under(clip, "reversed", "key", 0)
+    assert np.array_equal(backwards.frames, clip.frames[::-1])
+    grey = under(clip, "grey", "key", 0)
+    assert grey.frames.shape == clip.frames.shape
+    assert set(np.unique(grey.frames)) == {GREY}
+    for other in (backwards, grey, under(clip, "shuffled", "key", 0)):
+        assert np.array_equal(other.times_s, clip.times_s)
+        assert (other.duration_s, other.kind) == (clip.duration_s, clip.kind)
+    one = under(clip, "single_frame", "key", 0)
+    assert np.array_equal(one.frames, clip.frames[4:5])
+    assert (one.times_s.tolist(), one.duration_s) == ([2.0], 4.0)
+    assert np.array_equal(clip.frames, before)
+
+
+def test_the_further_conditions_are_asked_when_they_are_wanted(world: World, config, storage):
+    wanted = config.model_copy(update={"reversed": True, "single_frame": True, "grey": True})
+    assert set(conditions(config, world.samples)) == {"ordered", "shuffled", "other_video"}
+    assert conditions(wanted, world.samples) == dict.fromkeys([*conditions(config, world.samples), *EXTRA])
+    no_videos = conditions(wanted, make_world(videos=0).samples)
+    assert {no_videos[frames] for frames in EXTRA} == {"there are no videos"}
+    indices = [i for i, s in enumerate(world.samples) if s.media.kind == "video"]
+    models = {frames: Model() for frames in ("ordered", *EXTRA)}
+    for frames, model in models.items():
+        ask(world, indices, frames, lambda model=model: model, journal(storage, f"{frames}/"), wanted)
+    name = world.samples[0].id
+    seen = {frames: model.seen[name] for frames, model in models.items()}
+    assert np.array_equal(seen["reversed"], seen["ordered"][::-1])
+    assert len(seen["single_frame"]) == 1
+    assert (seen["grey"] == GREY).all()
+
+
+EXTRA = ("reversed", "single_frame", "grey")
+
+
+# -- together, then apart --------------------------------------------------------------------------------------
+
+
+def test_what_fails_together_is_asked_by_video_and_then_one_by_one(world: World):
+    calls: list[list[str]] = []
+
+    def predict(samples, clips):
+        calls.append([sample.id for sample in samples])
+        return Model(fail_on=frozenset({"v001-start"}))(samples, clips)
+
+    samples, clips = world.samples[:6], world.clips[:6]  # two questions on each of three videos
+    answers = answer_all(samples, clips, predict)
+    ids = [sample.id for sample in samples]
+    assert [answer.id for answer in answers] == ids
+    assert [answer.id for answer in answers if answer.error] == ["v001-start"]
+    assert calls == [ids, ids[:2], ids[2:4], ids[4:6], ids[2:3], ids[3:4]]
+
+
+def test_an_error_in_place_of_an_answer_is_of_that_question_alone(world: World):
+    calls = []
+
+    def predict(samples, clips):
+        calls.append(len(samples))
+        said = Model()(samples, clips)
+        return [
+            OSError("gone") if sample.id == "v001-start" else one for sample, one in zip(samples, said, strict=True)
+        ]
+
+    answers = answer_all(world.samples[:6], world.clips[:6], predict)
+    assert [answer.error for answer in answers] == [None, None, None, "OSError: gone", None, None]
+    assert calls == [6]
+
+
+def test_questions_are_grouped_by_the_part_of_the_video_they_are_about(world: World):
+    samples = [*world.samples[:4], world.samples[0]]
+    media = samples[4].media.model_copy(update={"start_s": 1.0})
+    samples[4] = samples[4].model_copy(update={"media": media})
+    assert by_video(samples) == [[0, 1], [2, 3], [4]]

@@ -12,16 +12,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from vthink.components.common.config import ModelConfig, RunContext, StorageConfig, TrackingConfig, VideoConfig
+from vthink.components.common.config import (
+    ConfigError,
+    ModelConfig,
+    RunContext,
+    StorageConfig,
+    TrackingConfig,
+    VideoConfig,
+)
 from vthink.components.common.models import ensure_base_model
 from vthink.components.common.samples import SamplesError
 from vthink.components.common.storage import Manifest, Storage
 from vthink.components.common.tracking import registry_client
-from vthink.components.data_prep.config import DataPrepConfig
+from vthink.components.data_prep.config import DataPrepConfig, SynthesizeConfig
 from vthink.components.data_prep.prepare import merge_data, plan_data, prepare_shard
+from vthink.components.data_prep.synthesize import synthesize
 from vthink.components.evaluation.config import EvaluationConfig
 from vthink.components.evaluation.evaluate import run
 from vthink.components.evaluation.expressions import ExpressionError
+from vthink.components.evaluation.gate import gate, read_gate
+
+from .published import FORMATS
 
 VIDEO = VideoConfig(min_pixels=3136, max_pixels=3136, num_frames=4)
 MODEL = ModelConfig(prompt="compact/1")
@@ -128,6 +139,14 @@ def test_metrics_table_and_report_are_in_mlflow(stage, evaluated):
     artifacts = {item.path for item in client.list_artifacts(evaluated.mlflow_run_id)}
     assert {"evaluation.json", "evaluation_items.json", "evaluation_report.html"} <= artifacts
     assert run.info.status == "FINISHED"
+    traces = client.search_traces(locations=[run.info.experiment_id], run_id=evaluated.mlflow_run_id)
+    items = {row["id"]: row for row in stage.items(evaluated) if (row["model"], row["frames"]) == ("sft", "ordered")}
+    assert len(traces) == CONFIG.report_items
+    for trace in traces:
+        span = trace.data.spans[0]
+        assert span.outputs["response"] == items[span.name]["response"]
+        assert span.inputs["question"] == items[span.name]["question"]
+        assert trace.info.tags["vthink.outcome"] == ("right" if items[span.name]["correct"] else "wrong")
 
 
 def test_a_finished_evaluation_is_reused_and_still_gives_kfp_its_artifacts(stage, evaluated, tmp_path):
@@ -157,12 +176,50 @@ def test_other_statistics_ask_nothing_again(stage, evaluated, monkeypatch):
     ("change", "said"),
     [
         ({"gate": ("grpo.accuracy > 0.5",)}, "model 'grpo' will not be evaluated; evaluated are: base, sft"),
+        ({"gate": ("mmvu.accuracy_choice > 0.5",)}, "benchmark 'mmvu' will not be evaluated; evaluated are: none"),
         ({"shuffled": False, "gate": ("sft.shuffled.accuracy < 0.5",)}, "frames 'shuffled' will not be evaluated"),
     ],
 )
 def test_a_gate_over_what_will_not_be_measured_is_refused_before_anything_is_asked(stage, change, said):
     with pytest.raises(ExpressionError, match=said):
         stage.run(CONFIG.model_copy(update=change))
+
+
+def test_benchmarks_are_measured_once_for_every_model_and_gated(stage, tmp_path, monkeypatch):
+    synthesize(SynthesizeConfig(num_train=0, num_validation=0, num_test=3), tmp_path / "world")
+    videos = sorted((tmp_path / "world" / "videos").glob("*.mp4"))
+    FORMATS["video-holmes"](random.Random(0), 9, 3).write(tmp_path / "holmes", videos)
+    rules = (
+        "p_value(video_holmes.accuracy - base.video_holmes.accuracy) > 0.2",  # as three videos always say
+        "video_holmes.accuracy.n == 9",
+        "lower_bound(video_holmes.accuracy - champion.video_holmes.accuracy) > -0.01",
+    )
+    config = CONFIG.model_copy(update={"benchmarks": {"video-holmes": str(tmp_path / "holmes")}, "gate": rules})
+    found = stage.run(config)
+    result = stage.storage.read_json(found.files["result"])
+    counts = {model: about["video_holmes"]["ordered"]["accuracy"]["n"] for model, about in result["models"].items()}
+    assert counts == {"base": 9, "sft": 9}
+    for page in ("report", "benchmarks"):
+        assert "Video-Thinker-7B @16" in stage.storage.read_bytes(found.files[page]).decode()
+    assert found.metrics["evaluation/sft/video_holmes/accuracy"] == pytest.approx(
+        result["models"]["sft"]["video_holmes"]["ordered"]["accuracy"]["value"]
+    )
+    assert gate(stage.context.to_json(), config.to_json(), found.manifest_uri) == "pass"
+    lines = read_gate(stage.storage, stage.context, found.manifest_uri).details["lines"]
+    assert "paired over 9 items of 3 videos, no significant difference" in lines[0]
+    assert "there is no champion yet" in lines[2]
+
+    def load(*_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("vthink.components.common.models.load_model", load)
+    again = stage.run(config.model_copy(update={"confidence": 0.8}))
+    assert again.files["benchmarks/sft/video_holmes"] == found.files["benchmarks/sft/video_holmes"]
+
+
+def test_a_benchmark_that_is_not_known_is_a_mistake_in_the_configuration():
+    with pytest.raises(ConfigError, match=r"run.yaml: 'benchmarks': .*did you mean 'video-holmes'"):
+        EvaluationConfig.load({"benchmarks": {"video-homes": "/data"}}, "run.yaml")
 
 
 def test_a_split_that_is_not_there_is_named(stage):

@@ -4,15 +4,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vthink.components.common.config import ConfigError
+from vthink.components.evaluation.benchmarks import BENCHMARKS
 from vthink.components.evaluation.config import EvaluationConfig
+from vthink.components.evaluation.expressions import BENCHMARKS as RULE_BENCHMARKS
 from vthink.components.evaluation.expressions import (
+    METRICS,
+    SCORES,
     ExpressionError,
     MetricPath,
+    check_asked,
     check_measured,
     judge,
     parse,
 )
-from vthink.components.evaluation.statistics import Estimate
+from vthink.components.evaluation.statistics import Difference, Estimate
 
 
 def estimate(value: float, margin: float = 0.05) -> dict[str, float]:
@@ -31,8 +36,14 @@ MODELS = {
             "by_kind": {"direction": {"accuracy": estimate(0.8)}},
         },
         "shuffled": {"accuracy": estimate(0.3)},
+        "video_holmes": {
+            "ordered": {"accuracy": estimate(0.5), "by_kind": {"TCI": {"accuracy": estimate(0.6)}}},
+            "shuffled": {"accuracy": estimate(0.35)},
+        },
+        "vsi_bench": {"ordered": {"overall": estimate(0.4)}},
     },
 }
+MODELS["base"]["video_holmes"] = {"ordered": {"accuracy": estimate(0.3)}}
 CHAMPION = {"champion": {"ordered": {"accuracy": estimate(0.7)}}}
 
 
@@ -62,6 +73,13 @@ CHAMPION = {"champion": {"ordered": {"accuracy": estimate(0.7)}}}
         ("candidate.accuracy.n != 3", True),
         ("(candidate.accuracy - 0.5) * 2 > 0.4", True),
         ("candidate.accuracy / 0 > 1", False),
+        ("video_holmes.accuracy > 0.4", True),  # of the candidate
+        ("candidate.video_holmes.accuracy - base.video_holmes.accuracy > 0.15", True),
+        ("video_holmes.shuffled.accuracy < 0.4", True),
+        ("video_holmes.by_kind.TCI.accuracy.low > 0.5", True),
+        ("vsi_bench.overall > 0.3", True),
+        ("upper_bound(candidate.accuracy) < 0.81", True),
+        ("upper_bound(candidate.accuracy) < 0.79", False),
     ],
 )
 def test_rules_are_judged_by_the_numbers(rule, holds):
@@ -146,6 +164,36 @@ def test_nothing_but_the_language_is_accepted(attack):
         ("not grpo.accuracy", "negates a comparison"),
         ("grpo.accuracy >", "invalid syntax"),
         ("1 > " + "1" * 600, "longer than"),
+        ("video_holme.accuracy > 0.5", "did you mean 'video_holmes'?"),
+        ("grpo.video_holms.accuracy > 0.5", "did you mean 'video_holmes'?"),
+        ("vsi_bench.overal > 0.3", "did you mean 'overall'?"),
+        ("grpo.overall > 0.3", "unknown metric 'overall'"),  # a score of benchmarks only
+        ("video_holmes > 0.3", "names no metric"),
+        ("p_value(grpo.accuracy) < 0.05", "difference of one metric"),
+        ("p_value(grpo.accuracy - base.miou) < 0.05", "difference of one metric"),
+        ("p_value(grpo.accuracy - grpo.accuracy) < 0.05", "difference of one metric"),
+        ("p_value(grpo.accuracy - mmvu.accuracy) < 0.05", "difference of one metric"),
+        ("p_value(grpo.accuracy.low - base.accuracy.low) < 0.05", "difference of one metric"),
+        ("upper_bound(0.5) > 0", "takes a metric"),
+        ("grpo.accuracy > 50", "this can never hold: 'grpo.accuracy' is between 0 and 1 and '50' is 50"),
+        ("grpo.accuracy > 50", "metrics are fractions: 0.5, not 50"),
+        ("grpo.accuracy > 1", "this can never hold"),
+        ("grpo.accuracy >= 0", "this can never fail"),
+        (
+            "grpo.accuracy - base.accuracy > 1",
+            "this can never hold: 'grpo.accuracy - base.accuracy' is between -1 and 1",
+        ),
+        ("lower_bound(grpo.accuracy - base.accuracy) >= -1", "this can never fail"),
+        ("grpo.accuracy != 2", "this can never fail"),
+        ("grpo.accuracy == 1.5", "this can never hold"),
+        ("abs(grpo.accuracy - 0.5) > 0.5", "this can never hold"),
+        ("min(grpo.accuracy, 0.2) > 0.3", "this can never hold"),
+        ("p_value(grpo.accuracy - base.accuracy) < 0", "this can never hold"),
+        ("grpo.accuracy.n > 0", "this can never fail"),
+        ("grpo.accuracy > base.accuracy.n", "this can never hold"),
+        ("0.1 < grpo.accuracy < 1.5", "this can never fail"),
+        ("grpo.accuracy > grpo.accuracy", "is compared with itself"),
+        ("1 > 2", "this can never hold"),
     ],
 )
 def test_a_mistake_is_named_before_anything_runs(rule, said):
@@ -177,6 +225,11 @@ def test_a_metric_that_was_not_measured_is_named_with_the_nearest_one(rule, near
     with pytest.raises(ExpressionError, match="was not measured") as failure:
         check_measured(parse(rule), MODELS)
     assert nearest in str(failure.value)
+
+
+def test_a_champion_that_was_not_measured_on_a_benchmark_is_an_error_that_says_what_to_do():
+    with pytest.raises(ExpressionError, match="was not measured; evaluate the version in service with this benchmark"):
+        check_measured(parse("video_holmes.accuracy > champion.video_holmes.accuracy"), MODELS | CHAMPION)
 
 
 def test_a_model_that_was_not_evaluated_is_named():
@@ -231,6 +284,50 @@ def test_a_difference_of_two_metrics_is_paired_where_items_are_shared():
     assert asked == [("candidate.ordered.accuracy", "base.ordered.accuracy")]
     unpaired = judge(parse("lower_bound(candidate.accuracy - base.accuracy) > 0.44"), MODELS, lambda *_: None)
     assert not unpaired.passed
+
+
+@pytest.mark.parametrize(
+    "rule", ["grpo.wer < 3", "grpo.accuracy.n > 500", "grpo.accuracy / base.accuracy > 2", "grpo.accuracy * 2 > 1.5"]
+)
+def test_what_can_hold_and_can_fail_is_a_rule(rule):
+    assert parse(rule).text == rule
+
+
+def test_a_p_value_is_that_of_the_paired_test_and_fails_without_pairs():
+    shown = Difference(0.5, 0.45, 0.55, 87, 0.012, None, 0.04, 30)
+    rule = parse("p_value(candidate.accuracy - base.accuracy) < 0.05")
+    finding = judge(rule, MODELS, lambda *_: shown)
+    assert finding.passed
+    assert "p_value(0.7500 - 0.2500 = 0.5000 paired over 87 items of 30 videos, higher) = 0.0120 < 0.05" in str(finding)
+    alone = judge(rule, MODELS, lambda *_: None)
+    assert not alone.passed
+    assert "not measured on the same items" in alone.explanation
+
+
+def test_no_significant_difference_is_said_in_words():
+    shown = Difference(0.01, -0.02, 0.04, 87, 0.4, 0.5, 0.04, 30)
+    finding = judge(parse("lower_bound(candidate.accuracy - base.accuracy) > -0.05"), MODELS, lambda *_: shown)
+    assert finding.passed
+    assert "no significant difference" in finding.explanation
+
+
+def test_an_end_that_no_interval_has_bounds_nothing():
+    models = {"candidate": {"ordered": {"wer": {"value": 0.5, "low": None, "high": None, "n": 3}}}}
+    assert not judge(parse("lower_bound(candidate.wer) > 0.01"), models).passed
+    assert not judge(parse("candidate.wer.high < 3"), models).passed
+
+
+def test_a_rule_about_a_benchmark_that_is_not_asked_is_found_beforehand():
+    rule = parse("video_holmes.accuracy > 0.4")
+    with pytest.raises(ExpressionError, match="benchmark 'video_holmes' will not be evaluated; evaluated are: none"):
+        check_asked(rule, ["base"], ["ordered"])
+    check_asked(rule, ["base"], ["ordered"], ["video_holmes"])
+
+
+def test_the_names_of_benchmarks_and_scores_are_those_that_are_evaluated():
+    assert {name.replace("-", "_") for name in BENCHMARKS} == set(RULE_BENCHMARKS)
+    scores = {score for benchmark in BENCHMARKS.values() for score in benchmark.scores}
+    assert scores - set(METRICS) == set(SCORES)
 
 
 def test_spaces_and_line_breaks_do_not_matter():

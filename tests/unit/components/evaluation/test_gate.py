@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -6,11 +7,13 @@ from vthink.components.common.storage import Manifest, Storage, join
 from vthink.components.common.tracking import registry_client
 from vthink.components.evaluation.config import EvaluationConfig
 from vthink.components.evaluation.expressions import ExpressionError
-from vthink.components.evaluation.gate import GateError, find_champion, gate, gate_uri, read_gate
+from vthink.components.evaluation.gate import GateError, find_champion, gate, gate_uri, judge_benchmarks, read_gate
 from vthink.components.evaluation.measures import conclude
+from vthink.components.evaluation.results import compare, read_benchmark
 
 from .conftest import make_world
 from .test_measures import SEGMENT, rows_of
+from .test_report_page import benchmark_folders
 
 WORLD = make_world(videos=40)
 NAME = "vthink"
@@ -159,3 +162,102 @@ def test_the_verdict_is_recorded_in_mlflow(context, storage):
     assert run.data.tags["vthink.gate"] == "pass"
     assert run.data.tags["vthink.stage"] == "gate"
     assert run.info.status == "FINISHED"
+
+
+# -- benchmarks ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory):
+    folders = benchmark_folders(tmp_path_factory.mktemp("results"))
+    return {name: read_benchmark(folder, name) for name, folder in folders.items()}
+
+
+CONFIG = EvaluationConfig(bootstrap_resamples=500)
+
+
+def test_a_rule_compares_candidate_and_champion_on_a_benchmark_paired_over_its_videos(benchmarks):
+    rule = "lower_bound(video_holmes.accuracy - champion.video_holmes.accuracy) > -0.01"
+    models = {"candidate": [benchmarks["ours"]], "champion": [benchmarks["base"]]}
+    verdict = judge_benchmarks([rule, "video_holmes.accuracy > 0.3"], models, CONFIG)
+    assert verdict.passed
+    low = compare(benchmarks["ours"], benchmarks["base"], "accuracy", CONFIG).low
+    assert f"paired over 60 items of 30 videos, higher) = {low:.4f} > -0.01" in verdict.lines[0]
+    assert verdict.lines[-1] == "gate passed: 2 of 2 rules hold"
+    turned = judge_benchmarks([rule], {"candidate": [benchmarks["base"]], "champion": [benchmarks["ours"]]}, CONFIG)
+    assert not turned.passed
+    assert turned.lines[0].startswith("FAIL")
+    assert ", lower)" in turned.lines[0]
+    same = judge_benchmarks([rule], {"candidate": [benchmarks["base"]], "champion": [benchmarks["base"]]}, CONFIG)
+    assert same.passed
+    assert "no significant difference" in same.lines[0]
+    assert "no champion yet" in judge_benchmarks([rule], {"candidate": [benchmarks["ours"]]}, CONFIG).lines[0]
+
+
+def test_pairs_on_a_benchmark_by_kind_and_between_orders_of_frames(benchmarks):
+    models = {"candidate": [benchmarks["ours"]], "base": [benchmarks["base"]]}
+    rules = [
+        "p_value(video_holmes.accuracy - video_holmes.shuffled.accuracy) < 0.05",
+        "lower_bound(video_holmes.by_kind.direction.accuracy - base.video_holmes.by_kind.direction.accuracy) > 0",
+    ]
+    lines = judge_benchmarks(rules, models, CONFIG).lines
+    assert "paired over 60 items of 30 videos" in lines[0]
+    assert "paired over 30 items of 30 videos" in lines[1]
+
+
+def test_answers_to_other_questions_are_not_paired_and_a_note_says_so(benchmarks):
+    other = dataclasses.replace(
+        benchmarks["base"], result=benchmarks["base"].result | {"settings": {"questions": "others"}}
+    )
+    models = {"candidate": [benchmarks["ours"]], "champion": [other]}
+    rules = ["p_value(video_holmes.accuracy - champion.video_holmes.accuracy) < 0.05"]
+    verdict = judge_benchmarks(rules, models, CONFIG)
+    assert not verdict.passed
+    assert "not measured on the same items" in verdict.lines[0]
+    assert (
+        "note  champion was asked other questions of video_holmes than the candidate: nothing is paired"
+        in verdict.lines
+    )
+
+
+def test_mistakes_in_rules_about_benchmarks_are_found_before_any_is_judged(benchmarks):
+    models = {"candidate": [benchmarks["ours"]]}
+    for rules, said in (
+        (["video_holmes.accuracy > 0.1", "mmvu.accuracy > 0.1"], "'candidate.mmvu.ordered.accuracy' was not measured"),
+        (
+            ["video_holmes.by_kind.directions.accuracy > 0.1"],
+            "nearest: 'candidate.video_holmes.ordered.by_kind.direction",
+        ),
+        (["base.video_holmes.accuracy > 0.1"], "no model 'base' in this evaluation; it has: candidate"),
+    ):
+        with pytest.raises(ExpressionError) as failure:
+            judge_benchmarks(rules, models, CONFIG)
+        assert said in str(failure.value)
+    with pytest.raises(GateError, match="two results of one benchmark"):
+        judge_benchmarks(["video_holmes.accuracy > 0.1"], {"candidate": [benchmarks["ours"]] * 2}, CONFIG)
+
+
+def test_the_set_of_ones_own_can_be_named_in_rules(benchmarks):
+    own = dataclasses.replace(benchmarks["ours"], result=benchmarks["ours"].result | {"benchmark": "my set"})
+    assert judge_benchmarks(["my_set.accuracy > 0.3"], {"candidate": [own]}, CONFIG).passed
+
+
+def test_a_mean_of_means_is_paired_as_it_is_measured(tmp_path):
+    """MVBench's mean over tasks: a task of few questions counts as much as one of many."""
+    folders = benchmark_folders(tmp_path, benchmark="mvbench")
+    results = []
+    for name in ("ours", "base"):
+        result = read_benchmark(folders[name], name)
+        kept = [row for row in result.rows["ordered"] if row["kind"] == "direction" or row["video"] < "videos/008"]
+        results.append(dataclasses.replace(result, rows={"ordered": kept}))
+
+    def mean(one, kind: str | None) -> float:
+        rows = [row["correct"] for row in one.rows["ordered"] if kind in (None, row["kind"])]
+        return sum(rows) / len(rows)
+
+    ours, base = results
+    tasks = [mean(ours, kind) - mean(base, kind) for kind in ("direction", "how_bright")]
+    found = compare(ours, base, "accuracy_by_task", CONFIG)
+    assert found.value == pytest.approx(sum(tasks) / 2)
+    assert found.value != pytest.approx(mean(ours, None) - mean(base, None))
+    assert compare(ours, base, "accuracy", CONFIG).value == pytest.approx(mean(ours, None) - mean(base, None))

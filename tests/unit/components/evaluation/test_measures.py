@@ -1,17 +1,21 @@
+import math
 import random
 from collections import defaultdict
 
 import pytest
-from vthink.components.common.answers import grade
+from vthink.components.common.answers import Segment, grade
+from vthink.components.common.samples import Evidence
 from vthink.components.evaluation.asking import Answer, other_videos
 from vthink.components.evaluation.config import EvaluationConfig
 from vthink.components.evaluation.measures import (
     baseline_items,
+    captioning,
     compare,
     conclude,
     flat_metrics,
     grade_answer,
     items_table,
+    left_out_metrics,
     mean_span,
     result_table,
     summarize,
@@ -40,7 +44,15 @@ def by_id(world: World):
         (
             "v000-direction",
             f"{SEGMENT}<answer>A</answer>",
-            {"accuracy": 1, "score": 1, "format_rate": 1, "format_video_r1": 0, "miou": 1, "recall_at_70": 1},
+            {
+                "accuracy": 1,
+                "accuracy_paper": 1,
+                "score": 1,
+                "format_rate": 1,
+                "format_video_r1": 0,
+                "miou": 1,
+                "recall_at_70": 1,
+            },
         ),
         (
             "v000-direction",
@@ -50,7 +62,7 @@ def by_id(world: World):
         (
             "v000-direction",
             "<time>00:02-00:03</time><caption>late</caption><think>so</think><answer>(A)</answer>",
-            {"accuracy": 1, "miou": 0.5, "recall_at_30": 1, "recall_at_50": 1, "recall_at_70": 0},
+            {"accuracy": 1, "accuracy_paper": 0, "miou": 0.5, "recall_at_30": 1, "recall_at_50": 1, "recall_at_70": 0},
         ),
         ("v000-start", "<answer>20</answer>", {"accuracy": 1, "score": 1, "mra": 1}),
         ("v000-start", "<answer>16</answer>", {"accuracy": 0, "score": 0.8, "mra": 0.6}),  # relative error 0.2
@@ -175,3 +187,53 @@ def test_conclusions_hold_models_comparisons_candidate_and_failures(world):
     assert len(set(map(len, table.values()))) == 1
     assert len(table["model"]) == len(metrics)
     assert len(items_table(rows)["id"]) == 4 * len(world)
+
+
+# -- captions --------------------------------------------------------------------------------------------------
+
+
+def captions(world: World, said: list[tuple[float, float, str]], truth: str = "a red dog runs fast"):
+    evidence = (Evidence(start_s=1, end_s=3, caption=truth),)
+    sample = world.samples[0].model_copy(update={"evidence": evidence})
+    return captioning([Segment(start, end, caption, "") for start, end, caption in said], sample)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ([(1, 3, "A red dog runs fast.")], {"caption_rouge_l": 1, "caption_bleu_1": 1, "caption_bleu_4": 1}),
+        # 3 of 5 words, 3 of 3: F = 2·1·0.6/1.6; BLEU with the brevity penalty exp(1 − 5/3)
+        ([(1, 3, "a red dog")], {"caption_rouge_l": 0.75, "caption_bleu_1": math.exp(1 - 5 / 3)}),
+        ([(1, 3, "fast runs dog red a")], {"caption_rouge_l": 0.2, "caption_bleu_1": 1}),  # the order counts
+        ([(1, 3, "")], {"caption_rouge_l": 0, "caption_bleu_1": 0, "caption_bleu_4": 0}),
+        ([], {"caption_rouge_l": 0, "caption_bleu_1": 0, "caption_bleu_4": 0}),
+        ([(5, 9, "a red dog runs fast")], {"caption_rouge_l": 0, "caption_bleu_1": 0}),  # of another time
+        ([(0, 9, "a cat"), (1, 2, "a red dog runs fast")], {"caption_rouge_l": 1}),  # the nearest in time
+        ([(1, 3, "a " * 100_000)], {"caption_rouge_l": pytest.approx(0.002, abs=0.01)}),
+    ],
+)
+def test_captions_are_compared_with_those_of_the_same_time(world, said, expected):
+    found = captions(world, said)
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert all(0 <= value <= 1 for value in found.values())
+
+
+def test_captions_in_other_scripts_are_compared_too(world):
+    found = captions(world, [(1, 3, "红 狗 跑")], "红 狗 跑")
+    assert found["caption_bleu_1"] == found["caption_rouge_l"] == 1
+
+
+def test_captions_that_say_nothing_are_not_compared(world):
+    plain = world.samples[0]
+    clues = plain.model_copy(update={"metadata": {**plain.metadata, "captioned": False}})
+    assert "caption_rouge_l" in row(plain, SEGMENT)["metrics"]
+    assert "caption_rouge_l" not in row(clues, SEGMENT)["metrics"]
+    assert "miou" in row(clues, SEGMENT)["metrics"]
+
+
+def test_meteor_is_measured_or_said_to_be_left_out(world):
+    found = captions(world, [(1, 3, "a red dog runs fast")])
+    said = left_out_metrics(world.samples)
+    assert ("caption_meteor" in found) != ("caption_meteor" in said)
+    assert all("nltk" in why for why in said.values())
+    assert left_out_metrics(make_world(videos=0).samples) == {}

@@ -134,3 +134,13 @@ def test_a_resumed_training_equals_an_undisturbed_one(
         assert torch.equal(expected, found), name
         moved = moved or not torch.equal(before, expected)
     assert moved  # the control: there was something to lose
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_rows_come_in_the_order_of_the_set_where_they_are_not_shuffled(
+    shuffle: bool, prepared: PreparedSet, storage: Storage, tmp_path: Path
+) -> None:
+    trainer = build(prepared, storage, tmp_path, shuffle=shuffle)
+    order = list(trainer._get_train_sampler())
+    assert sorted(order) == list(range(len(order)))
+    assert (order == list(range(len(order)))) != shuffle

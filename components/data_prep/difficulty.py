@@ -1,0 +1,122 @@
+"""How hard each question is for a policy: the share of its rollouts that answer right.
+
+``metadata.pass_rate`` is what `DataPrepConfig.min_pass_rate`, ``max_pass_rate`` and ``order`` go by. A question that is
+always or never answered right has no advantages in a group, and GRPO learns nothing from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ..common.answers import is_correct, parse_response
+from ..common.generation import Sampling, sample
+from ..common.models import LoadedModel
+from ..common.samples import PreparedSet, RowError, Split, read_samples, to_line
+from ..common.storage import fingerprint
+
+
+def pass_rates(
+    model: LoadedModel, split: Split, indices: Sequence[int], rollouts: int, sampling: Sampling, batch_size: int = 64
+) -> Iterator[tuple[int, float]]:
+    """Ask each question ``rollouts`` times.
+
+    Args:
+        indices: which rows of ``split``.
+        rollouts: k, completions per question.
+        sampling: temperature above 0, or all rollouts of a question are the same one.
+        batch_size: rows (questions × rollouts) decoded at once.
+
+    Yields:
+        Index and share of right answers in [0, 1]; a rate depends on the row, the model and ``sampling`` alone.
+    """
+    per_batch = max(1, batch_size // rollouts)
+    for start in range(0, len(indices), per_batch):
+        chosen = indices[start : start + per_batch]
+        items = [split[index] for index in chosen]
+        prompts = [model.encoder.encode_sample(item) for item in items]
+        keys = [zlib.crc32(item.sample.id.encode()) for item in items]
+        completions = sample(model.model, model.encoder, prompts, sampling, rollouts, batch_size, keys)
+        for index, item, group in zip(chosen, items, completions, strict=True):
+            right = sum(is_correct(item.sample, parse_response(completion.text).answer) for completion in group)
+            yield index, right / rollouts
+
+
+def rate_rows(
+    model: LoadedModel,
+    policy: str,
+    data: PreparedSet,
+    output: Path,
+    rollouts: int,
+    sampling: Sampling,
+    splits: Sequence[str] = ("train",),
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Write all rows of a prepared set, those of ``splits`` with their pass rate, for `vthink data prepare`.
+
+    A run that was cut off goes on: what has been asked is in a file beside ``output``.
+
+    Args:
+        policy: which model it is, for ``metadata.pass_rate_policy``.
+        output: ``.jsonl``; appears when it is whole.
+        progress: told (rows asked, rows to ask).
+
+    Returns:
+        How many rows were asked now.
+    """
+    settings = fingerprint(data.manifest.fingerprint, policy, rollouts, sampling.temperature, sampling.top_p,
+                           sampling.max_new_tokens, sampling.seed)  # fmt: skip
+    journal = output.with_name(f".{output.name}.{settings}.part")
+    total = sum(len(data.split(name)) for name in splits)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    done = _finished(journal)
+    asked = 0
+    with journal.open("a", encoding="utf-8") as file:
+        for name in splits:
+            split = data.split(name)
+            todo = [index for index, row in enumerate(split.samples) if row.id not in done]
+            progress(len(done) + asked, total)
+            for index, rate in pass_rates(model, split, todo, rollouts, sampling, batch_size):
+                row = split.samples[index]
+                about = {"pass_rate": rate, "pass_rate_rollouts": rollouts, "pass_rate_policy": policy}
+                rated = row.model_copy(update={"metadata": {**row.metadata, **about}})
+                file.write(to_line(rated) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+                asked += 1
+                progress(len(done) + asked, total)
+        for name in data.split_names:
+            if name not in splits:
+                file.writelines(to_line(row) + "\n" for row in data.split(name).samples if row.id not in done)
+    journal.replace(output)
+    return asked
+
+
+def _finished(journal: Path) -> set[str]:
+    """Ids of the rows that an earlier run has asked; a line of it that was cut off is removed."""
+    done: set[str] = set()
+    if not journal.exists():
+        return done
+    whole = journal.with_name(f"{journal.name}.whole")
+    with journal.open("rb") as file, whole.open("w", encoding="utf-8") as rows:
+        for row in read_samples(file):
+            if not isinstance(row, RowError):
+                rows.write(to_line(row) + "\n")
+                done.add(row.id)
+    whole.replace(journal)
+    return done
+
+
+def rate_counts(output: Path) -> dict[str, int]:
+    """How many rows were never, sometimes and always answered right."""
+    counts = dict.fromkeys(("never", "sometimes", "always"), 0)
+    with output.open(encoding="utf-8") as file:
+        for line in file:
+            rate = json.loads(line).get("metadata", {}).get("pass_rate")
+            if rate is not None:
+                counts["never" if rate == 0 else "always" if rate == 1 else "sometimes"] += 1
+    return counts

@@ -1,0 +1,136 @@
+"""What `vthink data validate` finds in files of rows, without decoding anything."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..common.storage import Storage
+from .prepare import Quarantined, Reason, check_row, open_ledger
+from .sources import HUB, open_source, read_rows
+
+LISTED = 10_000
+"""Most problems that are kept per file; all are counted."""
+_TABLES = """
+CREATE TABLE ids (id TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID;
+CREATE TABLE files (uri TEXT PRIMARY KEY, present INTEGER, split TEXT) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a row."""
+
+    line: int
+    """Its line, from 1."""
+    reason: Reason
+    """The kind of problem."""
+    detail: str
+    """What exactly."""
+
+
+@dataclass
+class FileReport:
+    """What was found in one file of rows."""
+
+    path: str
+    format: str = ""
+    """Name of the format it was read as."""
+    rows: int = 0
+    """Rows, good and bad."""
+    bad: int = 0
+    """Rows with a problem."""
+    by_type: Counter[str] = field(default_factory=Counter)
+    """Good rows by problem type."""
+    by_source: Counter[str] = field(default_factory=Counter)
+    """Good rows by source."""
+    by_split: Counter[str] = field(default_factory=Counter)
+    """Good rows by split."""
+    media: int = 0
+    """Different videos and images."""
+    missing_media: int = 0
+    """Those of them that are not there."""
+    problems: list[Problem] = field(default_factory=list)
+    """The first `LISTED` of them, in the order of the lines."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every row can be used, as far as can be seen without decoding."""
+        return not self.bad
+
+    def add(self, problem: Problem) -> None:
+        """Note a problem."""
+        self.bad += 1
+        if len(self.problems) < LISTED:
+            self.problems.append(problem)
+
+
+def validate_rows(
+    sources: Sequence[str],
+    storage: Storage | None = None,
+    format_name: str | None = None,
+    roots: Mapping[str, str] | None = None,
+) -> list[FileReport]:
+    """Read files of rows and look for their media, without decoding anything.
+
+    Args:
+        sources: paths, ``s3://`` or ``hf://`` URIs of files of rows.
+        storage: the store, where one of them or of their media is there; without it media in a store are not
+            looked for.
+        format_name: how the rows are written; None: as the first rows of each file look.
+        roots: where the media of each source are (`DataPrepConfig.roots`).
+
+    Raises:
+        SamplesError, FormatError: a file cannot be read at all.
+        StorageError: the store cannot be reached.
+    """
+    return [_validate(source, storage, format_name, roots) for source in sources]
+
+
+def _validate(
+    name: str, storage: Storage | None, format_name: str | None, roots: Mapping[str, str] | None
+) -> FileReport:
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vthink-validate-")))
+        ledger = stack.enter_context(contextlib.closing(open_ledger(folder, _TABLES)))
+        source = open_source(name, storage, folder)
+        rows = read_rows(source.path, format_name, roots)
+        report = FileReport(name, rows.format.name)
+        for line, row in rows:
+            report.rows += 1
+            checked = check_row(line, row, source.base, ledger, rows.format.unique_ids)
+            if isinstance(checked, Quarantined):
+                report.add(Problem(line, checked.reason, checked.detail))
+                continue
+            uri = checked.media.uri
+            found = ledger.execute("SELECT present, split FROM files WHERE uri = ?", (uri,)).fetchone()
+            if found is None:
+                found = (_is_there(uri, storage), checked.split)
+                ledger.execute("INSERT INTO files VALUES (?, ?, ?)", (uri, *found))
+                report.media += 1
+                report.missing_media += not found[0]
+            present, split = found
+            if not present:
+                report.add(Problem(line, "missing_media", f"{uri} is not there"))
+                continue
+            if split != checked.split:
+                report.add(Problem(line, "split_leak", f"{uri} is also in the split '{split}'"))
+            report.by_type[checked.problem_type] += 1
+            report.by_source[checked.source] += 1
+            report.by_split[checked.split] += 1
+    return report
+
+
+def _is_there(uri: str, storage: Storage | None) -> bool:
+    if uri.startswith("s3://"):
+        return storage is None or storage.exists(uri)
+    if uri.startswith(HUB):
+        return True  # a request each would take hours; preparation says what it cannot fetch
+    try:
+        return Path(uri).is_file() and Path(uri).stat().st_size > 0
+    except (OSError, ValueError):
+        return False
