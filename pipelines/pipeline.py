@@ -5,17 +5,22 @@ conditions look at one string output or a boolean parameter (a condition on a na
 kfp.local), branches join on URI strings, and KFP's cache is off, because every stage recognises its own finished
 work by its fingerprint.
 
+On a cluster two tasks more stand around it, which record the run in MLflow as `vthink run` does here, and every task
+gets what pods need there: an identity that is not root, the store's keys, its pool. The names of those objects are
+those of the manifests in ``k8s/``.
+
 KFP reads annotations as objects, so there is no ``from __future__ import annotations`` here.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kfp import compiler, dsl
+from kfp import compiler, dsl, kubernetes
 
-from ..components.common.config import RunContext, Section
+from ..components.common.config import LaunchConfig, Placement, RunContext, Section, Stage
 from ..components.data_prep import component as data_stage
 from ..components.deployment import component as deployment_stage
 from ..components.evaluation import component as evaluation_stage
@@ -28,6 +33,19 @@ ACCELERATOR = "nvidia.com/gpu"
 """Kubernetes resource that evaluation asks for."""
 SHARDS_AT_ONCE = 16
 """How many shards are prepared at the same time on a cluster (kfp.local runs two)."""
+S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+"""Keys of the Secret ``launch.cluster.s3_secret``; pods do without where the platform gives them an identity."""
+ENVIRONMENT, VARIABLES = "vthink-env", ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "MLFLOW_TRACKING_URI")
+"""ConfigMap with what is not secret."""
+USER = 1000
+"""User and group of the images."""
+RESOURCES: dict[str, tuple[str, str, str]] = {
+    "control": ("200m", "512Mi", "2Gi"),
+    "data": ("4", "8Gi", "16Gi"),
+    "evaluate": ("8", "32Gi", "64Gi"),
+    "serve": ("1", "2Gi", "8Gi"),
+}
+"""By image: CPUs asked for, memory asked for, most memory. Our choice; the namespace's quota must hold them."""
 IR_FILE = Path(__file__).with_name("vthink.yaml")
 """The compiled pipeline in the repository; a test holds it equal to this file."""
 
@@ -56,13 +74,37 @@ def refuse(run: str, evaluation: str) -> str:
     return "\n".join(verdict.details["lines"])
 
 
-def build(evaluation_gpus: int = 1) -> Callable[..., Any]:
+@dsl.component(base_image=CONTROL_IMAGE, install_kfp_package=False)
+def begin(run: str, config: str) -> str:
+    """Begin the pipeline's run in MLflow; returns the run's context with it."""
+    from vthink.components.common.tracking import begin_pipeline
+
+    return begin_pipeline(run, config)
+
+
+@dsl.component(base_image=CONTROL_IMAGE, install_kfp_package=False)
+def finish(run: str, status: dsl.PipelineTaskFinalStatus):  # type: ignore[no-untyped-def]
+    """Close the pipeline's run in MLflow, however the pipeline ended."""
+    from vthink.components.common.tracking import finish_pipeline
+
+    finish_pipeline(run, status.state)
+
+
+def build(cluster: LaunchConfig | None = None, evaluation_gpus: int = 1) -> Callable[..., Any]:
     """The pipeline as a KFP function.
 
     Args:
+        cluster: compile for a cluster, with these pools; None: for ``kfp.local``, which has no pods.
         evaluation_gpus: accelerators of the evaluation task, fixed when the pipeline is compiled; 0: none. Training
             tasks are launchers and never ask for one: accelerators and deadline belong to the training job.
     """
+
+    def place(
+        task: dsl.PipelineTask, name: str, stage: Stage | None = None, image: str = "control"
+    ) -> dsl.PipelineTask:
+        """Name a task for people, turn KFP's cache off, and say what its pod needs."""
+        task.set_display_name(name).set_caching_options(enable_caching=False)
+        return task if cluster is None else _on_cluster(task, cluster, stage, image)
 
     @dsl.pipeline(name="vthink", description="Teach a multimodal LLM to reason over video, and serve it.")
     def vthink(
@@ -74,63 +116,93 @@ def build(evaluation_gpus: int = 1) -> Callable[..., Any]:
         grpo: str,
         evaluation: str,
         deployment: str,
+        config: str = "",
         train_sft: bool = True,
         train_grpo: bool = True,
     ) -> None:
-        plan = _task(data_stage.plan_data(run=run, config=data, video=video), "plan data")
-        with dsl.ParallelFor(plan.output, parallelism=SHARDS_AT_ONCE) as shard:
-            part = data_stage.prepare_shard(run=run, config=data, video=video, shard=shard)
-            _task(part, "prepare shard")
-        shards = dsl.Collected(part.output)
-        merged = _task(data_stage.merge_data(run=run, config=data, video=video, shards=shards), "merge data")
-        prepared = merged.outputs["Output"]
+        if cluster is not None:
+            closing: Any = dsl.ExitHandler(place(finish(run=run), "close the run"), name="pipeline")
+            run = place(begin(run=run, config=config), "begin the run").output
+        else:
+            closing = contextlib.nullcontext()
+        with closing:
+            plan = place(data_stage.plan_data(run=run, config=data, video=video), "plan data", "prepare", "data")
+            with dsl.ParallelFor(plan.output, parallelism=SHARDS_AT_ONCE) as shard:
+                part = data_stage.prepare_shard(run=run, config=data, video=video, shard=shard)
+                place(part, "prepare shard", "prepare", "data")
+            shards = dsl.Collected(part.output)
+            merged = data_stage.merge_data(run=run, config=data, video=video, shards=shards)
+            prepared = place(merged, "merge data", "prepare", "data").outputs["Output"]
 
-        with dsl.If(train_sft == True, name="sft"):  # noqa: E712 (KFP overloads ==)
-            trained = _task(sft_stage.sft(run=run, config=sft, model=model, data=prepared), "SFT")
-        with dsl.Else(name="no-sft"):
-            untrained = _task(skip(), "no SFT")
-        sft_model = dsl.OneOf(trained.output, untrained.output)
+            with dsl.If(train_sft == True, name="sft"):  # noqa: E712 (KFP overloads ==)
+                trained = place(sft_stage.sft(run=run, config=sft, model=model, data=prepared), "SFT")
+            with dsl.Else(name="no-sft"):
+                untrained = place(skip(), "no SFT")
+            sft_model = dsl.OneOf(trained.output, untrained.output)
 
-        with dsl.If(train_grpo == True, name="grpo"):  # noqa: E712
-            reinforced = _task(
-                grpo_stage.grpo(run=run, config=grpo, model=model, data=prepared, policy=sft_model), "GRPO"
+            with dsl.If(train_grpo == True, name="grpo"):  # noqa: E712
+                reinforced = place(
+                    grpo_stage.grpo(run=run, config=grpo, model=model, data=prepared, policy=sft_model), "GRPO"
+                )
+            with dsl.Else(name="no-grpo"):
+                unreinforced = place(skip(), "no GRPO")
+                kept = place(keep(model=sft_model), "candidate: SFT")
+            grpo_model = dsl.OneOf(reinforced.output, unreinforced.output)
+            candidate = dsl.OneOf(reinforced.output, kept.output)
+
+            evaluated = place(
+                evaluation_stage.evaluate(
+                    run=run, config=evaluation, model=model, data=prepared, sft=sft_model, grpo=grpo_model
+                ),
+                "evaluate",
+                "evaluate",
+                "evaluate",
             )
-        with dsl.Else(name="no-grpo"):
-            unreinforced = _task(skip(), "no GRPO")
-            kept = _task(keep(model=sft_model), "candidate: SFT")
-        grpo_model = dsl.OneOf(reinforced.output, unreinforced.output)
-        candidate = dsl.OneOf(reinforced.output, kept.output)
+            if evaluation_gpus:
+                accelerator = cluster.cluster.accelerator if cluster is not None else None
+                evaluated.set_accelerator_type(accelerator or ACCELERATOR).set_accelerator_limit(evaluation_gpus)
+            result = evaluated.outputs["Output"]
+            verdict = place(evaluation_stage.gate(run=run, config=evaluation, evaluation=result), "gate")
 
-        evaluated = _task(
-            evaluation_stage.evaluate(
-                run=run, config=evaluation, model=model, data=prepared, sft=sft_model, grpo=grpo_model
-            ),
-            "evaluate",
-        )
-        if evaluation_gpus:
-            evaluated.set_accelerator_type(ACCELERATOR).set_accelerator_limit(evaluation_gpus)
-        result = evaluated.outputs["Output"]
-        verdict = _task(evaluation_stage.gate(run=run, config=evaluation, evaluation=result), "gate")
-
-        with dsl.If(verdict.output == "pass", name="passed"):
-            inputs = {"evaluation": result, "data": prepared}
-            registered = _task(
-                deployment_stage.register(run=run, config=deployment, model=candidate, **inputs), "register"
-            )
-            _task(deployment_stage.deploy(run=run, config=deployment, registered=registered.output, **inputs), "deploy")
-        with dsl.Else(name="refused"):
-            _task(refuse(run=run, evaluation=result), "say why")
+            with dsl.If(verdict.output == "pass", name="passed"):
+                inputs = {"evaluation": result, "data": prepared}
+                registered = place(
+                    deployment_stage.register(run=run, config=deployment, model=candidate, **inputs), "register"
+                )
+                deployed = deployment_stage.deploy(run=run, config=deployment, registered=registered.output, **inputs)
+                place(deployed, "deploy", image="serve")
+            with dsl.Else(name="refused"):
+                place(refuse(run=run, evaluation=result), "say why")
 
     return vthink
 
 
-def _task(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
-    """Name a task for people and turn KFP's cache off."""
-    return task.set_display_name(name).set_caching_options(enable_caching=False)
+def _on_cluster(task: dsl.PipelineTask, launch: LaunchConfig, stage: Stage | None, image: str) -> dsl.PipelineTask:
+    """What the pod of a task needs; a stage whose work is done elsewhere (training, serving) has no pool here."""
+    cpu, memory, most_memory = RESOURCES[image]
+    task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(most_memory)
+    # An evicted pod is started again; the stages recognise and resume their work.
+    task.set_retry(num_retries=2, backoff_duration="30s", backoff_factor=2.0)
+    kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
+    if launch.cluster.s3_secret is not None:
+        kubernetes.use_secret_as_env(task, launch.cluster.s3_secret, {name: name for name in S3_KEYS}, optional=True)
+    kubernetes.use_config_map_as_env(task, ENVIRONMENT, {name: name for name in VARIABLES}, optional=True)
+    kubernetes.use_field_path_as_env(task, "KFP_PIPELINE_RUN_ID", "metadata.labels['pipeline/runid']")
+    placement = launch.placement(stage) if stage else Placement()
+    for key, value in placement.labels.items():
+        kubernetes.add_pod_label(task, key, value)
+    for key, value in placement.node_selector.items():
+        kubernetes.add_node_selector(task, key, value)
+    for toleration in placement.tolerations:
+        kubernetes.add_toleration(task, **toleration.model_dump())
+    return task
 
 
 def arguments(config: Config, context: RunContext) -> dict[str, str | bool]:
-    """The pipeline's arguments: the run's context and each stage's section, as JSON."""
+    """The arguments: the run's context, each stage's section, and (for the record) the whole configuration, as JSON.
+
+    Each is one line, because KFP's compiler writes defaults into a comment of one line.
+    """
     sections: dict[str, Section] = {
         "run": context,
         "model": config.model,
@@ -142,10 +214,22 @@ def arguments(config: Config, context: RunContext) -> dict[str, str | bool]:
         "deployment": config.deployment,
     }
     enabled = {"train_sft": config.sft.enabled, "train_grpo": config.grpo.enabled}
-    return {**{name: section.to_json() for name, section in sections.items()}, **enabled}
+    return {**{name: section.to_json() for name, section in sections.items()}, "config": config.to_json(), **enabled}
 
 
-def compile_to(path: str | Path, evaluation_gpus: int = 1) -> Path:
-    """Write the pipeline's IR YAML, which Kubeflow Pipelines takes as an upload."""
-    compiler.Compiler().compile(build(evaluation_gpus), str(path))
+def compile_to(path: str | Path, config: Config | None = None, evaluation_gpus: int = 1) -> Path:
+    """Write the pipeline's IR YAML for a cluster, which Kubeflow Pipelines takes as an upload.
+
+    Args:
+        path: the file.
+        config: its pools and cluster are compiled in, and its settings are the defaults of a run that is started from
+            KFP's page; None: no pools, no defaults.
+        evaluation_gpus: accelerators of the evaluation task.
+    """
+    launch, defaults = LaunchConfig(), {}
+    if config is not None:
+        launch = config.launch.model_copy(update={"backend": "trainjob"})
+        context = RunContext(run_id=config.name, storage=config.storage, tracking=config.tracking, launch=launch)
+        defaults = dict(arguments(config, context))
+    compiler.Compiler().compile(build(launch, evaluation_gpus), str(path), pipeline_parameters=defaults)
     return Path(path)

@@ -195,6 +195,8 @@ class StorageConfig(Section):
     """Address buckets by path, not by host name (MinIO, Ceph, rclone)."""
     ca_bundle: str | None = None
     """PEM file with the certificate authority of the endpoint."""
+    outage_s: float = Field(default=600.0, ge=0)
+    """How long a store that has answered before may be away, busy, or refuse expired keys, before work fails."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -217,6 +219,8 @@ class TrackingConfig(Section):
     """Experiment name."""
     registered_model: str = "vthink"
     """Name in the model registry."""
+    outage_s: float = Field(default=600.0, ge=0)
+    """How long MLflow may be away at the end of a stage, before the stage fails. Until then nobody waits for it."""
 
 
 POOL_LABEL = "vthink.dev/pool"

@@ -5,24 +5,29 @@ marker is written last, and it lists the size and SHA-256 of what it vouches for
 Object metadata, tags, ETags and conditional writes are never relied on, because S3-compatible servers differ
 in them.
 
+A store that stops answering, is busy, or no longer takes the keys (until somebody renews them) is waited for, as long
+as ``storage.outage_s`` says; one that has never answered is an error within seconds.
+
 Keys come from boto3's default chain (environment, profile, web identity, …) and from nowhere else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AllowInfNan, BaseModel, Field, field_validator
 
@@ -35,6 +40,9 @@ JOURNAL = "_UPLOAD.json"
 MANIFEST = "manifest.json"
 """Marker of a finished stage."""
 
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
@@ -42,7 +50,7 @@ _PART_BYTES = 32 * 2**20
 _PARALLEL_FILES = 4
 _PARTS_PER_FILE = 4
 _JOURNAL_INTERVAL_S = 1.0
-_READ_ATTEMPTS = 3
+_LONGEST_PAUSE_S = 15.0
 
 
 class StorageError(RuntimeError):
@@ -56,6 +64,8 @@ class ObjectInfo:
 
     uri: str
     size: int
+    modified: datetime
+    """When it was written, as the store says."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +169,10 @@ class Storage:
         self.config = config
         self._lock = threading.Lock()
         self._connected: Any = None
+        self._reached = False
+        """Whether the store has answered anything yet."""
+        self._worked = False
+        """Whether it has taken our keys yet."""
 
     def __reduce__(self) -> tuple[type[Storage], tuple[StorageConfig]]:
         return Storage, (self.config,)
@@ -170,28 +184,13 @@ class Storage:
         bucket, key = split_uri(uri)
         if key.endswith("/") or not key:
             return next(self.list(uri), None) is not None
-        with self._errors(uri, missing_ok=True):
-            self._client.head_object(Bucket=bucket, Key=key)
-            return True
-        return False
+        return self._do(uri, lambda client: client.head_object(Bucket=bucket, Key=key), missing_ok=True) is not None
 
     def read_bytes(self, uri: str, start: int = 0, size: int | None = None) -> bytes:
         """The object, or ``size`` (> 0) of its bytes from ``start``."""
-        from botocore.exceptions import HTTPClientError, IncompleteReadError
-
         bucket, key = split_uri(uri)
         part = {} if size is None else {"Range": f"bytes={start}-{start + size - 1}"}
-        with self._errors(uri):
-            for attempt in range(_READ_ATTEMPTS):
-                body = self._client.get_object(Bucket=bucket, Key=key, **part)["Body"]
-                try:
-                    return bytes(body.read())
-                except (HTTPClientError, IncompleteReadError):
-                    # boto3 repeats requests, but not the reading of a body that breaks off.
-                    if attempt == _READ_ATTEMPTS - 1:
-                        raise
-                    time.sleep(0.5 * 2**attempt)
-        raise AssertionError("unreachable")
+        return bytes(self._do(uri, lambda client: client.get_object(Bucket=bucket, Key=key, **part)["Body"].read()))
 
     def read_json(self, uri: str) -> Any:
         """The object parsed as JSON."""
@@ -204,8 +203,7 @@ class Storage:
     def write_bytes(self, uri: str, data: bytes) -> None:
         """Write one small object."""
         bucket, key = split_uri(uri)
-        with self._errors(uri):
-            self._client.put_object(Bucket=bucket, Key=key, Body=data)
+        self._do(uri, lambda client: client.put_object(Bucket=bucket, Key=key, Body=data))
 
     def write_json(self, uri: str, obj: Any) -> None:
         """Write an object as indented JSON."""
@@ -214,16 +212,19 @@ class Storage:
     def list(self, prefix_uri: str) -> Iterator[ObjectInfo]:
         """The objects below a prefix, in the order of their keys."""
         bucket, prefix = split_uri(as_prefix(prefix_uri))
-        with self._errors(prefix_uri):
-            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-                for item in page.get("Contents", []):
-                    yield ObjectInfo(f"s3://{bucket}/{item['Key']}", int(item["Size"]))
+        asked = {"Bucket": bucket, "Prefix": prefix}
+        while True:
+            page = self._do(prefix_uri, lambda client: client.list_objects_v2(**asked))
+            for item in page.get("Contents", []):
+                yield ObjectInfo(f"s3://{bucket}/{item['Key']}", int(item["Size"]), item["LastModified"])
+            if not page.get("IsTruncated"):
+                return
+            asked["ContinuationToken"] = page["NextContinuationToken"]
 
     def delete(self, uri: str) -> None:
         """Delete one object; nothing happens where there is none."""
         bucket, key = split_uri(uri)
-        with self._errors(uri, missing_ok=True):
-            self._client.delete_object(Bucket=bucket, Key=key)
+        self._do(uri, lambda client: client.delete_object(Bucket=bucket, Key=key), missing_ok=True)
 
     def delete_prefix(self, uri: str) -> None:
         """Delete everything below a prefix, markers first, so that what is left is never taken for complete.
@@ -244,8 +245,7 @@ class Storage:
         bucket, key = split_uri(uri)
         if not Path(path).is_file():
             raise StorageError(f"cannot upload {path}: no such file")
-        with self._errors(uri):
-            self._client.upload_file(str(path), bucket, key, Config=_transfer(), Callback=progress)
+        self._do(uri, lambda client: client.upload_file(str(path), bucket, key, Config=_transfer(), Callback=progress))
 
     def download_file(self, uri: str, path: Path | str, progress: Callable[[int], None] | None = None) -> None:
         """Fetch an object to a file that appears under its name only when it is whole."""
@@ -258,8 +258,10 @@ class Storage:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         try:
-            with self._errors(uri):
-                self._client.download_file(bucket, key, str(partial), Config=_transfer(), Callback=progress)
+            self._do(
+                uri,
+                lambda client: client.download_file(bucket, key, str(partial), Config=_transfer(), Callback=progress),
+            )
             if expected is not None:
                 _check_file(partial, expected, uri)
             partial.replace(path)
@@ -328,7 +330,13 @@ class Storage:
                     self._write_tree(join(prefix, JOURNAL), done)
                     journal_s = time.monotonic()
 
-        _in_parallel(send, [name for name in wanted if name not in kept])
+        try:
+            _in_parallel(send, [name for name in wanted if name not in kept])
+        except StorageError:
+            # What has arrived need not be sent again. The store may be away, and has been waited for already.
+            with contextlib.suppress(StorageError):
+                Storage(self.config.model_copy(update={"outage_s": 0.0}))._write_tree(join(prefix, JOURNAL), done)
+            raise
         sizes = self._sizes(prefix)
         for name, file in wanted.items():
             if sizes.get(name) != file.size:
@@ -408,24 +416,13 @@ class Storage:
 
     def ensure_bucket(self) -> None:
         """Create the bucket when it does not exist."""
-        from botocore.exceptions import ClientError
-
-        bucket = self.config.bucket
-        with self._errors(f"s3://{bucket}/"):
-            try:
-                self._client.head_bucket(Bucket=bucket)
-                return
-            except ClientError as error:
-                if _code(error) not in _MISSING:
-                    raise
-            extra: dict[str, Any] = {}
-            if self.config.region != "us-east-1":
-                extra["CreateBucketConfiguration"] = {"LocationConstraint": self.config.region}
-            try:
-                self._client.create_bucket(Bucket=bucket, **extra)
-            except ClientError as error:
-                if _code(error) != "BucketAlreadyOwnedByYou":
-                    raise
+        bucket, uri = self.config.bucket, f"s3://{self.config.bucket}/"
+        if self._do(uri, lambda client: client.head_bucket(Bucket=bucket), missing_ok=True) is not None:
+            return
+        extra: dict[str, Any] = {}
+        if self.config.region != "us-east-1":
+            extra["CreateBucketConfiguration"] = {"LocationConstraint": self.config.region}
+        self._do(uri, lambda client: client.create_bucket(Bucket=bucket, **extra), ok={"BucketAlreadyOwnedByYou"})
 
     def check(self) -> None:
         """Write, read and delete a small object under the configured prefix.
@@ -442,12 +439,7 @@ class Storage:
 
     @property
     def _client(self) -> Any:
-        """The boto3 client. Its first use fails within seconds when the endpoint is down or the keys are
-        missing.
-
-        After that first contact requests are retried patiently, because a run of hours must outlive a short
-        outage.
-        """
+        """The boto3 client. Its first use fails within seconds when the endpoint is down or the keys are missing."""
         if self._connected is None:
             with self._lock:
                 if self._connected is None:
@@ -456,26 +448,72 @@ class Storage:
                     with contextlib.suppress(ClientError):
                         probe = _connect(self.config, attempts=2, connect_timeout_s=3, read_timeout_s=5)
                         probe.head_bucket(Bucket=self.config.bucket)
-                    self._connected = _connect(self.config, attempts=6, connect_timeout_s=10, read_timeout_s=60)
+                    self._connected = _connect(self.config, attempts=3, connect_timeout_s=10, read_timeout_s=60)
+                    self._reached = True
         return self._connected
 
-    @contextlib.contextmanager
-    def _errors(self, uri: str, missing_ok: bool = False) -> Iterator[None]:
-        """Turn what boto3 raises into one line; ``missing_ok`` swallows that the object is not there."""
+    def _do(self, uri: str, action: Callable[[Any], T], missing_ok: bool = False, ok: Collection[str] = ()) -> T | Any:
+        """Ask the store for something, again and again while it is out of order; what boto3 raises becomes one line.
+
+        Args:
+            uri: what it is about, for the message.
+            action: gets the boto3 client. Whatever it does may happen twice, which no request here minds.
+            missing_ok: None is returned when the object is not there.
+            ok: error codes for which None is returned as well.
+        """
         import boto3.exceptions
         from botocore.exceptions import BotoCoreError, ClientError
 
+        accepted = {*ok, *(_MISSING - {"NoSuchBucket"} if missing_ok else ())}
+        failing_since, pause_s = 0.0, 0.5
+        while True:
+            try:
+                result = action(self._client)
+            except (ClientError, BotoCoreError, boto3.exceptions.Boto3Error, ValueError, OSError) as error:
+                cause = _cause(error)
+                if isinstance(cause, ClientError) and _code(cause) in accepted:
+                    self._worked = True
+                    return None
+                now = time.monotonic()
+                failing_since = failing_since or now
+                left_s = failing_since + self.config.outage_s - now
+                if left_s <= 0 or not self._passing(cause):
+                    raise StorageError(self._describe(cause, uri)) from error
+                if failing_since == now:
+                    _log.warning("%s; trying for another %.0f s", self._describe(cause, uri), left_s)
+                time.sleep(min(pause_s, left_s))
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            else:
+                self._worked = True
+                return result
+
+    def _passing(self, error: BaseException) -> bool:
+        """Whether an error may go away by itself. Refused keys are read anew: somebody may renew them."""
+        from botocore import exceptions as boto
+
+        if isinstance(error, boto.ClientError):
+            code, status = _code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            if self._worked and (code in _BAD_KEYS or (code in _UNEXPLAINED and self._keys_are_refused())):
+                self._connected = None
+                return True
+            return self._reached and (status >= 500 or status == 429 or code in _BUSY)
+        if isinstance(error, boto.NoCredentialsError | boto.CredentialRetrievalError):
+            self._connected = None
+            return self._worked
+        away = boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError | boto.ResponseStreamingError
+        return self._reached and isinstance(error, away) and not isinstance(error, boto.SSLError)
+
+    def _keys_are_refused(self) -> bool:
+        """Why a HEAD request failed, which has no body to say so."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
         try:
-            yield
+            self._client.list_objects_v2(Bucket=self.config.bucket, MaxKeys=1)
         except ClientError as error:
-            if missing_ok and _code(error) in _MISSING - {"NoSuchBucket"}:
-                return
-            raise StorageError(self._describe(error, uri)) from error
-        except boto3.exceptions.Boto3Error as error:
-            cause = error.__cause__ or error.__context__ or error
-            raise StorageError(self._describe(cause, uri)) from error
-        except (BotoCoreError, ValueError, OSError) as error:
-            raise StorageError(self._describe(error, uri)) from error
+            return _code(error) in _BAD_KEYS
+        except BotoCoreError:
+            return False
+        return False
 
     def _describe(self, error: BaseException, uri: str) -> str:
         from botocore import exceptions as boto
@@ -495,17 +533,13 @@ class Storage:
             )
         if isinstance(error, boto.ClientError):
             code = _code(error)
-            if code in {
-                "InvalidAccessKeyId",
-                "SignatureDoesNotMatch",
-                "InvalidToken",
-                "ExpiredToken",
-                "TokenRefreshRequired",
-            }:
+            if code in _BAD_KEYS:
                 return (
                     f"the S3 endpoint {endpoint} refused the credentials ({code}); check AWS_ACCESS_KEY_ID, "
                     "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the profile or identity in use"
                 )
+            if code == "RequestTimeTooSkewed":
+                return f"the S3 endpoint {endpoint} finds this machine's clock wrong; set the clock"
             if code in {"403", "AccessDenied", "Forbidden"}:
                 return f"the S3 endpoint {endpoint} denied access to {uri}; check the keys and their rights"
             if code == "NoSuchBucket":
@@ -515,18 +549,34 @@ class Storage:
             message = error.response["Error"].get("Message", "")
             return f"{uri}: the S3 endpoint {endpoint} answered {code}: {message}"
         if isinstance(error, OSError):
-            return f"{uri}: {_first_line(error)}"
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            return f"{uri}: {_first_line(error)}" + ("; free space on this machine's disk" if full else "")
         return f"{uri}: S3 endpoint {endpoint}: {_first_line(error)}"
 
 
 _BAD_KEYS = frozenset(
     {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "TokenRefreshRequired"}
 )
+_UNEXPLAINED = frozenset({"400", "403"})
+_BUSY = frozenset({"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestTimeTooSkewed"})
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchBucket"})
 
 
 def _code(error: Any) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What boto3's and s3transfer's own errors are about."""
+    while True:
+        within = getattr(error, "last_exception", None) or (
+            error.__cause__ or error.__context__
+            if type(error).__module__.startswith(("boto3.", "s3transfer."))
+            else None
+        )
+        if within is None:
+            return error
+        error = within
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
@@ -44,6 +44,12 @@ _BATCH = 100
 """MLflow's limit for parameters and tags in one request."""
 _LISTED_TABLES = 100
 """Tables that a run's tag lists: MLflow cuts a tag of more than 8,000 characters, and half a list is no JSON."""
+_AWAY_S = 15.0
+"""How long MLflow is left alone after it did not answer, so that a training is not held up at each step."""
+_COUNT_S = 60.0
+"""How often the accelerator time is recorded: a killed process loses at most so much of it."""
+GPU_HOURS = "resources/gpu_hours"
+"""Metric of a stage's run, and summed up of the pipeline's: hours times the accelerators of the training."""
 _NOTE = "mlflow.note.content"
 """Tag with a run's description, in Markdown."""
 _NOTE_HEADING = "### What this run made"
@@ -127,13 +133,26 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _errors(what: str) -> Any:
+def _errors(what: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except MlflowException as error:
         raise TrackingError(f"{what}: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def impatient() -> Iterator[None]:
+    """MLflow's client tries for minutes by default, which is right for the beginning of a stage but not within it."""
+    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 # --- runs ---------------------------------------------------------------------------------------------------
@@ -149,8 +168,8 @@ def start_parent(
 ) -> str:
     """The pipeline's run, begun or continued; returns its id.
 
-    ``MLFLOW_RUN_ID`` in the environment names the run to use; otherwise it is found by its tag
-    ``vthink.run_id`` or created.
+    ``MLFLOW_RUN_ID`` in the environment names the run to use (or the parent of the run that it names, where KFP's
+    MLflow plugin has given a task its own); otherwise it is found by its tag ``vthink.run_id`` or created.
 
     Args:
         tracking: where.
@@ -165,6 +184,7 @@ def start_parent(
         parent = os.environ.get("MLFLOW_RUN_ID")
         tags = {"vthink.run_id": run_id, **_origin_tags("vthink run")}
         if parent:
+            parent = str(client.get_run(parent).data.tags.get("mlflow.parentRunId", parent))
             _continue(client, parent, tags)
         else:
             experiment = ensure_experiment(client, tracking.experiment, artifact_root)
@@ -180,10 +200,65 @@ def start_parent(
 
 
 def finish_parent(tracking: TrackingConfig, parent_run_id: str, status: Status = "FINISHED") -> None:
-    """Close the pipeline's run."""
+    """Close the pipeline's run, with the accelerator hours of the stages that ran in it."""
     client = registry_client(tracking)
     with _errors(f"cannot close the MLflow run {parent_run_id}"):
+        run = client.get_run(parent_run_id)
+        condition = f"tags.`mlflow.parentRunId` = '{parent_run_id}'"
+        children = client.search_runs([run.info.experiment_id], filter_string=condition)
+        hours = [child.data.metrics[GPU_HOURS] for child in children if GPU_HOURS in child.data.metrics]
+        if hours:
+            client.log_metric(parent_run_id, GPU_HOURS, sum(hours))
         client.set_terminated(parent_run_id, status)
+
+
+def begin_pipeline(run: str, config: str) -> str:
+    """Begin or continue the MLflow run of a pipeline run on a cluster.
+
+    Args:
+        run: `RunContext` as JSON. On a cluster one text may start many runs (a schedule, a clone), so KFP's id is added
+            to the run's.
+        config: the whole configuration as JSON, kept as ``config.yaml``.
+
+    Returns:
+        The context for the stages, as JSON.
+    """
+    import yaml
+
+    context = _of_cluster(run)
+    text = yaml.safe_dump(json.loads(config), sort_keys=False, allow_unicode=True) if config else ""
+    root = context.storage.root_uri + "mlflow"
+    parent = start_parent(context.tracking, context.run_id, text, context.run_id, root, context.storage)
+    return context.model_copy(update={"parent_run_id": parent}).to_json()
+
+
+def finish_pipeline(run: str, state: str) -> None:
+    """Close the MLflow run of a pipeline run on a cluster.
+
+    Args:
+        run: as `begin_pipeline` got it.
+        state: how KFP says that the pipeline ended: SUCCEEDED, FAILED or CANCELLED.
+    """
+    context = _of_cluster(run)
+    client = registry_client(context.tracking, context.storage)
+    with _errors(f"cannot close the MLflow run of {context.run_id}"):
+        experiment = ensure_experiment(client, context.tracking.experiment, context.storage.root_uri + "mlflow")
+        found = _search(client, experiment, {"vthink.run_id": context.run_id, "vthink.stage": "pipeline"})
+    if found is not None:  # else it ended before it began, or KFP's plugin closes it
+        status: Status = "FINISHED" if state == "SUCCEEDED" else "KILLED" if state.startswith("CANCEL") else "FAILED"
+        finish_parent(context.tracking, str(found.info.run_id), status)
+
+
+def _of_cluster(run: str) -> RunContext:
+    context = RunContext.load(run, "run")
+    kfp_id = os.environ.get("KFP_PIPELINE_RUN_ID", "")
+    return context.model_copy(update={"run_id": f"{context.run_id}-{kfp_id[:8]}"}) if kfp_id else context
+
+
+def _accelerators() -> int:
+    """Accelerators of this training: one per process. Only a process that has loaded torch can have any."""
+    torch = sys.modules.get("torch")
+    return int(os.environ.get("WORLD_SIZE", "1")) if torch is not None and torch.cuda.is_available() else 0
 
 
 def ensure_experiment(client: Any, name: str, artifact_root: str | None = None) -> str:
@@ -284,19 +359,37 @@ class Tracker:
     because training is resumed exactly, with the value that the repetition would give again. The tag
     ``vthink.resumed`` counts how often a stage continued.
 
-    A tracking server that fails for a while does not end a training: values wait in memory and go out with
-    the next ones. Only `finish` insists.
+    A tracking server that fails for a while does not end a training: values and artifacts wait in memory and go
+    out, in their order, with the next ones. Only `finish` insists, as long as ``tracking.outage_s`` says.
     """
 
-    def __init__(self, client: Any, run_id: str | None, resumed: bool = False, context: RunContext | None = None):
+    def __init__(
+        self,
+        client: Any,
+        run_id: str | None,
+        resumed: bool = False,
+        context: RunContext | None = None,
+        accelerators: int = 0,
+    ):
         self._client = client
         self._context = context
         self.run_id = run_id
         """MLflow's id; None in processes that do not record (rank other than 0)."""
         self._resumed = resumed
         self._last_step: dict[str, int] = {}
-        self._waiting: list[Any] = []
+        self._compared: set[str] = set()
+        """Names whose earlier values, of the process that this one continues, are known."""
+        self._waiting: list[tuple[Any, bool]] = []
+        """Values (``Metric``), and whether each belongs to a step."""
+        self._outbox: list[Callable[[], object]] = []
+        """What waits besides values."""
+        self._leave_alone_until = 0.0
         self._finished = False
+        self._accelerators = accelerators
+        self._begun = self._counted = time.monotonic()
+        self._hours_before = 0.0
+        """Accelerator hours of the processes that this one continues."""
+        self._last_stamp_ms = 0
 
     @classmethod
     def start(
@@ -306,6 +399,7 @@ class Tracker:
         fingerprint: str,
         config: Mapping[str, Any],
         inputs: Mapping[str, str],
+        accelerators: int | None = None,
     ) -> Self:
         """Begin or continue the run of a stage.
 
@@ -318,6 +412,8 @@ class Tracker:
             fingerprint: of the stage.
             config: the stage's section; logged as parameters ``a.b``.
             inputs: URIs of what goes in, by name; logged as tags ``vthink.input.<name>``.
+            accelerators: how many the stage keeps busy, for its accelerator hours; None: one per process of this
+                training, if there are any.
         """
         if os.environ.get("RANK", "0") != "0":
             return cls(None, None)
@@ -354,7 +450,12 @@ class Tracker:
                     run = _continue(client, run.info.run_id, tags)
             earlier = run.data.tags.get("vthink.resumed")
             begun = "vthink.fingerprint" in run.data.tags and bool(run.data.params or run.data.metrics)
-            tracker = cls(client, str(run.info.run_id), resumed=begun, context=context)
+            busy = _accelerators() if accelerators is None else accelerators
+            tracker = cls(client, str(run.info.run_id), begun, context, busy)
+            if begun and busy:
+                counted = client.get_metric_history(tracker.run_id, GPU_HOURS)
+                tracker._hours_before = max((metric.value for metric in counted), default=0.0)
+                tracker._last_stamp_ms = max((metric.timestamp for metric in counted), default=0)
             tracker.log_params(config)
             versions = json.dumps(package_versions(), sort_keys=True)
             tracker.set_tags({"vthink.packages": versions})
@@ -372,55 +473,98 @@ class Tracker:
         """
         if self.run_id is None:
             return
+        for key, value in metrics.items():
+            self._add(key, value, step)
+        if self._accelerators and time.monotonic() - self._counted >= _COUNT_S:
+            self._count_hours()
+        self._deliver()
+
+    def _add(self, key: str, value: float, step: int | None) -> None:
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        for key, value in metrics.items():
-            if step is not None:
-                if step <= self._last(key):
-                    continue
-                self._last_step[key] = step
-            self._waiting.append(Metric(key, float(value), now, 0 if step is None else step))
+        if step is not None:
+            if step <= self._last_step.get(key, -1):
+                return
+            self._last_step[key] = step
+        # MLflow shows the value with the latest time; a clock that is set back must not hide the newer one.
+        self._last_stamp_ms = max(self._last_stamp_ms + 1, int(time.time() * 1000))
+        metric = Metric(key, float(value), self._last_stamp_ms, 0 if step is None else step)
+        self._waiting.append((metric, step is not None))
+
+    def _count_hours(self) -> None:
+        self._counted = time.monotonic()
+        hours = (self._counted - self._begun) / 3600 * self._accelerators
+        self._add(GPU_HOURS, self._hours_before + hours, None)
+
+    def _deliver(self, *sends: Callable[[], object]) -> None:
+        """Send what waits and then this; what MLflow does not take waits for the next time."""
+        self._outbox += sends
+        if time.monotonic() < self._leave_alone_until:
+            return
         try:
-            self._send()
+            with impatient():
+                self._send()
         except Exception as error:
-            _log.warning("MLflow did not take %d values, will try again: %s", len(self._waiting), _first_line(error))
+            self._leave_alone_until = time.monotonic() + _AWAY_S
+            values, others = len(self._waiting), len(self._outbox)
+            _log.warning(
+                "MLflow did not take %d values and %d other things, will try again: %s",
+                values,
+                others,
+                _first_line(error),
+            )
 
     def _send(self) -> None:
+        if self._resumed:
+            self._drop_repeated()
         while self._waiting:
             batch = self._waiting[:1000]
-            self._client.log_batch(self.run_id, metrics=batch)
+            self._client.log_batch(self.run_id, metrics=[metric for metric, _ in batch])
             del self._waiting[: len(batch)]
+        while self._outbox:
+            self._outbox[0]()
+            del self._outbox[0]
+        self._leave_alone_until = 0.0
 
-    def _last(self, key: str) -> int:
-        """The last step recorded under a name, by this process or by the one it continues."""
-        if key not in self._last_step:
-            history = self._client.get_metric_history(self.run_id, key) if self._resumed else []
-            self._last_step[key] = max((metric.step for metric in history), default=-1)
-        return self._last_step[key]
+    def _drop_repeated(self) -> None:
+        """Leave out the values that the process which this one continues has recorded already."""
+        for key in {metric.key for metric, of_step in self._waiting if of_step} - self._compared:
+            history = self._client.get_metric_history(self.run_id, key)
+            last = max((metric.step for metric in history), default=-1)
+            self._waiting = [
+                (m, of_step) for m, of_step in self._waiting if m.key != key or not of_step or m.step > last
+            ]
+            self._last_step[key] = max(last, self._last_step[key])
+            self._compared.add(key)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record settings; nested mappings become ``a.b``. MLflow keeps the first value of each."""
         if self.run_id is None:
             return
-        from mlflow.entities import Param
+        flat = _flatten(params)
 
-        known = self._client.get_run(self.run_id).data.params
-        items = [Param(key, value) for key, value in _flatten(params).items() if key not in known]
-        for start in range(0, len(items), _BATCH):
-            self._client.log_batch(self.run_id, params=items[start : start + _BATCH])
+        def send() -> None:
+            from mlflow.entities import Param
+
+            known = self._client.get_run(self.run_id).data.params
+            items = [Param(key, value) for key, value in flat.items() if key not in known]
+            for start in range(0, len(items), _BATCH):
+                self._client.log_batch(self.run_id, params=items[start : start + _BATCH])
+
+        self._deliver(send)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, replacing earlier values."""
-        if self.run_id is not None:
-            _set_tags(self._client, self.run_id, tags)
+        if (run_id := self.run_id) is not None:
+            self._deliver(lambda: _set_tags(self._client, run_id, tags))
 
     # --- artifacts: a name that was used before is replaced -------------------------------------------------
 
     def log_text(self, name: str, text: str) -> None:
         """Keep a text; ``.txt`` is added to a name without a suffix."""
         if self.run_id is not None:
-            self._client.log_text(self.run_id, text, _artifact_name(name, ".txt"))
+            path = _artifact_name(name, ".txt")
+            self._deliver(lambda: self._client.log_text(self.run_id, text, path))
 
     def log_html(self, name: str, html: str) -> None:
         """Keep a page; ``.html`` is added to a name without a suffix."""
@@ -438,24 +582,28 @@ class Tracker:
             return
         path = _artifact_name(name, ".json")
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
-        table = {"columns": list(columns), "data": _finite(rows)}
-        self._client.log_text(self.run_id, json.dumps(table, ensure_ascii=False, default=str), path)
-        tag = "mlflow.loggedArtifacts"
-        listed = json.loads(self._client.get_run(self.run_id).data.tags.get(tag, "[]"))
-        entry = {"path": path, "type": "table"}
-        if entry not in listed:
-            self._client.set_tag(self.run_id, tag, json.dumps([*listed, entry][-_LISTED_TABLES:]))
+        table = json.dumps({"columns": list(columns), "data": _finite(rows)}, ensure_ascii=False, default=str)
+
+        def send() -> None:
+            self._client.log_text(self.run_id, table, path)
+            tag = "mlflow.loggedArtifacts"
+            listed = json.loads(self._client.get_run(self.run_id).data.tags.get(tag, "[]"))
+            entry = {"path": path, "type": "table"}
+            if entry not in listed:
+                self._client.set_tag(self.run_id, tag, json.dumps([*listed, entry][-_LISTED_TABLES:]))
+
+        self._deliver(send)
 
     def log_image(self, name: str, image: Any, step: int | None = None) -> None:
         """Keep a PIL image or an array (H, W, 3) of uint8 as PNG; with a step ``<name>/step-000050.png``."""
         if self.run_id is not None:
-            path = _artifact_name(name, ".png") if step is None else f"{name}/step-{step:06d}.png"
-            self._client.log_image(self.run_id, image, artifact_file=_artifact_name(path, ".png"))
+            path = _artifact_name(name if step is None else f"{name}/step-{step:06d}.png", ".png")
+            self._deliver(lambda: self._client.log_image(self.run_id, image, artifact_file=path))
 
     def log_artifact(self, path: Path | str, folder: str | None = None) -> None:
-        """Keep a file under its own name, in a folder of the run's artifacts."""
+        """Keep a file under its own name, in a folder of the run's artifacts; it must stay until `finish`."""
         if self.run_id is not None:
-            self._client.log_artifact(self.run_id, str(path), folder)
+            self._deliver(lambda: self._client.log_artifact(self.run_id, str(path), folder))
 
     def log_traces(self, traces: Sequence[Trace]) -> None:
         """Record questions and answers as traces of this run, to be read and searched in MLflow.
@@ -495,14 +643,29 @@ class Tracker:
     def finish(self, status: Status = "FINISHED") -> None:
         """Send what still waits and close the run.
 
+        A finished stage waits for MLflow, ``tracking.outage_s`` at most; one that failed or is being stopped does not.
+
         Raises:
             TrackingError: MLflow does not take it.
         """
         if self.run_id is None or self._finished:
             return
-        with _errors(f"cannot close the MLflow run {self.run_id}"):
-            self._send()
-            self._client.set_terminated(self.run_id, status)
+        if self._accelerators:
+            self._count_hours()
+        outage_s = self._context.tracking.outage_s if self._context is not None and status == "FINISHED" else 0.0
+        until = time.monotonic() + outage_s
+        while True:
+            try:
+                with impatient():
+                    self._send()
+                    self._client.set_terminated(self.run_id, status)
+                break
+            except Exception as error:
+                left_s = until - time.monotonic()
+                if left_s <= 0:
+                    raise TrackingError(f"cannot close the MLflow run {self.run_id}: {_first_line(error)}") from error
+                _log.warning("MLflow does not answer; trying for another %.0f s: %s", left_s, _first_line(error))
+                time.sleep(min(_AWAY_S, max(0.1, left_s)))
         self._finished = True
         if self._context is not None:
             describe_pipeline(self._client, self._context)

@@ -115,7 +115,7 @@ def train(job: dict[str, Any]) -> None:
         shuffle_dataset=config.shuffle,
         num_generations=config.num_generations,
         max_completion_length=config.max_new_tokens,
-        temperature=1.0,  # of the log-probabilities; rollouts are sampled by our own engine
+        temperature=config.temperature,  # of the log-probabilities, as of the rollouts
         beta=config.kl_coefficient,
         epsilon=config.epsilon,
         epsilon_high=config.epsilon_high,

@@ -24,8 +24,9 @@ Facts from the source of vLLM 0.31:
 A server for this: ``VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --logprobs-mode processed_logprobs
 --weight-transfer-config '{"backend": "nccl"}'``.
 
-Run against vLLM 0.31 on a CPU, with tiny models of both families: engine and server give log-probabilities within
-1e-5 of the trainer's. Not run here: a GPU, NCCL weight transfer, sleep mode, models of real size.
+Run with vLLM 0.31 on a CPU and tiny models of both families (`TestWithVLLM`): the engine's log-probabilities are the
+trainer's within 1e-4, and vLLM's own types read the body for a server back unchanged. Not run here: a server, NCCL
+weight transfer, sleep mode, a GPU, models of real size.
 """
 
 from __future__ import annotations

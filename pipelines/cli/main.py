@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ... import __version__
-from . import compare, config, data, evaluate, look, run, serve, submit, train
+from . import cluster, compare, config, data, evaluate, look, plan, run, serve, submit, train
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -41,6 +41,8 @@ def _root(
 
 run.register(app)
 submit.register(app)
+cluster.register(app)
+plan.register(app)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 evaluate.register(app)

@@ -26,6 +26,17 @@ Overrides = Annotated[
 ]
 Folder = Annotated[Path, typer.Option("--workspace", metavar="DIR", help="Where this machine's runs keep everything.")]
 WORKSPACE = Path(".vthink")
+Host = Annotated[
+    str,
+    typer.Option(
+        envvar="KF_PIPELINES_ENDPOINT", help="Address of Kubeflow Pipelines; of a whole Kubeflow: https://…/pipeline."
+    ),
+]
+Namespace = Annotated[str, typer.Option(envvar="KF_PIPELINES_NAMESPACE", help="The team's namespace.")]
+Token = Annotated[
+    str | None,
+    typer.Option(envvar="KF_PIPELINES_TOKEN", help="Bearer token; default: a service account's, or OIDC's."),
+]
 
 
 def load(preset: str, overrides: list[str] | None) -> Config:

@@ -54,13 +54,13 @@ def run(
     from .. import run as engine
 
     config = load(preset, overrides)
-    restart = _stage(from_stage)
+    restart = stage_named(from_stage)
     console = Console(highlight=False)
     with engine.session(config, workspace) as opened:
         if dry_run:
             console.print(_plan_table(engine.plan(opened, restart)))
             return
-        with _Progress(console) as progress:
+        with Progress(console) as progress:
             outcome = engine.execute(opened, restart, progress.update)
         summary = engine.write_summary(opened, outcome)
     show_summary(console, summary, workspace)
@@ -68,7 +68,8 @@ def run(
         raise typer.Exit(REFUSED)
 
 
-def _stage(name: str | None) -> Stage | None:
+def stage_named(name: str | None) -> Stage | None:
+    """The stage of that name; None for None."""
     from ...components.common.config import STAGES
 
     for stage in STAGES:
@@ -93,7 +94,7 @@ def _plan_table(planned: list[PlannedStage]) -> RenderableType:
     return table
 
 
-class _Progress:
+class Progress:
     """The stages, live on a terminal; elsewhere a line when a stage begins or ends."""
 
     def __init__(self, console: Console) -> None:
@@ -103,7 +104,7 @@ class _Progress:
         self._live = Live(console=console, refresh_per_second=4, transient=False) if console.is_terminal else None
         self._told: dict[str, str] = {}
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Progress:
         if self._live:
             self._live.start()
         return self
@@ -113,8 +114,9 @@ class _Progress:
             self._live.stop()
 
     def update(self, stages: Mapping[Stage, StageProgress]) -> None:
+        """Show where the stages are now."""
         if self._live:
-            self._live.update(self._table(stages))
+            self._live.update(stage_table(stages))
             return
         for stage, progress in stages.items():
             if progress.status != self._told.get(stage, "waiting"):
@@ -124,20 +126,24 @@ class _Progress:
                 time = f" {clock(progress.seconds)}" if ended else ""
                 self._console.print(f"{symbol} {stage} {progress.status}{time}", markup=False)
 
-    def _table(self, stages: Mapping[Stage, StageProgress]) -> RenderableType:
-        from rich.table import Table
-        from rich.text import Text
 
-        table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True, justify="right")
-        table.add_column(no_wrap=True, overflow="ellipsis")
-        for stage, progress in stages.items():
-            symbol, style = SYMBOLS[progress.status]
-            time = clock(progress.seconds) if progress.started is not None else ""
-            line = {"running": progress.line, "reused": "reused", "skipped": "skipped"}.get(progress.status, "")
-            table.add_row(Text(f"{symbol} {stage}", style), time, Text(line, "dim"))
-        return table
+def stage_table(stages: Mapping[Stage, StageProgress]) -> RenderableType:
+    """The stages with their states, one a line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, justify="right")
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    for stage, progress in stages.items():
+        symbol, style = SYMBOLS[progress.status]
+        time = clock(progress.seconds) if progress.started is not None else ""
+        line = {"running": progress.line, "reused": "reused", "skipped": "skipped", "failed": progress.line}.get(
+            progress.status, ""
+        )
+        table.add_row(Text(f"{symbol} {stage}", style), time, Text(line, "dim"))
+    return table
 
 
 def clock(seconds: float) -> str:

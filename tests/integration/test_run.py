@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -191,3 +194,39 @@ def test_two_processes_train_together(copied, statuses, check):
     check(copied.run("--from", "sft", "--set", "launch.processes=2"))
     assert (statuses(copied)["sft"], statuses(copied)["grpo"]) == ("done", "done")
     assert "[rank 1]" in copied.log("sft")
+
+
+CLUSTER_DAG = """
+import sys
+from pathlib import Path
+from kfp import local
+from vthink.components.common.config import LaunchConfig
+from vthink.pipelines.config import load
+from vthink.pipelines.pipeline import arguments, build
+from vthink.pipelines.run import STATE, State, session
+
+config = load(sys.argv[1])
+with session(config, Path(".vthink")) as opened:
+    redo = State.read(opened.workspace.root / STATE).redo
+    context = opened.context.model_copy(update={"run_id": "as-on-a-cluster", "redo": dict(redo)})
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root="kfp", raise_on_error=True)
+    build(LaunchConfig(), evaluation_gpus=0)(**arguments(config, context))
+"""
+
+
+def test_the_dag_of_a_cluster_records_its_run_and_reuses_what_the_laptop_made(copied):
+    from mlflow import MlflowClient
+
+    foreign = ("AWS_", "MLFLOW_", "VTHINK_S3_ENDPOINT")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    command = [sys.executable, "-c", CLUSTER_DAG, str(Path(__file__).with_name("micro.yaml"))]
+    done = subprocess.run(command, cwd=copied.folder, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for stage in ("sft", "grpo", "evaluate"):
+        assert f"{stage}: reused" in done.stdout
+    client = MlflowClient(f"sqlite:///{copied.workspace / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("vthink").experiment_id
+    (parent,) = client.search_runs(
+        [experiment], "tags.`vthink.run_id` = 'as-on-a-cluster' and tags.`vthink.stage` = 'pipeline'"
+    )
+    assert parent.info.status == "FINISHED"

@@ -13,8 +13,8 @@ from vthink.pipelines.config import load, presets
 from vthink.pipelines.run import LAST_TASK, STAGE_OF_TASK
 
 TRAINING = ("exec-sft", "exec-grpo")
-LAUNCHERS = {"skip", "keep"}
-"""Tasks that only steer the graph and belong to no stage."""
+LAUNCHERS = {"skip", "keep", "begin", "finish"}
+"""Tasks that only steer the graph, or record the run, and belong to no stage."""
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,18 @@ def compiled(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def spec(compiled) -> dict[str, Any]:
-    return yaml.safe_load(compiled)
+    return next(yaml.safe_load_all(compiled))
+
+
+@pytest.fixture(scope="module")
+def pods(compiled) -> dict[str, Any]:
+    """What the platform part says about each executor's pod."""
+    return platform(compiled)
+
+
+def platform(compiled: str) -> dict[str, Any]:
+    _, platforms = yaml.safe_load_all(compiled)
+    return platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
 def dags(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -67,14 +78,61 @@ def test_training_tasks_are_launchers_and_only_evaluation_asks_for_a_gpu(spec):
     }
     assert set(accelerated) == {"exec-evaluate"}
     assert accelerated["exec-evaluate"]["resourceCount"] == "1"
-    for name, task in tasks(spec):
-        assert "retryPolicy" not in task, name
     assert "timeout" not in yaml.dump([executors[name] for name in TRAINING]).lower()
 
 
 def test_the_gpu_can_be_left_out(tmp_path):
     text = pipeline.compile_to(tmp_path / "cpu.yaml", evaluation_gpus=0).read_text("utf-8")
     assert "accelerator" not in text
+
+
+def test_every_pod_is_not_root_finds_the_store_and_is_started_again_when_it_is_evicted(spec, pods):
+    executors = spec["deploymentSpec"]["executors"]
+    assert set(pods) == set(executors)
+    for name, pod in pods.items():
+        assert pod["securityContext"] == {"runAsUser": "1000", "runAsGroup": "1000", "runAsNonRoot": True}, name
+        assert [(secret["secretName"], secret["optional"]) for secret in pod["secretAsEnv"]] == [("vthink-s3", True)]
+        assert {pair["envVar"] for pair in pod["configMapAsEnv"][0]["keyToEnv"]} >= {"MLFLOW_TRACKING_URI"}
+        assert pod["fieldPathAsEnv"][0]["fieldPath"] == "metadata.labels['pipeline/runid']"
+        resources = executors[name]["container"]["resources"]
+        assert resources["resourceCpuRequest"], name
+        assert resources["resourceMemoryLimit"], name
+    for name, task in tasks(spec):
+        assert ("retryPolicy" in task) == runs_code(spec, task), name
+
+
+def test_what_is_compiled_is_exactly_what_kfp_s_definitions_allow(spec, pods):
+    from google.protobuf import json_format
+    from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
+    from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
+
+    json_format.ParseDict(spec, PipelineSpec())
+    for pod in pods.values():
+        json_format.ParseDict(pod, KubernetesExecutorConfig())
+    name, pod = next(iter(pods.items()))
+    for wrong in ({"securityContxt": {}}, {"securityContext": {"runAsUser": "root"}}, {"nodeSelector": {"label": {}}}):
+        with pytest.raises(json_format.ParseError):
+            json_format.ParseDict({**pod, **wrong}, KubernetesExecutorConfig())
+    with pytest.raises(json_format.ParseError):
+        json_format.ParseDict({**spec, "root": {"dags": {}}}, PipelineSpec())
+    assert name.startswith("exec-")
+
+
+def test_a_stage_s_pool_becomes_its_queue_or_its_nodes_and_touches_no_other_stage(tmp_path):
+    def placed(*settings: str) -> dict[str, dict[str, Any]]:
+        config = load("laptop", ["launch.pool={prepare: cpu, sft: gpu-spot, evaluate: gpu}", *settings])
+        pods = platform(pipeline.compile_to(tmp_path / "pools.yaml", config).read_text("utf-8"))
+        keys = ("podMetadata", "nodeSelector", "tolerations")
+        return {name: where for name, pod in pods.items() if (where := {key: pod[key] for key in keys if key in pod})}
+
+    queued = {"kueue.x-k8s.io/queue-name": "gpu"}
+    assert placed()["exec-evaluate"] == {"podMetadata": {"labels": queued}}
+    # SFT's accelerators are its training job's, and the launcher needs none.
+    assert set(placed()) == {"exec-evaluate", "exec-plan-data", "exec-prepare-shard", "exec-merge-data"}
+    nodes = placed("launch.cluster.queues=false")["exec-evaluate"]
+    assert nodes["nodeSelector"]["labels"] == {"vthink.dev/pool": "gpu"}
+    assert [toleration["key"] for toleration in nodes["tolerations"]] == ["vthink.dev/pool", "nvidia.com/gpu"]
+    assert "podMetadata" not in nodes
 
 
 def test_conditions_look_at_one_output_or_a_boolean_only(spec):

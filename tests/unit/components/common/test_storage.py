@@ -241,7 +241,7 @@ def test_a_body_that_breaks_off_is_read_again(s3: StorageConfig, monkeypatch: py
         assert answers == []
         answers += [b"{"] * 9
         with pytest.raises(StorageError, match="cannot reach") as error:
-            Storage(s3.model_copy(update={"endpoint_url": url})).read_json("s3://b/x")
+            Storage(s3.model_copy(update={"endpoint_url": url, "outage_s": 0.7})).read_json("s3://b/x")
         one_line(error)
         server.shutdown()
 

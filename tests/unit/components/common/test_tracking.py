@@ -22,8 +22,10 @@ from vthink.components.common.tracking import (
     Trace,
     Tracker,
     TrackingError,
+    begin_pipeline,
     experiment_url,
     finish_parent,
+    finish_pipeline,
     mlflow_environment,
     model_version_url,
     registry_client,
@@ -246,7 +248,8 @@ def test_steps_repeated_after_a_kill_appear_once(child: RunContext, client: Any)
 def test_a_database_that_is_busy_for_a_while_loses_no_value(
     child: RunContext, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker = start(child)
+    impatient = child.tracking.model_copy(update={"outage_s": 0.0})
+    tracker = start(child.model_copy(update={"tracking": impatient}))
     tracker.log_metrics({"sft/loss": 1.0}, step=1)
     database = sqlite3.connect(str(child.tracking.uri).removeprefix("sqlite:///"), isolation_level=None)
     database.execute("BEGIN EXCLUSIVE")
@@ -556,3 +559,39 @@ def test_a_description_that_cannot_be_written_does_not_fail_the_stage(
         client.delete_run(child.parent_run_id)
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
     assert "cannot describe the MLflow run" in caplog.text
+
+
+# --- a pipeline run on a cluster ---
+
+
+def test_a_pipeline_run_on_a_cluster_is_begun_once_per_run_of_kfp_and_closed(
+    context: RunContext, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(kfp_id: str) -> RunContext:
+        monkeypatch.setenv("KFP_PIPELINE_RUN_ID", kfp_id)
+        return RunContext.load(begin_pipeline(context.to_json(), '{"name": "laptop"}'))
+
+    first, retried, second = begin("11111111-aa"), begin("11111111-aa"), begin("22222222-bb")
+    assert first == retried
+    assert (first.run_id, second.run_id) == ("test-run-11111111", "test-run-22222222")
+    assert first.parent_run_id not in (None, second.parent_run_id)
+    with start(first) as tracker:
+        pass
+    assert client.get_run(tracker.run_id).data.tags["mlflow.parentRunId"] == first.parent_run_id
+    assert client.get_run(first.parent_run_id).data.tags["kfp.pipeline_run_id"] == "11111111-aa"
+    assert "name: laptop" in Path(client.download_artifacts(first.parent_run_id, "config.yaml")).read_text()
+    for kfp_id, state in (("11111111-aa", "SUCCEEDED"), ("22222222-bb", "CANCELLED"), ("33333333-cc", "FAILED")):
+        monkeypatch.setenv("KFP_PIPELINE_RUN_ID", kfp_id)
+        finish_pipeline(context.to_json(), state)
+    ended = [client.get_run(run.parent_run_id).info.status for run in (first, second)]
+    assert ended == ["FINISHED", "KILLED"]
+
+
+def test_the_parent_of_the_run_that_kfp_gave_a_task_is_the_pipeline_s(
+    child: RunContext, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with start(child) as task:
+        pass
+    monkeypatch.setenv("MLFLOW_RUN_ID", str(task.run_id))
+    begun = RunContext.load(begin_pipeline(child.model_copy(update={"parent_run_id": None}).to_json(), ""))
+    assert begun.parent_run_id == child.parent_run_id

@@ -1,0 +1,216 @@
+"""``vthink doctor``: Kubeflow Pipelines, a cluster, S3 and MLflow that are well, and each of them ill in turn."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from kfp_server import API, KfpServer
+from vthink.components.common.config import StorageConfig, TrackingConfig
+from vthink.components.common.launch import free_port
+from vthink.pipelines.config import Config, load, to_yaml
+from vthink.pipelines.doctor import KINDS, Finding, examine
+
+SPACE = "/apis/{group}/{version}/namespaces/team/{plural}"
+QUEUES = "/apis/kueue.x-k8s.io/v1beta2/namespaces/team/localqueues"
+RUNTIMES = "/apis/trainer.kubeflow.org/v1alpha1/clustertrainingruntimes"
+MODELS = "/apis/serving.kserve.io/v1beta1/namespaces/team/inferenceservices"
+QUOTAS = "/api/v1/namespaces/team/resourcequotas"
+NODES = "/api/v1/nodes?labelSelector=vthink.dev/pool=gpu"
+
+
+def healthy() -> dict[str, Any]:
+    """What the API server of a cluster with everything answers, by path; a number is an error's status."""
+    answers: dict[str, Any] = {
+        "/version": {"major": "1", "minor": "34", "gitVersion": "v1.34.1"},
+        QUEUES: {"items": [{"metadata": {"name": "gpu"}, "status": {
+            "admittedWorkloads": 1, "pendingWorkloads": 2, "conditions": [{"type": "Active", "status": "True"}]}}]},
+        RUNTIMES: {"items": [{"metadata": {"name": "vthink-torch"}}]},
+        MODELS: {"items": [{"metadata": {"name": "vthink"}, "status": {
+            "conditions": [{"type": "Ready", "status": "True"}]}}]},
+        QUOTAS: {"items": [{"status": {
+            "hard": {"requests.nvidia.com/gpu": "16"}, "used": {"requests.nvidia.com/gpu": "8"}}}]},
+        NODES: {"items": [{"status": {
+            "conditions": [{"type": "Ready", "status": "True"}], "allocatable": {"nvidia.com/gpu": "8"}}}]},
+    }  # fmt: skip
+    for group, version, plural in KINDS:
+        versions = answers.setdefault(f"/apis/{group}", {"versions": []})["versions"]
+        if {"version": version} not in versions:
+            versions.append({"version": version})
+        answers.setdefault(f"/apis/{group}/{version}", {"resources": []})["resources"].append({"name": plural})
+    return answers
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """A Kubernetes API with the answers of the dictionary; only the holder of the right token gets them."""
+    answers = healthy()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.headers.get("authorization") == "Bearer kube"
+            found = answers.get(unquote(self.path), 404) if known else 401
+            status, body = (found, {"message": "no"}) if isinstance(found, int) else (200, found)
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    kubeconfig = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "k", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+        "users": [{"name": "u", "user": {"token": "kube"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+    }  # fmt: skip
+    path = tmp_path / "kubeconfig"
+    path.write_text(json.dumps(kubeconfig))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    yield answers
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
+    if API not in os.environ:
+        pytest.skip(f"{API} does not name KFP's v2beta1 definition")
+    server = KfpServer()
+    server.start()
+    yield server
+    server.stop()
+    assert server.violations == []
+
+
+@pytest.fixture
+def config(s3: StorageConfig, tracking: TrackingConfig) -> Config:
+    made = load("video_r1_7b", ["launch.pool={sft: gpu, grpo: gpu, evaluate: gpu}"])
+    return made.model_copy(update={"storage": s3, "tracking": tracking})
+
+
+def findings(config: Config, kfp: KfpServer | None = None) -> dict[str, Finding]:
+    return {finding.subject: finding for finding in examine(config, kfp.url if kfp else None, "team", "secret")}
+
+
+def ill(found: dict[str, Finding]) -> dict[str, str]:
+    return {subject: finding.detail for subject, finding in found.items() if finding.verdict == "bad"}
+
+
+def test_where_everything_is_there_every_line_is_ok(config: Config, cluster: dict[str, Any], kfp: KfpServer):
+    found = findings(config, kfp)
+    assert {s: f.detail for s, f in found.items() if f.verdict != "ok"} == {}
+    assert list(found) == [
+        "Kubeflow Pipelines", "cluster", *(f"CRD {plural}.{group}" for group, _, plural in KINDS), "queue gpu", "quota",
+        "nodes of pool gpu", "training runtime", "KServe", "S3", "MLflow",
+    ]  # fmt: skip
+    assert found["queue gpu"].detail == "1 admitted, 2 waiting"
+    assert found["nodes of pool gpu"].detail == "1 ready, 8 × nvidia.com/gpu"
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "subject", "said"),
+    [
+        ("/apis/trainer.kubeflow.org", 404, "CRD trainjobs.trainer.kubeflow.org", "apply k8s/cluster"),
+        ("/apis/kueue.x-k8s.io", {"versions": [{"version": "v1beta1"}]}, "CRD localqueues.kueue.x-k8s.io",
+         "serves v1beta1, not v1beta2"),
+        ("/apis/serving.kserve.io/v1beta1", {"resources": []}, "CRD inferenceservices.serving.kserve.io",
+         "has no inferenceservices"),
+        (QUEUES, {"items": [{"metadata": {"name": "cpu"}}]}, "queue gpu", r"no LocalQueue .* \(there: cpu\)"),
+        (QUEUES, {"items": [{"metadata": {"name": "gpu"}, "status": {"conditions": [
+            {"type": "Active", "status": "False", "message": "ClusterQueue missing"}]}}]}, "queue gpu",
+         "is stopped: ClusterQueue missing"),
+        (QUOTAS, {"items": [{"status": {"hard": {"pods": "5"}, "used": {"pods": "5"}}}]}, "quota", "pods 5 of 5"),
+        (NODES, {"items": [{"status": {"conditions": [{"type": "Ready", "status": "False"}]}}]}, "nodes of pool gpu",
+         "none of them ready"),
+        (RUNTIMES, {"items": []}, "training runtime", "no ClusterTrainingRuntime vthink-torch"),
+        (MODELS, 500, "KServe", "answered 500"),
+    ],
+    ids=["no Trainer", "an old Kueue", "no KServe", "no queue", "a stopped queue", "no quota left", "no node ready",
+         "no runtime", "trouble"],
+)  # fmt: skip
+def test_what_the_cluster_lacks_is_named_with_what_to_do(
+    config: Config, cluster: dict[str, Any], path: str, answer: Any, subject: str, said: str
+):
+    import re
+
+    cluster[path] = copy.deepcopy(answer)
+    found = ill(findings(config))
+    assert re.search(said, found[subject]), found
+    assert not any("\n" in detail for detail in found.values())
+
+
+def test_what_one_may_not_see_is_no_failure(config: Config, cluster: dict[str, Any]):
+    cluster[NODES] = cluster[QUOTAS] = 403
+    found = findings(config)
+    assert ill(found) == {}
+    assert found["quota"].detail == "you may not see it; ask an administrator"
+    cluster[NODES] = {"items": []}
+    assert findings(config)["nodes of pool gpu"].verdict == "unknown"
+
+
+def test_what_cannot_be_reached_is_named(
+    config: Config, cluster: dict[str, Any], kfp: KfpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    away = f"http://127.0.0.1:{free_port()}"
+    broken = config.model_copy(
+        update={
+            "storage": config.storage.model_copy(update={"endpoint_url": away}),
+            "tracking": config.tracking.model_copy(update={"uri": away}),
+        }
+    )
+    kubeconfig = json.loads(Path(os.environ["KUBECONFIG"]).read_text())
+    kubeconfig["clusters"][0]["cluster"]["server"] = away
+    (tmp_path / "wrong").write_text(json.dumps(kubeconfig))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "wrong"))
+    kfp.tokens = set()
+    found = ill(findings(broken, kfp))
+    assert set(found) == {"Kubeflow Pipelines", "cluster", "S3", "MLflow"}
+    assert "does not know you" in found["Kubeflow Pipelines"]
+    assert "check KUBECONFIG" in found["cluster"]
+    assert "cannot reach the S3 endpoint" in found["S3"]
+    assert not any("\n" in detail for detail in found.values())
+
+
+def test_without_a_kubeconfig_the_cluster_is_not_looked_at(config: Config, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+    found = findings(config)
+    assert (found["cluster"].verdict, found["Kubeflow Pipelines"].verdict) == ("unknown", "unknown")
+    assert ill(found) == {}
+
+
+def test_the_exit_code_says_whether_all_is_well(
+    config: Config, cluster: dict[str, Any], kfp: KfpServer, tmp_path: Path
+):
+    (tmp_path / "team.yaml").write_text(to_yaml(config))
+
+    def doctor() -> subprocess.CompletedProcess[str]:
+        options = ["--config", "team.yaml", "--host", kfp.url, "--namespace", "team"]
+        command = [sys.executable, "-m", "vthink.pipelines.cli.main", "doctor", *options]
+        env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=120, check=False)
+
+    done = doctor()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(line.startswith("✓ ") for line in done.stdout.splitlines())
+    cluster[RUNTIMES] = {"items": []}
+    done = doctor()
+    assert done.returncode == 1
+    assert [line for line in done.stdout.splitlines() if line.startswith("✗ ")] == [
+        "✗ training runtime: no ClusterTrainingRuntime vthink-torch (there: none); apply k8s/cluster"
+    ]

@@ -1,0 +1,497 @@
+"""``vthink submit`` and its sisters with the real ``kfp.Client``, over HTTP, held to KFP's definition of its API."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kfp_server import API, Fault, KfpServer
+from vthink.components.common.config import ConfigError, RunContext
+from vthink.pipelines import pipeline, submit
+from vthink.pipelines.config import Config, load
+from vthink.pipelines.run import StageProgress
+from vthink.pipelines.submit import Pipelines, SubmitError, cron_expression, ending, stages
+
+VTHINK = [sys.executable, "-m", "vthink.pipelines.cli.main"]
+ALL = ("plan_data", "prepare_shard", "merge_data", "sft", "grpo", "evaluate", "gate", "register", "deploy")
+
+
+@lru_cache
+def compiled(config: str, evaluation_gpus: int) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = pipeline.compile_to(Path(folder) / "x.yaml", Config.load(config), evaluation_gpus)
+        return path.read_bytes()
+
+
+def compile_once(path: Path, config: Config, evaluation_gpus: int) -> Path:
+    """`compile_to`, whose half second of work per configuration is done once for all tests."""
+    path.write_bytes(compiled(config.to_json(), evaluation_gpus))
+    return path
+
+
+@pytest.fixture
+def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
+    """A Kubeflow Pipelines; no request may be against the definition."""
+    if API not in os.environ:
+        pytest.skip(f"{API} does not name KFP's v2beta1 definition")
+    for name in list(os.environ):
+        if name.startswith(("KF_PIPELINES_", "VTHINK_OIDC_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(submit, "_PAUSE_S", 0.02)
+    monkeypatch.setattr(submit, "compile_to", compile_once)
+    server = KfpServer()
+    server.start()
+    yield server
+    server.stop()
+    assert server.violations == []
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    rows = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    rows.write_text("{}\n")
+    return load("laptop", [f"data.source={rows}", "launch.pool.evaluate=gpu", "launch.processes=8"])
+
+
+@pytest.fixture
+def pipelines(kfp: KfpServer) -> Pipelines:
+    return Pipelines(kfp.url, "team", "secret")
+
+
+def sent(kfp: KfpServer, method: str, path: str) -> int:
+    return sum(asked == method and path in where for asked, where in kfp.requests)
+
+
+# --- starting ---
+
+
+def test_a_run_gets_a_version_of_the_pipeline_and_all_its_parameters(
+    kfp: KfpServer, pipelines: Pipelines, config: Config
+):
+    started = pipelines.start(config, experiment="mine", service_account="vthink-pipeline")
+    run = kfp.runs[started.run_id]
+    assert started.url == f"{kfp.url}/#/runs/details/{started.run_id}"
+    assert run["display_name"] == started.name
+    assert run["service_account"] == "vthink-pipeline"
+    assert kfp.experiments[run["experiment_id"]]["display_name"] == "mine"
+    assert kfp.experiments[run["experiment_id"]]["namespace"] == "team"
+    parameters = run["runtime_config"]["parameters"]
+    context = RunContext.load(parameters["run"])
+    assert (context.run_id, context.launch.backend, context.launch.processes) == (started.name, "trainjob", 8)
+    assert Config.load(parameters["config"]) == config
+    reference = run["pipeline_version_reference"]
+    package = kfp.packages[reference["pipeline_version_id"]]
+    executors = package["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert executors["exec-evaluate"]["podMetadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "gpu"}
+
+
+def test_a_version_is_uploaded_once(kfp: KfpServer, pipelines: Pipelines, config: Config):
+    first, second = pipelines.start(config), pipelines.start(config)
+    assert first.run_id != second.run_id
+    assert (len(kfp.pipelines), len(kfp.versions), len(kfp.experiments)) == (1, 1, 1)
+    pipelines.start(config, evaluation_gpus=0)
+    assert (len(kfp.pipelines), len(kfp.versions), len(kfp.runs)) == (1, 2, 3)
+
+
+def test_a_kfp_that_serves_one_team_is_told_no_namespace(kfp: KfpServer, config: Config):
+    kfp.multi_user = False
+    Pipelines(kfp.url, "team").start(config)
+    assert len(kfp.runs) == 1
+
+
+def test_a_stage_is_redone_in_this_run_and_stays_redone_in_the_next(
+    kfp: KfpServer, pipelines: Pipelines, config: Config
+):
+    def redo(started: Any) -> dict[str, int]:
+        return RunContext.load(kfp.runs[started.run_id]["runtime_config"]["parameters"]["run"]).redo
+
+    assert redo(pipelines.start(config)) == {}
+    assert redo(pipelines.start(config, restart="grpo")) == {"grpo": 1}
+    assert redo(pipelines.start(config)) == {"grpo": 1}
+    assert redo(pipelines.start(config, restart="grpo")) == {"grpo": 2}
+    other = config.model_copy(update={"name": "other"})
+    assert redo(pipelines.start(other)) == {}
+
+
+def test_a_recurring_run(kfp: KfpServer, pipelines: Pipelines, config: Config):
+    started = pipelines.start(config, cron="0 3 * * *")
+    recurring = kfp.recurring[started.run_id]
+    assert recurring["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * *"}}
+    assert (recurring["mode"], recurring["max_concurrency"], recurring["no_catchup"]) == ("ENABLE", "1", True)
+    assert kfp.runs == {}
+    assert pipelines.cancel(started.run_id) == "deleted the recurring run"
+    assert kfp.recurring == {}
+
+
+def test_a_wrong_time_is_refused_before_anything_is_sent(kfp: KfpServer, pipelines: Pipelines, config: Config):
+    before = len(kfp.requests)
+    with pytest.raises(ConfigError, match="expected five fields"):
+        pipelines.start(config, cron="daily")
+    assert len(kfp.requests) == before
+    assert cron_expression("1 2 3 4 5 6") == "1 2 3 4 5 6"
+
+
+def test_what_kfp_s_page_gets_by_hand_starts_with_the_settings_that_were_compiled_in(kfp: KfpServer, tmp_path: Path):
+    filled = next(yaml.safe_load_all(pipeline.compile_to(tmp_path / "filled.yaml", load("video_r1_7b")).read_text()))
+    empty = next(yaml.safe_load_all(pipeline.compile_to(tmp_path / "empty.yaml").read_text()))
+    needed = {
+        name: {
+            key for key, about in spec["root"]["inputDefinitions"]["parameters"].items() if "defaultValue" not in about
+        }
+        for name, spec in (("filled", filled), ("empty", empty))
+    }
+    assert needed == {
+        "filled": set(),
+        "empty": {"run", "model", "video", "data", "sft", "grpo", "evaluation", "deployment"},
+    }
+    default = filled["root"]["inputDefinitions"]["parameters"]["run"]["defaultValue"]
+    assert RunContext.load(default).launch.backend == "trainjob"
+
+
+# --- nothing twice ---
+
+
+@pytest.mark.parametrize("status", [0, 503], ids=["no answer", "503"])
+@pytest.mark.parametrize("path", ["/pipelines$", "/upload_version$", "/experiments$", "/runs$"])
+def test_a_lost_answer_makes_nothing_twice(
+    kfp: KfpServer, pipelines: Pipelines, config: Config, path: str, status: int
+):
+    kfp.faults.append(Fault("POST", path, status, done=True))
+    pipelines.start(config)
+    assert [len(kept) for kept in (kfp.pipelines, kfp.versions, kfp.experiments, kfp.runs)] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("path", ["/runs$", "/recurringruns$"])
+def test_a_request_that_was_not_taken_is_sent_again(kfp: KfpServer, pipelines: Pipelines, config: Config, path: str):
+    kfp.faults.append(Fault("POST", path, 503, times=2))
+    pipelines.start(config, cron="0 3 * * *" if "recurring" in path else None)
+    assert len(kfp.runs) + len(kfp.recurring) == 1
+    assert sent(kfp, "POST", path.rstrip("$")) == 3
+
+
+def test_a_kfp_in_trouble_for_longer_is_said_in_one_line(kfp: KfpServer, pipelines: Pipelines, config: Config):
+    kfp.faults.append(Fault("POST", "/runs$", 503, times=99))
+    with pytest.raises(SubmitError, match=r"cannot start the run: .* answered 503") as error:
+        pipelines.start(config)
+    assert "\n" not in str(error.value)
+    assert kfp.runs == {}
+
+
+# --- who asks ---
+
+
+def test_a_token_that_is_not_known_is_refused_at_once(kfp: KfpServer):
+    kfp.tokens = {"secret"}
+    assert Pipelines(kfp.url, "team", "secret").multi_user
+    begun = time.monotonic()
+    with pytest.raises(SubmitError, match="does not know you") as error:
+        Pipelines(kfp.url, "team", "wrong")
+    assert (error.value.status, time.monotonic() - begun < 3) == (401, True)
+
+
+def test_a_service_account_s_token_is_read_again_when_it_is_renewed(
+    kfp: KfpServer, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    kfp.tokens = {"first"}
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(file))
+    pipelines = Pipelines(kfp.url, "team")
+    pipelines.start(config)
+    kfp.tokens = {"second"}
+    with pytest.raises(SubmitError, match="does not know you"):
+        pipelines.recent()
+    file.write_text("second\n")
+    assert len(pipelines.recent()) == 1
+
+
+def test_a_service_account_s_token_that_is_missing_is_named(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", "/nowhere/token")
+    with pytest.raises(SubmitError, match="/nowhere/token: no such file"):
+        Pipelines(kfp.url, "team")
+
+
+@pytest.fixture
+def oidc(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def give(**values: str) -> None:
+        for name, value in {
+            "issuer": f"{kfp.url}/issuer",
+            "client_id": "team",
+            "client_secret": "secret",
+            **values,
+        }.items():
+            monkeypatch.setenv(f"VTHINK_OIDC_{name.upper()}", value)
+
+    kfp.tokens = set()
+    return give
+
+
+def test_an_oidc_client_gets_a_token_and_keeps_it_while_it_is_good(
+    kfp: KfpServer, config: Config, oidc: Callable[..., None]
+):
+    oidc()
+    Pipelines(kfp.url, "team").start(config)
+    assert (len(kfp.issued), len(kfp.runs)) == (1, 1)
+
+
+def test_an_oidc_token_is_renewed_before_it_ends(kfp: KfpServer, config: Config, oidc: Callable[..., None]):
+    oidc()
+    kfp.token_lifetime_s = 0.0
+    Pipelines(kfp.url, "team").start(config)
+    assert len(kfp.issued) > 3
+    assert len(kfp.runs) == 1
+
+
+def test_an_oidc_client_that_is_not_known_or_not_whole_is_refused(kfp: KfpServer, oidc: Callable[..., None]):
+    oidc(client_secret="guessed")
+    with pytest.raises(SubmitError, match=r"issuer .* answered 401"):
+        Pipelines(kfp.url, "team")
+    oidc(client_secret="")
+    with pytest.raises(SubmitError, match="OIDC needs VTHINK_OIDC_CLIENT_SECRET"):
+        Pipelines(kfp.url, "team")
+
+
+# --- watching, stopping, repeating ---
+
+
+@pytest.fixture
+def started(pipelines: Pipelines, config: Config) -> str:
+    return pipelines.start(config).run_id
+
+
+def statuses(pipelines: Pipelines, run_id: str) -> list[str]:
+    return [progress.status for progress in stages(pipelines.get(run_id)).values()]
+
+
+def test_the_stages_of_a_run(kfp: KfpServer, pipelines: Pipelines, started: str):
+    assert statuses(pipelines, started) == ["waiting"] * 7
+    kfp.play(started, "RUNNING", plan_data="SUCCEEDED", prepare_shard="RUNNING")
+    assert statuses(pipelines, started) == ["running", *["waiting"] * 6]
+    kfp.play(started, "RUNNING", prepare_shard="SUCCEEDED", merge_data="SUCCEEDED", sft="SKIPPED", grpo="PENDING")
+    assert statuses(pipelines, started) == ["done", "skipped", "running", *["waiting"] * 4]
+    assert stages(pipelines.get(started))["grpo"].line == "waits for a place"
+    kfp.play(started, "FAILED", grpo=("FAILED", "grpo: out of memory"))
+    assert statuses(pipelines, started) == ["done", "skipped", "failed", *["skipped"] * 4]
+    assert stages(pipelines.get(started))["grpo"].line == "grpo: out of memory"
+    assert ending(pipelines.get(started)) == "failed"
+
+
+def test_a_run_whose_model_is_refused_is_no_failure(kfp: KfpServer, pipelines: Pipelines, started: str):
+    kfp.play(started, "SUCCEEDED", **dict.fromkeys(ALL[:7], "SUCCEEDED"), refuse="SUCCEEDED", register="SKIPPED")
+    assert statuses(pipelines, started) == ["done"] * 4 + ["refused", "skipped", "skipped"]
+    assert ending(pipelines.get(started)) == "refused"
+    kfp.play(started, "SUCCEEDED", **dict.fromkeys(ALL, "SUCCEEDED"), refuse="SKIPPED")
+    assert ending(pipelines.get(started)) == "succeeded"
+
+
+def in_background(action: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    result: list[Any] = []
+
+    def run() -> None:
+        try:
+            result.append(action())
+        except Exception as error:
+            result.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, result
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_waiting_outlasts_an_outage_of_kfp(kfp: KfpServer, pipelines: Pipelines, started: str):
+    seen: list[dict[str, str]] = []
+    silences: list[str] = []
+
+    def note(progress: dict[Any, StageProgress]) -> None:
+        seen.append({stage: about.status for stage, about in progress.items()})
+
+    thread, result = in_background(lambda: pipelines.wait(started, note, silences.append, poll_s=0.02))
+    wait_for(lambda: bool(seen))
+    kfp.play(started, "RUNNING", plan_data="RUNNING")
+    wait_for(lambda: seen[-1]["prepare"] == "running")
+    with kfp.away():
+        wait_for(lambda: bool(silences))
+    looks = len(seen)
+    wait_for(lambda: len(seen) > looks)
+    kfp.faults += [Fault("GET", "/runs/", status, times=4) for status in (503, 429, 0)]
+    kfp.play(started, "SUCCEEDED", **dict.fromkeys(ALL, "SUCCEEDED"))
+    thread.join(30)
+    assert result[0].state == "SUCCEEDED"
+    assert "cannot reach Kubeflow Pipelines" in silences[0]
+    assert len(kfp.runs) == 1
+
+
+def test_waiting_ends_when_kfp_stays_away_or_does_not_know_us_any_more(
+    kfp: KfpServer, pipelines: Pipelines, started: str
+):
+    with kfp.away(), pytest.raises(SubmitError, match="the run goes on"):
+        pipelines.wait(started, lambda _: None, poll_s=0.02, patience_s=0.1)
+    kfp.tokens = set()
+    with pytest.raises(SubmitError, match=r"does not know you .* the run goes on"):
+        pipelines.wait(started, lambda _: None, poll_s=0.02)
+
+
+def test_a_run_is_stopped_and_continued(kfp: KfpServer, pipelines: Pipelines, started: str):
+    kfp.play(started, "RUNNING", sft="RUNNING")
+    with pytest.raises(SubmitError, match="only a failed or stopped run"):
+        pipelines.retry(started)
+    kfp.faults.append(Fault("POST", ":terminate", 503))
+    assert pipelines.cancel(started) == "stopping"
+    run = pipelines.wait(started, lambda _: None, poll_s=0.01)
+    assert ending(run) == "canceled"
+    assert pipelines.cancel(started) == "already over: canceled"
+    assert pipelines.retry(kfp.runs[started]["display_name"]).run_id == started
+    assert kfp.runs[started]["state"] == "RUNNING"
+
+
+def test_a_run_that_does_not_exist_is_named(pipelines: Pipelines):
+    for action in (pipelines.find, pipelines.cancel, pipelines.retry):
+        with pytest.raises(SubmitError, match="no run 'nothing'"):
+            action("nothing")
+
+
+def test_the_log_of_a_stage_is_that_of_its_pods(kfp: KfpServer, pipelines: Pipelines, started: str):
+    kfp.play(started, "RUNNING", plan_data="SUCCEEDED", prepare_shard="RUNNING")
+    pods = [f"{started[:8]}-{task}-executor" for task in ("plan-data", "prepare-shard")]
+    kfp.pod_logs = {
+        pods[0]: "3 shards\n",
+        pods[1]: "shard 1\n\x1b]0;evil\x07shard 2\x1b[2J\n",
+        f"{started[:8]}-plan-data-driver": "noise\n",
+    }
+    assert list(pipelines.logs(pipelines.get(started), "prepare")) == ["3 shards", "shard 1", "]0;evilshard 2"]
+    with pytest.raises(SubmitError, match=r"stage sft .* has not started"):
+        list(pipelines.logs(pipelines.get(started), "sft"))
+    del kfp.pod_logs[pods[0]]
+    with pytest.raises(SubmitError, match="answered 404"):
+        list(pipelines.logs(pipelines.get(started), "prepare"))
+
+
+# --- the command line ---
+
+
+def vthink(kfp: KfpServer, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "KF_PIPELINES_ENDPOINT": kfp.url,
+           "KF_PIPELINES_NAMESPACE": "team", **environment}  # fmt: skip
+    return subprocess.run([*VTHINK, *arguments], capture_output=True, text=True, env=env, timeout=120, check=False)
+
+
+def test_commands_from_submission_to_the_end(kfp: KfpServer, tmp_path: Path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    settings = ["--preset", "laptop", "--set", f"data.source={rows}"]
+    submitted, result = in_background(lambda: vthink(kfp, "submit", *settings, "--wait"))
+    wait_for(lambda: bool(kfp.runs), 60)
+    run_id = next(iter(kfp.runs))
+    kfp.play(run_id, "SUCCEEDED", **dict.fromkeys(ALL[:7], "SUCCEEDED"), refuse="SUCCEEDED")
+    submitted.join(60)
+    assert result[0].returncode == 3, result[0].stderr
+    assert f"/#/runs/details/{run_id}" in result[0].stdout
+    assert "✗ gate refused" in result[0].stdout
+
+    unchanged = vthink(kfp, "submit", *settings, "--when-data-changes")
+    assert (unchanged.returncode, len(kfp.runs)) == (0, 1)
+    assert "nothing to do" in unchanged.stdout
+    rows.write_text('{"id": "new"}\n')
+    assert vthink(kfp, "submit", *settings, "--when-data-changes").returncode == 0
+    assert len(kfp.runs) == 2
+
+    listed = vthink(kfp, "status").stdout.splitlines()
+    assert len(listed) == 2
+    assert "pending" in listed[0]
+    assert "refused" in listed[1]
+    assert "✗ gate" in vthink(kfp, "status", run_id).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["status", "none"], "no run 'none'"),
+        (["submit", "--cron", "daily"], "expected five fields"),
+        (["submit", "--cron", "0 3 * * *", "--wait"], "--cron starts runs later"),
+    ],
+    ids=["no such run", "not a time", "options that exclude each other"],
+)
+def test_a_mistake_is_one_line(kfp: KfpServer, arguments: list[str], said: str):
+    done = vthink(kfp, *arguments)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+# --- the server that these tests rest on ---
+
+
+def ask(kfp: KfpServer, method: str, path: str, body: Any = None) -> int:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{kfp.url}/apis/v2beta1{path}", data, method=method)
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/run", None),
+        ("PATCH", "/runs", None),
+        ("GET", "/runs?names_pace=team", None),
+        ("GET", "/runs?namespace=team&page_size=many", None),
+        ("GET", '/runs?namespace=team&filter={"predicates":[{"operator":"EQUALS"}]}', None),
+        ("GET", '/runs?namespace=team&filter={"predicates":[{"operation":"LIKE"}]}', None),
+        ("GET", "/runs", None),
+        ("POST", "/runs", {"display_name": "x", "pipeline_versoin_reference": {}}),
+        ("POST", "/runs", {"display_name": 1}),
+        ("POST", "/runs", {"display_name": "x", "runtime_config": {"params": {}}}),
+        ("POST", "/experiments", {"display_name": "x"}),
+        ("POST", "/recurringruns", {"trigger": {"cron": "0 3 * * *"}}),
+        ("POST", "/recurringruns", {"max_concurrency": 1}),
+    ],
+)
+def test_the_server_refuses_what_kfp_s_definition_does_not_allow(kfp: KfpServer, method: str, path: str, body: Any):
+    assert ask(kfp, method, path.replace('"', "%22").replace("{", "%7B").replace("}", "%7D"), body) == 400
+    assert len(kfp.violations) == 1
+    kfp.violations.clear()
+
+
+def test_the_server_refuses_parameters_that_the_pipeline_does_not_take(
+    kfp: KfpServer, pipelines: Pipelines, started: str
+):
+    run = kfp.runs[started]
+    keys = ("display_name", "experiment_id", "pipeline_version_reference", "runtime_config")
+    good = {key: run[key] for key in keys}
+    assert ask(kfp, "POST", "/runs", good) == 200
+    for change in ({"runn": "x"}, {"train_sft": "yes"}):
+        parameters = {**run["runtime_config"]["parameters"], **change}
+        assert ask(kfp, "POST", "/runs", {**good, "runtime_config": {"parameters": parameters}}) == 400
+    assert len(kfp.violations) == 2
+    kfp.violations.clear()
+
+
+def test_the_server_does_not_answer_what_kfp_s_definition_does_not_know(
+    kfp: KfpServer, pipelines: Pipelines, started: str
+):
+    kfp.runs[started]["state"] = "DONE"
+    with pytest.raises(SubmitError, match="answered 500"):
+        pipelines.get(started)
