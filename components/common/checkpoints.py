@@ -253,7 +253,21 @@ class WholeCheckpoints:
         if not self._plain():
             super()._load_best_model()  # type: ignore[misc]
             return
-        load_weights(self.accelerator.unwrap_model(self.model), Path(self.state.best_model_checkpoint))
+        model = self.accelerator.unwrap_model(self.model)
+        if self.accelerator.is_main_process:  # only its node has the weights
+            load_weights(model, Path(self.state.best_model_checkpoint))
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            for tensor in model.state_dict().values():
+                torch.distributed.broadcast(tensor, src=0)
+
+    def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
+        """Save; on every node the folder is there first.
+
+        The trainer believes in a best checkpoint where it sees its folder. Nodes with disks of their own would come to
+        different beliefs, and those that load it would wait for the others for ever.
+        """
+        Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}").mkdir(parents=True, exist_ok=True)
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
 
 
 class CheckpointCallback(TrainerCallback):

@@ -295,7 +295,8 @@ class ClusterConfig(Section):
     pull_timeout_s: float = Field(default=600.0, gt=0)
     """An image that cannot be pulled for this long ends the stage. Waiting for quota or machines never does."""
     rollout_servers: int = Field(default=0, ge=0, le=1)
-    """vLLM servers beside GRPO's trainers, as a second replicated job (runtime ``<runtime>-vllm``); not run here."""
+    """vLLM servers beside GRPO's trainers, as a second replicated job (runtime ``<runtime>-vllm``), for
+    ``grpo.vllm.mode: server``; not run here."""
 
 
 class LaunchConfig(Section):

@@ -52,6 +52,9 @@ STORAGE = "VTHINK_STORAGE"
 """Environment variable with the storage section (JSON), by which a training worker finds its job."""
 WORK_DIR = "VTHINK_WORK_DIR"
 """Environment variable with the scratch folder of a training node, where it is another than the launcher's."""
+ROLLOUT_URL = "VTHINK_ROLLOUT_URL"
+"""Environment variable with the address of the rollout server that a training job brought along; it replaces
+``grpo.vllm.server_url``, which cannot know the job's name."""
 S3_ENDPOINT = "VTHINK_S3_ENDPOINT"
 """Environment variable with an S3 endpoint to use instead of starting one."""
 
@@ -660,6 +663,8 @@ def read_job(uri: str) -> dict[str, Any]:
     job: dict[str, Any] = storage.read_json(uri)
     if folder := os.environ.get(WORK_DIR):
         job["run"]["work_dir"] = folder
+    if (url := os.environ.get(ROLLOUT_URL)) and job.get("config", {}).get("vllm"):
+        job["config"]["vllm"]["server_url"] = url
     return job
 
 

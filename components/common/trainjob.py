@@ -33,6 +33,7 @@ from .cluster import (
     own_namespace,
 )
 from .launch import (
+    ROLLOUT_URL,
     WORK_DIR,
     LaunchError,
     NoResultError,
@@ -178,7 +179,7 @@ def train_job(
             server["containers"] = [{"name": "vllm", "env": [{"name": "VTHINK_ROLLOUT_MODEL", "value": rollout_model}]}]
         if server:
             jobs.append({"name": "vllm", "template": {"spec": {"template": {"spec": server}}}})
-        env.append({"name": "VTHINK_ROLLOUT_URL", "value": f"http://{full_name}-vllm-0-0.{full_name}:8000"})
+        env.append({"name": ROLLOUT_URL, "value": f"http://{full_name}-vllm-0-0.{full_name}:8000"})
     spec: Object = {
         "runtimeRef": {"apiGroup": TRAIN_JOB.group, "kind": "ClusterTrainingRuntime", "name": runtime},
         "trainer": {

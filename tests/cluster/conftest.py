@@ -43,7 +43,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         server: ApiServer = request.getfixturevalue("server")
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig", namespace)))
         made = Cluster.connect()
-        made.patience_s = 10.0
+        made.patience_s = 30.0
         yield made
         return
     found = Cluster.connect(namespace)

@@ -12,7 +12,7 @@ from vthink.components.common.cluster import EVENT, POD, TRAIN_JOB, WORKFLOW, WO
 Object = dict[str, Any]
 
 
-def until(happened: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+def until(happened: Callable[[], Any], timeout_s: float = 60.0) -> Any:
     """Wait for something to become true; what it was."""
     deadline = time.monotonic() + timeout_s
     while not (found := happened()):

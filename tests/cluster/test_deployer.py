@@ -291,7 +291,7 @@ def before(
         {
             "target": "kserve",
             "smoke_items": 4,
-            "start_timeout_s": 8,
+            "start_timeout_s": 60,
             "server": {"max_new_tokens": 64},
             "kserve": {
                 "model_format": "vthink", "runtime": "vthink-server", "gpus": 0, "canary_s": 0.2,
@@ -369,8 +369,9 @@ def test_a_bad_candidate_leaves_predictor_and_champion_as_they_were(
 ) -> None:
     before.deploy(before.model(1, {}, tmp_path))
     was = before.service()
+    patience_s = 6.0 if make is bad_never_starts else before.section.start_timeout_s
     with pytest.raises(deploy.DeploymentError) as caught:
-        before.deploy(make(before, tmp_path))
+        before.deploy(make(before, tmp_path), before.section.model_copy(update={"start_timeout_s": patience_s}))
     assert words in str(caught.value)
     assert "in service stays version 1" in str(caught.value)
     assert "\n" not in str(caught.value)

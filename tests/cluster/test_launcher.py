@@ -65,7 +65,7 @@ class Launcher:
         return until(lambda: next((line for line in self.lines if text in line), ""))
 
     def ended(self) -> Manifest:
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive(), self.lines
         if self.error is not None:
             raise self.error
@@ -73,7 +73,7 @@ class Launcher:
         return self.result
 
     def failure(self) -> str:
-        self._thread.join(20)
+        self._thread.join(60)
         assert isinstance(self.error, LaunchError), (self.error, self.lines)
         return str(self.error)
 
@@ -564,11 +564,11 @@ class LauncherPod:
         threading.Thread(target=lambda: self.output.extend(self.process.stdout or ()), daemon=True).start()
 
     def said(self, text: str) -> None:
-        until(lambda: any(text in line for line in self.output), 30)
+        until(lambda: any(text in line for line in self.output))
 
     def end(self, number: int) -> int:
         self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(60)
 
 
 @pytest.fixture
@@ -596,7 +596,7 @@ def test_a_launcher_that_is_killed_finds_its_job_again(
     second.said("adopted the TrainJob")
     Manifest(stage="sft", fingerprint=KEY, uri=second.prefix).write(storage)
     hand.finish(job)
-    assert second.process.wait(20) == 0
+    assert second.process.wait(60) == 0
     second.said("RESULT")
     assert len(hand.jobs()) == 1
 

@@ -647,6 +647,11 @@ def test_a_job_is_read_from_the_store_that_the_environment_names(
     assert read_job(uri)["run"]["work_dir"] == run.work_dir
     monkeypatch.setenv("VTHINK_WORK_DIR", "/scratch")
     assert read_job(uri)["run"]["work_dir"] == "/scratch"
+    monkeypatch.setenv("VTHINK_ROLLOUT_URL", "http://job-vllm-0-0.job:8000")
+    assert "config" not in read_job(uri)
+    config = {"vllm": {"mode": "server", "server_url": "http://elsewhere:8000"}}
+    uri = launch.write_job(storage, run, "grpo", {"config": config}, "0", run.storage.root_uri)
+    assert read_job(uri)["config"]["vllm"]["server_url"] == "http://job-vllm-0-0.job:8000"
 
 
 def launcher(run: RunContext, do: str, direct: bool) -> str:
