@@ -306,7 +306,11 @@ class Pipelines:
         name = f"{config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         launch = config.launch.model_copy(update={"backend": "trainjob"})
         context = RunContext(
-            run_id=name, redo={str(stage): count for stage, count in redo.items()}, storage=config.storage, tracking=config.tracking, launch=launch
+            run_id=name,
+            redo={str(stage): count for stage, count in redo.items()},
+            storage=config.storage,
+            tracking=config.tracking,
+            launch=launch,
         )
         with tempfile.TemporaryDirectory() as folder:
             pipeline_id, version_id = self.upload(compile_to(Path(folder) / "vthink.yaml", config, evaluation_gpus))
