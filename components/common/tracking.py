@@ -50,6 +50,8 @@ _COUNT_S = 60.0
 """How often the accelerator time is recorded: a killed process loses at most so much of it."""
 GPU_HOURS = "resources/gpu_hours"
 """Metric of a stage's run, and summed up of the pipeline's: hours times the accelerators of the training."""
+_HOPELESS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"})
+"""What MLflow answers to a request that it will never take; there is no use in waiting."""
 _NOTE = "mlflow.note.content"
 """Tag with a run's description, in Markdown."""
 _NOTE_HEADING = "### What this run made"
@@ -662,7 +664,7 @@ class Tracker:
                 break
             except Exception as error:
                 left_s = until - time.monotonic()
-                if left_s <= 0:
+                if left_s <= 0 or getattr(error, "error_code", None) in _HOPELESS:
                     raise TrackingError(f"cannot close the MLflow run {self.run_id}: {_first_line(error)}") from error
                 _log.warning("MLflow does not answer; trying for another %.0f s: %s", left_s, _first_line(error))
                 time.sleep(min(_AWAY_S, max(0.1, left_s)))

@@ -455,6 +455,15 @@ def test_an_mlflow_that_stays_away_fails_a_finished_stage_but_not_one_that_is_be
     assert stopped_s < 10
 
 
+def test_a_value_that_mlflow_will_never_take_is_not_waited_for(context: RunContext):
+    tracker = Tracker.start(context, "sft", "0123", {}, {})
+    tracker.log_metrics({"not a name?": 1.0}, step=1)
+    begun = time.monotonic()
+    with pytest.raises(TrackingError, match="cannot close the MLflow run"):
+        tracker.finish()
+    assert time.monotonic() - begun < context.tracking.outage_s / 10
+
+
 # --- the clock ---
 
 

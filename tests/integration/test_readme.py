@@ -33,6 +33,7 @@ RUN = {
     "vthink config presets",
     "vthink config show --preset video_r1_7b",
     "vthink compile --output vthink.yaml",
+    "vthink plan --preset video_r1_7b --gpus 8",
     "vthink data validate rows.jsonl",
     "vthink data synthesize world --set data.synthesize.num_train=0 --set data.synthesize.num_validation=0 "
     "--set data.synthesize.num_test=1",
@@ -52,7 +53,10 @@ ELSEWHERE = {
     "vthink train sft --data rows.jsonl": "test_run.py",
     "vthink evaluate --benchmark vsi-bench --data DIR --model M --output OUT": "options here; test_run_benchmark.py",
     "vthink compare base=OUT1 ours=OUT --report report.html": "options here; test_cli_compare.py",
-    "vthink submit --host https://kubeflow.example.org --preset video_r1_7b": "options here; needs a cluster",
+    "vthink doctor --preset video_r1_7b": "test_doctor.py",
+    "vthink submit --host https://kubeflow.example.org/pipeline --preset video_r1_7b --wait": "test_submit.py",
+    "vthink status": "test_submit.py",
+    "vthink prune --older-than 30": "test_retention.py",
     'vthink ask http://127.0.0.1:8080 world/videos/test-motion-000000.mp4 "Which direction does the square move?" '
     "-o left -o right -o up -o down": "test_the_question_of_the_readme_is_answered",
 }

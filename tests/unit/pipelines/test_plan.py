@@ -140,7 +140,7 @@ def test_visual_tokens_are_those_of_the_encoder(family: str, footage: Footage, s
     times = frame_indices(round(footage.seconds * footage.fps), footage.fps, video) / footage.fps
     height, width = target_size(footage.height, footage.width, video)
     frames = np.zeros((len(times), height, width, 3), np.uint8)
-    prompt = ChatEncoder(processor, "compact/1", video).encode(
+    prompt = ChatEncoder(processor, "compact/1", video, 1.0).encode(
         "What?", (), "free_form", Clip(frames, times, footage.seconds)
     )
     assert expected.frames == len(times)
