@@ -112,6 +112,14 @@ class CheckpointStore:
             if self.step_of(name) is not None and name not in keep:
                 self.storage.delete_prefix(join(self.prefix_uri, name) + "/")
 
+    def rotate(self, limit: int, keep: set[str]) -> None:
+        """Delete local checkpoints that have been sent: all but the newest ``limit`` and those named in ``keep``."""
+        self.wait()
+        found = sorted((step, path) for path in self.folder.iterdir() if (step := self.step_of(path)) is not None)
+        for _, path in found[:-limit]:
+            if path.name not in keep:
+                shutil.rmtree(path)
+
     def _stored(self) -> dict[int, list[str]]:
         """Whole checkpoints in the store: step → the prefixes of their parts, one per node that wrote them."""
         names = {item.uri.removeprefix(self.prefix_uri).split("/")[0] for item in self.storage.list(self.prefix_uri)}
@@ -287,6 +295,10 @@ class CheckpointCallback(TrainerCallback):
         self.store.seal(checkpoint)
         if state.is_world_process_zero:
             self.store.prune([path.name for path in Path(args.output_dir).iterdir()])
+        elif args.save_total_limit:
+            # The trainer removes old checkpoints on the first node only; the disks of the others would fill up.
+            best = Path(state.best_model_checkpoint or "").name
+            self.store.rotate(args.save_total_limit, {best, checkpoint.name})
         self.store.upload(checkpoint)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
