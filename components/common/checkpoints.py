@@ -178,6 +178,18 @@ class CheckpointStore:
             torch.distributed.barrier()
         return found
 
+    def complete(self, checkpoint: Path) -> None:
+        """Fetch what other nodes wrote of a checkpoint of this training; every process calls it."""
+        self.wait()
+        if node_rank()[1] == 1:
+            return
+        torch.distributed.barrier()  # every node has sent its part
+        step = self.step_of(checkpoint)
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0 and step is not None:
+            for part in self._stored().get(step, []):
+                self.storage.download_dir(part, checkpoint)
+        torch.distributed.barrier()
+
     def _bring_best(self, checkpoint: Path) -> None:
         """Fetch the best checkpoint so far too, which a fetched one may name, and name it where it is here."""
         path = checkpoint / "trainer_state.json"
@@ -259,6 +271,9 @@ class WholeCheckpoints:
 
     def _load_best_model(self: Any) -> None:
         if not self._plain():
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, CheckpointCallback):
+                    callback.store.complete(Path(self.state.best_model_checkpoint))
             super()._load_best_model()  # type: ignore[misc]
             return
         model = self.accelerator.unwrap_model(self.model)
