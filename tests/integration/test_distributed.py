@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from vthink.components.common.config import ModelConfig, RunContext
-from vthink.components.common.launch import LaunchError
 from vthink.components.common.models import fetch_model, load_model
 from vthink.components.common.storage import Manifest, Storage
 from vthink.components.grpo import stage as grpo
@@ -21,7 +20,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 MODEL = ModelConfig(prompt="compact/1").to_json()
 COMMON: dict[str, Any] = {
     "max_steps": 3,
-    "images": False,  # see `check_mixture`
     "learning_rate": 1e-3,
     "lr_schedule": "constant",
     "gradient_checkpointing": False,
@@ -82,12 +80,6 @@ def test_grpo_with_a_reference_runs_on_two_processes_under_zero3(
     manifest = grpo.run(launched(context, 2), config, MODEL, small_world, "")
     assert Manifest.read(Storage(context.storage), manifest).counts["steps"] == 3
     weights(context, manifest, tmp_path / "grpo")
-
-
-def test_pictures_and_videos_under_zero3_are_refused_before_they_hang(context: RunContext, small_world: str) -> None:
-    mixed = SFTConfig(**(COMMON | {"images": True}), batch_size=4, deepspeed="zero3").to_json()
-    with pytest.raises(LaunchError, match=r"cannot mix pictures and videos yet; set deepspeed=zero2, or images=false"):
-        sft.run(launched(context, 2), mixed, MODEL, small_world)
 
 
 def test_a_model_that_serves_in_bfloat16_is_trained_in_float32(
