@@ -9,7 +9,7 @@ import pytest
 from vthink.components.common.chat import ChatEncoder
 from vthink.components.common.config import TinyModelConfig, VideoConfig
 from vthink.components.common.generation import Sampling, sample
-from vthink.components.common.models import LoadedModel, build_tiny
+from vthink.components.common.models import LoadedModel, build_tiny, tokens_per_second
 from vthink.components.common.samples import PreparedSet, Sample, read_samples
 from vthink.components.data_prep import difficulty
 from vthink.components.data_prep.difficulty import pass_rates, rate_counts, rate_rows
@@ -21,7 +21,13 @@ SAMPLING = Sampling(max_new_tokens=3, temperature=1.0, seed=1)
 def model() -> LoadedModel:
     video = VideoConfig(num_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)
     built, processor = build_tiny(TinyModelConfig(), video, 0)
-    return LoadedModel(built.eval(), ChatEncoder(processor, "compact/1", video), video, "compact/1", folder=Path())
+    return LoadedModel(
+        built.eval(),
+        ChatEncoder(processor, "compact/1", video, tokens_per_second(built)),
+        video,
+        "compact/1",
+        folder=Path(),
+    )
 
 
 def test_a_pass_rate_is_the_share_of_right_rollouts_whatever_shares_the_batch(
