@@ -255,7 +255,7 @@ def store_environment(monkeypatch: pytest.MonkeyPatch, endpoint: str, **keys: st
 def vthink_in_this_environment(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "vthink.pipelines.cli.main", *arguments]
     env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "160", "AWS_EC2_METADATA_DISABLED": "true"}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=300)
 
 
 COMMANDS = [("run", "--config", MICRO), ("data", "prepare", "rows.jsonl", "--config", MICRO)]
