@@ -570,7 +570,7 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         labels[:, : labels.shape[1] - keep] = -100
         outputs = model(**batch, labels=labels, fused_lm_head=True, use_cache=False)
-        seen = labels[:, -keep:] != -100 if keep else labels[:, :0] != -100
+        seen = labels[:, -keep:] != -100
         entropies = outputs.entropy[:, -keep:][seen] if outputs.entropy is not None else None
         return outputs.log_probs[:, -keep:][seen], entropies
 

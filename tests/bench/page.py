@@ -86,7 +86,8 @@ def main() -> None:
         _, closed, tail = rest.partition(stop)
         if found and closed:
             about = f"Measured on {chosen[-1]['date']} ({chosen[-1]['machine']}).\n\n"
-            text = head + start + about + table(chosen) + stop + tail
+            picture = f"\n![step time and peak memory over P and over G]({PLOT.name})\n" if topic == "grpo" else ""
+            text = head + start + about + table(chosen) + picture + stop + tail
         else:
             print(f"{PAGE.name} has no place for '{topic}': add its markers", file=sys.stderr)
     PAGE.write_text(text, "utf-8")
