@@ -52,6 +52,8 @@ GPU_HOURS = "resources/gpu_hours"
 """Metric of a stage's run, and summed up of the pipeline's: hours times the accelerators of the training."""
 _HOPELESS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"})
 """What MLflow answers to a request that it will never take; there is no use in waiting."""
+_NO_BUCKET = frozenset({"NoSuchBucket", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"})
+"""What a store answers where an experiment keeps its artifacts in one that is not ours."""
 _NOTE = "mlflow.note.content"
 """Tag with a run's description, in Markdown."""
 _NOTE_HEADING = "### What this run made"
@@ -132,6 +134,16 @@ def _first_line(error: BaseException) -> str:
     """The first line of an error, without a password in a URI that it quotes."""
     lines = str(error).splitlines()
     return re.sub(r"//[^/@\s]+@", "//", lines[0]) if lines else type(error).__name__
+
+
+def _s3_code(error: BaseException | None) -> str | None:
+    """The code with which an S3 store refused a request, if that is behind this error."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, Mapping) and "Error" in response:
+            return str(response["Error"].get("Code"))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextlib.contextmanager
@@ -458,6 +470,7 @@ class Tracker:
                 counted = client.get_metric_history(tracker.run_id, GPU_HOURS)
                 tracker._hours_before = max((metric.value for metric in counted), default=0.0)
                 tracker._last_stamp_ms = max((metric.timestamp for metric in counted), default=0)
+            tracker._check_artifacts(run.info.artifact_uri, config)
             tracker.log_params(config)
             versions = json.dumps(package_versions(), sort_keys=True)
             tracker.set_tags({"vthink.packages": versions})
@@ -465,6 +478,20 @@ class Tracker:
                 tracker.set_tags({"vthink.resumed": str(int(earlier or 0) + 1)})
         describe_pipeline(client, context)
         return tracker
+
+    def _check_artifacts(self, artifact_uri: str, config: Mapping[str, Any]) -> None:
+        """Keep the stage's settings as a file: where that is refused, a report would have nowhere to go either."""
+        text = json.dumps(_finite(config), indent=2, ensure_ascii=False, default=str)
+        try:
+            with impatient():
+                self._client.log_text(self.run_id, text, "settings.json")
+        except Exception as error:
+            if _s3_code(error) in _NO_BUCKET:
+                raise TrackingError(
+                    f"the MLflow experiment keeps its artifacts at {artifact_uri}, which cannot be written "
+                    f"({_s3_code(error)}): set tracking.experiment to another name, or give the keys of that store"
+                ) from error
+            self.log_text("settings.json", text)  # MLflow or its store is away for a while
 
     # --- numbers and words ----------------------------------------------------------------------------------
 
@@ -664,7 +691,8 @@ class Tracker:
                 break
             except Exception as error:
                 left_s = until - time.monotonic()
-                if left_s <= 0 or getattr(error, "error_code", None) in _HOPELESS:
+                hopeless = getattr(error, "error_code", None) in _HOPELESS or _s3_code(error) == "NoSuchBucket"
+                if left_s <= 0 or hopeless:
                     raise TrackingError(f"cannot close the MLflow run {self.run_id}: {_first_line(error)}") from error
                 _log.warning("MLflow does not answer; trying for another %.0f s: %s", left_s, _first_line(error))
                 time.sleep(min(_AWAY_S, max(0.1, left_s)))

@@ -615,7 +615,7 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             NonFiniteError, DivergedError: saying what was seen.
         """
         if not bool(torch.isfinite(loss)):
-            raise NonFiniteError(f"step {self.state.global_step}: the loss is {float(loss)}")
+            raise NonFiniteError(f"step {self.state.global_step}: the loss is {float(loss.detach())}")
         kl = self._metrics["train"]["kl"][-1] if self._metrics["train"]["kl"] else 0.0
         if not kl <= self.settings.max_kl:
             raise DivergedError(

@@ -13,6 +13,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from vthink.components.common.config import StorageConfig
 from vthink.components.common.launch import free_port
 from vthink.components.common.samples import PreparedSet
@@ -292,14 +293,31 @@ def test_no_keys_for_the_object_store_are_one_line(
     assert "credentials" in told(vthink_in_this_environment(folder, *COMMANDS[1]))
 
 
+def prepare_one_row(
+    folder: Path, s3: StorageConfig, monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> subprocess.CompletedProcess[str]:
+    store_environment(monkeypatch, str(s3.endpoint_url))
+    (folder / "one.jsonl").write_text(json.dumps(row("good", "0.mp4")) + "\n")
+    settings = (f"storage.bucket={s3.bucket}", f"storage.prefix={prefix}", f"tracking.experiment={prefix.strip('/')}")
+    changes = [part for setting in settings for part in ("--set", setting)]
+    return vthink_in_this_environment(folder, "data", "prepare", "one.jsonl", "--config", MICRO, *changes)
+
+
 def test_the_right_keys_for_the_same_store_work(
     folder: Path, s3: StorageConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store_environment(monkeypatch, str(s3.endpoint_url))
-    bucket = f"storage.bucket={s3.bucket}"
-    (folder / "one.jsonl").write_text(json.dumps(row("good", "0.mp4")) + "\n")
-    done = vthink_in_this_environment(
-        folder, "data", "prepare", "one.jsonl", "--config", MICRO, "--set", bucket, "--set", "storage.prefix=right/"
-    )
+    done = prepare_one_row(folder, s3, monkeypatch, "right/")
     assert done.returncode == 0, done.stderr
     assert "rows_out: 1" in done.stdout
+
+
+def test_an_experiment_whose_artifacts_lie_in_another_store_is_refused_before_the_work(
+    folder: Path, s3: StorageConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prepare_one_row(folder, s3, monkeypatch, "moved/").returncode == 0
+    database = f"sqlite:///{folder}/.vthink/mlflow.db"
+    elsewhere = MlflowClient(database).create_experiment("elsewhere", artifact_location="s3://no-such-bucket/mlflow")
+    assert elsewhere
+    line = told(prepare_one_row(folder, s3, monkeypatch, "elsewhere/"))
+    assert "s3://no-such-bucket/mlflow" in line
+    assert "tracking.experiment" in line
