@@ -23,6 +23,7 @@ from kfp import compiler, dsl, kubernetes
 from ..components.common.config import LaunchConfig, Placement, RunContext, Section, Stage
 from ..components.data_prep import component as data_stage
 from ..components.deployment import component as deployment_stage
+from ..components.deployment.config import KServeConfig
 from ..components.evaluation import component as evaluation_stage
 from ..components.grpo import component as grpo_stage
 from ..components.sft import component as sft_stage
@@ -35,6 +36,8 @@ SHARDS_AT_ONCE = 16
 """How many shards are prepared at the same time on a cluster (kfp.local runs two)."""
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 """Keys of the Secret ``launch.cluster.s3_secret``; pods do without where the platform gives them an identity."""
+ENDPOINT_KEY = {"VLLM_API_KEY": "VTHINK_API_KEY"}
+"""Key of the Secret ``deployment.kserve.api_key_secret``, and the variable in which the deployer looks for it."""
 ENVIRONMENT, VARIABLES = "vthink-env", ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "MLFLOW_TRACKING_URI")
 """ConfigMap with what is not secret."""
 USER = 1000
@@ -90,11 +93,14 @@ def finish(run: str, status: dsl.PipelineTaskFinalStatus):  # type: ignore[no-un
     finish_pipeline(run, status.state)
 
 
-def build(cluster: LaunchConfig | None = None, evaluation_gpus: int = 1) -> Callable[..., Any]:
+def build(
+    cluster: LaunchConfig | None = None, evaluation_gpus: int = 1, api_key_secret: str | None = None
+) -> Callable[..., Any]:
     """The pipeline as a KFP function.
 
     Args:
         cluster: compile for a cluster, with these pools; None: for ``kfp.local``, which has no pods.
+        api_key_secret: Secret with the key of the served model's endpoint, for the task that tests it.
         evaluation_gpus: accelerators of the evaluation task, fixed when the pipeline is compiled; 0: none. Training
             tasks are launchers and never ask for one: accelerators and deadline belong to the training job.
     """
@@ -171,6 +177,8 @@ def build(cluster: LaunchConfig | None = None, evaluation_gpus: int = 1) -> Call
                 )
                 deployed = deployment_stage.deploy(run=run, config=deployment, registered=registered.output, **inputs)
                 place(deployed, "deploy", image="serve")
+                if cluster is not None and api_key_secret is not None:
+                    kubernetes.use_secret_as_env(deployed, api_key_secret, ENDPOINT_KEY, optional=True)
             with dsl.Else(name="refused"):
                 place(refuse(run=run, evaluation=result), "say why")
 
@@ -196,6 +204,16 @@ def _on_cluster(task: dsl.PipelineTask, launch: LaunchConfig, stage: Stage | Non
     for toleration in placement.tolerations:
         kubernetes.add_toleration(task, **toleration.model_dump())
     return task
+
+
+def for_cluster(config: Config) -> Config:
+    """The configuration with what a run on a cluster always does: train in jobs, because the pipeline's own tasks have
+    no accelerator, and serve with KServe, unless ``deployment.target`` was set."""
+    launch = config.launch.model_copy(update={"backend": "trainjob"})
+    deployment = config.deployment
+    if "target" not in deployment.model_fields_set:
+        deployment = deployment.model_copy(update={"target": "kserve"})
+    return config.model_copy(update={"launch": launch, "deployment": deployment})
 
 
 def arguments(config: Config, context: RunContext) -> dict[str, str | bool]:
@@ -226,10 +244,12 @@ def compile_to(path: str | Path, config: Config | None = None, evaluation_gpus: 
             KFP's page; None: no pools, no defaults.
         evaluation_gpus: accelerators of the evaluation task.
     """
-    launch, defaults = LaunchConfig(), {}
+    launch, defaults, api_key_secret = LaunchConfig(), {}, KServeConfig().api_key_secret
     if config is not None:
-        launch = config.launch.model_copy(update={"backend": "trainjob"})
+        config = for_cluster(config)
+        launch, api_key_secret = config.launch, config.deployment.kserve.api_key_secret
         context = RunContext(run_id=config.name, storage=config.storage, tracking=config.tracking, launch=launch)
         defaults = dict(arguments(config, context))
-    compiler.Compiler().compile(build(launch, evaluation_gpus), str(path), pipeline_parameters=defaults)
+    pipeline = build(launch, evaluation_gpus, api_key_secret)
+    compiler.Compiler().compile(pipeline, str(path), pipeline_parameters=defaults)
     return Path(path)

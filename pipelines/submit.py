@@ -28,7 +28,7 @@ from .. import __version__
 from ..components.common.config import STAGES, ConfigError, RunContext, Stage
 from ..components.common.storage import Storage, fingerprint, sha256_file
 from .config import Config
-from .pipeline import arguments, compile_to
+from .pipeline import arguments, compile_to, for_cluster
 from .run import LAST_TASK, STAGE_OF_TASK, StageProgress
 
 T = TypeVar("T")
@@ -288,8 +288,7 @@ class Pipelines:
         """Upload the pipeline where KFP does not have it, and start a run of it.
 
         Args:
-            config: the whole configuration; storage and tracking must be reachable from the cluster. Training always
-                goes to TrainJobs, because the pipeline's own tasks have no accelerator.
+            config: the whole configuration, made `for_cluster`; storage and tracking must be reachable from there.
             restart: do this stage and all after it afresh, though finished output is there.
             experiment: KFP experiment; None: the configuration's MLflow experiment.
             service_account: of the run's pods; None: KFP's default.
@@ -304,13 +303,13 @@ class Pipelines:
         if restart:
             redo[restart] = redo.get(restart, 0) + 1
         name = f"{config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        launch = config.launch.model_copy(update={"backend": "trainjob"})
+        config = for_cluster(config)
         context = RunContext(
             run_id=name,
             redo={str(stage): count for stage, count in redo.items()},
             storage=config.storage,
             tracking=config.tracking,
-            launch=launch,
+            launch=config.launch,
         )
         with tempfile.TemporaryDirectory() as folder:
             pipeline_id, version_id = self.upload(compile_to(Path(folder) / "vthink.yaml", config, evaluation_gpus))

@@ -47,7 +47,8 @@ class EncodedPrompt:
     """(3, P) int64 M-RoPE positions: time, height, width (`rope_positions`)."""
     second_per_grid_s: float
     """Seconds that one temporal patch spans (0 for images)."""
-    kind: Literal["video", "image"]
+    kind: Literal["video", "image", "text"]
+    """What it is about; ``text`` is a question without its video (`ChatEncoder.encode_blind`)."""
 
     def __len__(self) -> int:
         return int(self.input_ids.numel())
@@ -60,7 +61,7 @@ class EncodedPrompt:
     @property
     def vision_end(self) -> int:
         """How many tokens reach to the end of the image or video: what questions about one clip have in common."""
-        return int((self.mm_token_type_ids != TEXT).nonzero()[-1]) + 1
+        return int((self.mm_token_type_ids != TEXT).nonzero().max()) + 1 if self.kind != "text" else 0
 
 
 def rope_positions(
@@ -219,8 +220,10 @@ class ChatEncoder:
         mean, std = self.normalisation[clip.kind]
         return patchify(clip.frames, mean, std, self.patch, self.merge, self.temporal_patch)
 
-    def render(self, question: str, options: Sequence[str], problem_type: str, kind: Literal["video", "image"]) -> str:
-        """The prompt as text, with one unexpanded media placeholder."""
+    def render(
+        self, question: str, options: Sequence[str], problem_type: str, kind: Literal["video", "image"] | None
+    ) -> str:
+        """The prompt as text, with one unexpanded media placeholder (None: without any)."""
         messages = build_messages(
             self.plain(question), [self.plain(o) for o in options], problem_type, kind, self.template
         )
@@ -265,6 +268,23 @@ class ChatEncoder:
         self.check_sighted(prompt)
         return prompt
 
+    def encode_blind(self, question: str, options: Sequence[str], problem_type: str) -> EncodedPrompt:
+        """A question without its video, for evaluation to see what its words give away.
+
+        `check_sighted` refuses it, and with it every batch of training; only `collate` with ``blind`` takes it.
+        """
+        ids = torch.tensor(self._tokenize(self.render(question, options, problem_type, None)))
+        types = torch.zeros_like(ids)
+        return EncodedPrompt(
+            input_ids=ids,
+            mm_token_type_ids=types,
+            pixel_values=torch.empty(0, 0),
+            grid_thw=torch.zeros(3, dtype=torch.long),
+            position_ids=rope_positions(types, torch.zeros(3), self.merge, 0.0),
+            second_per_grid_s=0.0,
+            kind="text",
+        )
+
     def encode_sample(self, item: PreparedSample) -> EncodedPrompt:
         """Encode a prepared sample's question and clip."""
         return self.encode(item.sample.question, item.sample.options, item.sample.problem_type, item.clip)
@@ -301,19 +321,29 @@ class ChatEncoder:
             raise BlindInputError(f"{placeholders} vision placeholders for {patches // self.merge**2} vision tokens")
 
     def collate(
-        self, prompts: Sequence[EncodedPrompt], completions: Sequence[Sequence[int]] | None = None
+        self,
+        prompts: Sequence[EncodedPrompt],
+        completions: Sequence[Sequence[int]] | None = None,
+        blind: bool = False,
     ) -> dict[str, torch.Tensor]:
         """Batch prompts (padded left) and completions (padded right) into the model's keyword arguments.
 
         Args:
             prompts: B prompts.
             completions: B lists of token ids, or None for prompts alone.
+            blind: the prompts are those of `encode_blind`.
 
         Returns:
-            ``input_ids``, ``attention_mask`` (B, P+C), ``position_ids`` (3, B, P+C), and `media`.
+            ``input_ids``, ``attention_mask`` (B, P+C), ``position_ids`` (3, B, P+C), and `media` unless blind.
+
+        Raises:
+            BlindInputError: a prompt lacks its pixels, or one that is asked blind has any.
         """
         for prompt in prompts:
-            self.check_sighted(prompt)
+            if not blind:
+                self.check_sighted(prompt)
+            elif prompt.kind != "text":
+                raise BlindInputError("prompts with and without a video do not go together")
         completions = completions if completions is not None else [[] for _ in prompts]
         longest_prompt = max(len(p) for p in prompts)
         longest_completion = max(len(c) for c in completions)
@@ -328,7 +358,8 @@ class ChatEncoder:
             mask[row, start:stop] = 1
             positions[:, row, start:longest_prompt] = prompt.position_ids
             positions[:, row, longest_prompt:stop] = prompt.next_position + torch.arange(len(completion))
-        return {"input_ids": ids, "attention_mask": mask, "position_ids": positions} | self.media(prompts)
+        batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        return batch if blind else batch | self.media(prompts)
 
     def model_ids(self, prompt: EncodedPrompt) -> torch.Tensor:
         """(P,) token ids for the model's forward pass, in which an image is a video of one frame.

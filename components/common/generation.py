@@ -97,6 +97,8 @@ def pick_tokens(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor)
 def _clip_owners(prompts: Sequence[EncodedPrompt]) -> list[int]:
     """For each prompt the first one that starts with the same text and the same clip (often the prompt itself)."""
     first: dict[tuple[int, tuple[int, ...]], int] = {}
+    if prompts[0].kind == "text":
+        return list(range(len(prompts)))
     return [
         first.setdefault((id(prompt.pixel_values), tuple(prompt.input_ids[: prompt.vision_end].tolist())), index)
         for index, prompt in enumerate(prompts)
@@ -104,7 +106,7 @@ def _clip_owners(prompts: Sequence[EncodedPrompt]) -> list[int]:
 
 
 def _prefill(
-    model: Any, encoder: ChatEncoder, prompts: Sequence[EncodedPrompt], cache: DynamicCache
+    model: Any, encoder: ChatEncoder, prompts: Sequence[EncodedPrompt], cache: DynamicCache, blind: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Fill ``cache`` with the prompts (a row each), reading what several questions on one clip share only once.
 
@@ -117,7 +119,7 @@ def _prefill(
     leaders = sorted(set(owners))
     shared = len(leaders) < len(prompts)
     heads = [_first_tokens(prompts[i], prompts[i].vision_end) if shared else prompts[i] for i in leaders]
-    batch = {name: tensor.to(device) for name, tensor in encoder.collate(heads).items()}
+    batch = {name: tensor.to(device) for name, tensor in encoder.collate(heads, blind=blind).items()}
     mask = batch.pop("attention_mask")
     padded = bool((mask == 0).any())
     # Positions are the encoder's: those of the model are module state, and differ from what it was trained with.
@@ -164,13 +166,14 @@ def _decode(
     sampling: Sampling,
     n: int,
     keys: Sequence[int],
+    blind: bool = False,
 ) -> Iterator[list[tuple[int, int]]]:
     """Prefill ``prompts`` once, branch each ``n`` times, and yield after each step the (row, token) pairs sampled.
 
     Row ``i * n + j`` is completion j of prompt i.
     """
     cache = DynamicCache(config=model.config.get_text_config())
-    logits, next_position, mask = _prefill(model, encoder, prompts, cache)
+    logits, next_position, mask = _prefill(model, encoder, prompts, cache, blind)
     if not bool(torch.isfinite(logits).all()):
         raise NonFiniteError("the model's logits are not finite numbers; are its weights, or the frames, damaged?")
     padded = bool((mask == 0).any())
@@ -213,6 +216,7 @@ def sample(
     batch_size: int = 64,
     keys: Sequence[int] | None = None,
     on_batch: Callable[[int], None] | None = None,
+    blind: bool = False,
 ) -> list[list[Completion]]:
     """Sample ``n`` completions for each prompt.
 
@@ -223,6 +227,7 @@ def sample(
         batch_size: rows (prompts × n) decoded at once.
         keys: a number per prompt that, with ``sampling.seed``, determines its completions; default: its index.
         on_batch: called with the number of prompts finished, after each batch.
+        blind: the prompts are those of `ChatEncoder.encode_blind`. Without it, a prompt without pixels is refused.
 
     Returns:
         For each prompt, in the order given, its ``n`` completions.
@@ -239,7 +244,7 @@ def sample(
         for start in range(0, len(order), per_batch):
             chosen = order[start : start + per_batch]
             token_ids: list[list[int]] = [[] for _ in range(len(chosen) * n)]
-            steps = _decode(model, encoder, [prompts[i] for i in chosen], sampling, n, [keys[i] for i in chosen])
+            steps = _decode(model, encoder, [prompts[i] for i in chosen], sampling, n, [keys[i] for i in chosen], blind)
             for sampled in steps:
                 for row, token in sampled:
                     token_ids[row].append(token)

@@ -89,14 +89,14 @@ def build_messages(
     question: str,
     options: Sequence[str],
     problem_type: str,
-    kind: Literal["video", "image"],
+    kind: Literal["video", "image"] | None,
     template: PromptTemplate,
 ) -> list[dict[str, Any]]:
-    """The conversation up to the model's turn, as chat-template messages with one media placeholder."""
+    """The conversation up to the model's turn, as chat-template messages with one media placeholder (None: without)."""
     messages: list[dict[str, Any]] = []
     if template.system:
         messages.append({"role": "system", "content": [{"type": "text", "text": template.system}]})
     text = question_text(question, options, problem_type, template)
     # A text block must not carry a `video` key, not even with None: the chat template would see a video in it.
-    messages.append({"role": "user", "content": [{"type": kind}, {"type": "text", "text": text}]})
+    messages.append({"role": "user", "content": [*([{"type": kind}] if kind else []), {"type": "text", "text": text}]})
     return messages

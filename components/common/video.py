@@ -129,6 +129,8 @@ class DecodedFile:
     """Likewise."""
     duration_s: float
     """Length of the whole file; 0 for an image."""
+    num_frames: int
+    """Frames of the whole file."""
     signature: bytes
     """`signature` of the whole file."""
 
@@ -260,6 +262,10 @@ def read_clip(
     return clip
 
 
+_OF_FILE = ("width", "height", "duration_s", "num_frames")
+"""What a worker tells of a file besides its frames."""
+
+
 @dataclass(frozen=True, slots=True)
 class _File:
     """`DecodedFile` with frames that are not compressed yet."""
@@ -268,6 +274,7 @@ class _File:
     width: int
     height: int
     duration_s: float
+    num_frames: int
     frames: np.ndarray
     """(K, H, W, 3), of the whole file, spread evenly; what its signature is made of. Empty unless asked for."""
 
@@ -335,7 +342,7 @@ def _read_image(path: Path, config: VideoConfig, parts: int) -> _File:
         raise DecodeError(f"damaged image: {_first_line(error)}") from error
     height, width = pixels.shape[:2]
     clip = Clip(_resize(pixels[None], target_size(height, width, config)), np.zeros(1), 0.0, "image")
-    return _File([clip] * parts, width, height, 0.0, clip.frames)
+    return _File([clip] * parts, width, height, 0.0, 1, clip.frames)
 
 
 def _read_video(path: Path, config: VideoConfig, parts: Sequence[Part], whole: bool) -> _File:
@@ -355,7 +362,14 @@ def _read_video(path: Path, config: VideoConfig, parts: Sequence[Part], whole: b
     spread = spread[np.linspace(0, len(spread) - 1, SIGNATURE_FRAMES).round().astype(np.int64)] if whole else spread[:0]
     unique = np.unique(np.concatenate([*shown, spread])) if shown else spread[:0]
     if not len(unique):
-        return _File([c for c in chosen if isinstance(c, DecodeError)], 0, 0, probe.duration_s, np.empty(0, np.uint8))
+        return _File(
+            [c for c in chosen if isinstance(c, DecodeError)],
+            0,
+            0,
+            probe.duration_s,
+            len(probe.pts),
+            np.empty(0, np.uint8),
+        )
     try:
         frames, size = _decode_with_decord(path, unique, probe, config)
     except _RefusedError:
@@ -370,7 +384,7 @@ def _read_video(path: Path, config: VideoConfig, parts: Sequence[Part], whole: b
         times_s = np.maximum(probe.times_s[indices] - start, 0.0)
         clips.append(Clip(frames[np.searchsorted(unique, indices)], times_s, end - start, "video"))
     height, width = size
-    return _File(clips, width, height, probe.duration_s, frames[np.searchsorted(unique, spread)])
+    return _File(clips, width, height, probe.duration_s, len(probe.pts), frames[np.searchsorted(unique, spread)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -723,7 +737,7 @@ class Decoder:
             times_s = np.asarray(part["times_s"], dtype=np.float64)
             height, width = part["shape"][1:3]
             clips.append(EncodedClip(frames, times_s, part["duration_s"], height, width, request.kind))
-        return DecodedFile(clips, header["width"], header["height"], header["duration_s"], data[position:])
+        return DecodedFile(clips, signature=data[position:], **{name: header[name] for name in _OF_FILE})
 
     def map_files(self, requests: Iterable[FileRequest]) -> Iterator[DecodedFile | DecodeError]:
         """`read_file` for many files side by side; results come in the order of the requests, a failure as its error.
@@ -901,7 +915,7 @@ def _answer(request: dict[str, Any], config: VideoConfig) -> tuple[dict[str, Any
             parts.append({**about, "sizes": [len(frame) for frame in frames]})
         if encode:
             data.append(signature(file.frames, kind))
-        header = {"parts": parts, "width": file.width, "height": file.height, "duration_s": file.duration_s}
+        header = {"parts": parts} | {name: getattr(file, name) for name in _OF_FILE}
         return header, b"".join(data)
     except DecodeError as error:
         return {"error": str(error)}, b""

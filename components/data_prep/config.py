@@ -79,6 +79,8 @@ class DataPrepConfig(Section):
     order: Literal["source", "easy_first", "hard_first"] = "source"
     """Order of the rows: as in the source, or by falling or rising ``metadata.pass_rate`` (a curriculum; rows without
     one come last)."""
+    min_video_frames: int = Field(default=1, ge=1)
+    """Quarantine videos with fewer frames (Video-Thinker's data has none below 64)."""
     near_duplicate_difference: float = Field(default=3.0, ge=0, le=32)
     """Two files count as the same video when the root mean square difference of their coarse frames is not above this
     (of 255); 0: only equal bytes count."""

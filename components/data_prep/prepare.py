@@ -105,13 +105,15 @@ Reason = Literal[
     "missing_media",
     "damaged_media",
     "decode_limit",
+    "short_video",
     "sha256_mismatch",
     "split_leak",
     "near_duplicate_leak",
 ]
 """Why a row is quarantined: it is no row; its id was taken; its file is not there; its file cannot be decoded; its
-decoder ran out of time or memory, or crashed, and was replaced; its file has another SHA-256 than the row says; its
-video is also in a split that is kept for measuring, byte for byte; or it looks like one that is."""
+decoder ran out of time or memory, or crashed, and was replaced; it has fewer frames than wanted; its file has another
+SHA-256 than the row says; its video is also in a split that is kept for measuring, byte for byte; or it looks like one
+that is."""
 
 
 class PrepareError(RuntimeError):
@@ -739,6 +741,10 @@ def _write_part(
                 reason = "decode_limit" if isinstance(decoded, DecodeLimitError) else reason
                 lost = MediaOutcome(sha256=fetched.sha256 or None, reason=reason, detail=str(decoded or fetched.detail))
                 outcomes.update((media_id, lost) for media_id, _, _ in file.parts)
+            elif file.kind == "video" and decoded.num_frames < job.config.min_video_frames:
+                why = f"{decoded.num_frames} frames, fewer than data.min_video_frames={job.config.min_video_frames}"
+                short = MediaOutcome(sha256=fetched.sha256, reason="short_video", detail=why)
+                outcomes.update((media_id, short) for media_id, _, _ in file.parts)
             else:
                 assert fetched.path is not None
                 size = fetched.path.stat().st_size

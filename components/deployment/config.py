@@ -143,7 +143,8 @@ class DeploymentConfig(Section):
     """Registration, serving and the smoke test that decides whether a candidate becomes the champion."""
 
     target: Literal["local", "kserve"] = "local"
-    """``local``: the candidate is tested on a server of this machine; ``kserve``: it is rolled out on the cluster."""
+    """``local``: the candidate is tested on a server of this machine; ``kserve``: it is rolled out on the cluster, as
+    `vthink submit` does unless this is set."""
     server: ServerConfig = ServerConfig()
     """The server."""
     kserve: KServeConfig = KServeConfig()

@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, Self
+from typing import IO, Any, Protocol, Self
 
 import numpy as np
 
@@ -26,17 +26,14 @@ from ..common.storage import Storage, join
 from .config import EvaluationConfig
 from .expressions import FRAMES
 
-if TYPE_CHECKING:
-    from ..common.video import Clip
-
 logger = logging.getLogger(__name__)
 
 SYSTEMIC = 8
 """So many failures in one batch, and nothing but failures, are a broken machine and not broken items."""
 
 
-GREY = 128
-"""Value of every channel of every pixel of ``grey``."""
+NO_VIDEO = object()
+"""Stands for the clip (or file) of a question that is asked ``blind``."""
 
 
 class EvaluationError(RuntimeError):
@@ -146,7 +143,7 @@ def conditions(config: EvaluationConfig, samples: Sequence[Sample]) -> dict[str,
         left_out["other_video"] = "switched off"
     elif len(videos) < 2:
         left_out["other_video"] = "there are fewer than two videos"
-    for frames in ("reversed", "single_frame", "grey"):
+    for frames in ("reversed", "single_frame", "blind"):
         if not getattr(config, frames):
             del left_out[frames]  # off unless asked for: nothing to say
         elif not videos:
@@ -154,28 +151,25 @@ def conditions(config: EvaluationConfig, samples: Sequence[Sample]) -> dict[str,
     return left_out
 
 
-def clip_for(item: Any, frames: str, split: Items, others: Mapping[str, int], seed: int) -> Clip:
+def clip_for(item: Any, frames: str, split: Items, others: Mapping[str, int], seed: int) -> Any:
     """The clip that an item of a prepared set is asked with."""
     if frames == "other_video":
-        other: Clip = split[others[video_of(item.sample)]].clip
-        return other
-    clip: Clip = item.clip
-    return under(clip, frames, item.sample.id, seed)
+        return split[others[video_of(item.sample)]].clip
+    return under(item.clip, frames, item.sample.id, seed)
 
 
-def under(clip: Clip, frames: str, key: str, seed: int) -> Clip:
+def under(clip: Any, frames: str, key: str, seed: int) -> Any:
     """A clip as a frame condition shows it.
 
     Args:
-        clip: frames in order.
+        clip: frames in order (of a file that is handed on, only ``blind`` is possible).
         frames: one of `FRAMES` that needs no other video.
         key: determines the order of ``shuffled``, with ``seed``.
         seed: of the evaluation.
 
     Returns:
-        The same times as ``clip``, but for ``single_frame``, which is its middle frame alone. ``grey`` has grey
-        pixels in as many frames of the same size: the models' prompts have no form without a video, and a
-        prompt without its frames would differ by more than what can be seen.
+        The same times as ``clip``, but for ``single_frame``, which is its middle frame alone, and ``blind``,
+        which is `NO_VIDEO`.
     """
     if frames == "shuffled":
         return clip.permuted(frame_order(key, len(clip.frames), seed))
@@ -184,8 +178,8 @@ def under(clip: Clip, frames: str, key: str, seed: int) -> Clip:
     if frames == "single_frame":
         middle = slice(len(clip.frames) // 2, len(clip.frames) // 2 + 1)
         return replace(clip, frames=clip.frames[middle], times_s=clip.times_s[middle])
-    if frames == "grey":
-        return replace(clip, frames=np.full_like(clip.frames, GREY))
+    if frames == "blind":
+        return NO_VIDEO
     return clip
 
 
@@ -268,7 +262,7 @@ def _ask_batch(
     split: Items, indices: Sequence[int], frames: str, others: Mapping[str, int], predict: Predict, seed: int
 ) -> list[Answer]:
     answers: dict[int, Answer] = {}
-    clips: dict[int, Clip] = {}
+    clips: dict[int, Any] = {}
     for index in indices:
         try:
             clips[index] = clip_for(split[index], frames, split, others, seed)

@@ -711,7 +711,8 @@ VIDEOMMMU = Benchmark(
     traps=(
         "open questions: ours compares numbers to 2 decimals and words by ROUGE; lmms-eval looks whether the truth "
         "occurs in the response",
-        "knowledge gain needs the adaptation questions asked without the video too (--reliance: grey)",
+        "knowledge gain is (after − before) / (1 − before) of the adaptation track, before being without the lecture: "
+        "--reliance, then `conditions.blind.by_kind`",
     ),
 )
 

@@ -56,8 +56,8 @@ class EvaluationConfig(Section):
     """Also ask about every video played backwards."""
     single_frame: bool = False
     """Also ask with the middle frame alone."""
-    grey: bool = False
-    """Also ask with grey frames of the same number and size: what the words of a question give away."""
+    blind: bool = False
+    """Also ask without the video: what the words of a question give away."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Coverage of the intervals."""
     bootstrap_resamples: int = Field(default=2000, ge=100)

@@ -18,7 +18,7 @@ import re
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +30,9 @@ from ..common.config import ModelConfig, TrackingConfig, VideoConfig
 from ..common.prompts import build_messages, get_template
 from ..common.samples import Sample
 from ..common.storage import Storage, as_prefix, fingerprint
-from .asking import Completion, EvaluationError, Predict, seed_of
+from .asking import NO_VIDEO, Completion, EvaluationError, Predict, seed_of
 from .config import EvaluationConfig
+from .expressions import FRAMES
 
 if TYPE_CHECKING:
     from ..common.chat import ChatEncoder, EncodedPrompt
@@ -46,6 +47,8 @@ class Engine(Protocol):
 
     video: VideoConfig | None
     """How videos become frames; None: it is given the files (`evaluate.LocalFile`)."""
+    conditions: Sequence[str]
+    """Under which of `expressions.FRAMES` it can be asked, besides ``ordered``."""
     answer_format: Any
     """The shape of response that it is asked for."""
     about: dict[str, Any]
@@ -61,8 +64,46 @@ class Engine(Protocol):
 # -- in this process -----------------------------------------------------------------------------------------
 
 
-class LocalModel:
+class _Weights:
+    """Weights that are loaded when they are first needed."""
+
+    def __init__(self, folder: Callable[[], Path], model: ModelConfig, config: EvaluationConfig) -> None:
+        self._folder = folder
+        self._model = model
+        self._config = config
+        self._predict: Predict | None = None
+
+    def predict(self) -> Predict:
+        """See `Engine`."""
+        if self._predict is None:
+            from ..common.models import load_model
+
+            loaded = load_model(self._folder(), dtype=self._model.dtype, attention=self._model.attention)
+            self._predict = predictor(loaded, self._config)
+        return self._predict
+
+    def release(self) -> None:
+        """Free the weights before the next model comes."""
+        if self._predict is not None:
+            self._predict = None
+            free_memory()
+
+
+class StoredModel(_Weights):
+    """A model of the store, fetched when it is first asked."""
+
+    def __init__(
+        self, storage: Storage, uri: str, model: ModelConfig, config: EvaluationConfig, work_dir: Path
+    ) -> None:
+        from ..common.models import fetch_model
+
+        super().__init__(lambda: fetch_model(storage, uri, work_dir), model, config)
+
+
+class LocalModel(_Weights):
     """A model folder with its ``vthink.json``, loaded when it is first asked."""
+
+    conditions: Sequence[str] = FRAMES[1:]
 
     def __init__(
         self,
@@ -86,24 +127,7 @@ class LocalModel:
         self.prompt = str(card["prompt"])
         self.answer_format = get_template(self.prompt).answer_format
         self.about = {**about, "prompt": self.prompt}
-        self._model = model
-        self._config = config
-        self._predict: Predict | None = None
-
-    def predict(self) -> Predict:
-        """See `Engine`."""
-        if self._predict is None:
-            from ..common.models import load_model
-
-            loaded = load_model(self.folder, dtype=self._model.dtype, attention=self._model.attention)
-            self._predict = predictor(loaded, self._config)
-        return self._predict
-
-    def release(self) -> None:
-        """Free the weights before the next model comes."""
-        if self._predict is not None:
-            self._predict = None
-            free_memory()
+        super().__init__(lambda: folder, model, config)
 
 
 def free_memory() -> None:
@@ -129,11 +153,14 @@ def predictor(model: Any, config: EvaluationConfig) -> Predict:
     )
 
     def predict(samples: Sequence[Sample], clips: Sequence[Clip]) -> Sequence[Completion]:
+        blind = all(clip is NO_VIDEO for clip in clips)
         prompts = encode_together(model.encoder, samples, clips)
         # With a temperature, a completion depends on its sample, not on its neighbours.
         keys = [seed_of("sampling", row.id) % 2**31 for row in samples]
         try:
-            completions = sample(model.model, model.encoder, prompts, sampling, batch_size=config.batch_size, keys=keys)
+            completions = sample(
+                model.model, model.encoder, prompts, sampling, batch_size=config.batch_size, keys=keys, blind=blind
+            )
         except torch.cuda.OutOfMemoryError:
             free_memory()  # for the smaller batches that follow
             raise
@@ -143,7 +170,7 @@ def predictor(model: Any, config: EvaluationConfig) -> Predict:
 
 
 def encode_together(encoder: ChatEncoder, samples: Sequence[Sample], clips: Sequence[Clip]) -> list[EncodedPrompt]:
-    """Prompts of questions about clips; those about the same clip (object) share one tensor of pixels.
+    """Prompts of questions about clips (or `NO_VIDEO`); those about the same clip share one tensor of pixels.
 
     By that the generation engine knows which prompts begin alike, and takes in each beginning once.
     """
@@ -153,7 +180,9 @@ def encode_together(encoder: ChatEncoder, samples: Sequence[Sample], clips: Sequ
         same.setdefault(id(clip), []).append(place)
     for places in same.values():
         asked = [(samples[place].question, samples[place].options, samples[place].problem_type) for place in places]
-        prompts |= dict(zip(places, encoder.encode_many(asked, clips[places[0]]), strict=True))
+        clip = clips[places[0]]
+        made = [encoder.encode_blind(*one) for one in asked] if clip is NO_VIDEO else encoder.encode_many(asked, clip)
+        prompts |= dict(zip(places, made, strict=True))
     return [prompts[place] for place in range(len(samples))]
 
 
@@ -211,6 +240,7 @@ class Endpoint:
                     f"(--set evaluation.max_new_tokens={limit}), or serve with more"
                 )
         prompt = str(own.get("prompt")) if isinstance(own, Mapping) else model.prompt
+        self.conditions: Sequence[str] = () if self.own else ("blind",)  # ours refuses a question without its video
         self.template = get_template(prompt)
         self.answer_format = self.template.answer_format
         self.about = {
@@ -250,18 +280,18 @@ class Endpoint:
         self._client.close()
 
     def _predict(self, samples: Sequence[Sample], files: Sequence[Any]) -> Sequence[Completion | Exception]:
-        paths = [file.path for file in files]
-        urls = _DataUrls(paths)
+        paths = [None if file is NO_VIDEO else file.path for file in files]
+        urls = _DataUrls([path for path in paths if path is not None])
         with ThreadPoolExecutor(min(self._config.requests, len(samples))) as pool:
             return list(pool.map(lambda sample, path: self._attempt(sample, path, urls), samples, paths))
 
-    def _attempt(self, sample: Sample, path: Path, urls: _DataUrls) -> Completion | Exception:
+    def _attempt(self, sample: Sample, path: Path | None, urls: _DataUrls) -> Completion | Exception:
         try:
-            return self._ask(sample, urls.take(path, sample.media.kind))
+            return self._ask(sample, None if path is None else urls.take(path, sample.media.kind))
         except (EndpointError, OSError) as error:
             return error
 
-    def _body(self, sample: Sample, data_url: str) -> dict[str, Any]:
+    def _body(self, sample: Sample, data_url: str | None) -> dict[str, Any]:
         kind, media = f"{sample.media.kind}_url", sample.media
         part = {"type": kind, kind: {"url": data_url}}
         body: dict[str, Any] = {
@@ -277,15 +307,20 @@ class Endpoint:
             about |= {"start_s": media.start_s, "end_s": media.end_s}
             body |= {"vthink": {name: value for name, value in about.items() if value}, "return_token_ids": True}
             return body | {"messages": [{"role": "user", "content": [part, {"type": "text", "text": text}]}]}
-        messages = build_messages(sample.question, sample.options, sample.problem_type, media.kind, self.template)
+        shown = None if data_url is None else media.kind
+        messages = build_messages(sample.question, sample.options, sample.problem_type, shown, self.template)
         for message in messages:
-            message["content"] = [part if block["type"] == media.kind else block for block in message["content"]]
+            message["content"] = [part if block["type"] == shown else block for block in message["content"]]
         return body | {"messages": messages}
 
-    def _ask(self, sample: Sample, data_url: str) -> Said:
+    def _ask(self, sample: Sample, data_url: str | None) -> Said:
         import httpx
 
-        if not self.own and (sample.media.start_s is not None or sample.media.end_s is not None):
+        if (
+            not self.own
+            and data_url is not None
+            and (sample.media.start_s is not None or sample.media.end_s is not None)
+        ):
             raise EndpointError("a part of a video can be asked of this package's server alone")
         body = json.dumps(self._body(sample, data_url)).encode()
         reason = ""

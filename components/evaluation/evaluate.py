@@ -33,7 +33,6 @@ from .asking import (
     ItemJournal,
     Items,
     Journal,
-    Predict,
     answer_of,
     ask,
     ask_videos,
@@ -45,7 +44,7 @@ from .asking import (
 )
 from .benchmarks import Benchmark, DataFolder, find_benchmark, load
 from .config import PROTOCOLS, EvaluationConfig
-from .engines import Engine, free_memory, open_engine, predictor
+from .engines import Engine, StoredModel, open_engine
 from .expressions import FRAMES, check_asked, parse
 from .measures import (
     Rows,
@@ -251,7 +250,7 @@ class _Evaluation:
         with Progress(*columns, transient=True) as progress:
             task = progress.add_task("evaluate", total=len(models) * sum(map(len, asked.values())))
             for model, about in models.items():
-                loaded = _Loaded(self.storage, about["uri"], self.model, self.config, self.work_dir)
+                loaded = StoredModel(self.storage, about["uri"], self.model, self.config, self.work_dir)
                 for frames, chosen in asked.items():
                     progress.update(task, description=f"{model}, {frames.replace('_', ' ')}")
                     began = time.monotonic()
@@ -327,36 +326,9 @@ class _Evaluation:
         return join(self.context.storage.root_uri, "evaluate", "answers", identity + "/")
 
 
-class _Loaded:
-    """A model that is fetched and loaded when it is first asked."""
-
-    def __init__(
-        self, storage: Storage, uri: str, model: ModelConfig, config: EvaluationConfig, work_dir: Path
-    ) -> None:
-        self._where = (storage, uri, work_dir)
-        self._model = model
-        self._config = config
-        self._predict: Predict | None = None
-
-    def predict(self) -> Predict:
-        if self._predict is None:
-            from ..common.models import fetch_model, load_model
-
-            folder = fetch_model(*self._where)
-            loaded = load_model(folder, dtype=self._model.dtype, attention=self._model.attention)
-            self._predict = predictor(loaded, self._config)
-        return self._predict
-
-    def release(self) -> None:
-        """Free the weights before the next model comes."""
-        if self._predict is not None:
-            self._predict = None
-            free_memory()
-
-
 # -- a benchmark ---------------------------------------------------------------------------------------------
 
-RELIANCE = ("shuffled", "reversed", "single_frame", "grey")
+RELIANCE = ("shuffled", "reversed", "single_frame", "blind")
 """Conditions under which a model that needs the video, in order, must do worse."""
 
 
@@ -542,10 +514,11 @@ def run_benchmark(
     left_out = left_out_metrics(samples)
     engine = open_engine(model, model_config, config, work_dir, storage, tracking, video, override)
     if engine.video is None:
-        left_out |= dict.fromkeys(RELIANCE, "an endpoint is sent the file, not frames") if reliance else {}
+        impossible = [name for name in RELIANCE if name not in engine.conditions]
+        left_out |= dict.fromkeys(impossible, "an endpoint is sent the file, not frames") if reliance else {}
         if override:
             left_out["frames"] = "an endpoint takes frames and pixels as it was started"
-    frames = ["ordered", *(RELIANCE if reliance and engine.video is not None else ())]
+    frames = ["ordered", *(name for name in RELIANCE if reliance and name in engine.conditions)]
     settings = _settings(benchmark, engine, config, protocol) | {
         "questions": fingerprint("questions", [[s.id, s.question, list(s.options), s.answer] for s in samples]),
         "files": found.files,

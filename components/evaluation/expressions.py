@@ -38,7 +38,7 @@ from .statistics import Difference, Estimate
 MODELS = ("base", "sft", "grpo", "candidate", "champion")
 """``candidate`` is the last model of the chain, the one that would be registered; ``champion`` is in
 service."""
-FRAMES = ("ordered", "shuffled", "other_video", "reversed", "single_frame", "grey")
+FRAMES = ("ordered", "shuffled", "other_video", "reversed", "single_frame", "blind")
 METRICS = (
     "accuracy",
     "accuracy_paper",

@@ -37,7 +37,7 @@ _FRAMES = {
     "shuffled": "shuffled",
     "reversed": "backwards",
     "single_frame": "one frame",
-    "grey": "grey, no video",
+    "blind": "no video",
     "other_video": "another video's",
 }
 _METRICS = {

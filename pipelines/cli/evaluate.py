@@ -85,7 +85,7 @@ def evaluate(
         bool,
         typer.Option(
             "--reliance",
-            help="Also ask with frames shuffled, reversed, one alone, and grey: does the model need the video?",
+            help="Also ask with frames shuffled, reversed, one alone, and without the video: is it needed?",
             rich_help_panel=_BENCHMARK,
         ),
     ] = False,

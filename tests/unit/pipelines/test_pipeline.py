@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -91,7 +92,8 @@ def test_every_pod_is_not_root_finds_the_store_and_is_started_again_when_it_is_e
     assert set(pods) == set(executors)
     for name, pod in pods.items():
         assert pod["securityContext"] == {"runAsUser": "1000", "runAsGroup": "1000", "runAsNonRoot": True}, name
-        assert [(secret["secretName"], secret["optional"]) for secret in pod["secretAsEnv"]] == [("vthink-s3", True)]
+        secrets = [("vthink-s3", True)] + [("vthink-api-keys", True)] * (name == "exec-deploy")
+        assert [(secret["secretName"], secret["optional"]) for secret in pod["secretAsEnv"]] == secrets, name
         assert {pair["envVar"] for pair in pod["configMapAsEnv"][0]["keyToEnv"]} >= {"MLFLOW_TRACKING_URI"}
         assert pod["fieldPathAsEnv"][0]["fieldPath"] == "metadata.labels['pipeline/runid']"
         resources = executors[name]["container"]["resources"]
@@ -99,6 +101,17 @@ def test_every_pod_is_not_root_finds_the_store_and_is_started_again_when_it_is_e
         assert resources["resourceMemoryLimit"], name
     for name, task in tasks(spec):
         assert ("retryPolicy" in task) == runs_code(spec, task), name
+
+
+def test_a_run_on_a_cluster_trains_in_jobs_and_serves_with_kserve_unless_told_otherwise(tmp_path):
+    def defaults(*changes: str) -> dict[str, Any]:
+        path = pipeline.compile_to(tmp_path / "x.yaml", load("laptop", changes))
+        found = next(yaml.safe_load_all(path.read_text("utf-8")))["root"]["inputDefinitions"]["parameters"]
+        return {name: json.loads(found[name]["defaultValue"]) for name in ("run", "deployment")}
+
+    assert defaults()["run"]["launch"]["backend"] == "trainjob"
+    assert defaults()["deployment"]["target"] == "kserve"
+    assert defaults("deployment.target=local")["deployment"]["target"] == "local"
 
 
 def test_what_is_compiled_is_exactly_what_kfp_s_definitions_allow(spec, pods):

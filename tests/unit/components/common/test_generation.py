@@ -1,6 +1,6 @@
 import pytest
 import torch
-from vthink.components.common.chat import ChatEncoder, EncodedPrompt
+from vthink.components.common.chat import BlindInputError, ChatEncoder, EncodedPrompt
 from vthink.components.common.config import TinyModelConfig, VideoConfig
 from vthink.components.common.generation import (
     Completion,
@@ -128,6 +128,34 @@ def test_the_vision_tower_runs_once_per_video_whatever_the_number_of_completions
     sample(loaded.model, loaded.encoder, prompts, Sampling(max_new_tokens=4, temperature=1.0), n=8, batch_size=64)
     hook.remove()
     assert sum(seen) == sum(int(p.grid_thw.prod()) for p in prompts)
+
+
+@torch.no_grad()
+def test_a_question_without_its_video_is_answered_as_the_plain_path_does_and_only_on_demand(
+    loaded: LoadedModel,
+) -> None:
+    encoder = loaded.encoder
+    blind = [
+        encoder.encode_blind("What moves " + "left " * index + "?", ["a", "b"], "multiple_choice") for index in (0, 3)
+    ]
+    assert not any(bool(torch.isin(prompt.input_ids, torch.tensor(encoder.vision_token_ids)).any()) for prompt in blind)
+    sampling = Sampling(max_new_tokens=6)
+    found = sample(loaded.model, encoder, blind, sampling, blind=True)
+    for prompt, [completion] in zip(blind, found, strict=True):
+        expected = loaded.model.generate(
+            input_ids=prompt.input_ids[None],
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=6,
+            do_sample=False,
+            suppress_tokens=encoder.vision_token_ids,
+            eos_token_id=encoder.eos_token_id,
+            pad_token_id=encoder.pad_token_id,
+        )
+        assert completion.token_ids == expected[0, len(prompt) :].tolist()
+    with pytest.raises(BlindInputError, match="0 vision placeholders"):
+        sample(loaded.model, encoder, blind, sampling)
+    with pytest.raises(BlindInputError, match="do not go together"):
+        sample(loaded.model, encoder, [*blind, *prompts_of(loaded, 1)], sampling, blind=True)
 
 
 def test_finished_rows_stop_and_say_so(loaded: LoadedModel) -> None:

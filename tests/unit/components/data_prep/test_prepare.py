@@ -255,6 +255,18 @@ def test_a_file_that_the_decoder_cannot_afford_has_a_reason_of_its_own(
     assert manifest.counts["rows_out"] == 3
 
 
+@pytest.mark.parametrize("wanted", [12, 13])
+def test_videos_shorter_than_wanted_are_left_out(wanted: int, run: Run, source: Source, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "image.png")
+    image = make_row(2, "", media={"kind": "image", "uri": str(tmp_path / "image.png")})
+    manifest = run(source([*rows_of(2), image]), max_quarantined=0.9, min_video_frames=wanted)
+    left = {row["id"]: (row["reason"], row["detail"]) for row in run.quarantine(manifest)}
+    short = ("short_video", f"12 frames, fewer than data.min_video_frames={wanted}")
+    assert left == ({} if wanted == 12 else {"row-0": short, "row-1": short})
+
+
 def test_a_source_that_is_mostly_bad_stops_the_stage_and_may_be_tolerated_later(run: Run, source: Source) -> None:
     path = source([make_row(0, "videos/0.mp4"), make_row(1, "nowhere/1.mp4")])
     with pytest.raises(prepare.PrepareError, match=r"1 of 2 rows cannot be used .*line 2 .*no such file") as error:

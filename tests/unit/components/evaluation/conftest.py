@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from vthink.components.common.samples import Evidence, Media, PreparedSample, Sample
 from vthink.components.common.video import Clip
+from vthink.components.evaluation.asking import NO_VIDEO
 from vthink.components.evaluation.config import EvaluationConfig
 
 NUM_FRAMES = 8
@@ -129,8 +130,11 @@ class Model:
             raise RuntimeError(f"cannot\nanswer {broken[0]}")
         self.asked += [sample.id for sample in samples]
         for sample, clip in zip(samples, clips, strict=True):
-            self.seen[sample.id] = clip.frames
-        return [Said(self.say(sample, clip)) for sample, clip in zip(samples, clips, strict=True)]
+            self.seen[sample.id] = getattr(clip, "frames", None)  # none of a question asked blind
+        return [
+            Said("" if clip is NO_VIDEO else self.say(sample, clip))
+            for sample, clip in zip(samples, clips, strict=True)
+        ]
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from vthink.components.common.storage import Storage, join
 from vthink.components.evaluation.asking import (
-    GREY,
+    NO_VIDEO,
     EvaluationError,
     Journal,
     answer_all,
@@ -161,10 +161,8 @@ def test_a_condition_changes_what_is_seen_and_nothing_else(world: World):
     assert under(clip, "ordered", "key", 0) is clip
     backwards = under(clip, "reversed", "key", 0)
     assert np.array_equal(backwards.frames, clip.frames[::-1])
-    grey = under(clip, "grey", "key", 0)
-    assert grey.frames.shape == clip.frames.shape
-    assert set(np.unique(grey.frames)) == {GREY}
-    for other in (backwards, grey, under(clip, "shuffled", "key", 0)):
+    assert under(clip, "blind", "key", 0) is NO_VIDEO
+    for other in (backwards, under(clip, "shuffled", "key", 0)):
         assert np.array_equal(other.times_s, clip.times_s)
         assert (other.duration_s, other.kind) == (clip.duration_s, clip.kind)
     one = under(clip, "single_frame", "key", 0)
@@ -174,7 +172,7 @@ def test_a_condition_changes_what_is_seen_and_nothing_else(world: World):
 
 
 def test_the_further_conditions_are_asked_when_they_are_wanted(world: World, config, storage):
-    wanted = config.model_copy(update={"reversed": True, "single_frame": True, "grey": True})
+    wanted = config.model_copy(update={"reversed": True, "single_frame": True, "blind": True})
     assert set(conditions(config, world.samples)) == {"ordered", "shuffled", "other_video"}
     assert conditions(wanted, world.samples) == dict.fromkeys([*conditions(config, world.samples), *EXTRA])
     no_videos = conditions(wanted, make_world(videos=0).samples)
@@ -187,10 +185,10 @@ def test_the_further_conditions_are_asked_when_they_are_wanted(world: World, con
     seen = {frames: model.seen[name] for frames, model in models.items()}
     assert np.array_equal(seen["reversed"], seen["ordered"][::-1])
     assert len(seen["single_frame"]) == 1
-    assert (seen["grey"] == GREY).all()
+    assert seen["blind"] is None
 
 
-EXTRA = ("reversed", "single_frame", "grey")
+EXTRA = ("reversed", "single_frame", "blind")
 
 
 # -- together, then apart --------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def benchmark_folders(
     about = BENCHMARKS[benchmark]
     for model, skill in (("base", 0.2), ("ours", 0.8)):
         rows = {}
-        for frames in ("ordered", "shuffled", "grey"):
+        for frames in ("ordered", "shuffled", "blind"):
             texts = []
             for sample, clip in zip(world.samples, world.clips, strict=True):
                 sees = frames == "ordered" and rng.random() < skill
