@@ -432,7 +432,11 @@ def test_a_training_goes_on_without_mlflow_and_delivers_everything_once_later(
     history = client.get_metric_history(tracker.run_id, "loss")
     assert sorted((metric.step, metric.value) for metric in history) == [(step, float(step)) for step in range(1, 12)]
     assert len(client.get_metric_history(tracker.run_id, "accuracy")) == 10
-    assert {entry.path for entry in client.list_artifacts(tracker.run_id)} == {"page.html", "rollouts.json"}
+    assert {entry.path for entry in client.list_artifacts(tracker.run_id)} == {
+        "page.html",
+        "rollouts.json",
+        "settings.json",
+    }
     text = client.download_artifacts(tracker.run_id, "rollouts.json")
     assert '"during"' in Path(text).read_text()
 

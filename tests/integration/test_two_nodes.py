@@ -8,9 +8,11 @@ as in JobSet; the job is started again on empty machines.
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +26,7 @@ import torch
 from safetensors.torch import load_file
 from vthink.components.common import trainjob
 from vthink.components.common.config import LaunchConfig, ModelConfig, RunContext
-from vthink.components.common.launch import descendants, free_port, write_job
+from vthink.components.common.launch import descendants, write_job
 from vthink.components.common.storage import Manifest, Storage, join
 from vthink.components.grpo.config import GRPOConfig
 from vthink.components.sft.config import SFTConfig
@@ -48,6 +50,15 @@ SECTIONS: dict[str, Any] = {
     "grpo": GRPOConfig(**COMMON, num_generations=4, prompts_per_step=2, max_new_tokens=8, deepspeed="zero3"),
 }
 FROM_THE_POD = ("PATH", "HOME", "PYTHONPATH", "LANG", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+
+def meeting_port() -> int:
+    """A free port that no outgoing connection gets: torchrun takes seconds until it listens there."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 30_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
 
 
 class Job:
@@ -80,7 +91,7 @@ class Job:
         body = trainjob.train_job(context, self.stage, "job", 1, command)["spec"]["trainer"]  # type: ignore[arg-type]
         carried = {entry["name"]: entry["value"] for entry in body["env"] if "value" in entry}
         meeting = {"PET_NNODES": str(nodes), "PET_NPROC_PER_NODE": str(body["numProcPerNode"])}
-        meeting |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port())}
+        meeting |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(meeting_port())}
         pod = {name: os.environ[name] for name in FROM_THE_POD if name in os.environ}
         pod["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{pod.get('PATH', '')}"
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -107,8 +118,8 @@ class Job:
         deadline = time.monotonic() + timeout_s
         while not any(text in line for line in self.lines):
             running = any(process.poll() is None for process in self.processes)
-            assert running, "\n".join(self.lines[-60:])
-            assert time.monotonic() < deadline, "\n".join(self.lines[-60:])
+            assert running, "\n".join(self.lines[-200:])
+            assert time.monotonic() < deadline, "\n".join(self.lines[-200:])
             time.sleep(0.02)
 
     def ended(self, timeout_s: float = 240) -> list[int]:
@@ -135,7 +146,7 @@ class Job:
 
     def weights(self, folder: Path) -> dict[str, torch.Tensor]:
         manifest = Manifest.find(self.storage, self.prefix)
-        assert manifest is not None, "\n".join(self.lines[-60:])
+        assert manifest is not None, "\n".join(self.lines[-200:])
         assert manifest.counts["steps"] == STEPS
         self.storage.download_dir(manifest.files["model"], folder)
         return load_file(folder / "model.safetensors")
