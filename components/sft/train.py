@@ -62,6 +62,15 @@ class VideoSFTTrainer(WholeCheckpoints, SFTTrainer):
     settings: SFTConfig
     control: Any
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As TRL's, with a loss that is the mean over the tokens of the whole batch.
+
+        The Qwen-VL models say that they cannot be told how many those are, and the trainer would average over
+        processes and accumulated micro-batches as if all had as many. TRL's loss does not need the model for it.
+        """
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validation accuracy; ends the training once it is as good as a cold start should be."""
         encoder, split, indices = self.validation
