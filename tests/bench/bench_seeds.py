@@ -75,7 +75,9 @@ def measure(seed: int, folder: Path, overrides: Sequence[str]) -> Row:
     workspace = folder / f"seed-{seed}"
     own = [f"seed={seed}", *overrides]
     summary = vthink_run(workspace, own)
-    control = vthink_run(workspace, [*own, "name=control", "grpo.permute_rewards=true"])
+    # Led astray, it may lose all signal, at which a training ends with an error; here it has to go on.
+    astray = ["name=control", "grpo.permute_rewards=true", "grpo.max_steps_without_signal=1000000"]
+    control = vthink_run(workspace, [*own, *astray])
 
     def of(models: Mapping[str, Any], model: str, frames: str = "ordered", metric: str = "accuracy") -> Any:
         return models[model][frames]["by_kind"][KIND][metric]
