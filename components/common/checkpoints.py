@@ -223,22 +223,13 @@ def repartition(trainer: Any, checkpoint: Path) -> None:
 
     Every process calls it. The first of each node converts (DeepSpeed's own tool); where the numbers agree it does
     nothing.
-
-    Raises:
-        ConfigError: ZeRO-3 on another number of processes.
     """
     if not trainer.is_deepspeed_enabled:
         return
     tag = (checkpoint / "latest").read_text().strip()
     written_by = len(list((checkpoint / tag).glob("*_optim_states.pt")))
-    if written_by == (processes := int(os.environ.get("WORLD_SIZE", "1"))):
+    if written_by == int(os.environ.get("WORLD_SIZE", "1")):
         return
-    if trainer.accelerator.state.deepspeed_plugin.zero_stage == 3:
-        # Tried: the first step after the conversion agrees to six digits, later ones not yet.
-        raise ConfigError(
-            f"{checkpoint.name} was written by {written_by} processes under ZeRO-3 and cannot go on with {processes} "
-            f"yet; start {written_by}, or train with deepspeed=zero2"
-        )
     if int(os.environ.get("LOCAL_RANK", "0")) == 0 and not (checkpoint / "latest_universal").exists():
         source, target = checkpoint / tag, checkpoint / f"{tag}_universal"
         print(f"{checkpoint.name}: converting it, written by {written_by} processes, to a universal one", flush=True)
@@ -251,6 +242,27 @@ def repartition(trainer: Any, checkpoint: Path) -> None:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     trainer.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
+    trainer.add_callback(_AfterUniversal())
+
+
+class _AfterUniversal(TrainerCallback):
+    """Mends what DeepSpeed 0.19 gets wrong when it loads a universal checkpoint under ZeRO-3.
+
+    All parameters are given one and the same step counter, which Adam then advances once for each of them, and every
+    parameter group the settings of the first one: biases and norms would be decayed.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After the checkpoint was loaded, before the first step."""
+        optimizer = kwargs["optimizer"]
+        while hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer
+        for values in optimizer.state.values():
+            if torch.is_tensor(values.get("step")):
+                values["step"] = values["step"].clone()
+        # transformers makes these two groups: weights, then biases and norms, which do not decay.
+        for group, decay in zip(optimizer.param_groups, (args.weight_decay, 0.0), strict=False):
+            group["weight_decay"] = decay
 
 
 def load_weights(model: Any, folder: Path) -> None:

@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {
     "temperature": 0.25,  # an untrained model's 900 tokens are nearly equally likely: the last bit would pick another
     "learning_rate": 0.05,
     "lr_schedule": "constant",
-    "weight_decay": 0.0,
+    "weight_decay": 0.5,  # of all but biases and norms: a resumed training must know which
     "kl_coefficient": 0.04,
     "gradient_checkpointing": False,
     "rewards": {"temporal": {}, "extra": {"grpo_worker_rewards:brevity": 1.0}},
@@ -167,7 +167,7 @@ def test_a_rank_killed_in_the_middle_of_a_step_costs_nothing_but_time(
     same(trainings.run("killed", 2, deepspeed=deepspeed), alone, steps={"2", "3"})
 
 
-@pytest.mark.parametrize("deepspeed", ["none", "zero2"])
+@pytest.mark.parametrize("deepspeed", ["none", "zero2", "zero3"])
 def test_sigterm_stores_a_checkpoint_and_fewer_processes_go_on(
     trainings: Trainings, alone: Trained, deepspeed: str
 ) -> None:
@@ -176,11 +176,3 @@ def test_sigterm_stores_a_checkpoint_and_fewer_processes_go_on(
     assert "checkpoint 1 is stored" in stopped.output
     rest = trainings.run("stopped", 1, planned=2, deepspeed=deepspeed)
     same(rest, alone, steps={"1", "2", "3"})
-
-
-def test_zero3_on_fewer_processes_is_refused_in_words(trainings: Trainings) -> None:
-    stopped = trainings.run("stopped", 2, fault=("SIGTERM", 1, 0), deepspeed="zero3")
-    assert "checkpoint 1 is stored" in stopped.output
-    rest = trainings.run("stopped", 1, planned=2, deepspeed="zero3")
-    assert rest.code != 0
-    assert "written by 2 processes under ZeRO-3 and cannot go on with 1 yet" in rest.output
