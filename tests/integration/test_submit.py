@@ -20,6 +20,7 @@ import pytest
 import yaml
 from kfp_server import API, Fault, KfpServer
 from vthink.components.common.config import ConfigError, RunContext
+from vthink.components.deployment.config import DeploymentConfig
 from vthink.pipelines import pipeline, submit
 from vthink.pipelines.config import Config, load
 from vthink.pipelines.run import StageProgress
@@ -91,7 +92,12 @@ def test_a_run_gets_a_version_of_the_pipeline_and_all_its_parameters(
     parameters = run["runtime_config"]["parameters"]
     context = RunContext.load(parameters["run"])
     assert (context.run_id, context.launch.backend, context.launch.processes) == (started.name, "trainjob", 8)
-    assert Config.load(parameters["config"]) == config
+    recorded = Config.load(parameters["config"])
+    assert recorded == pipeline.for_cluster(config)
+    assert DeploymentConfig.load(parameters["deployment"]) == recorded.deployment
+    assert (recorded.deployment.target, recorded.launch.backend) == ("kserve", "trainjob")
+    as_given = {"launch": config.launch, "deployment": config.deployment}
+    assert recorded.model_copy(update=as_given) == config
     reference = run["pipeline_version_reference"]
     package = kfp.packages[reference["pipeline_version_id"]]
     executors = package["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
