@@ -181,6 +181,25 @@ def test_the_commands_that_a_run_ends_with_work(copied, check):
             process.communicate(timeout=60)
 
 
+def test_questions_are_rated_by_a_policy_and_prepared_by_how_hard_they_are(copied, check):
+    settings = ("--config", str(Path(__file__).with_name("micro.yaml")))
+    policy = copied.summary["prefixes"]["sft"]
+    told = check(copied.vthink("data", "difficulty", "rated.jsonl", "--policy", policy, "--rollouts", "2", *settings))
+    rows = [json.loads(line) for line in (copied.folder / "rated.jsonl").read_text("utf-8").splitlines()]
+    rated = [row for row in rows if row["split"] == "train"]
+    assert {row["metadata"]["pass_rate_rollouts"] for row in rated} == {2}
+    assert not any("pass_rate" in row["metadata"] for row in rows if row["split"] != "train")
+    hard = [row for row in rated if row["metadata"]["pass_rate"] == 0]
+    assert f"never right: {len(hard)}" in told
+    assert hard  # three steps taught nothing
+    told = check(
+        copied.vthink("data", "prepare", "rated.jsonl", *settings, "--set", "data.max_pass_rate=0.1",
+                      "--set", "data.order=hard_first")
+    )  # fmt: skip
+    left_out = len(rated) - len(hard)
+    assert f"rows_out: {len(rows) - left_out}" in told
+
+
 def answers(url: str) -> bool:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
