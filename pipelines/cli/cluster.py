@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Host, Namespace, Overrides, Preset, Token, load
+from .options import WORKSPACE, Folder, Host, Namespace, Overrides, Preset, Token, load
 
 Run = Annotated[str, typer.Argument(help="A run's id or name.")]
 
@@ -21,28 +21,52 @@ def register(app: typer.Typer) -> None:
 
 
 def status(
-    host: Host,
     run: Annotated[str | None, typer.Argument(help="A run's id or name; without one the newest are listed.")] = None,
+    host: Annotated[
+        str | None, typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Address of Kubeflow Pipelines.")
+    ] = None,
     namespace: Namespace = "kubeflow",
     token: Token = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", "--config", "-c", metavar="NAME|FILE", help="Also say which model is in service."),
+    ] = None,
+    overrides: Overrides = None,
+    workspace: Folder = WORKSPACE,
 ) -> None:
-    """How far a run on Kubeflow Pipelines is, stage by stage; or which runs there are."""
+    """How far a run on Kubeflow Pipelines is, stage by stage; or which runs there are, and which model is in service.
+
+    Without Kubeflow Pipelines: which model is in service, of this machine's runs or of --preset's.
+    """
     from rich.console import Console
 
-    from ..submit import Pipelines, ending, stages
+    from ...components.common.config import ConfigError
     from .run import stage_table
 
-    pipelines, console = Pipelines(host, namespace, token), Console(highlight=False)
-    if run is None:
-        for entry in pipelines.recent():
-            state = ending(pipelines.get(entry.run_id)) or entry.state.lower()
-            console.print(f"{entry.run_id}  {entry.created_at:%Y-%m-%d %H:%M}  {state:<10} {entry.display_name}")
-        return
-    found = pipelines.find(run)
-    console.print(stage_table(stages(found)))
-    console.print(f"run {ending(found) or (found.state or 'pending').lower()}: {found.display_name}")
-    if found.error and found.error.message:
-        console.print(found.error.message, markup=False)
+    console = Console(highlight=False)
+    if host is None and run is not None:
+        raise ConfigError("to look for a run, give --host or KF_PIPELINES_ENDPOINT")
+    if host is not None:
+        from ..submit import Pipelines, ending, stages
+
+        pipelines = Pipelines(host, namespace, token)
+        if run is not None:
+            found = pipelines.find(run)
+            console.print(stage_table(stages(found)))
+            console.print(f"run {ending(found) or (found.state or 'pending').lower()}: {found.display_name}")
+            if found.error and found.error.message:
+                console.print(found.error.message, markup=False)
+        else:
+            for entry in pipelines.recent():
+                state = ending(pipelines.get(entry.run_id)) or entry.state.lower()
+                console.print(f"{entry.run_id}  {entry.created_at:%Y-%m-%d %H:%M}  {state:<10} {entry.display_name}")
+    if preset is not None or host is None:
+        from ..run import session
+        from .serve import service_lines
+
+        with session(load(preset or "laptop", overrides), workspace, exclusive=False) as opened:
+            for line in service_lines(opened):
+                console.print(line, markup=False, soft_wrap=True)
 
 
 def logs(

@@ -67,9 +67,6 @@ def deploy(
     version: Version = "candidate",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the InferenceService; change nothing.")] = False,
     output: Annotated[str, typer.Option("--output", "-o", metavar="yaml|json", help="Format of --dry-run.")] = "yaml",
-    status: Annotated[
-        bool, typer.Option("--status", help="Say what is in service and what waits beside it; change nothing.")
-    ] = False,
     hold: Annotated[
         bool, typer.Option("--hold", help="On a cluster: stop with the candidate beside the model in service.")
     ] = False,
@@ -88,10 +85,6 @@ def deploy(
     if output not in ("yaml", "json"):
         raise typer.BadParameter("yaml or json", param_hint="--output")
     with session(load(preset, overrides), workspace, exclusive=False) as opened:
-        if status:
-            for line in service_lines(opened):
-                typer.echo(line)
-            return
         found = Registry(opened.context.tracking).find(version)
         if dry_run:
             typer.echo(_manifest(opened, found, output), nl=False)

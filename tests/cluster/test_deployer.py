@@ -488,7 +488,7 @@ def test_deploy_hold_promote_and_rollback_by_hand(before: Before, tmp_path: Path
     assert "version 2 waits beside the model in service" in held.stdout, held.stderr
     assert before.champion == 1
     assert before.kserve.traffic[-1] == {"v1": 90, "v2": 10}
-    told = vthink(before, tmp_path, "deploy", "--status").stdout.splitlines()
+    told = vthink(before, tmp_path, "status").stdout.splitlines()
     assert told[0].startswith("champion: vthink/1, s3://")
     assert told[1:] == [
         "in service: vthink/1, 90 % of the traffic, 1 replica(s), ready",

@@ -426,6 +426,9 @@ def test_commands_from_submission_to_the_end(kfp: KfpServer, tmp_path: Path):
     assert "pending" in listed[0]
     assert "refused" in listed[1]
     assert "✗ gate" in vthink(kfp, "status", run_id).stdout
+    both = vthink(kfp, "status", "--preset", "laptop", "--workspace", str(tmp_path / "workspace")).stdout.splitlines()
+    assert both[:2] == listed
+    assert both[-1] == "champion: none yet"
 
 
 @pytest.mark.parametrize(
