@@ -1,6 +1,6 @@
 """Preparing videos once against decoding them on the fly, and what a training reads afterwards.
 
-``python tests/bench/bench_data.py`` takes about two minutes and writes `.vthink/bench.json`. The plain way is
+``python tests/bench/bench_data.py`` takes about four minutes and writes `.vthink/bench.json`. The plain way is
 qwen-vl-utils' ``fetch_video`` with its decord reader, which training scripts for Qwen-VL call per sample and epoch.
 ``--videos``, ``--rows`` and ``--files`` make it larger: ``--rows 100000 --files 20000`` is the case that the data
 preparation's page states.
@@ -37,6 +37,7 @@ from vthink.components.data_prep.config import DataPrepConfig
 VIDEO = VideoConfig(num_frames=16)
 """16 frames of at most 128 · 28 · 28 pixels, as both papers train."""
 SECONDS, FPS, SIZE = 10, 30, (1280, 720)
+CORES = len(os.sched_getaffinity(0))
 SFT_ROWS_PER_S_AND_GPU = 165_575 / (40 * 3600) / 4
 """What Video-R1's SFT consumed: 165,575 rows in about 40 h on 4 GPUs (arXiv 2503.21776)."""
 
@@ -110,7 +111,7 @@ def on_the_fly(paths: list[Path]) -> None:
                      "min_pixels": VIDEO.min_pixels})  # fmt: skip
 
 
-def one_pass_and_later_epochs(here: Place, count: int, rounds: int) -> list[Measurement]:
+def one_pass_and_later_epochs(here: Place, count: int, rounds: int, processes: int) -> list[Measurement]:
     paths = [here.folder / f"{number}.mp4" for number in range(count)]
     for number, path in enumerate(paths):
         write_video(path, number)
@@ -118,11 +119,11 @@ def one_pass_and_later_epochs(here: Place, count: int, rounds: int) -> list[Meas
     rows.write_text("".join(row(number, path) for number, path in enumerate(paths)))
     turn = 0
 
-    def prepared() -> str:
+    def prepared(workers: int = 1) -> str:
         nonlocal turn
         turn += 1
         context = here.context.model_copy(update={"redo": {"prepare": turn}})
-        arguments = (context.to_json(), *here.arguments(rows, workers=1)[1:])
+        arguments = (context.to_json(), *here.arguments(rows, workers=workers)[1:])
         (shard,) = prepare.plan_data(*arguments)
         nonlocal last
         last = (arguments, prepare.prepare_shard(*arguments, shard))
@@ -147,6 +148,15 @@ def one_pass_and_later_epochs(here: Place, count: int, rounds: int) -> list[Meas
             "videos_per_s": count / own_s,
             "stored_share_of_source": counts.metrics["stored_bytes"] / counts.metrics["source_bytes"],
         },
+    )
+    alone_s, together_s = interleave(prepared, lambda: prepared(processes), rounds, warm_up=0)
+    scaling = Measurement(
+        name=f"data/single-pass-{processes}-processes",
+        plain_seconds=alone_s,
+        own_seconds=together_s,
+        setting=setting
+        | {"plain": "one decoding process", "own": f"{processes}", "decoding_processes": processes, "cores": CORES},
+        extra={"videos_per_s": count / together_s},
     )
     data = PreparedSet.open(here.storage, manifest, here.folder / "cache", cache_bytes=0).split("train")
     plain_s, own_s = interleave(lambda: on_the_fly(paths), lambda: [item.clip for item in data], rounds, warm_up=0)
@@ -177,7 +187,7 @@ def one_pass_and_later_epochs(here: Place, count: int, rounds: int) -> list[Meas
         | {"plain": "seconds per row and GPU of Video-R1's SFT, from the paper: 40 h, 4 GPUs, 165,575 rows"},
         extra={"rows_per_s": per_gpu},
     )
-    return [single, later, kept, loader, *restart(here, manifest)]
+    return [single, scaling, later, kept, loader, *restart(here, manifest)]
 
 
 _FIRST_BATCH = """
@@ -317,7 +327,7 @@ def many_rows(here: Place, rows: int, files: int, workers: int) -> list[Measurem
 def main() -> None:
     """Run all parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=int, default=4, help="videos of 10 s at 1280 × 720; 0: leave this out")
+    parser.add_argument("--videos", type=int, default=32, help="videos of 10 s at 1280 × 720; 0: leave this out")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--rows", type=int, default=3000, help="rows over --files small files; 0: leave this out")
     parser.add_argument("--files", type=int, default=600)
@@ -325,7 +335,7 @@ def main() -> None:
     given = parser.parse_args()
     with place() as here:
         if given.videos:
-            record(one_pass_and_later_epochs(here, given.videos, given.rounds))
+            record(one_pass_and_later_epochs(here, given.videos, given.rounds, given.processes))
         if given.rows:
             record(many_rows(here, given.rows, given.files, given.processes))
 
