@@ -55,6 +55,7 @@ def plot(entries: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "vthink"  # the same figures give the same file
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     cases = [e for e in entries if e["name"].startswith("grpo/log_probs/") and e["setting"]["hidden"] == 64]
     cases = [e for e in cases if e["setting"]["family"] == "qwen2_5_vl" and e["setting"]["C"] == 64]
@@ -68,6 +69,10 @@ def plot(entries: list[dict[str, Any]], path: Path) -> None:
             axes[row, column].set_xlabel(f"{axis} ({fixed} = {value}, C = 64)")
             axes[row, column].set_ylabel(label)
             axes[row, column].grid(alpha=0.3)
+            axes[row, column].set_xticks(x, [str(number) for number in x])
+            axes[row, column].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes[row, column].yaxis.set_major_formatter("{x:g}")
+            axes[row, column].minorticks_off()
     axes[0, 0].legend()
     figure.savefig(path, metadata={"Date": None})
 
