@@ -18,14 +18,6 @@ BUCKET = "vthink-test"
 SMALL_VIDEO = VideoConfig(num_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several workers run the tests (`-n`), those that share something costly go to the same one."""
-    for item in items:
-        shared = {"finished", "demo"} & set(getattr(item, "fixturenames", ()))
-        group = "finished" if shared else item.nodeid.split("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def s3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder behind the S3 server; an object is the file ``<bucket>/<key>`` in it."""
