@@ -335,13 +335,14 @@ class Memory:
     states: int
     """Weights, gradients, optimiser."""
     reference: int
-    """Reference model (GRPO with a KL term)."""
+    """Reference model (GRPO with a KL term), and a vLLM that does not sleep while training."""
     activations: int
     """Kept for the backward pass, with one recomputed layer."""
     logits: int
     """Of one piece of the loss."""
     rollouts: int
-    """Key-value cache, and under ZeRO-3 the gathered weights; not at the same time as activations and logits."""
+    """Key-value cache and, under ZeRO-3, the gathered weights; or vLLM's share of the accelerator (colocate). Not at
+    the same time as activations and logits."""
 
     @property
     def total(self) -> int:
@@ -412,6 +413,7 @@ def plan_stage(
     prompt = PROMPT_TEXT_TOKENS + sample.visual
     passes = 4 if section.gradient_checkpointing else 3  # forward, backward (twice a forward), and forward again
     peak = accelerator.tflops * 1e12 * UTILISATION
+    room = True
     if stage == "sft":
         length, batch = prompt + RESPONSE_TOKENS, config.sft.batch_size
         flops, decoding_s = passes * batch * forward_flops(shape, length, sample.patches, length / 2), 0.0
@@ -430,14 +432,26 @@ def plan_stage(
         kl = 1 if grpo.kl_coefficient else 0
         flops = (2 if shuffled else 1) * prefill + (group + shuffled) * decode
         flops = grpo.prompts_per_step * (flops + (passes * grpo.num_iterations + kl) * update)
-        # A decoded token reads all weights once for the whole batch, and launches every layer's kernels.
-        token_s = max(shape.layers * SECONDS_PER_LAYER, element * total / (accelerator.bandwidth_gb_s * 1e9))
+        # A decoded token reads all weights once for the whole batch, and launches every layer's kernels; vLLM launches
+        # them all at once, as a CUDA graph, so that its time here is a lower bound (UNVERIFIED: not run).
+        launches_s = shape.layers * SECONDS_PER_LAYER if grpo.vllm is None else 0.0
+        token_s = max(launches_s, element * total / (accelerator.bandwidth_gb_s * 1e9))
         decoding_s = (2 if shuffled else 1) * grpo.max_new_tokens * LONGEST_LENGTH * token_s
         length, batch = prompt + grpo.max_new_tokens, group * grpo.prompts_per_step
         rollouts = kv_cache_bytes(shape, batch, length, element) + (element * total if zero == "zero3" else 0)
+        awake = 0
+        if grpo.vllm is not None:
+            rollouts = round(grpo.vllm.gpu_memory_utilization * accelerator.memory_gib * GIB)
+            if grpo.vllm.mode == "server":
+                rollouts = 0
+            elif rollouts < element * total + kv_cache_bytes(shape, 1, length, element):
+                room = False  # for its copy of the weights and one completion
+            elif not grpo.vllm.sleep:
+                rollouts, awake = 0, rollouts
         frozen = section.lora is not None  # then the policy without its adapters is the reference
         spread = ranks if zero == "zero3" else 1
         reference = math.ceil((element if zero != "none" else 4) * total / spread) if kl and not frozen else 0
+        reference += awake
         one = copies * prompt + group * grpo.max_new_tokens
         budget = grpo.max_tokens_per_pass or one * grpo.prompts_per_step
         groups = min(grpo.prompts_per_step, max(1, budget // one))
@@ -465,7 +479,7 @@ def plan_stage(
     accumulated = section.gradient_accumulation
     return StagePlan(
         stage, zero, ranks, length, steps, flops * ranks * accumulated, micro_s * accumulated, memory,
-        memory.total <= accelerator.memory_gib * GIB,
+        room and memory.total <= accelerator.memory_gib * GIB,
     )  # fmt: skip
 
 

@@ -97,6 +97,8 @@ def plan(
         if best is None:
             sound = False
             console.print("  none fits: more GPUs, a smaller model, lora, fewer frames, or a smaller video.max_pixels")
+            if stage == "grpo" and config.grpo.vllm is not None and config.grpo.vllm.mode == "colocate":
+                console.print("  vLLM needs room for a second copy of the weights: grpo.vllm.gpu_memory_utilization")
             continue
         chosen = own if own.fits else best
         total_hours, total_gpu_hours = total_hours + chosen.hours, total_gpu_hours + chosen.gpu_hours
@@ -105,4 +107,6 @@ def plan(
     if sound:
         cost = f", {total_gpu_hours * price:,.0f} at {price:g} per GPU-hour" if price is not None else ""
         console.print(f"training {total_hours:.1f} h, {total_gpu_hours:.0f} GPU-hours{cost}")
+        if config.grpo.enabled and config.grpo.vllm is not None and config.grpo.vllm.mode == "server":
+            console.print("  and as long in GRPO the GPUs of the vLLM servers, which are not counted here")
     raise typer.Exit(0 if sound else 1)

@@ -18,6 +18,7 @@ from vthink.pipelines.plan import (
     SHAPES,
     Footage,
     Shape,
+    StagePlan,
     activation_bytes,
     fastest,
     kv_cache_bytes,
@@ -279,6 +280,29 @@ def test_what_does_not_fit_is_not_the_fastest():
     assert best is not None
     assert best.zero == "zero2"
     assert fastest([p for p in plans if p.zero == "none"]) is None
+
+
+def test_vllm_decodes_faster_and_takes_its_share_of_the_memory():
+    own = hours("video_r1_7b", "grpo", 8)
+    assert hours("video_r1_7b", "grpo", 8, 1, "grpo.vllm.mode=colocate") < own
+
+    def plan(*settings: str) -> StagePlan:
+        config = load("video_r1_7b", settings)
+        model = shape_of(config)
+        sample = visual_tokens(Footage(), config.video, model)
+        return plan_stage(config, "grpo", model, sample, ACCELERATORS["a100-80gb"], 1, ranks=8)
+
+    share = 0.3 * 79.2 * GIB
+    asleep = plan("grpo.vllm.mode=colocate")
+    assert asleep.memory.rollouts == pytest.approx(share)
+    awake = plan("grpo.vllm.mode=colocate", "grpo.vllm.sleep=false")
+    assert awake.memory.rollouts == 0
+    assert awake.memory.reference - asleep.memory.reference == pytest.approx(share)
+    assert awake.memory.total > asleep.memory.total
+    server = plan("grpo.vllm.mode=server", "grpo.vllm.server_url=http://rollouts:8000")
+    assert (server.memory.rollouts, server.memory.reference) == (0, asleep.memory.reference)
+    # 8.3 B parameters in bfloat16 are 15.4 GiB: a tenth of 79 GiB cannot hold them.
+    assert not plan("grpo.vllm.mode=colocate", "grpo.vllm.gpu_memory_utilization=0.1").fits
 
 
 def test_storage_is_that_of_files_of_this_size(tmp_path: Path):
