@@ -47,6 +47,9 @@ from .samples import PreparedSet, Split
 from .storage import Manifest, Storage, join
 from .tracking import Tracker
 
+_BASE_MODEL_WAIT_S = 3600.0
+"""How long other ranks wait for the first to bring the base model into the store: a hub's 7B takes minutes."""
+
 SEAL = "sealed.json"
 
 # transformers loads the optimiser of several processes on a CPU to the device ``cpu:0``, a name that torch.load does
@@ -635,7 +638,7 @@ class TrainingJob:
         # Ranks of one machine share the caches: the first fills them, the others find them full.
         with first_rank_first():
             data = PreparedSet.open(storage, job["data"], scratch / "data")
-            base_uri = ensure_base_model(storage, model, data.video)
+            base_uri = ensure_base_model(storage, model, data.video, None if rank == 0 else _BASE_MODEL_WAIT_S)
             policy = job.get("policy") or ""
             start_uri = Manifest.read(storage, policy).files["model"] if policy else base_uri
             folder = fetch_model(storage, start_uri, scratch)
@@ -673,6 +676,7 @@ class TrainingJob:
             "run_id": self.context.run_id,
         }
         export(trainer, self.loaded, self.work / "model", lineage, self.job["model"]["dtype"])
+        leave_process_group()
         if self.tracker is None:
             return
         model_uri = join(prefix, "model") + "/"
@@ -695,6 +699,16 @@ class TrainingJob:
             seconds=seconds,
             git_commit=git_commit(),
         ).write(self.storage)
+
+
+def leave_process_group() -> None:
+    """End this process's part in the group, after the last exchange between the ranks.
+
+    Left to the interpreter's end, a rank's communication threads may abort it there (SIGABRT), and torchrun would take
+    the first rank down with it, in the middle of its upload.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -367,22 +368,34 @@ def _copy_safe(source: Path, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def ensure_base_model(storage: Storage, config: ModelConfig, video: VideoConfig) -> str:
+def ensure_base_model(storage: Storage, config: ModelConfig, video: VideoConfig, wait_s: float | None = None) -> str:
     """Bring the base model into the store, once, and return its prefix.
 
     The prefix is named by the contents of the configuration, so every stage that asks gets the same bytes.
+
+    Args:
+        storage: the store.
+        config: which model.
+        video: how its videos become frames.
+        wait_s: somebody else brings it; wait so long for that. Two that bring it at once would each find the other's
+            half.
 
     Returns:
         ``s3://…/models/<fingerprint>/``, complete.
 
     Raises:
-        ModelError: unsupported, unsafe or unreachable model.
+        ModelError: unsupported, unsafe or unreachable model, or nobody brought it in time.
     """
     tiny = config.tiny.model_dump() | {"seed": config.seed} if config.name == "tiny" else None
     key = fingerprint("base-model", config.name, config.revision, config.prompt, tiny, video.model_dump(mode="json"))
     prefix = join(storage.config.root_uri, "models", key) + "/"
-    if storage.is_complete(prefix):
+    deadline = time.monotonic() + (wait_s or 0.0)
+    while not (complete := storage.is_complete(prefix)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    if complete:
         return prefix
+    if wait_s is not None:
+        raise ModelError(f"{prefix}: the first process did not bring the base model within {wait_s:g} s; see its log")
     with tempfile.TemporaryDirectory(prefix="vthink-model-") as scratch:
         folder = Path(scratch) / "model"
         folder.mkdir()
@@ -395,7 +408,8 @@ def ensure_base_model(storage: Storage, config: ModelConfig, video: VideoConfig)
         check_folder(folder)
         lineage = {"base": config.name, "revision": config.revision, "fingerprint": key}
         write_card(folder, config.prompt, video, lineage)
-        storage.upload_dir(folder, prefix)
+        if not storage.is_complete(prefix):  # another run may have brought it meanwhile
+            storage.upload_dir(folder, prefix)
     return prefix
 
 

@@ -18,6 +18,7 @@ from vthink.components.common.checkpoints import (
     CheckpointCallback,
     CheckpointStore,
     StopOnSignal,
+    leave_process_group,
     repartition,
     trainer_arguments,
 )
@@ -109,6 +110,7 @@ def main() -> None:
     weights = trainer.accelerator.get_state_dict(engine)
     rank = int(os.environ["RANK"])
     (folder / f"trace-{rank}.json").write_text(json.dumps({"rollouts": trainer.written, "norms": norms}))
+    leave_process_group()
     if rank == 0:
         torch.save({name: tensor.float() for name, tensor in weights.items()}, folder / "weights.pt")
 

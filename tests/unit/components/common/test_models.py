@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,18 @@ def test_another_configuration_is_another_prefix(storage: Storage) -> None:
     uris = {ensure_base_model(storage, ModelConfig(seed=seed), VIDEO) for seed in (0, 1)}
     uris.add(ensure_base_model(storage, ModelConfig(prompt="compact/1"), VIDEO))
     assert len(uris) == 3
+
+
+def test_a_process_that_is_not_the_first_waits_for_the_base_model(storage: Storage, tmp_path: Path) -> None:
+    """On several nodes: each bringing it, one would find the other's half."""
+    bringing = threading.Timer(1.0, ensure_base_model, (storage, ModelConfig(), VIDEO))
+    bringing.start()
+    uri = ensure_base_model(storage, ModelConfig(), VIDEO, wait_s=60)
+    assert storage.is_complete(uri)
+    bringing.join()
+    with pytest.raises(ModelError, match=r"did not bring the base model within 0\.6 s"):
+        ensure_base_model(storage, ModelConfig(seed=1), VIDEO, wait_s=0.6)
+    assert [info.uri for info in storage.list(storage.config.root_uri) if not info.uri.startswith(uri)] == []
 
 
 def test_a_local_folder_and_an_s3_prefix_are_base_models_too(storage: Storage, tmp_path: Path) -> None:
