@@ -86,32 +86,31 @@ def workers(demo, module: str) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_kills_of_the_training_processes_before_and_while_a_checkpoint_is_written_change_nothing(demo, finished, stage):
-    module = f"vthink.components.{stage}.train"
-    work = demo.workspace / "work" / stage
-
-    def writing() -> bool:
-        """A checkpoint's folder of this attempt is there, and not yet sealed."""
-        made = [folder for folder in work.glob("*/checkpoints/checkpoint-*") if changed(folder) > started]
-        return any(not (folder / "sealed.json").exists() for folder in made)
-
+def test_kills_of_the_training_processes_before_and_while_a_checkpoint_is_written_change_nothing(demo, finished):
     def training() -> bool:
         return began(demo, stage) and bool(workers(demo, module))
 
-    for moment in (training, writing, writing):
-        started = time.time()
-        process = demo.start_run()
-        assert demo.wait_until(process, moment), "the run ended before it could be killed"
-        for pid in workers(demo, module):
-            os.kill(pid, signal.SIGKILL)
-        said, _ = process.communicate()
-        assert process.returncode == 1
-        assert "Traceback" not in said.splitlines()[-1]
-        assert f"vthink: stage {stage}: " in said
-        assert "killed" in said.splitlines()[-1]
-        assert demo.orphans() == {}
-        mark(demo)
+    def writing() -> bool:
+        """A checkpoint's folder of this attempt is there, and not yet sealed."""
+        folders = (demo.workspace / "work" / stage).glob("*/checkpoints/checkpoint-*")
+        made = [folder for folder in folders if changed(folder) > started]
+        return any(not (folder / "sealed.json").exists() for folder in made)
+
+    for stage in ("sft", "grpo"):
+        module = f"vthink.components.{stage}.train"
+        for moment in (training, writing, writing):
+            started = time.time()
+            process = demo.start_run()
+            assert demo.wait_until(process, moment), "the run ended before it could be killed"
+            for pid in workers(demo, module):
+                os.kill(pid, signal.SIGKILL)
+            said, _ = process.communicate()
+            assert process.returncode == 1
+            assert "Traceback" not in said.splitlines()[-1]
+            assert f"vthink: stage {stage}: " in said
+            assert "killed" in said.splitlines()[-1]
+            assert demo.orphans() == {}
+            mark(demo)
     finishes_like(demo, finished, demo.manifests())
 
 
