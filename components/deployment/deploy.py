@@ -26,7 +26,7 @@ from ... import __version__
 from ..common.answers import is_correct
 from ..common.cluster import Cluster
 from ..common.config import RunContext
-from ..common.launch import LaunchError, free_port, git_commit, spawn, tail, wait_until_ready
+from ..common.launch import LaunchError, die_with_owner, free_port, git_commit, spawn, tail, wait_until_ready
 from ..common.samples import Media, PreparedSet, Sample
 from ..common.storage import Manifest, Storage, StorageError, fingerprint, join, sha256_file, stage_prefix
 from ..common.tracking import Tracker
@@ -59,6 +59,7 @@ def run(run: str, config: str, registered: str, evaluation: str, data: str) -> s
     Raises:
         DeploymentError: the server did not start or did not agree with evaluation; the champion stays.
     """
+    die_with_owner()
     started = time.monotonic()
     context = RunContext.load(run, "run")
     section = DeploymentConfig.load(config, "deployment")

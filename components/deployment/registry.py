@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..common.config import RunContext, TrackingConfig
+from ..common.launch import die_with_owner
 from ..common.storage import Manifest, Storage, as_prefix, fingerprint, stage_prefix
 from ..common.tracking import Tracker, registry_client
 from .config import DeploymentConfig
@@ -188,6 +189,7 @@ def register(run: str, config: str, model: str, evaluation: str, data: str) -> s
     Raises:
         RegistryError: the model folder is not complete, or the registry refuses.
     """
+    die_with_owner()
     started = time.monotonic()
     context = RunContext.load(run, "run")
     section = DeploymentConfig.load(config, "deployment")

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from ... import __version__
+from ...components.common.launch import end_quickly
 from . import cluster, compare, config, data, evaluate, look, plan, run, serve, submit, train
 
 INTERRUPTED = 130
@@ -58,6 +59,7 @@ def main() -> None:
     What the package raises itself, and a file that cannot be read or written, becomes one line; everything else is a
     bug and keeps its traceback.
     """
+    end_quickly()
     try:
         app()
     except (KeyboardInterrupt, SystemExit) as error:

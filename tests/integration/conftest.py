@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,17 +150,31 @@ def demo(tmp_path: Path) -> Demo:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """A folder in which the micro run has finished, undisturbed. Tests must leave it as it is."""
-    made = Demo(tmp_path_factory.mktemp("finished"))
-    succeeded(made.run())
+    """A folder in which the micro run has finished, undisturbed. Tests must leave it as it is.
+
+    One for all workers of pytest-xdist, whose temporary folders lie side by side: a test may start a server in it
+    and look at what it serves, and nothing else.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    made = Demo(shared / "finished")
+    with (shared / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.folder.exists():
+            made.folder.mkdir()
+            try:
+                succeeded(made.run())
+                assert made.orphans() == {}, "the run left processes"
+            except BaseException:
+                shutil.rmtree(made.folder)
+                raise
     return made
 
 
 @pytest.fixture
 def copied(finished: Demo, tmp_path: Path) -> Demo:
     """A copy of the finished folder, to do something with."""
-    import shutil
-
     shutil.copytree(finished.workspace, tmp_path / ".vthink", symlinks=True)
     return Demo(tmp_path)
 

@@ -23,6 +23,7 @@ from vthink.components.common.checkpoints import (
     trainer_arguments,
 )
 from vthink.components.common.config import StorageConfig, TinyModelConfig
+from vthink.components.common.launch import end_quickly
 from vthink.components.common.models import build_tiny, tokens_per_second
 from vthink.components.common.samples import PreparedSet
 from vthink.components.common.storage import Storage
@@ -64,6 +65,7 @@ class Traced(VideoGRPOTrainer):
 
 
 def main() -> None:
+    end_quickly()
     job = json.loads(Path(sys.argv[1]).read_text())
     sys.modules["grpo_worker_rewards"] = sys.modules["__main__"]
     storage = Storage(StorageConfig.load(job["storage"], "job"))

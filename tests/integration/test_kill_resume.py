@@ -130,5 +130,7 @@ def test_a_process_that_outlives_its_run_would_be_found(demo):
 
     env = {**os.environ, "VTHINK_PROCESSES": str(demo.workspace / "processes")}
     with subprocess.Popen(["sleep", "30"], env=env) as process:
+        # A process that is just being made has no environment to be seen yet.
+        assert demo.wait_until(process, lambda: process.pid in demo.processes(), timeout_s=10)
         assert process.pid in demo.orphans(grace_s=0.3)
         process.kill()

@@ -36,8 +36,7 @@ def test_a_run_goes_from_rows_to_a_model_in_service_and_says_what_came_out(finis
     assert all(about["work_seconds"] > 0 for about in summary["stages"].values())
 
 
-def test_a_run_leaves_no_process_and_a_log_per_stage(finished):
-    assert finished.orphans() == {}
+def test_a_run_leaves_a_log_per_stage(finished):  # and no process: the fixture looks, before others start some there
     for stage in STAGES:
         assert f"Executing task '{'plan-data' if stage == 'prepare' else stage}'" in finished.log(stage)
     assert "Executing task 'sft'" not in finished.log("grpo")

@@ -149,3 +149,23 @@ def test_torchvision_imports_beside_a_cpu_build_of_torch_in_a_new_process() -> N
         # The control: without vthink's import hook the processor cannot be made.
         alone = subprocess.run([sys.executable, "-c", code.replace("vthink, ", "")], capture_output=True, timeout=120)
         assert alone.returncode != 0
+
+
+def test_large_imports_leave_the_collector_as_it_was_and_sklearn_for_later() -> None:
+    code = """
+import gc, sys
+if sys.argv[1] == "off":
+    gc.disable()
+import vthink, transformers
+transformers.Qwen2_5_VLForConditionalGeneration, transformers.Trainer
+assert gc.isenabled() == (sys.argv[1] == "on")
+from transformers.data.metrics import f1_score, pearsonr
+from transformers.generation.candidate_generator import roc_curve
+assert not {"sklearn", "sklearn.metrics", "scipy.stats"} & set(sys.modules)
+assert roc_curve([0, 1], [0.2, 0.8])[1].tolist() == [0.0, 1.0, 1.0]
+assert f1_score([0, 1], [0, 1]) == 1 and pearsonr([0, 1], [0, 1]).statistic == 1
+assert {"sklearn.metrics", "scipy.stats"} <= set(sys.modules)
+"""
+    for collector in ("on", "off"):
+        done = subprocess.run([sys.executable, "-c", code, collector], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
