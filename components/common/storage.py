@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -445,10 +446,13 @@ class Storage:
                 if self._connected is None:
                     from botocore.exceptions import ClientError
 
+                    session = _session()
                     with contextlib.suppress(ClientError):
-                        probe = _connect(self.config, attempts=2, connect_timeout_s=3, read_timeout_s=5)
+                        probe = _connect(session, self.config, attempts=2, connect_timeout_s=3, read_timeout_s=5)
                         probe.head_bucket(Bucket=self.config.bucket)
-                    self._connected = _connect(self.config, attempts=3, connect_timeout_s=10, read_timeout_s=60)
+                    self._connected = _connect(
+                        session, self.config, attempts=3, connect_timeout_s=10, read_timeout_s=60
+                    )
                     self._reached = True
         return self._connected
 
@@ -584,12 +588,30 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _connect(config: StorageConfig, attempts: int, connect_timeout_s: float, read_timeout_s: float) -> Any:
+@functools.cache
+def _descriptions() -> Any:
+    """What botocore reads from its files about S3: parsing it takes most of the time that a new client needs."""
+    import botocore.session
+
+    return botocore.session.Session().get_component("data_loader")
+
+
+def _session() -> Any:
+    """A session of our own: boto3's default one is not safe to build clients from in several threads."""
     import boto3
+    import botocore.session
+
+    session = botocore.session.Session()
+    session.register_component("data_loader", _descriptions())
+    return boto3.session.Session(botocore_session=session)
+
+
+def _connect(
+    session: Any, config: StorageConfig, attempts: int, connect_timeout_s: float, read_timeout_s: float
+) -> Any:
     from botocore.config import Config
 
-    # A session of our own: boto3's default session is not safe to build clients from in several threads.
-    return boto3.session.Session().client(
+    return session.client(
         "s3",
         endpoint_url=config.endpoint_url,
         region_name=config.region,

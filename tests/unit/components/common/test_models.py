@@ -154,18 +154,18 @@ def test_torchvision_imports_beside_a_cpu_build_of_torch_in_a_new_process() -> N
 def test_large_imports_leave_the_collector_as_it_was_and_sklearn_for_later() -> None:
     code = """
 import gc, sys
-if sys.argv[1] == "off":
-    gc.disable()
 import vthink, transformers
 transformers.Qwen2_5_VLForConditionalGeneration, transformers.Trainer
-assert gc.isenabled() == (sys.argv[1] == "on")
+assert gc.isenabled()
 from transformers.data.metrics import f1_score, pearsonr
 from transformers.generation.candidate_generator import roc_curve
 assert not {"sklearn", "sklearn.metrics", "scipy.stats"} & set(sys.modules)
 assert roc_curve([0, 1], [0.2, 0.8])[1].tolist() == [0.0, 1.0, 1.0]
 assert f1_score([0, 1], [0, 1]) == 1 and pearsonr([0, 1], [0, 1]).statistic == 1
 assert {"sklearn.metrics", "scipy.stats"} <= set(sys.modules)
+gc.disable()
+import trl
+assert not gc.isenabled()
 """
-    for collector in ("on", "off"):
-        done = subprocess.run([sys.executable, "-c", code, collector], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
