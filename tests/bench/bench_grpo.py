@@ -21,7 +21,7 @@ from recording import OUTPUT, Measurement, interleave, peak_mib, record
 from vthink.components.common.chat import ChatEncoder, EncodedPrompt
 from vthink.components.common.config import TinyModelConfig, VideoConfig
 from vthink.components.common.generation import Sampling, sample
-from vthink.components.common.models import build_tiny, tokens_per_second
+from vthink.components.common.models import PatchEmbedding, build_tiny, tokens_per_second
 from vthink.components.common.video import Clip
 from vthink.components.grpo.shared_prefix import AttentionForm, install, log_probs, pack
 
@@ -104,8 +104,14 @@ def build(case: Case, threads: int) -> Work:
     return Work(model.train(), encoder, prompt, shuffled, tokens.tolist(), weights)
 
 
+def use(model: Any, patch_embedding: type[torch.nn.Conv3d]) -> None:
+    """The same weights in the stock model and in ours differ in how patches are embedded."""
+    model.model.visual.patch_embed.proj.__class__ = patch_embedding
+
+
 def plain_log_probs(work: Work, model: Any) -> torch.Tensor:
     """(ΣC,) with a copy of the prompt and its pixels per completion."""
+    use(model, torch.nn.Conv3d)
     count = len(work.completions)
     batch = work.encoder.collate([work.prompt] * count, work.completions)
     keep = len(work.completions[0])
@@ -116,6 +122,7 @@ def plain_log_probs(work: Work, model: Any) -> torch.Tensor:
 
 def own_log_probs(work: Work, model: Any, form: AttentionForm = "two_call") -> torch.Tensor:
     """(ΣC,) in one pass."""
+    use(model, PatchEmbedding)
     return log_probs(model, pack(work.encoder, [work.prompt], [work.completions]), form)[0]
 
 
@@ -128,6 +135,7 @@ def forward_backward(work: Work, way: Callable[[Work, Any], torch.Tensor]) -> No
 @torch.no_grad()
 def plain_rollout(work: Work, prompt: EncodedPrompt, count: int, length: int) -> list[list[int]]:
     """transformers' ``generate`` on ``count`` copies of the prompt and its pixels."""
+    use(work.model, torch.nn.Conv3d)
     work.model.eval()
     batch = work.encoder.collate([prompt] * count)
     del batch["position_ids"]  # generate makes its own
@@ -147,6 +155,7 @@ def plain_rollout(work: Work, prompt: EncodedPrompt, count: int, length: int) ->
 
 def own_rollout(work: Work, prompt: EncodedPrompt, count: int, length: int) -> list[list[int]]:
     """Our engine: prefill once, branch."""
+    use(work.model, PatchEmbedding)
     work.encoder.eos_token_id = -1  # so that every completion has the full length, as in the plain way
     sampling = Sampling(max_new_tokens=length, temperature=1.0)
     return [completion.token_ids for completion in sample(work.model, work.encoder, [prompt], sampling, n=count)[0]]
@@ -171,6 +180,7 @@ def optimiser_step(work: Work, reference: Work, optimiser: Any, way: str, shuffl
 def vision_share(work: Work, way: Callable[[Work, Any], torch.Tensor], rounds: int) -> float:
     """Part of a forward pass that goes into the vision tower."""
     with torch.no_grad():
+        way(work, work.model)
         media = work.encoder.media([work.prompt] * (len(work.completions) if way is plain_log_probs else 1))
         pixels, grid = media["pixel_values_videos"], media["video_grid_thw"]
         tower, whole = interleave(

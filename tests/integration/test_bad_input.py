@@ -246,7 +246,7 @@ def test_a_configuration_with_a_typo_is_one_line_with_file_and_key(
 
 def store_environment(monkeypatch: pytest.MonkeyPatch, endpoint: str, **keys: str) -> None:
     """Make a child of ours use this endpoint (`vthink` alone would leave out what other tests set)."""
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("VTHINK_S3_ENDPOINT", endpoint)
     for name, value in keys.items():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,6 +40,14 @@ def _output(*command: str, env: dict[str, str] | None = None) -> str:
     return done.stdout
 
 
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """podman's images belong to the machine: other workers of pytest-xdist wait, and find what was made."""
+    with (Path(tempfile.gettempdir()) / "vthink-podman.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="module")
 def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
     """``podman ARGUMENTS``, whose output it returns; the base image is there."""
@@ -46,12 +57,13 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., s
     settings.write_text(CONTAINERS_CONF)
     before = os.environ.get("CONTAINERS_CONF")
     os.environ["CONTAINERS_CONF"] = str(settings)
-    if subprocess.run(["podman", "image", "exists", BASE]).returncode:
-        root = tmp_path_factory.mktemp("base") / "root"
-        _output("debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(root))
-        with subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE) as packed:
-            subprocess.run(["podman", "import", "-", BASE], stdin=packed.stdout, check=True, capture_output=True)
-        shutil.rmtree(root)
+    with _alone():
+        if subprocess.run(["podman", "image", "exists", BASE]).returncode:
+            root = tmp_path_factory.mktemp("base") / "root"
+            _output("debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(root))
+            with subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE) as packed:
+                subprocess.run(["podman", "import", "-", BASE], stdin=packed.stdout, check=True, capture_output=True)
+            shutil.rmtree(root)
     yield lambda *arguments: _output("podman", *arguments)
     del os.environ["CONTAINERS_CONF"]
     if before is not None:
@@ -88,7 +100,8 @@ def build(podman: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) 
             f"{wheels}:/wheels:ro",
         ]
         environment = {"BASE": BASE, "PIP_CONF": str(settings), "REGISTRY": f"localhost/{tag}", "ENGINE": "podman"}
-        _output(str(folder / "docker/build"), "--cpu", *IMAGES, "--", *options, env=os.environ | environment)
+        with _alone():
+            _output(str(folder / "docker/build"), "--cpu", *IMAGES, "--", *options, env=os.environ | environment)
         return {name: f"localhost/{tag}/vthink-{name}-python:{__version__}-cpu" for name in IMAGES}
 
     return build_all
