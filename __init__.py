@@ -9,7 +9,7 @@ import importlib.machinery
 import sys
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 __version__ = "0.1.0"
 
@@ -27,7 +27,7 @@ class _MendedImports:
     """
 
     LARGE = frozenset({"datasets", "deepspeed", "kfp", "mlflow", "torch", "torchvision", "transformers", "trl"})
-    LATE = {  # noqa: RUF012 - a constant
+    LATE: ClassVar = {
         "transformers.data.metrics": ("sklearn", "sklearn.metrics", "scipy.stats"),
         "transformers.generation.candidate_generator": ("sklearn", "sklearn.metrics"),
     }

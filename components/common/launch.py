@@ -172,18 +172,18 @@ def end_quickly() -> None:
 def die_with_owner() -> None:
     """End this process and all below it as soon as the process named in ``VTHINK_OWNER`` is gone.
 
-    Called at the start of our own processes, which also `end_quickly`; again it does nothing. Only this process and
-    its descendants are killed, not the process group: an executor of ``kfp.local`` shares its group with `make` or
-    the shell that called `vthink run`.
+    Called at the start of our own processes, which then also `end_quickly`; again it does nothing. Only this process
+    and its descendants are killed, not the process group: an executor of ``kfp.local`` shares its group with `make`
+    or the shell that called `vthink run`.
     """
     global _watching
-    end_quickly()
     owner = os.environ.get(OWNER)
     if not owner or owner == identity() or _watching == (identity(), owner):
         return
     if not is_alive(owner):
         os._exit(128 + signal.SIGKILL)
     _watching = (identity(), owner)
+    end_quickly()
     registered = _register(owner, sys.argv)
 
     def watch() -> None:

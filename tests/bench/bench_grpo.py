@@ -180,7 +180,7 @@ def optimiser_step(work: Work, reference: Work, optimiser: Any, way: str, shuffl
 def vision_share(work: Work, way: Callable[[Work, Any], torch.Tensor], rounds: int) -> float:
     """Part of a forward pass that goes into the vision tower."""
     with torch.no_grad():
-        way(work, work.model)
+        way(work, work.model)  # from here on the tower is that of this way
         media = work.encoder.media([work.prompt] * (len(work.completions) if way is plain_log_probs else 1))
         pixels, grid = media["pixel_values_videos"], media["video_grid_thw"]
         tower, whole = interleave(

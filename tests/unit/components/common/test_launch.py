@@ -826,3 +826,21 @@ def test_importing_the_launcher_needs_only_the_standard_library() -> None:
         [sys.executable, "-I", "-S", launch.__file__, identity(), "echo", "hello"], capture_output=True, check=True
     )
     assert done.stdout == b"hello\n"
+
+
+def test_a_process_of_ours_ends_without_looking_for_garbage() -> None:
+    code = """
+import sys
+from vthink.components.common.launch import end_quickly
+class Knot:
+    def __init__(self): self.itself = self
+    def __del__(self): print("found")
+if sys.argv[1] == "quickly":
+    end_quickly()
+import gc
+gc.disable()
+Knot()
+"""
+    for how, said in (("quickly", ""), ("thoroughly", "found\n")):
+        done = subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True)
+        assert done.stdout == said
