@@ -19,17 +19,12 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from ..components.common.config import (
-    ConfigError,
-    LaunchConfig,
-    ModelConfig,
-    Section,
-    StorageConfig,
-    TrackingConfig,
-    VideoConfig,
-    describe,
-    key_path,
-)
+from ..components.common.config import ConfigError, Section, describe, key_path
+from ..components.common.launch.config import LaunchConfig
+from ..components.common.model.config import ModelConfig
+from ..components.common.storage.config import StorageConfig
+from ..components.common.tracking.config import TrackingConfig
+from ..components.common.video.config import VideoConfig
 from ..components.data_prep.config import CurationConfig, DataPrepConfig
 from ..components.deployment.config import DeploymentConfig
 from ..components.evaluation.config import EvaluationConfig

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..components.common.config import POOL_LABEL, RunContext
-from ..components.common.storage import Storage, StorageError
+from ..components.common.context import RunContext
+from ..components.common.launch.config import POOL_LABEL
+from ..components.common.storage.names import StorageError
+from ..components.common.storage.s3 import Storage
 from .config import Config
 
 TIMEOUT_S = 10
@@ -49,7 +51,8 @@ def examine(config: Config, host: str | None, namespace: str, token: str | None 
 
 
 def _pipelines(host: str | None, namespace: str, token: str | None) -> Iterator[Finding]:
-    from .submit import Pipelines, SubmitError
+    from .kfp_client.client import Pipelines
+    from .kfp_client.errors import SubmitError
 
     subject = "Kubeflow Pipelines"
     if not host:
@@ -254,7 +257,7 @@ def _storage(config: Config) -> Finding:
 
 
 def _tracking(config: Config) -> Finding:
-    from ..components.common.tracking import TrackingError, impatient, registry_client, tracking_uri
+    from ..components.common.tracking.client import TrackingError, impatient, registry_client, tracking_uri
 
     context = RunContext(run_id="doctor", storage=config.storage, tracking=config.tracking)
     try:

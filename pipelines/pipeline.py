@@ -20,7 +20,9 @@ from typing import Any
 
 from kfp import compiler, dsl, kubernetes
 
-from ..components.common.config import LaunchConfig, Placement, RunContext, Section, Stage
+from ..components.common.config import Section, Stage
+from ..components.common.context import RunContext
+from ..components.common.launch.config import LaunchConfig, Placement
 from ..components.data_prep import component as data_stage
 from ..components.deployment import component as deployment_stage
 from ..components.deployment.config import KServeConfig
@@ -68,9 +70,10 @@ def keep(model: str) -> str:
 @dsl.component(base_image=CONTROL_IMAGE, install_kfp_package=False)
 def refuse(run: str, evaluation: str) -> str:
     """Say why the gate refused the model, where a person who looks at the run's graph sees it."""
-    from vthink.components.common.config import RunContext
-    from vthink.components.common.storage import Storage
     from vthink.components.evaluation.gate import read_gate
+
+    from ..components.common.context import RunContext
+    from ..components.common.storage.s3 import Storage
 
     context = RunContext.load(run, "run")
     verdict = read_gate(Storage(context.storage), context, evaluation)
@@ -80,7 +83,7 @@ def refuse(run: str, evaluation: str) -> str:
 @dsl.component(base_image=CONTROL_IMAGE, install_kfp_package=False)
 def begin(run: str, config: str) -> str:
     """Begin the pipeline's run in MLflow; returns the run's context with it."""
-    from vthink.components.common.tracking import begin_pipeline
+    from ..components.common.tracking.pipeline import begin_pipeline
 
     return begin_pipeline(run, config)
 
@@ -88,7 +91,7 @@ def begin(run: str, config: str) -> str:
 @dsl.component(base_image=CONTROL_IMAGE, install_kfp_package=False)
 def finish(run: str, status: dsl.PipelineTaskFinalStatus):  # type: ignore[no-untyped-def]
     """Close the pipeline's run in MLflow, however the pipeline ended."""
-    from vthink.components.common.tracking import finish_pipeline
+    from ..components.common.tracking.pipeline import finish_pipeline
 
     finish_pipeline(run, status.state)
 

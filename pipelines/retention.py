@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from ..components.common.config import STAGES, TrackingConfig
-from ..components.common.storage import Manifest, ObjectInfo, Storage, StorageError, as_prefix
+from ..components.common.config import STAGES
+from ..components.common.storage.manifest import Manifest
+from ..components.common.storage.names import StorageError, as_prefix
+from ..components.common.storage.s3 import ObjectInfo, Storage
+from ..components.common.tracking.config import TrackingConfig
 
 _FOLDERS = ("models", *STAGES)
 """Folders below the root with a prefix per fingerprint; ``models`` holds base models. MLflow's is MLflow's."""

@@ -9,10 +9,14 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from vthink.components.common.config import LaunchConfig, RunContext, StorageConfig, TrackingConfig, VideoConfig
-from vthink.components.common.launch import start_s3
-from vthink.components.common.samples import PreparedSet
-from vthink.components.common.storage import Storage
+from vthink.components.common.context import RunContext
+from vthink.components.common.launch.config import LaunchConfig
+from vthink.components.common.launch.workspace import start_s3
+from vthink.components.common.rows.prepared import PreparedSet
+from vthink.components.common.storage.config import StorageConfig
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.tracking.config import TrackingConfig
+from vthink.components.common.video.config import VideoConfig
 
 BUCKET = "vthink-test"
 SMALL_VIDEO = VideoConfig(num_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)
@@ -53,7 +57,7 @@ def storage(s3: StorageConfig, request: pytest.FixtureRequest, tmp_path: Path) -
 @pytest.fixture(scope="session")
 def empty_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs; creating one takes MLflow seconds, copying it does not."""
-    from vthink.components.common.tracking import registry_client
+    from vthink.components.common.tracking.client import registry_client
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     registry_client(TrackingConfig(uri=f"sqlite:///{path}")).search_experiments()

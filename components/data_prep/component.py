@@ -22,9 +22,9 @@ def plan_data(run: str, config: str, video: str) -> list[str]:
     Returns:
         One JSON text per shard, for `prepare_shard`.
     """
-    from vthink.components.data_prep import prepare
+    from . import plan
 
-    return prepare.plan_data(run, config, video)
+    return plan.plan_data(run, config, video)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -34,9 +34,9 @@ def prepare_shard(run: str, config: str, video: str, shard: str) -> str:
     Returns:
         URI of what became of the shard, for `merge_data`.
     """
-    from vthink.components.data_prep import prepare
+    from . import shard as shard_module
 
-    return prepare.prepare_shard(run, config, video, shard)
+    return shard_module.prepare_shard(run, config, video, shard)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -53,6 +53,6 @@ def merge_data(run: str, config: str, video: str, shards: list[str], report: dsl
     Returns:
         URI of the manifest.
     """
-    from vthink.components.data_prep import prepare
+    from . import merge
 
-    return prepare.merge_data(run, config, video, shards, report.path)
+    return merge.merge_data(run, config, video, shards, report.path)

@@ -12,11 +12,13 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ..common.answers import is_correct, parse_response
-from ..common.generation import Sampling, sample
-from ..common.models import LoadedModel
-from ..common.samples import PreparedSet, RowError, Split, read_samples, to_line
-from ..common.storage import fingerprint
+from ..common.answers.grading import is_correct
+from ..common.answers.responses import parse_response
+from ..common.model.generation import Sampling, sample
+from ..common.model.load import LoadedModel
+from ..common.rows.files import RowError, read_samples, to_line
+from ..common.rows.prepared import PreparedSet, Split
+from ..common.storage.names import fingerprint
 
 
 def pass_rates(

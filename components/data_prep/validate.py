@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..common.storage import Storage
-from .prepare import Quarantined, Reason, check_row, open_ledger
-from .sources import HUB, open_source, read_rows
+from ..common.storage.s3 import Storage
+from .formats.registry import read_rows
+from .outcomes import Quarantined, Reason
+from .plan import check_row
+from .source import HUB, open_source
+from .task import open_ledger
 
 LISTED = 10_000
 """Most problems that are kept per file; all are counted."""

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from .chat_api import structured
+from .server.reply import structured
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 """Files that are sent as images."""

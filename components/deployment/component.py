@@ -41,6 +41,6 @@ def deploy(run: str, config: str, registered: str, evaluation: str, data: str) -
     Returns:
         URI of the stage's manifest.
     """
-    from vthink.components.deployment import deploy as stage
+    from . import deploy as deploy_module
 
-    return stage.run(run, config, registered, evaluation, data)
+    return deploy_module.run(run, config, registered, evaluation, data)

@@ -13,10 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..common.config import RunContext, TrackingConfig
-from ..common.launch import die_with_owner
-from ..common.storage import Manifest, Storage, as_prefix, fingerprint, stage_prefix
-from ..common.tracking import Tracker, registry_client
+from ..common.context import RunContext
+from ..common.launch.process import die_with_owner
+from ..common.storage.manifest import Manifest
+from ..common.storage.names import as_prefix, fingerprint, stage_prefix
+from ..common.storage.s3 import Storage
+from ..common.tracking.client import registry_client
+from ..common.tracking.config import TrackingConfig
+from ..common.tracking.run import Tracker
 from .config import DeploymentConfig
 
 CANDIDATE = "candidate"

@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ... import __version__
-from ..common.config import RunContext
-from ..common.launch import die_with_owner, git_commit
-from ..common.storage import Manifest, Storage, fingerprint, join, stage_prefix
-from ..common.tracking import Tracker, registry_client
+from ..common.context import RunContext
+from ..common.launch.process import die_with_owner
+from ..common.provenance import git_commit
+from ..common.storage.manifest import Manifest
+from ..common.storage.names import fingerprint, join, stage_prefix
+from ..common.storage.s3 import Storage
+from ..common.tracking.client import registry_client
+from ..common.tracking.run import Tracker
 from .config import EvaluationConfig
 from .expressions import BENCHMARKS, Finding, MetricPath, Pair, Rule, check_measured, judge, parse
-from .measures import Rows, compare
 from .statistics import Estimate
+from .summary import Rows, compare
 
 if TYPE_CHECKING:
     from .results import BenchmarkResult

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .benchmarks import BENCHMARKS
+from .benchmarks.registry import BENCHMARKS
 from .config import EvaluationConfig
 from .expressions import FRAMES
-from .measures import Row, Score
+from .grade import Row
+from .scores import Score
 from .statistics import Difference, paired_difference
 
 MAX_RESULT_BYTES = 64 * 2**20

@@ -8,7 +8,8 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ..common.config import Section, TrainingConfig
+from ..common.config import Section
+from ..common.training.config import TrainingConfig
 
 BUILT_IN_REWARDS = ("accuracy", "format", "temporal", "length", "overlong")
 """The rewards that come with the project."""
@@ -108,7 +109,7 @@ class VLLMConfig(Section):
     """Rollouts in vLLM instead of our own engine: much faster decoding on GPUs. Needs vLLM where training runs."""
 
     mode: Literal["colocate", "server"] = "colocate"
-    """Inside each training process, or on servers of their own (see `components/grpo/vllm_rollouts.py`)."""
+    """Inside each training process, or on servers of their own (see `components/grpo/vllm/`)."""
     server_url: str | None = None
     """Where the server is, e.g. ``http://rollouts:8000``."""
     gpu_memory_utilization: float = Field(default=0.3, gt=0, le=1)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..common.answers import follows_format, grade, parse_response
+from ..common.answers.grading import grade
+from ..common.answers.responses import follows_format, parse_response
 from ..common.config import ConfigError
-from ..common.prompts import AnswerFormat
-from ..common.samples import Sample
+from ..common.model.prompts import AnswerFormat
+from ..common.rows.sample import Sample
 from .config import LengthConfig, OverlongConfig, RewardConfig, TemporalConfig
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from ... import __version__
-from ..common.config import ModelConfig, RunContext
-from ..common.launch import run_training
-from ..common.storage import Manifest, Storage, fingerprint, stage_prefix
+from ..common.context import RunContext
+from ..common.launch.local import run_training
+from ..common.model.config import ModelConfig
+from ..common.storage.manifest import Manifest
+from ..common.storage.names import fingerprint, stage_prefix
+from ..common.storage.s3 import Storage
 from .config import GRPOConfig
 
 

@@ -11,23 +11,20 @@ from typing import Any
 
 from trl import GRPOConfig as TRLConfig
 
-from ..common.checkpoints import (
-    CheckpointCallback,
-    ProgressCallback,
-    StopOnSignal,
-    TrainingJob,
-    adapter_config,
-    freeze,
-    pick_items,
-    trainer_arguments,
-)
-from ..common.config import VideoConfig
-from ..common.launch import die_with_owner, read_job
-from ..common.report import RolloutCompletion, RolloutRow, page, rollout_table
-from ..common.tracking import Tracker
-from ..common.video import encode_frames
+from ..common.html.page import page
+from ..common.launch.job import read_job
+from ..common.launch.process import die_with_owner
+from ..common.tracking.run import Tracker
+from ..common.training.arguments import adapter_config, freeze, trainer_arguments
+from ..common.training.callbacks import CheckpointCallback, ProgressCallback, StopOnSignal
+from ..common.training.job import TrainingJob
+from ..common.training.validation import pick_items
+from ..common.video.codec import encode_frames
+from ..common.video.config import VideoConfig
 from .config import GRPOConfig
-from .trainer import Rollouts, VideoGRPOTrainer, prompt_rows
+from .rollout_page import RolloutCompletion, RolloutRow, rollout_table
+from .rollouts import Rollouts, prompt_rows
+from .trainer import VideoGRPOTrainer
 
 _SHOWN_PROMPTS = 4
 

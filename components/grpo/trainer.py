@@ -11,133 +11,38 @@ T-GRPO: Video-R1 (arXiv 2503.21776) §3.1. The shuffled rollouts only decide a b
 
 from __future__ import annotations
 
-import time
 import zlib
-from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
-from ..common.chat import BlindInputError, ChatEncoder, EncodedPrompt
-from ..common.checkpoints import WholeCheckpoints, validate
-from ..common.generation import Completion, NonFiniteError, Sampling, sample
-from ..common.samples import PreparedSample, Split
-from ..common.video import Clip
+from ..common.model.chat import ChatEncoder
+from ..common.model.generation import Completion, NonFiniteError, Sampling, sample
+from ..common.model.prompt import BlindInputError, EncodedPrompt
+from ..common.rows.prepared import Split
+from ..common.training.resume import WholeCheckpoints
+from ..common.training.validation import validate
+from ..common.video.clip import Clip
+from .clock import Clock
 from .config import GRPOConfig
-from .rewards import Group, GroupRewards, group_advantages, group_rewards, load_rewards
-from .shared_prefix import install, log_probs, pack
-from .vllm_rollouts import VLLMRollouts, importance_weights
-
-_NO_SIGNAL = 1e-6
-"""A group whose rewards' standard deviation is below this teaches nothing."""
-
-
-class DataStallError(RuntimeError):
-    """The clips of a step did not arrive in time."""
+from .prefetch import Prefetcher
+from .rewards import Group, group_advantages, group_rewards, load_rewards
+from .rollouts import Rollouts, frame_order
+from .shared_prefix.log_probs import install, log_probs
+from .shared_prefix.pack import pack
+from .vllm.importance import importance_weights
+from .vllm.rollouts import VLLMRollouts
 
 
 class DivergedError(RuntimeError):
     """Training goes on to no good: the policy has come apart, or there is nothing left to learn from."""
-
-
-@dataclass(slots=True)
-class Rollouts:
-    """What one generation step produced on this rank; P prompts of G completions."""
-
-    items: list[PreparedSample]
-    prompts: list[EncodedPrompt]
-    completions: list[Sequence[Completion]]
-    shuffled_clips: list[Clip | None]
-    shuffled: list[Sequence[Completion]]
-    """Completions on the shuffled clips; empty where there is none."""
-    earned: list[GroupRewards] = field(default_factory=list)
-    """Rewards per prompt."""
-    advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    """(P, G)"""
-
-    @property
-    def rewards(self) -> torch.Tensor:
-        """(P, G, K) components in the order of `RewardConfig.names`."""
-        return torch.stack([group.components for group in self.earned])
-
-    @property
-    def without_signal(self) -> list[int]:
-        """The prompts whose completions all earned the same."""
-        return (self.rewards.sum(-1).std(-1) < _NO_SIGNAL).nonzero()[:, 0].tolist()
-
-    def replace(self, position: int, other: Rollouts, source: int) -> None:
-        """Put group ``source`` of ``other`` in the place of group ``position``."""
-        for name in ("items", "prompts", "completions", "shuffled_clips", "shuffled", "earned"):
-            getattr(self, name)[position] = getattr(other, name)[source]
-
-
-class Prefetcher:
-    """Decodes the clips of rows that will be needed soon, in threads (decoding lets go of the interpreter lock)."""
-
-    def __init__(self, split: Split, workers: int, timeout_s: float) -> None:
-        self.split, self.timeout_s = split, timeout_s
-        self._pool = ThreadPoolExecutor(workers, "prefetch") if workers else None
-        self._coming: OrderedDict[int, Future[PreparedSample]] = OrderedDict()
-
-    def announce(self, rows: Sequence[int]) -> None:
-        """Start decoding; rows that were announced and never taken are forgotten after a while."""
-        if self._pool is None:
-            return
-        for row in dict.fromkeys(rows):
-            if row not in self._coming:
-                self._coming[row] = self._pool.submit(self.split.__getitem__, row)
-        while len(self._coming) > 4 * len(set(rows)) + 64:
-            self._coming.popitem(last=False)
-
-    def take(self, rows: Sequence[int]) -> list[PreparedSample]:
-        """The rows, decoded.
-
-        Raises:
-            DataStallError: one did not arrive within ``timeout_s``.
-        """
-        if self._pool is None:
-            return [self.split[row] for row in rows]
-        self.announce(rows)
-        items = []
-        for row in rows:
-            try:
-                items.append(self._coming.pop(row).result(self.timeout_s))
-            except FutureTimeout:
-                media = self.split.samples[row].media
-                raise DataStallError(
-                    f"row {row} ({media.uri}) was not decoded within {self.timeout_s:g} s; "
-                    "is its storage reachable? (grpo.data_timeout_s)"
-                ) from None
-        return items
-
-
-def prompt_rows(indices: Sequence[int]) -> Dataset:
-    """Row numbers in the form that TRL's sampler repeats G times; pixels are looked up when they are needed."""
-    return Dataset.from_dict({"prompt": [""] * len(indices), "row": list(indices)})
-
-
-def frame_order(seed: int, step: int, row: int, num_frames: int) -> np.ndarray:
-    """A permutation of the frames, never the identity, that depends on (seed, step, row) alone.
-
-    Frames are permuted before temporal patches are made, so a patch of the shuffled clip joins frames that are not
-    neighbours.
-    """
-    generator = np.random.default_rng(zlib.crc32(f"shuffle/{seed}/{step}/{row}".encode()))
-    while True:
-        order = generator.permutation(num_frames)
-        if num_frames < 2 or not np.array_equal(order, np.arange(num_frames)):
-            return order
 
 
 class _StepClock(TrainerCallback):
@@ -153,20 +58,6 @@ class _StepClock(TrainerCallback):
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Close the step's account."""
         self.trainer.close_step()
-
-
-class Clock:
-    """Seconds of a step, by what they went into. Where a GPU works on its own, they include the wait for it."""
-
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Charge the time since the last call to ``name``."""
-        now = time.perf_counter()
-        self.seconds[name] += now - self.last
-        self.last = now
 
 
 class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):

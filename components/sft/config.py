@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ..common.config import TrainingConfig
+from ..common.training.config import TrainingConfig
 
 
 class SFTConfig(TrainingConfig):

@@ -15,22 +15,16 @@ from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
 
-from ..common.answers import write_response
-from ..common.chat import ChatEncoder
-from ..common.checkpoints import (
-    CheckpointCallback,
-    ProgressCallback,
-    StopOnSignal,
-    TrainingJob,
-    WholeCheckpoints,
-    adapter_config,
-    freeze,
-    pick_items,
-    trainer_arguments,
-    validate,
-)
-from ..common.launch import die_with_owner, read_job
-from ..common.samples import Split
+from ..common.answers.writing import write_response
+from ..common.launch.job import read_job
+from ..common.launch.process import die_with_owner
+from ..common.model.chat import ChatEncoder
+from ..common.rows.prepared import Split
+from ..common.training.arguments import adapter_config, freeze, trainer_arguments
+from ..common.training.callbacks import CheckpointCallback, ProgressCallback, StopOnSignal
+from ..common.training.job import TrainingJob
+from ..common.training.resume import WholeCheckpoints
+from ..common.training.validation import pick_items, validate
 from .config import SFTConfig
 
 

@@ -47,7 +47,8 @@ def status(
     if host is None and run is not None:
         raise ConfigError("to look for a run, give --host or KF_PIPELINES_ENDPOINT")
     if host is not None:
-        from ..submit import Pipelines, ending, stages
+        from ..kfp_client.client import Pipelines
+        from ..kfp_client.runs import ending, stages
 
         pipelines = Pipelines(host, namespace, token)
         if run is not None:
@@ -61,7 +62,7 @@ def status(
                 state = ending(pipelines.get(entry.run_id)) or entry.state.lower()
                 console.print(f"{entry.run_id}  {entry.created_at:%Y-%m-%d %H:%M}  {state:<10} {entry.display_name}")
     if preset is not None or host is None:
-        from ..run import session
+        from ..run.session import session
         from .serve import service_lines
 
         with session(load(preset or "laptop", overrides), workspace, exclusive=False) as opened:
@@ -77,7 +78,9 @@ def logs(
     token: Token = None,
 ) -> None:
     """Print what a stage of a run printed, training included."""
-    from ..submit import Pipelines, SubmitError, stages
+    from ..kfp_client.client import Pipelines
+    from ..kfp_client.errors import SubmitError
+    from ..kfp_client.runs import stages
     from .run import stage_named
 
     pipelines = Pipelines(host, namespace, token)
@@ -101,7 +104,7 @@ def retry(
     wait: Annotated[bool, typer.Option("--wait", help="Show the stages until the run is over.")] = False,
 ) -> None:
     """Continue a failed or stopped run; what is finished is kept, training goes on from its last checkpoint."""
-    from ..submit import Pipelines
+    from ..kfp_client.client import Pipelines
     from .submit import follow
 
     pipelines = Pipelines(host, namespace, token)
@@ -113,7 +116,7 @@ def retry(
 
 def cancel(host: Host, run: Run, namespace: Namespace = "kubeflow", token: Token = None) -> None:
     """Stop a run, its training job included; or delete a recurring run by its id."""
-    from ..submit import Pipelines
+    from ..kfp_client.client import Pipelines
 
     print(Pipelines(host, namespace, token).cancel(run))
 

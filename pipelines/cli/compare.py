@@ -51,8 +51,8 @@ def compare(
     found = [_read(given) for given in results]
     Console(highlight=False).print(_table(found, config))
     if report is not None:
-        from ...components.evaluation.pictures import BenchmarkFrames
-        from ...components.evaluation.report_page import benchmark_page
+        from ...components.evaluation.report.benchmarks import benchmark_page
+        from ...components.evaluation.report.frames import BenchmarkFrames
 
         with BenchmarkFrames(found) as frames:
             page = benchmark_page(found, config, frames)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ...components.data_prep.curate import Estimate, Summary
+    from ...components.data_prep.curation.curate import Summary
+    from ...components.data_prep.curation.estimate import Estimate
 
 UNFINISHED = 3
 """Exit code of a curation that has something left to do: the budget is spent, or calls failed."""

@@ -32,12 +32,12 @@ def synthesize(
     """Generate a video-reasoning world: real mp4 files and images, with questions whose answers are known."""
     from rich.progress import Progress
 
-    from ...components.data_prep import synthesize as world
+    from ...components.data_prep.world import synthesize as synthesize_module
 
     config = load(preset, overrides)
     with Progress(transient=True) as progress:
         task = progress.add_task("files")
-        rows = world.synthesize(
+        rows = synthesize_module.synthesize(
             config.data.synthesize,
             folder,
             lambda done, total: progress.update(task, completed=done, total=total),
@@ -61,8 +61,8 @@ def prepare(
 
     What cannot be read is quarantined with its reason. Prints the manifest's URI, for `vthink train`.
     """
-    from ...components.common.storage import Manifest
-    from ..run import prepare_data, session
+    from ...components.common.storage.manifest import Manifest
+    from ..run.session import prepare_data, session
 
     changes = list(overrides or ())
     changes += [f"data.source={rows}"] if rows else []
@@ -90,8 +90,9 @@ def validate(
 
     A mistake is one line with file and line. The exit code is 1 when there is any.
     """
-    from ...components.common.config import ConfigError, StorageConfig
-    from ...components.common.storage import Storage
+    from ...components.common.config import ConfigError
+    from ...components.common.storage.config import StorageConfig
+    from ...components.common.storage.s3 import Storage
     from ...components.data_prep.validate import validate_rows
 
     if bad := [root for root in roots or () if "=" not in root]:
@@ -137,12 +138,13 @@ def difficulty(
     from rich.progress import Progress
 
     from ...components.common.config import ConfigError
-    from ...components.common.generation import Sampling
-    from ...components.common.models import ensure_base_model, fetch_model, load_model
-    from ...components.common.samples import PreparedSet
-    from ...components.common.storage import Manifest
+    from ...components.common.model.generation import Sampling
+    from ...components.common.model.load import load_model
+    from ...components.common.model.store import ensure_base_model, fetch_model
+    from ...components.common.rows.prepared import PreparedSet
+    from ...components.common.storage.manifest import Manifest
     from ...components.data_prep.difficulty import rate_counts, rate_rows
-    from ..run import find_data, find_manifest, session
+    from ..run.session import find_data, find_manifest, session
 
     if output.suffix != ".jsonl":
         raise ConfigError(f"{output}: rows are written as .jsonl")
@@ -198,17 +200,18 @@ def curate(
     by a kill or by curation.budget_usd, the same command goes on where it was. data.roots says where the rows' media
     are. The exit code is 3 when something is left to do.
     """
-    from ...components.common.storage import Storage
-    from ...components.data_prep import curate as curation
+    from ...components.common.storage.s3 import Storage
+    from ...components.data_prep.curation import curate as curate_module
+    from ...components.data_prep.curation import estimate
     from .curation import UNFINISHED, say_estimate, say_summary, shown
 
     config = load(preset, overrides)
     storage, rows = Storage(config.storage), (row_format or config.data.format, config.data.roots)
     if dry_run:
-        say_estimate(curation.estimate(source, output, config.curation, storage, *rows))
+        say_estimate(estimate.estimate(source, output, config.curation, storage, *rows))
         return
     with shown() as progress:
-        summary = curation.curate(source, output, config.curation, storage, progress, *rows)
+        summary = curate_module.curate(source, output, config.curation, storage, progress, *rows)
     say_summary(summary, output)
     if not summary.complete:
         raise typer.Exit(UNFINISHED)
@@ -229,9 +232,9 @@ def report(
     workspace: Folder = WORKSPACE,
 ) -> None:
     """Write a prepared set as one HTML page: counts, lengths, answers, duplicates, quarantine, and rows to look at."""
-    from ...components.common.storage import Manifest
-    from ...components.data_prep.report import token_counter, write_report
-    from ..run import find_data, session
+    from ...components.common.storage.manifest import Manifest
+    from ...components.data_prep.report.page import token_counter, write_report
+    from ..run.session import find_data, session
 
     count_tokens = None if tokenizer is None else token_counter(tokenizer)
     with session(load(preset, overrides), workspace) as opened:

@@ -98,7 +98,7 @@ def evaluate(
     workspace: Folder = WORKSPACE,
 ) -> None:
     """Evaluate base, SFT and GRPO on the held-out split; or, with --benchmark, one model on a public benchmark."""
-    from ...components.evaluation.asking import EvaluationError
+    from ...components.evaluation.answers import EvaluationError
 
     config = load(preset, overrides)
     if benchmark is None:
@@ -123,15 +123,15 @@ def _evaluate_split(
 ) -> None:
     from rich.console import Console
 
-    from ...components.common.storage import Manifest
-    from ...components.evaluation import evaluate as stage
-    from ..run import find_data, find_manifest, session
+    from ...components.common.storage.manifest import Manifest
+    from ...components.evaluation import evaluate as evaluate_module
+    from ..run.session import find_data, find_manifest, session
     from .run import accuracy_table
 
     with session(config, workspace) as opened:
         of_sft, of_grpo = (find_manifest(opened, given) if given else "" for given in (sft, grpo))
         told = (opened.context.to_json(), config.evaluation.to_json(), config.model.to_json())
-        uri = stage.run(*told, find_data(opened, data), of_sft, of_grpo, str(report) if report else None)
+        uri = evaluate_module.run(*told, find_data(opened, data), of_sft, of_grpo, str(report) if report else None)
         result = opened.storage.read_json(Manifest.read(opened.storage, uri).files["result"])
     Console(highlight=False).print(accuracy_table(result))
     print(uri)
@@ -142,10 +142,10 @@ def _evaluate_benchmark(
 ) -> None:
     from rich.console import Console
 
-    from ...components.evaluation.benchmarks import find_benchmark
-    from ...components.evaluation.engines import needs_store
-    from ...components.evaluation.evaluate import run_benchmark
-    from ..run import session
+    from ...components.evaluation.benchmarks.registry import find_benchmark
+    from ...components.evaluation.models.open import needs_store
+    from ...components.evaluation.run_benchmark import run_benchmark
+    from ..run.session import session
 
     find_benchmark(benchmark)  # before a store is started for it
     stored = needs_store(model) or data.startswith("s3://")

@@ -24,8 +24,9 @@ def ui(
     workspace: Folder = WORKSPACE,
 ) -> None:
     """Open MLflow on this workspace: runs, curves, rollout tables, reports and model versions. Ctrl-C ends it."""
-    from ...components.common.tracking import experiment_url, start_ui
-    from ..run import experiment_id, session
+    from ...components.common.tracking.links import experiment_url
+    from ...components.common.tracking.server import start_ui
+    from ..run.session import experiment_id, session
 
     config = load(preset, overrides)
     with session(config, workspace, exclusive=False) as opened:
@@ -43,7 +44,8 @@ def report(
     workspace: Folder = WORKSPACE,
 ) -> None:
     """Write the last evaluation's HTML report to a file that opens in any browser."""
-    from ..run import read_summary, session
+    from ..run.session import session
+    from ..run.summary import read_summary
 
     config = load(preset, overrides)
     summary = read_summary(workspace)
@@ -68,7 +70,7 @@ def prune(
     from datetime import timedelta
 
     from .. import retention
-    from ..run import session
+    from ..run.session import session
 
     config = load(preset, overrides)
     with session(config, workspace) as opened:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ... import __version__
-from ...components.common.launch import end_quickly
+from ...components.common.launch.process import end_quickly
 from . import cluster, compare, config, data, evaluate, look, plan, run, serve, submit, train
 
 INTERRUPTED = 130

@@ -32,26 +32,28 @@ def plan(
 ) -> None:
     """Say what a run needs: visual tokens, memory per GPU by ZeRO stage, storage, GPU-hours and cost, and what fits.
 
-    Nothing is loaded and no GPU is needed. Tokens and parameters are exact; hours are an estimate (pipelines/plan.py
+    Nothing is loaded and no GPU is needed. Tokens and parameters are exact; hours are an estimate (pipelines/plan/
     states what it rests on), without evaluation and validation.
     """
     from rich.console import Console
     from rich.table import Table
 
-    from .. import plan as planning
+    from ..plan import accelerators, shapes, tokens
+    from ..plan import memory as memory_module
+    from ..plan import stage as stage_module
 
     config = load(preset, overrides)
-    accelerator = planning.ACCELERATORS.get(gpu)
+    accelerator = accelerators.ACCELERATORS.get(gpu)
     if accelerator is None:
-        raise typer.BadParameter(f"no '{gpu}'; known: {', '.join(planning.ACCELERATORS)}", param_hint="--gpu")
+        raise typer.BadParameter(f"no '{gpu}'; known: {', '.join(accelerators.ACCELERATORS)}", param_hint="--gpu")
     size = re.fullmatch(r"(\d+)x(\d+):(\d+(?:\.\d+)?)", footage)
     if size is None:
         raise typer.BadParameter(f"'{footage}' is not like 1280x720:30", param_hint="--video")
-    video = planning.Footage(int(size[1]), int(size[2]), float(size[3]))
+    video = tokens.Footage(int(size[1]), int(size[2]), float(size[3]))
     count = gpus or config.launch.processes * config.launch.nodes
-    shape = planning.shape_of(config)
-    sample = planning.visual_tokens(video, config.video, shape)
-    stored = planning.stored_bytes(config, shape, sample, rows)
+    shape = shapes.shape_of(config)
+    sample = tokens.visual_tokens(video, config.video, shape)
+    stored = stage_module.stored_bytes(config, shape, sample, rows)
     console = Console(highlight=False)
     console.print(
         f"model    {config.model.name}: {shape.parameters / 1e9:.3g} B parameters, {stored.model / 1e9:.3g} GB"
@@ -68,8 +70,8 @@ def plan(
     for stage in ("sft", "grpo"):
         if not getattr(config, stage).enabled:
             continue
-        plans = planning.layouts(config, stage, shape, sample, accelerator, rows, count)
-        best, own = planning.fastest(plans), plans[0]
+        plans = stage_module.layouts(config, stage, shape, sample, accelerator, rows, count)
+        best, own = stage_module.fastest(plans), plans[0]
         table = Table(
             title=f"{stage}: {own.steps} steps of {own.step_flops / 1e15:.3g} PFLOP on {count} × {gpu}",
             title_justify="left", title_style="bold", box=None, pad_edge=False,
@@ -88,10 +90,10 @@ def plan(
         for entry in plans:
             memory = entry.memory
             parts = (memory.states, memory.reference, memory.activations, memory.logits, memory.rollouts)
-            fits = f"{memory.total / planning.GIB:.1f}" + ("" if entry.fits else f" > {accelerator.memory_gib}")
+            fits = f"{memory.total / memory_module.GIB:.1f}" + ("" if entry.fits else f" > {accelerator.memory_gib}")
             marks = [word for word, is_so in (("yours", entry is own), ("fastest", entry is best)) if is_so]
             name = entry.zero + (f" ({', '.join(marks)})" if marks else "")
-            cells = [f"{part / planning.GIB:.1f}" for part in parts]
+            cells = [f"{part / memory_module.GIB:.1f}" for part in parts]
             table.add_row(name, *cells, fits, f"{entry.hours:.1f}", style="" if entry.fits else "dim")
         console.print(table)
         if best is None:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from ...components.common.config import Stage
-    from ..run import PlannedStage, StageProgress
+    from ..run.state import PlannedStage
+    from ..run.watch import StageProgress
 
 REFUSED = 3
 """Exit code of a run whose model did not pass the gate: all stages worked, what is in service stays."""
@@ -51,18 +52,19 @@ def run(
     """
     from rich.console import Console
 
-    from .. import run as engine
+    from ..run import execute, session, state
+    from ..run import summary as summary_module
 
     config = load(preset, overrides)
     restart = stage_named(from_stage)
     console = Console(highlight=False)
-    with engine.session(config, workspace) as opened:
+    with session.session(config, workspace) as opened:
         if dry_run:
-            console.print(_plan_table(engine.plan(opened, restart)))
+            console.print(_plan_table(state.plan(opened, restart)))
             return
         with Progress(console) as progress:
-            outcome = engine.execute(opened, restart, progress.update)
-        summary = engine.write_summary(opened, outcome)
+            outcome = execute.execute(opened, restart, progress.update)
+        summary = summary_module.write_summary(opened, outcome)
     show_summary(console, summary, workspace)
     if summary["gate"]["verdict"] != "pass":
         raise typer.Exit(REFUSED)

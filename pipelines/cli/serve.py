@@ -10,9 +10,9 @@ import typer
 from .options import WORKSPACE, Folder, Overrides, Preset, load
 
 if TYPE_CHECKING:
-    from ...components.common.config import TrackingConfig
+    from ...components.common.tracking.config import TrackingConfig
     from ...components.deployment.registry import ModelVersion
-    from ..run import Session
+    from ..run.session import Session
 
 
 def register(app: typer.Typer) -> None:
@@ -35,8 +35,8 @@ def serve(
 ) -> None:
     """Serve a model: OpenAI chat completions with video, and a page to try it, on this machine only by default."""
     from ...components.common.config import ConfigError
-    from ...components.deployment.server import run_server
-    from ..run import session
+    from ...components.deployment.server.serve import run_server
+    from ..run.session import session
 
     config = load(preset, overrides)
     server = config.deployment.server
@@ -80,7 +80,7 @@ def deploy(
     traffic and then all of it. A version that fails is taken away; what was in service stays.
     """
     from ...components.deployment.registry import Registry
-    from ..run import session
+    from ..run.session import session
 
     if output not in ("yaml", "json"):
         raise typer.BadParameter("yaml or json", param_hint="--output")
@@ -94,16 +94,16 @@ def deploy(
 
 def service_lines(opened: Session) -> list[str]:
     """What is in service and what waits beside it, a line each: the registry's champion, then the cluster's view."""
-    from ...components.common.cluster import INFERENCE_SERVICE, Cluster
-    from ...components.deployment import rollout
+    from ...components.common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster
     from ...components.deployment.registry import champion
+    from ...components.deployment.rollout import standing
 
     now = champion(opened.context.tracking)
     lines = [f"champion: {f'{now.name}/{now.version}, {now.source}' if now is not None else 'none yet'}"]
     if opened.config.deployment.target == "kserve":
         name = opened.config.deployment.kserve.name
         found = Cluster.connect(opened.config.launch.cluster.namespace).get(INFERENCE_SERVICE, name)
-        lines += rollout.standing(found) if found is not None else [f"no InferenceService {name} on the cluster"]
+        lines += standing.standing(found) if found is not None else [f"no InferenceService {name} on the cluster"]
     return lines
 
 
@@ -113,11 +113,11 @@ def _manifest(opened: Session, version: ModelVersion, output: str) -> str:
 
     import yaml
 
-    from ...components.deployment import rollout
+    from ...components.deployment.rollout import inference_service, trained_model
 
     section, launch = opened.config.deployment, opened.config.launch
-    model = rollout.TrainedModel.read(opened.storage, version.source)
-    body = rollout.inference_service(version, model, section, launch)
+    model = trained_model.TrainedModel.read(opened.storage, version.source)
+    body = inference_service.inference_service(version, model, section, launch)
     if output == "json":
         return json.dumps(body, indent=2, ensure_ascii=False) + "\n"
     return yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=110)
@@ -144,10 +144,10 @@ def promote(preset: Preset = "laptop", overrides: Overrides = None, workspace: F
 
     It is asked the held-out items once more first.
     """
-    from ...components.common.cluster import INFERENCE_SERVICE, Cluster
+    from ...components.common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster
     from ...components.deployment.registry import Registry
-    from ...components.deployment.rollout import RolloutError
-    from ..run import session
+    from ...components.deployment.rollout.trained_model import RolloutError
+    from ..run.session import session
 
     config = load(preset, overrides)
     if config.deployment.target == "local":
@@ -170,10 +170,11 @@ def rollback(
     workspace: Folder = WORKSPACE,
 ) -> None:
     """Take a waiting candidate away; where none waits, bring the version before the champion back into service."""
-    from ...components.common.cluster import INFERENCE_SERVICE, Cluster
+    from ...components.common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster
     from ...components.deployment.registry import CHAMPION, REPLACED, Registry
-    from ...components.deployment.rollout import RolloutError, withdraw
-    from ..run import session
+    from ...components.deployment.rollout.rollout import withdraw
+    from ...components.deployment.rollout.trained_model import RolloutError
+    from ..run.session import session
 
     config = load(preset, overrides)
     if config.deployment.target == "kserve" and version is None:

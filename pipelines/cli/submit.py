@@ -11,7 +11,8 @@ from .options import Host, Namespace, Overrides, Preset, Token, load
 
 if TYPE_CHECKING:
     from ..config import Config
-    from ..submit import Pipelines, SubmittedRun
+    from ..kfp_client.client import Pipelines
+    from ..kfp_client.runs import SubmittedRun
 
 
 def register(app: typer.Typer) -> None:
@@ -81,7 +82,8 @@ def submit(
     import time
 
     from ...components.common.config import ConfigError
-    from ..submit import Pipelines, rows_fingerprint
+    from ..kfp_client.client import Pipelines
+    from ..kfp_client.runs import rows_fingerprint
     from .run import stage_named
 
     if cron and (wait or when_data_changes):
@@ -115,8 +117,8 @@ def submit(
 
 def _rows(config: Config) -> str | None:
     """The rows' fingerprint where this machine can read them; it only serves a later --when-data-changes."""
-    from ...components.common.storage import StorageError
-    from ..submit import rows_fingerprint
+    from ...components.common.storage.names import StorageError
+    from ..kfp_client.runs import rows_fingerprint
 
     try:
         return rows_fingerprint(config)
@@ -130,7 +132,7 @@ def follow(pipelines: Pipelines, run_id: str) -> None:
 
     from rich.console import Console
 
-    from ..submit import ending
+    from ..kfp_client.runs import ending
     from .run import REFUSED, Progress
 
     console = Console(highlight=False)

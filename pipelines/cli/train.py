@@ -26,7 +26,7 @@ def sft(
 ) -> None:
     """Fine-tune the base model on reasoning traces. Prints the manifest's URI."""
     from ...components.sft import stage
-    from ..run import find_data, session
+    from ..run.session import find_data, session
 
     config = load(preset, overrides)
     with session(config, workspace) as opened:
@@ -47,7 +47,7 @@ def grpo(
 ) -> None:
     """Improve a model by (T-)GRPO. Prints the manifest's URI."""
     from ...components.grpo import stage
-    from ..run import find_data, find_manifest, session
+    from ..run.session import find_data, find_manifest, session
 
     config = load(preset, overrides)
     with session(config, workspace) as opened:

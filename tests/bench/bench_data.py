@@ -27,11 +27,15 @@ os.environ.setdefault("FORCE_QWENVL_VIDEO_READER", "decord")
 
 import numpy as np
 from recording import Measurement, interleave, record
-from vthink.components.common.config import RunContext, StorageConfig, TrackingConfig, VideoConfig
-from vthink.components.common.launch import start_s3
-from vthink.components.common.samples import PreparedSet
-from vthink.components.common.storage import Manifest, Storage
-from vthink.components.data_prep import prepare
+from vthink.components.common.context import RunContext
+from vthink.components.common.launch.workspace import start_s3
+from vthink.components.common.rows.prepared import PreparedSet
+from vthink.components.common.storage.config import StorageConfig
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.tracking.config import TrackingConfig
+from vthink.components.common.video.config import VideoConfig
+from vthink.components.data_prep import merge, plan
 from vthink.components.data_prep.config import DataPrepConfig
 
 VIDEO = VideoConfig(num_frames=16)
@@ -124,9 +128,9 @@ def one_pass_and_later_epochs(here: Place, count: int, rounds: int, processes: i
         turn += 1
         context = here.context.model_copy(update={"redo": {"prepare": turn}})
         arguments = (context.to_json(), *here.arguments(rows, workers=workers)[1:])
-        (shard,) = prepare.plan_data(*arguments)
+        (shard,) = plan.plan_data(*arguments)
         nonlocal last
-        last = (arguments, prepare.prepare_shard(*arguments, shard))
+        last = (arguments, shard.prepare_shard(*arguments, shard))
         return last[1]
 
     last: Any = None
@@ -136,7 +140,7 @@ def one_pass_and_later_epochs(here: Place, count: int, rounds: int, processes: i
         "frames": VIDEO.num_frames, "max_pixels": VIDEO.max_pixels, "decoding_processes": 1,
     }  # fmt: skip
     plain_s, own_s = interleave(lambda: on_the_fly(paths), prepared, rounds, warm_up=0)
-    manifest = prepare.merge_data(*last[0], [last[1]])
+    manifest = merge.merge_data(*last[0], [last[1]])
     counts = Manifest.read(here.storage, manifest)
     single = Measurement(
         name="data/single-pass",
@@ -195,7 +199,7 @@ import sys, time
 start = time.perf_counter()
 from pathlib import Path
 from vthink.components.common.config import StorageConfig
-from vthink.components.common.samples import PreparedSet
+from vthink.components.common.rows.prepared import PreparedSet
 from vthink.components.common.storage import Storage
 storage = Storage(StorageConfig.load(sys.argv[1]))
 data = PreparedSet.open(storage, sys.argv[2], Path(sys.argv[3]), stream=sys.argv[4] == "stream")
@@ -297,11 +301,11 @@ def many_rows(here: Place, rows: int, files: int, workers: int) -> list[Measurem
         arguments = (context.to_json(), *here.arguments(listed, workers=processes, store="frames")[1:])
         with family_peak_mib() as peak:
             start = time.perf_counter()
-            (shard,) = prepare.plan_data(*arguments)
+            (shard,) = plan.plan_data(*arguments)
             planned = time.perf_counter()
-            done = prepare.prepare_shard(*arguments, shard)
+            done = shard.prepare_shard(*arguments, shard)
             decoded = time.perf_counter()
-            manifest = prepare.merge_data(*arguments, [done])
+            manifest = merge.merge_data(*arguments, [done])
             merged = time.perf_counter()
         counts = Manifest.read(here.storage, manifest).counts
         assert counts["rows_out"] == rows, counts

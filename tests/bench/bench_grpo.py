@@ -18,12 +18,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from recording import OUTPUT, Measurement, interleave, peak_mib, record
-from vthink.components.common.chat import ChatEncoder, EncodedPrompt
-from vthink.components.common.config import TinyModelConfig, VideoConfig
-from vthink.components.common.generation import Sampling, sample
-from vthink.components.common.models import PatchEmbedding, build_tiny, tokens_per_second
-from vthink.components.common.video import Clip
-from vthink.components.grpo.shared_prefix import AttentionForm, install, log_probs, pack
+from vthink.components.common.model.chat import ChatEncoder
+from vthink.components.common.model.config import TinyModelConfig
+from vthink.components.common.model.generation import Sampling, sample
+from vthink.components.common.model.load import tokens_per_second
+from vthink.components.common.model.patch_embedding import PatchEmbedding
+from vthink.components.common.model.prompt import EncodedPrompt
+from vthink.components.common.model.tiny import build_tiny
+from vthink.components.common.video.clip import Clip
+from vthink.components.common.video.config import VideoConfig
+from vthink.components.grpo.shared_prefix.log_probs import install, log_probs
+from vthink.components.grpo.shared_prefix.pack import AttentionForm, pack
 
 GRIDS = {
     256: (4, 7, 8),

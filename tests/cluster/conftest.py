@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vthink.components.common.cluster import WORKFLOW, WORKLOAD, Cluster
+from vthink.components.common.launch.kubernetes.client import WORKFLOW, WORKLOAD, Cluster
 from vthink.tests.cluster.api_server import ApiServer, Resource
 from vthink.tests.cluster.controllers import Hand
 

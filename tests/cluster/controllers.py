@@ -7,7 +7,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vthink.components.common.cluster import EVENT, POD, TRAIN_JOB, WORKFLOW, WORKLOAD, Cluster, ClusterError, Kind
+from vthink.components.common.launch.kubernetes.client import (
+    EVENT,
+    POD,
+    TRAIN_JOB,
+    WORKFLOW,
+    WORKLOAD,
+    Cluster,
+    ClusterError,
+    Kind,
+)
 
 Object = dict[str, Any]
 

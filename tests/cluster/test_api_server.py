@@ -7,7 +7,15 @@ import time
 from typing import Any
 
 import pytest
-from vthink.components.common.cluster import EVENT, POD, TRAIN_JOB, Cluster, ClusterError, Kind, condition
+from vthink.components.common.launch.kubernetes.client import (
+    EVENT,
+    POD,
+    TRAIN_JOB,
+    Cluster,
+    ClusterError,
+    Kind,
+    condition,
+)
 from vthink.tests.cluster.api_server import ApiServer
 from vthink.tests.cluster.controllers import Hand, until
 

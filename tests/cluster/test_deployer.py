@@ -21,17 +21,28 @@ import uvicorn
 import yaml
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from vthink.components.common.cluster import INFERENCE_SERVICE, Cluster, ClusterError
-from vthink.components.common.config import LaunchConfig, RunContext, StorageConfig, TrackingConfig, VideoConfig
-from vthink.components.common.models import _CHAT_TEMPLATE
-from vthink.components.common.samples import PreparedSet, Sample
-from vthink.components.common.storage import Manifest, Storage, join
-from vthink.components.common.video import Clip
-from vthink.components.deployment import deploy, rollout
-from vthink.components.deployment.chat_api import Ask, Generated, structured
+from vthink.components.common.context import RunContext
+from vthink.components.common.launch.config import LaunchConfig
+from vthink.components.common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster, ClusterError
+from vthink.components.common.model.tiny import _CHAT_TEMPLATE
+from vthink.components.common.rows.prepared import PreparedSet
+from vthink.components.common.rows.sample import Sample
+from vthink.components.common.storage.config import StorageConfig
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.names import join
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.tracking.config import TrackingConfig
+from vthink.components.common.video.clip import Clip
+from vthink.components.common.video.config import VideoConfig
+from vthink.components.deployment import deploy as deploy_module
+from vthink.components.deployment import smoke_test
 from vthink.components.deployment.config import DeploymentConfig, ServerConfig
 from vthink.components.deployment.registry import ModelVersion, Registry, champion, register
-from vthink.components.deployment.routes import ChatCompletions, Guard, build_routes
+from vthink.components.deployment.rollout import inference_service, trained_model, vllm
+from vthink.components.deployment.server.guard import Guard
+from vthink.components.deployment.server.reply import Generated, structured
+from vthink.components.deployment.server.request import Ask
+from vthink.components.deployment.server.routes import ChatCompletions, build_routes
 from vthink.components.evaluation.config import EvaluationConfig
 from vthink.pipelines.config import load as load_config
 from vthink.tests.cluster import validation
@@ -251,7 +262,7 @@ class Before:
     def deploy(self, registered: str, section: DeploymentConfig | None = None) -> Manifest:
         evaluation = Manifest.read(self.storage, registered).inputs["evaluation"]
         run = (self.context.to_json(), (section or self.section).to_json(), registered, evaluation, self.data)
-        return Manifest.read(self.storage, deploy.run(*run))
+        return Manifest.read(self.storage, deploy_module.run(*run))
 
     def service(self) -> Object:
         found = self.cluster.get(INFERENCE_SERVICE, "vthink")
@@ -370,7 +381,7 @@ def test_a_bad_candidate_leaves_predictor_and_champion_as_they_were(
     before.deploy(before.model(1, {}, tmp_path))
     was = before.service()
     patience_s = 6.0 if make is bad_never_starts else before.section.start_timeout_s
-    with pytest.raises(deploy.DeploymentError) as caught:
+    with pytest.raises(smoke_test.DeploymentError) as caught:
         before.deploy(make(before, tmp_path), before.section.model_copy(update={"start_timeout_s": patience_s}))
     assert words in str(caught.value)
     assert "in service stays version 1" in str(caught.value)
@@ -388,7 +399,7 @@ def test_a_candidate_that_answers_fewer_items_rightly_is_not_promoted(before: Be
     before.deploy(before.model(1, {}, tmp_path), lenient)
     worse = before.model(2, before.wrong(0.5), tmp_path)
     with pytest.raises(
-        deploy.DeploymentError, match=r"right answers to 4 replayed items: candidate \d+%, in service 100%"
+        smoke_test.DeploymentError, match=r"right answers to 4 replayed items: candidate \d+%, in service 100%"
     ):
         before.deploy(worse, lenient)
     assert before.champion == 1
@@ -399,7 +410,7 @@ def test_a_candidate_that_answers_fewer_items_rightly_is_not_promoted(before: Be
 
 
 def test_a_first_version_that_fails_is_deleted(before: Before, tmp_path: Path) -> None:
-    with pytest.raises(deploy.DeploymentError, match="in service stays nothing"):
+    with pytest.raises(smoke_test.DeploymentError, match="in service stays nothing"):
         before.deploy(before.model(1, before.wrong(1.0), tmp_path))
     assert before.cluster.get(INFERENCE_SERVICE, "vthink") is None
     assert before.champion is None
@@ -418,7 +429,7 @@ def test_a_version_that_fails_at_the_last_step_gives_its_place_back(before: Befo
         reconcile(found)
 
     before.kserve._reconcile = fails_alone  # type: ignore[method-assign]
-    with pytest.raises(deploy.DeploymentError, match="version 2 in service is not ready: CUDA out of memory"):
+    with pytest.raises(smoke_test.DeploymentError, match="version 2 in service is not ready: CUDA out of memory"):
         before.deploy(registered)
     assert before.service()["spec"] == was["spec"]
     assert before.champion == 1
@@ -428,7 +439,7 @@ def test_without_its_key_the_endpoint_answers_nobody(
     before: Before, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VTHINK_API_KEY", "wrong")
-    with pytest.raises(deploy.DeploymentError, match="HTTP 401"):
+    with pytest.raises(smoke_test.DeploymentError, match="HTTP 401"):
         before.deploy(before.model(1, {}, tmp_path))
 
 
@@ -523,7 +534,7 @@ def test_rollback_takes_a_waiting_candidate_away(before: Before, tmp_path: Path)
 
 # --- the object ---------------------------------------------------------------------------------------------
 
-TRAINED = rollout.TrainedModel(
+TRAINED = trained_model.TrainedModel(
     "video_r1/1", VideoConfig(num_frames=None, fps=2.0, max_frames=16, max_pixels=100352), "qwen2_5_vl", _CHAT_TEMPLATE
 )
 VERSION = ModelVersion(
@@ -542,10 +553,13 @@ SETTINGS: dict[str, Object] = {
 def test_the_object_is_valid_to_the_letter_also_with_a_canary(crds: Path, case: str) -> None:
     section = DeploymentConfig.load(SETTINGS[case])
     launch = LaunchConfig.load({"pool": {"deploy": "gpu"}})
-    body = rollout.inference_service(VERSION, TRAINED, section, launch, "team-a")
+    body = inference_service.inference_service(VERSION, TRAINED, section, launch, "team-a")
     assert validation.validate(body) == []
     candidate = ModelVersion(name="vthink", version=8, source="s3://vthink/models/8/", aliases=(), tags={}, run_id=None)
-    canary = {"trafficPercent": 0, "predictor": rollout.predictor(candidate, TRAINED, section, launch, canary=True)}
+    canary = {
+        "trafficPercent": 0,
+        "predictor": inference_service.predictor(candidate, TRAINED, section, launch, canary=True),
+    }
     assert validation.validate({**body, "spec": {**body["spec"], "canary": [canary]}}) == []
     assert body["spec"]["predictor"]["nodeSelector"] == {"vthink.dev/pool": "gpu"}
     # The controls.
@@ -557,26 +571,26 @@ def test_the_object_is_valid_to_the_letter_also_with_a_canary(crds: Path, case: 
 
 def test_what_training_saw_becomes_arguments(crds: Path) -> None:
     section = DeploymentConfig()
-    arguments = rollout.vllm_arguments(TRAINED, section)
+    arguments = vllm.vllm_arguments(TRAINED, section)
     assert '--media-io-kwargs={"video":{"fps":2,"num_frames":16}}' in arguments
     assert '--mm-processor-kwargs={"max_pixels":100352,"min_pixels":3136}' in arguments
     assert arguments[-2:] == ["--allowed-media-domains", "none.invalid"]
-    fixed = rollout.TrainedModel("compact/1", VIDEO, "qwen3_vl", _CHAT_TEMPLATE)
-    arguments = rollout.vllm_arguments(fixed, section)
+    fixed = trained_model.TrainedModel("compact/1", VIDEO, "qwen3_vl", _CHAT_TEMPLATE)
+    arguments = vllm.vllm_arguments(fixed, section)
     assert '--media-io-kwargs={"video":{"num_frames":8}}' in arguments
     assert '--mm-processor-kwargs={"size":{"longest_edge":25088,"shortest_edge":3136}}' in arguments
     server = {"allow_http_media": True, "allowed_media_domains": ["media.example.org"]}
-    arguments = rollout.vllm_arguments(TRAINED, DeploymentConfig.load({"server": server}))
+    arguments = vllm.vllm_arguments(TRAINED, DeploymentConfig.load({"server": server}))
     assert arguments[-2:] == ["--allowed-media-domains", "media.example.org"]
 
 
 def test_replicas_of_a_canary_are_fixed_and_scaling_is_by_requests_in_work(crds: Path) -> None:
     section = DeploymentConfig.load(SETTINGS["scaled"])
-    body = rollout.inference_service(VERSION, TRAINED, section, LaunchConfig(), "team-a")
+    body = inference_service.inference_service(VERSION, TRAINED, section, LaunchConfig(), "team-a")
     assert body["metadata"]["annotations"]["serving.kserve.io/autoscalerClass"] == "keda"
     (metric,) = body["spec"]["predictor"]["autoScaling"]["metrics"]
     assert 'namespace="team-a"' in metric["external"]["metric"]["query"]
-    canary = rollout.predictor(VERSION, TRAINED, section, LaunchConfig(), canary=True)
+    canary = inference_service.predictor(VERSION, TRAINED, section, LaunchConfig(), canary=True)
     assert "autoScaling" not in canary
     assert canary["minReplicas"] == 1
     assert "maxReplicas" not in canary
@@ -630,12 +644,12 @@ def test_a_damaged_model_folder_is_one_line(
 ) -> None:
     source = join(storage.config.root_uri, "m/")
     write_model(storage, source, tmp_path / "m")
-    assert rollout.TrainedModel.read(storage, source).video == VIDEO
+    assert trained_model.TrainedModel.read(storage, source).video == VIDEO
     for name, data in damage.items():
         if data is None:
             storage.delete(source + name)
         else:
             storage.write_bytes(source + name, data)
-    with pytest.raises(rollout.RolloutError, match=words) as caught:
-        rollout.TrainedModel.read(storage, source)
+    with pytest.raises(trained_model.RolloutError, match=words) as caught:
+        trained_model.TrainedModel.read(storage, source)
     assert "\n" not in str(caught.value)

@@ -14,11 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vthink.components.common import trainjob
-from vthink.components.common.cluster import POD, TRAIN_JOB, WORKFLOW, Cluster, condition
-from vthink.components.common.config import LaunchConfig, RunContext
-from vthink.components.common.launch import LaunchError, free_port, run_training
-from vthink.components.common.storage import Manifest, Storage, join
+from vthink.components.common.context import RunContext
+from vthink.components.common.launch.config import LaunchConfig
+from vthink.components.common.launch.kubernetes import backend, trainjob
+from vthink.components.common.launch.kubernetes import owner as owner_module
+from vthink.components.common.launch.kubernetes.client import POD, TRAIN_JOB, WORKFLOW, Cluster, condition
+from vthink.components.common.launch.local import run_training
+from vthink.components.common.launch.process import LaunchError, free_port
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.names import join
+from vthink.components.common.storage.s3 import Storage
 from vthink.tests.cluster import validation
 from vthink.tests.cluster.api_server import ApiServer
 from vthink.tests.cluster.controllers import Hand, until
@@ -50,7 +55,7 @@ class Launcher:
     def _run(self) -> None:
         arguments = (self.context, "sft", "vthink.components.sft.train", JOB, KEY, self.prefix)
         try:
-            self.result = trainjob.run(*arguments, self.lines.append, self.cluster, tick_s=1.0)
+            self.result = backend.run(*arguments, self.lines.append, self.cluster, tick_s=1.0)
         except BaseException as error:
             self.error = error
 
@@ -365,9 +370,10 @@ def test_preemption_by_kueue_is_a_wait_not_a_failure(launcher: Callable[..., Lau
 
 WORKER = """
 import argparse, os
-from vthink.components.common.config import RunContext
-from vthink.components.common.launch import read_job
-from vthink.components.common.storage import Manifest, Storage
+from vthink.components.common.context import RunContext
+from vthink.components.common.launch.job import read_job
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.s3 import Storage
 parser = argparse.ArgumentParser()
 parser.add_argument("--job")
 job = read_job(parser.parse_args().job)
@@ -540,12 +546,11 @@ def test_a_missing_right_is_said_at_once(launcher: Callable[..., Launcher], trou
 
 PROGRAM = """
 import sys
-from vthink.components.common import trainjob
-from vthink.components.common.cluster import Cluster
-from vthink.components.common.config import RunContext
+from vthink.components.common.context import RunContext
+from vthink.components.common.launch.kubernetes import backend
 context, job = RunContext.load(sys.argv[1]), {"config": {"learning_rate": 1e-6}, "model": {}, "data": "s3://b/data/manifest.json"}
 said = lambda line: print(line, flush=True)
-trainjob.run(context, "sft", "vthink.components.sft.train", job, sys.argv[2], sys.argv[3], said, tick_s=1.0)
+backend.run(context, "sft", "vthink.components.sft.train", job, sys.argv[2], sys.argv[3], said, tick_s=1.0)
 print("RESULT", flush=True)
 """
 
@@ -641,11 +646,11 @@ def test_an_owner_in_another_namespace_is_left_out(
     hand.workflow("run-3")
     monkeypatch.setenv("KFP_POD_NAME", "run-3-launcher")
     monkeypatch.setenv("VTHINK_POD_NAMESPACE", cluster.namespace)
-    found = trainjob.Owner.find(cluster)
+    found = owner_module.Owner.find(cluster)
     assert found is not None
     assert found.reference["name"] == "run-3"
     monkeypatch.setenv("VTHINK_POD_NAMESPACE", "another")
-    assert trainjob.Owner.find(cluster) is None
+    assert owner_module.Owner.find(cluster) is None
 
 
 def test_conditions_are_read_as_the_api_writes_them(hand: Hand, launcher: Callable[..., Launcher]) -> None:
@@ -654,5 +659,5 @@ def test_conditions_are_read_as_the_api_writes_them(hand: Hand, launcher: Callab
     hand.condition(TRAIN_JOB, job["metadata"]["name"], "Complete", "False")
     found = hand.jobs()[0]
     assert condition(found, "Complete")["status"] == "False"
-    assert not trainjob.is_true(found, "Complete")
-    assert not trainjob.is_true(found, "Failed")
+    assert not is_true(found, "Complete")
+    assert not is_true(found, "Failed")

@@ -20,9 +20,9 @@ import pytest
 import yaml
 from kfp import compiler, dsl, kubernetes
 from vthink import __version__
-from vthink.components.common.config import StorageConfig
-from vthink.components.common.launch import free_port, spawn, wait_until_ready
-from vthink.components.common.storage import Storage
+from vthink.components.common.launch.process import free_port, spawn, wait_until_ready
+from vthink.components.common.storage.config import StorageConfig
+from vthink.components.common.storage.s3 import Storage
 from vthink.pipelines.pipeline import compile_to
 from vthink.tests.cluster.validation import (
     CRDS,

@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from vthink.components.common.chat import ChatEncoder
-from vthink.components.common.checkpoints import (
-    CheckpointCallback,
-    CheckpointStore,
-    StopOnSignal,
-    leave_process_group,
-    repartition,
-    trainer_arguments,
-)
-from vthink.components.common.config import StorageConfig, TinyModelConfig
-from vthink.components.common.launch import end_quickly
-from vthink.components.common.models import build_tiny, tokens_per_second
-from vthink.components.common.samples import PreparedSet
-from vthink.components.common.storage import Storage
+from vthink.components.common.compat.deepspeed import repartition
+from vthink.components.common.launch.process import end_quickly
+from vthink.components.common.model.chat import ChatEncoder
+from vthink.components.common.model.config import TinyModelConfig
+from vthink.components.common.model.load import tokens_per_second
+from vthink.components.common.model.tiny import build_tiny
+from vthink.components.common.rows.prepared import PreparedSet
+from vthink.components.common.storage.config import StorageConfig
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.training.arguments import trainer_arguments
+from vthink.components.common.training.callbacks import CheckpointCallback, StopOnSignal
+from vthink.components.common.training.checkpoints import CheckpointStore
+from vthink.components.common.training.job import leave_process_group
 from vthink.components.grpo.config import GRPOConfig
 from vthink.components.grpo.rewards import Group
-from vthink.components.grpo.trainer import VideoGRPOTrainer, prompt_rows
+from vthink.components.grpo.rollouts import prompt_rows
+from vthink.components.grpo.trainer import VideoGRPOTrainer
 
 
 def brevity(group: Group) -> list[float]:

@@ -14,12 +14,13 @@ import av
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from vthink.components.common.config import StorageConfig
-from vthink.components.common.launch import free_port
-from vthink.components.common.samples import PreparedSet
-from vthink.components.common.storage import Manifest
-from vthink.components.common.video import read_clip, stored
-from vthink.components.data_prep.synthesize import write_mp4
+from vthink.components.common.launch.process import free_port
+from vthink.components.common.rows.prepared import PreparedSet
+from vthink.components.common.storage.config import StorageConfig
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.video.codec import stored
+from vthink.components.common.video.decode import read_clip
+from vthink.components.data_prep.world.draw import write_mp4
 
 MICRO = str(Path(__file__).with_name("micro.yaml"))
 Vthink = Callable[..., subprocess.CompletedProcess[str]]

@@ -22,14 +22,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vthink.components.common.answers import parse_response, write_response
-from vthink.components.common.samples import Sample, read_samples
+from vthink.components.common.answers.responses import parse_response
+from vthink.components.common.answers.writing import write_response
+from vthink.components.common.rows.files import read_samples
+from vthink.components.common.rows.sample import Sample
 from vthink.components.data_prep.config import CurationConfig
-from vthink.components.data_prep.curate import CurateError, Summary, curate
-from vthink.components.data_prep.endpoint import MAX_REPLY_BYTES, EndpointError
-from vthink.components.data_prep.sources import FormatError
-from vthink.components.data_prep.synthesize import write_mp4
+from vthink.components.data_prep.curation.curate import Summary, curate
+from vthink.components.data_prep.curation.endpoint import MAX_REPLY_BYTES, EndpointError
+from vthink.components.data_prep.curation.items import CurateError
+from vthink.components.data_prep.objects import FormatError
 from vthink.components.data_prep.validate import validate_rows
+from vthink.components.data_prep.world.draw import write_mp4
 
 from .conftest import VTHINK, clean_environment
 

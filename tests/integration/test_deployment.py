@@ -14,19 +14,20 @@ from typing import Any
 
 import psutil
 import pytest
-from vthink.components.common.config import (
-    LaunchConfig,
-    ModelConfig,
-    RunContext,
-    StorageConfig,
-    TrackingConfig,
-    VideoConfig,
-)
-from vthink.components.common.models import ensure_base_model
-from vthink.components.common.storage import Manifest, Storage, fingerprint, join
+from vthink.components.common.context import RunContext
+from vthink.components.common.launch.config import LaunchConfig
+from vthink.components.common.model.config import ModelConfig
+from vthink.components.common.model.store import ensure_base_model
+from vthink.components.common.storage.config import StorageConfig
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.names import fingerprint, join
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.tracking.config import TrackingConfig
+from vthink.components.common.video.config import VideoConfig
 from vthink.components.data_prep.config import DataPrepConfig, SynthesizeConfig
 from vthink.components.data_prep.prepare import prepare_data
-from vthink.components.deployment import deploy
+from vthink.components.deployment import deploy as deploy_module
+from vthink.components.deployment import smoke_test
 from vthink.components.deployment.config import DeploymentConfig, ServerConfig
 from vthink.components.deployment.registry import Registry, champion, register
 from vthink.components.evaluation import evaluate
@@ -57,7 +58,7 @@ class Run:
         return register(self.context.to_json(), section.to_json(), model or self.grpo, self.evaluation, self.data)
 
     def deploy(self, registered: str, section: DeploymentConfig = SECTION) -> str:
-        return deploy.run(self.context.to_json(), section.to_json(), registered, self.evaluation, self.data)
+        return deploy_module.run(self.context.to_json(), section.to_json(), registered, self.evaluation, self.data)
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +119,13 @@ def test_candidate_that_agrees_with_evaluation_becomes_champion(finished: Run, m
     assert champion(finished.context.tracking) is None
     before = servers()
     during: set[int] = set()
-    ask = deploy._ask_one
+    ask = smoke_test._ask_one
 
     def seen(*args: Any, **options: Any) -> dict[str, Any]:
         during.update(servers() - before)
         return ask(*args, **options)
 
-    monkeypatch.setattr(deploy, "_ask_one", seen)
+    monkeypatch.setattr(smoke_test, "_ask_one", seen)
     uri = finished.deploy(registered)
     manifest = Manifest.read(finished.storage, uri)
     smoke = finished.storage.read_json(manifest.files["smoke"])
@@ -153,7 +154,7 @@ def test_candidate_that_says_something_else_leaves_the_champion(finished: Run) -
     """The control: another model than the evaluated one is served under the candidate's name."""
     finished.deploy(finished.register())
     impostor = finished.register(finished.candidate(seed=1))
-    with pytest.raises(deploy.DeploymentError) as caught:
+    with pytest.raises(smoke_test.DeploymentError) as caught:
         finished.deploy(impostor)
     message = str(caught.value)
     assert "\n" not in message
@@ -215,7 +216,7 @@ def _with_other_media(run: Run) -> str:
 )
 def test_what_cannot_be_tested_is_not_deployed(finished: Run, damage: Callable[[Run], str], words: str) -> None:
     registered = damage(finished)
-    with pytest.raises(deploy.DeploymentError, match=words) as caught:
+    with pytest.raises(smoke_test.DeploymentError, match=words) as caught:
         finished.deploy(registered)
     assert "in service stays nothing" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from vthink.components.common.config import ModelConfig, RunContext
-from vthink.components.common.models import fetch_model, load_model
-from vthink.components.common.storage import Manifest, Storage
+from vthink.components.common.context import RunContext
+from vthink.components.common.model.config import ModelConfig
+from vthink.components.common.model.load import load_model
+from vthink.components.common.model.store import fetch_model
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.s3 import Storage
 from vthink.components.grpo import stage as grpo
 from vthink.components.grpo.config import GRPOConfig
 from vthink.components.sft import stage as sft

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from vthink.components.common.config import TinyModelConfig
-from vthink.components.common.models import build_tiny
-from vthink.components.common.samples import PreparedSet
-from vthink.components.common.storage import Storage
+from vthink.components.common.model.config import TinyModelConfig
+from vthink.components.common.model.tiny import build_tiny
+from vthink.components.common.rows.prepared import PreparedSet
+from vthink.components.common.storage.s3 import Storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 WORKER = Path(__file__).with_name("grpo_worker.py")

@@ -16,8 +16,9 @@ from urllib.parse import unquote
 
 import pytest
 from kfp_server import API, KfpServer
-from vthink.components.common.config import StorageConfig, TrackingConfig
-from vthink.components.common.launch import free_port
+from vthink.components.common.launch.process import free_port
+from vthink.components.common.storage.config import StorageConfig
+from vthink.components.common.tracking.config import TrackingConfig
 from vthink.pipelines.config import Config, load, to_yaml
 from vthink.pipelines.doctor import KINDS, Finding, examine
 

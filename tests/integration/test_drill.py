@@ -28,17 +28,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from vthink.components.common.config import RunContext, StorageConfig, TrackingConfig
-from vthink.components.common.launch import free_port, spawn
-from vthink.components.common.storage import COMPLETE, Manifest, Storage, StorageError, join
-from vthink.components.common.tracking import (
-    GPU_HOURS,
-    Tracker,
-    TrackingError,
-    finish_parent,
-    registry_client,
-    start_parent,
-)
+from vthink.components.common.context import RunContext
+from vthink.components.common.launch.process import free_port, spawn
+from vthink.components.common.storage.config import StorageConfig
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.names import COMPLETE, StorageError, join
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.tracking.client import GPU_HOURS, TrackingError, registry_client
+from vthink.components.common.tracking.config import TrackingConfig
+from vthink.components.common.tracking.pipeline import finish_parent, start_parent
+from vthink.components.common.tracking.run import Tracker
 
 EXPIRED = (
     b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>ExpiredToken</Code>'
@@ -335,7 +334,7 @@ DOWNLOAD = """
 import resource, sys
 from pathlib import Path
 from vthink.components.common.config import StorageConfig
-from vthink.components.common.storage import Storage, StorageError
+from vthink.components.common.storage.s3 import Storage, StorageError
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 try:
     Storage(StorageConfig.load(sys.argv[1])).download_dir(sys.argv[2], sys.argv[3])
@@ -374,8 +373,8 @@ class MlflowServer:
     process: Any = None
 
     def start(self) -> None:
-        from vthink.components.common.launch import wait_until_ready
-        from vthink.components.common.tracking import _answers
+        from vthink.components.common.launch.process import wait_until_ready
+        from vthink.components.common.tracking.server import _answers
 
         command = [
             sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.database, "--host", "127.0.0.1",
@@ -402,7 +401,7 @@ def mlflow(tracking: TrackingConfig, tmp_path: Path) -> Iterator[MlflowServer]:
 def test_a_training_goes_on_without_mlflow_and_delivers_everything_once_later(
     context: RunContext, mlflow: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("vthink.components.common.tracking._AWAY_S", 1.0)
+    monkeypatch.setattr("vthink.components.common.tracking.run._AWAY_S", 1.0)
     tracking = context.tracking.model_copy(update={"uri": mlflow.uri, "outage_s": 60.0})
     context = context.model_copy(update={"tracking": tracking})
     root = join(context.storage.root_uri, "mlflow")

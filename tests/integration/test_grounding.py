@@ -6,15 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vthink.components.common.answers import parse_response
-from vthink.components.common.config import ModelConfig, RunContext, StorageConfig, TrackingConfig, VideoConfig
-from vthink.components.common.generation import Sampling, generate
-from vthink.components.common.models import fetch_model, load_model
-from vthink.components.common.samples import PreparedSet
-from vthink.components.common.storage import Manifest, Storage
+from vthink.components.common.answers.responses import parse_response
+from vthink.components.common.context import RunContext
+from vthink.components.common.model.config import ModelConfig
+from vthink.components.common.model.generation import Sampling, generate
+from vthink.components.common.model.load import load_model
+from vthink.components.common.model.store import fetch_model
+from vthink.components.common.rows.prepared import PreparedSet
+from vthink.components.common.storage.config import StorageConfig
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.tracking.config import TrackingConfig
+from vthink.components.common.video.config import VideoConfig
 from vthink.components.data_prep.config import DataPrepConfig, SynthesizeConfig
 from vthink.components.data_prep.prepare import prepare_data
-from vthink.components.evaluation.measures import baseline_items, grounding, mean_span
+from vthink.components.evaluation.grounding import baseline_items, grounding, mean_span
 from vthink.components.sft import stage
 from vthink.components.sft.config import SFTConfig
 

@@ -15,9 +15,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from vthink.components.common.config import ModelConfig, StorageConfig, TinyModelConfig, VideoConfig
-from vthink.components.common.models import build_tiny, load_model
-from vthink.components.common.storage import Storage
+from vthink.components.common.model.config import ModelConfig, TinyModelConfig
+from vthink.components.common.model.load import load_model
+from vthink.components.common.model.tiny import build_tiny
+from vthink.components.common.storage.config import StorageConfig
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.video.config import VideoConfig
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -109,8 +112,11 @@ def test_a_base_model_is_fetched_by_its_name_without_files_that_could_run(
     (repository / "modeling_evil.py").write_text("raise SystemExit('ran')")
     config = ModelConfig(name="someone/tiny-vl", prompt="compact/1")
     done = hub.run(
-        "from vthink.components.common.models import ensure_base_model as ensure\n"
-        "from vthink.components.common.config import *\nfrom vthink.components.common.storage import Storage\n"
+        "from vthink.components.common.model.store import ensure_base_model as ensure\n"
+        "from vthink.components.common.model.config import *\n"
+        "from vthink.components.common.storage.config import *\n"
+        "from vthink.components.common.video.config import *\n"
+        "from vthink.components.common.storage.s3 import Storage\n"
         f"print(ensure(Storage(StorageConfig.load({s3.to_json()!r}, '')), "
         f"ModelConfig.load({config.to_json()!r}, ''), VideoConfig()))",
         tmp_path,
@@ -126,8 +132,11 @@ def test_a_base_model_is_fetched_by_its_name_without_files_that_could_run(
 def test_a_model_that_the_hub_does_not_have_is_one_line(hub: Hub, s3: StorageConfig, tmp_path: Path) -> None:
     (hub.folder / "models").mkdir(parents=True)
     done = hub.run(
-        "from vthink.components.common.models import ensure_base_model as ensure\n"
-        "from vthink.components.common.config import *\nfrom vthink.components.common.storage import Storage\n"
+        "from vthink.components.common.model.store import ensure_base_model as ensure\n"
+        "from vthink.components.common.model.config import *\n"
+        "from vthink.components.common.storage.config import *\n"
+        "from vthink.components.common.video.config import *\n"
+        "from vthink.components.common.storage.s3 import Storage\n"
         f"ensure(Storage(StorageConfig.load({s3.to_json()!r}, '')), ModelConfig(name='no/such'), VideoConfig())",
         tmp_path,
     )
@@ -139,7 +148,7 @@ def test_rows_are_read_by_their_uri_on_the_hub(hub: Hub, tmp_path: Path) -> None
     repository = hub.folder / "datasets" / "someone" / "rows"
     repository.mkdir(parents=True)
     (repository / "rows.jsonl").write_text('{"id": "a"}\n')
-    code = "from vthink.components.data_prep.sources import fetch_from_hub as f; print(f('{}').read_text())"
+    code = "from vthink.components.data_prep.source import fetch_from_hub as f; print(f('{}').read_text())"
     done = hub.run(code.format("hf://datasets/someone/rows/rows.jsonl"), tmp_path)
     assert done.stdout.strip() == '{"id": "a"}', done.stderr[-2000:]
     pinned = hub.run(code.format(f"hf://datasets/someone/rows@{COMMIT}/rows.jsonl"), tmp_path)
@@ -157,7 +166,7 @@ def test_a_benchmark_is_fetched_and_unpacked(hub: Hub, tmp_path: Path) -> None:
     with zipfile.ZipFile(repository / "videos.zip", "w") as archive:
         archive.writestr("film0.mp4", b"film")
     done = hub.run(
-        "from pathlib import Path\nfrom vthink.components.evaluation.evaluate import Source\n"
+        "from pathlib import Path\nfrom vthink.components.evaluation.source import Source\n"
         "source = Source.open('hub', None, Path('work'), 'TencentARC/Video-Holmes')\n"
         "print(*sorted(name for name in source.folder.names if not name.startswith('.')))",
         tmp_path,

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vthink.components.common.config import TrackingConfig
-from vthink.components.common.launch import free_port
-from vthink.components.common.tracking import model_version_url, registry_client, run_url
+from vthink.components.common.launch.process import free_port
+from vthink.components.common.tracking.client import registry_client
+from vthink.components.common.tracking.config import TrackingConfig
+from vthink.components.common.tracking.links import model_version_url, run_url
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900)]
 

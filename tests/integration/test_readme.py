@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from vthink.components.common.launch import free_port
+from vthink.components.common.launch.process import free_port
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -71,7 +71,7 @@ def test_the_table_above_is_complete():
 def folder(tmp_path_factory) -> Path:
     """A folder with the README's row and its video."""
     from vthink.components.data_prep.config import SynthesizeConfig
-    from vthink.components.data_prep.synthesize import synthesize
+    from vthink.components.data_prep.world.synthesize import synthesize
 
     made = tmp_path_factory.mktemp("user")
     synthesize(SynthesizeConfig(num_train=0, num_validation=0, num_test=1), made / "generated")
@@ -113,7 +113,8 @@ def test_a_make_target_exists_and_does_what_is_said(command, tmp_path):
 
 
 def test_the_readme_s_row_is_a_row(folder):
-    from vthink.components.common.samples import Sample, read_samples
+    from vthink.components.common.rows.files import read_samples
+    from vthink.components.common.rows.sample import Sample
 
     (row,) = read_samples(folder / "rows.jsonl")
     assert isinstance(row, Sample), row

@@ -9,9 +9,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from vthink.components.common.config import RunContext, TrackingConfig
-from vthink.components.common.launch import free_port
-from vthink.components.common.storage import Manifest, Storage, StorageError, join
+from vthink.components.common.context import RunContext
+from vthink.components.common.launch.process import free_port
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.names import StorageError, join
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.tracking.config import TrackingConfig
 from vthink.components.deployment.registry import Registry, RegistryError
 from vthink.pipelines.retention import delete, examine
 

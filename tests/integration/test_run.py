@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from vthink.components.common.launch import free_port
+from vthink.components.common.launch.process import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -43,8 +43,8 @@ def test_a_run_leaves_a_log_per_stage(finished):  # and no process: the fixture 
 
 
 def test_mlflow_holds_one_parent_with_a_run_per_stage(finished):
-    from vthink.components.common.config import TrackingConfig
-    from vthink.components.common.tracking import registry_client
+    from vthink.components.common.tracking.client import registry_client
+    from vthink.components.common.tracking.config import TrackingConfig
 
     recorded = finished.summary["mlflow"]
     client = registry_client(TrackingConfig(uri=recorded["uri"]))

@@ -18,22 +18,27 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from vthink.components.common.config import ModelConfig, StorageConfig, VideoConfig
-from vthink.components.common.launch import Process, free_port, spawn, wait_until_ready
-from vthink.components.common.models import LoadedModel, ensure_base_model, fetch_model, load_model
-from vthink.components.common.samples import Sample, write_samples
-from vthink.components.common.storage import Storage
-from vthink.components.common.video import Decoder, stored
+from vthink.components.common.launch.process import Process, free_port, spawn, wait_until_ready
+from vthink.components.common.model.config import ModelConfig
+from vthink.components.common.model.load import LoadedModel, load_model
+from vthink.components.common.model.store import ensure_base_model, fetch_model
+from vthink.components.common.rows.files import write_samples
+from vthink.components.common.rows.sample import Sample
+from vthink.components.common.storage.config import StorageConfig
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.video.codec import stored
+from vthink.components.common.video.config import VideoConfig
+from vthink.components.common.video.workers import Decoder
 from vthink.components.data_prep.config import SynthesizeConfig
-from vthink.components.data_prep.synthesize import synthesize
+from vthink.components.data_prep.world.synthesize import synthesize
 from vthink.components.deployment.client import AskError, ask
 from vthink.components.deployment.config import ServerConfig
-from vthink.components.deployment.server import ServerError, run_server
+from vthink.components.deployment.server.serve import ServerError, run_server
 from vthink.components.evaluation.config import EvaluationConfig
-from vthink.components.evaluation.evaluate import run_benchmark
+from vthink.components.evaluation.run_benchmark import run_benchmark
 
 VIDEO = VideoConfig(num_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)
-MODULE = "vthink.components.deployment.server"
+MODULE = "vthink.components.deployment.server.serve"
 NEW_TOKENS = 24
 
 
@@ -87,7 +92,7 @@ def loaded(store: Storage, model_uri: str, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
     """Fifty held-out mp4 files, each with a question."""
-    from vthink.components.common.samples import read_samples
+    from vthink.components.common.rows.files import read_samples
 
     folder = tmp_path_factory.mktemp("world")
     config = SynthesizeConfig(num_train=0, num_validation=0, num_test=50, size=64)
@@ -100,7 +105,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]
 
 def in_process(loaded: LoadedModel, folder: Path, samples: list[Sample]) -> list[list[int]]:
     """What generation gives in this process, in batches, for the same files."""
-    from vthink.components.common.generation import Sampling, generate
+    from vthink.components.common.model.generation import Sampling, generate
 
     with Decoder(loaded.video) as decoder:
         clips = [stored(decoder.read(folder / s.media.uri, s.media.kind), loaded.video) for s in samples]

@@ -19,12 +19,16 @@ from typing import Any
 import pytest
 import yaml
 from kfp_server import API, Fault, KfpServer
-from vthink.components.common.config import ConfigError, RunContext
+from vthink.components.common.config import ConfigError
+from vthink.components.common.context import RunContext
 from vthink.components.deployment.config import DeploymentConfig
-from vthink.pipelines import pipeline, submit
+from vthink.pipelines import pipeline
 from vthink.pipelines.config import Config, load
-from vthink.pipelines.run import StageProgress
-from vthink.pipelines.submit import Pipelines, SubmitError, cron_expression, ending, stages
+from vthink.pipelines.kfp_client import client
+from vthink.pipelines.kfp_client.client import Pipelines
+from vthink.pipelines.kfp_client.errors import SubmitError
+from vthink.pipelines.kfp_client.runs import cron_expression, ending, stages
+from vthink.pipelines.run.watch import StageProgress
 
 VTHINK = [sys.executable, "-m", "vthink.pipelines.cli.main"]
 ALL = ("plan_data", "prepare_shard", "merge_data", "sft", "grpo", "evaluate", "gate", "register", "deploy")
@@ -51,8 +55,8 @@ def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
     for name in list(os.environ):
         if name.startswith(("KF_PIPELINES_", "VTHINK_OIDC_")):
             monkeypatch.delenv(name)
-    monkeypatch.setattr(submit, "_PAUSE_S", 0.02)
-    monkeypatch.setattr(submit, "compile_to", compile_once)
+    monkeypatch.setattr(client, "_PAUSE_S", 0.02)
+    monkeypatch.setattr(client, "compile_to", compile_once)
     server = KfpServer()
     server.start()
     yield server

@@ -24,10 +24,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from vthink.components.common import trainjob
-from vthink.components.common.config import LaunchConfig, ModelConfig, RunContext
-from vthink.components.common.launch import descendants, write_job
-from vthink.components.common.storage import Manifest, Storage, join
+from vthink.components.common.context import RunContext
+from vthink.components.common.launch.config import LaunchConfig
+from vthink.components.common.launch.job import write_job
+from vthink.components.common.launch.kubernetes import trainjob
+from vthink.components.common.launch.supervisor import descendants
+from vthink.components.common.model.config import ModelConfig
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.names import join
+from vthink.components.common.storage.s3 import Storage
 from vthink.components.grpo.config import GRPOConfig
 from vthink.components.sft.config import SFTConfig
 

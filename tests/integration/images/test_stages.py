@@ -15,8 +15,11 @@ from typing import Any
 
 import pytest
 import yaml
-from vthink.components.common.config import RunContext, StorageConfig, TrackingConfig
-from vthink.components.common.storage import Manifest, Storage
+from vthink.components.common.context import RunContext
+from vthink.components.common.storage.config import StorageConfig
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.tracking.config import TrackingConfig
 from vthink.pipelines.config import load
 from vthink.pipelines.pipeline import arguments, compile_to
 

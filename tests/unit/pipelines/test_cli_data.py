@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
-from vthink.components.common.samples import Sample, read_samples
+from vthink.components.common.rows.files import read_samples
+from vthink.components.common.rows.sample import Sample
 from vthink.components.data_prep.config import SynthesizeConfig
-from vthink.components.data_prep.sources import write_rows
-from vthink.components.data_prep.synthesize import synthesize
+from vthink.components.data_prep.formats.registry import write_rows
+from vthink.components.data_prep.world.synthesize import synthesize
 from vthink.pipelines.cli.data import app
 
 

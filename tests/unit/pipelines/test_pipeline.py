@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
-from vthink.components.common.config import STAGES, RunContext
+from vthink.components.common.config import STAGES
+from vthink.components.common.context import RunContext
 from vthink.pipelines import pipeline
 from vthink.pipelines.config import load, presets
-from vthink.pipelines.run import LAST_TASK, STAGE_OF_TASK
+from vthink.pipelines.run.watch import LAST_TASK, STAGE_OF_TASK
 
 TRAINING = ("exec-sft", "exec-grpo")
 LAUNCHERS = {"skip", "keep", "begin", "finish"}
@@ -196,15 +197,28 @@ import {modules}
 """
 TORCH_FREE = [
     "vthink.pipelines.pipeline",
-    "vthink.pipelines.run",
-    "vthink.pipelines.submit",
+    "vthink.pipelines.run.execute",
+    "vthink.pipelines.kfp_client.client",
     "vthink.pipelines.cli.main",
     *(
         f"vthink.components.{stage}.{module}"
         for stage in ("data_prep", "sft", "grpo", "evaluation", "deployment")
         for module in ("component", "config")
     ),
-    *(f"vthink.components.common.{module}" for module in ("config", "storage", "tracking", "launch", "prompts")),
+    *(
+        f"vthink.components.common.{module}"
+        for module in (
+            "config",
+            "context",
+            "launch.kubernetes.backend",
+            "launch.local",
+            "launch.workspace",
+            "model.prompts",
+            "storage.manifest",
+            "tracking.pipeline",
+            "tracking.server",
+        )
+    ),
 ]
 
 
@@ -219,4 +233,4 @@ def test_the_dag_its_components_and_what_launches_them_import_without_torch():
 
 
 def test_a_module_that_needs_torch_would_be_noticed():
-    assert "torch" in imported(["vthink.components.common.models"]).stderr
+    assert "torch" in imported(["vthink.components.common.model.load"]).stderr

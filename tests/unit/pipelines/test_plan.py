@@ -10,26 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vthink.components.common.config import ConfigError, TinyModelConfig, VideoConfig
+from vthink.components.common.config import ConfigError
+from vthink.components.common.model.config import TinyModelConfig
+from vthink.components.common.video.config import VideoConfig
 from vthink.pipelines.config import load
-from vthink.pipelines.plan import (
-    ACCELERATORS,
-    GIB,
-    SHAPES,
-    Footage,
-    Shape,
-    StagePlan,
-    activation_bytes,
-    fastest,
-    kv_cache_bytes,
-    layouts,
-    plan_stage,
-    read_shape,
-    shape_of,
-    state_bytes,
-    stored_bytes,
-    visual_tokens,
-)
+from vthink.pipelines.plan.accelerators import ACCELERATORS
+from vthink.pipelines.plan.memory import GIB, activation_bytes, kv_cache_bytes, state_bytes
+from vthink.pipelines.plan.shapes import SHAPES, Shape, read_shape, shape_of
+from vthink.pipelines.plan.stage import StagePlan, fastest, layouts, plan_stage, stored_bytes
+from vthink.pipelines.plan.tokens import Footage, visual_tokens
 
 FAMILIES = ["qwen2_5_vl", "qwen3_vl"]
 IDS = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
@@ -38,7 +27,7 @@ IDS = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vi
 def build(family: str, layers: int = 2, depth: int = 2, bf16: bool = False) -> Any:
     """A model of hidden size 256 of the real architecture, with grouped heads and windows."""
     import torch
-    import vthink.components.common.models  # noqa: F401 (makes transformers' video models importable on a CPU)
+    import vthink.components.common.model.load  # noqa: F401 (makes transformers' video models importable on a CPU)
     from transformers import (
         Qwen2_5_VLConfig,
         Qwen2_5_VLForConditionalGeneration,
@@ -129,9 +118,10 @@ def saved_bytes(model: Any, checkpointing: bool, grid: tuple[int, int, int], tex
 )
 def test_visual_tokens_are_those_of_the_encoder(family: str, footage: Footage, settings: dict[str, Any]):
     import numpy as np
-    from vthink.components.common.chat import ChatEncoder
-    from vthink.components.common.models import build_tiny
-    from vthink.components.common.video import Clip, frame_indices, target_size
+    from vthink.components.common.model.chat import ChatEncoder
+    from vthink.components.common.model.tiny import build_tiny
+    from vthink.components.common.video.clip import Clip
+    from vthink.components.common.video.frames import frame_indices, target_size
 
     multiple = {"qwen2_5_vl": 28, "qwen3_vl": 32}[family]
     video = VideoConfig(**{"size_multiple": multiple, "max_pixels": 128 * 28 * 28, **settings})
@@ -182,7 +172,7 @@ def test_parameters_are_counted_exactly(family: str):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_tiny_model_is_the_one_that_is_built(family: str):
-    from vthink.components.common.models import build_tiny
+    from vthink.components.common.model.tiny import build_tiny
 
     config = load("laptop", [f"model.tiny.family={family}", "video.size_multiple=32" if "3" in family else "seed=0"])
     if family == "qwen3_vl":

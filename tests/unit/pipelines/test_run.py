@@ -8,11 +8,15 @@ import textwrap
 
 import pytest
 from vthink.components.common.config import STAGES
-from vthink.components.common.launch import WorkspaceLockedError
-from vthink.components.common.storage import Manifest, StorageError
-from vthink.pipelines import run as engine
+from vthink.components.common.launch.workspace import WorkspaceLockedError
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.names import StorageError
 from vthink.pipelines.config import load
-from vthink.pipelines.run import RunError, State, _Watcher, find_manifest, plan, session, stage_keys
+from vthink.pipelines.run import state as state_module
+from vthink.pipelines.run import summary
+from vthink.pipelines.run.execute import _Watcher
+from vthink.pipelines.run.session import RunError, find_manifest, session
+from vthink.pipelines.run.state import State, plan, stage_keys
 
 
 @pytest.fixture
@@ -75,7 +79,7 @@ def test_the_plan_reuses_what_is_there_and_runs_what_is_gone(elsewhere):
     with session(config, elsewhere) as opened:
         keys = stage_keys(config, State())
         finished = {stage: {keys[stage]: manifest(opened, stage)} for stage in ("prepare", "sft")}
-        State(finished=finished).write(opened.workspace.root / engine.STATE)
+        State(finished=finished).write(opened.workspace.root / state_module.STATE)
         assert [entry.action for entry in plan(opened)] == ["reuse", "reuse", "skip", "run", "check", "check", "check"]
         assert [entry.action for entry in plan(opened, "prepare")][:2] == ["run", "run"]
         opened.storage.delete_prefix(finished["sft"][keys["sft"]].removesuffix("manifest.json"))
@@ -202,9 +206,9 @@ def test_a_failed_task_leaves_its_stage_its_reason_and_its_last_lines(watched):
 
 def test_the_summary_of_no_run_is_an_error_that_says_what_to_do(tmp_path):
     with pytest.raises(RunError, match="no run has finished in this workspace; start one with `vthink run`"):
-        engine.read_summary(tmp_path)
-    (tmp_path / engine.SUMMARY).write_text(json.dumps({"run_id": "r"}))
-    assert engine.read_summary(tmp_path) == {"run_id": "r"}
+        summary.read_summary(tmp_path)
+    (tmp_path / state_module.SUMMARY).write_text(json.dumps({"run_id": "r"}))
+    assert summary.read_summary(tmp_path) == {"run_id": "r"}
 
 
 def test_the_table_by_kind_lists_the_most_asked_first_and_fits_a_terminal():

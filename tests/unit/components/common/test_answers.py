@@ -11,32 +11,29 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vthink.components.common.answers import (
-    MAX_ANSWER_CHARS,
-    MAX_SEGMENTS,
-    ResponseError,
-    Segment,
-    extract_letter,
-    extract_number,
-    follows_format,
-    format_span,
+from vthink.components.common.answers.grading import (
     grade,
-    grounding_scores,
     is_correct,
+    mean_relative_accuracy,
+    rouge_f,
+    word_error_rate,
+)
+from vthink.components.common.answers.responses import (
+    MAX_SEGMENTS,
+    Segment,
+    follows_format,
     is_video_r1_format,
     is_video_thinker_format,
-    mean_relative_accuracy,
     parse_response,
-    parse_spans,
     published_answer,
-    rouge_f,
-    span_iou,
-    word_error_rate,
-    write_response,
 )
-from vthink.components.common.samples import Evidence, Media, Sample
+from vthink.components.common.answers.spans import format_span, grounding_scores, parse_spans, span_iou
+from vthink.components.common.answers.values import MAX_ANSWER_CHARS, extract_letter, extract_number
+from vthink.components.common.answers.writing import ResponseError, write_response
+from vthink.components.common.rows.sample import Evidence, Media, Sample
 from vthink.components.data_prep.config import QuestionKind, SynthesizeConfig
-from vthink.components.data_prep.synthesize import rows, scenes
+from vthink.components.data_prep.world.questions import rows
+from vthink.components.data_prep.world.scenes import scenes
 
 TRUTHS = {
     "multiple_choice": "B",
@@ -657,7 +654,7 @@ def test_a_row_without_a_trace_is_refused_by_name(style: str, row: Sample) -> No
 
 def test_importing_needs_neither_torch_nor_the_slow_rouge() -> None:
     code = (
-        "import sys, vthink.components.common.answers;"
+        "import sys, vthink.components.common.answers.grading, vthink.components.common.answers.writing;"
         "assert not {'torch', 'transformers', 'rouge_score'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,10 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from vthink.components.common.chat import BlindInputError, ChatEncoder, EncodedPrompt, patchify, rope_positions
-from vthink.components.common.config import TinyModelConfig, VideoConfig
-from vthink.components.common.models import build_tiny, tokens_per_second
-from vthink.components.common.video import Clip
+from vthink.components.common.model.chat import ChatEncoder
+from vthink.components.common.model.config import TinyModelConfig
+from vthink.components.common.model.load import tokens_per_second
+from vthink.components.common.model.positions import patchify, rope_positions
+from vthink.components.common.model.prompt import BlindInputError, EncodedPrompt
+from vthink.components.common.model.tiny import build_tiny
+from vthink.components.common.video.clip import Clip
+from vthink.components.common.video.config import VideoConfig
 
 FAMILIES = [("qwen2_5_vl", 28), ("qwen3_vl", 32)]
 QUESTION = ("Which direction does the red square move?", ["left", "right", "up", "down"], "multiple_choice")

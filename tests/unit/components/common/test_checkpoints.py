@@ -4,10 +4,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from vthink.components.common.checkpoints import CheckpointCallback, CheckpointStore, accumulation, load_weights
-from vthink.components.common.config import ConfigError, TinyModelConfig, TrainingConfig, VideoConfig
-from vthink.components.common.models import ModelError, build_tiny
-from vthink.components.common.storage import Storage, join
+from vthink.components.common.config import ConfigError
+from vthink.components.common.model.config import TinyModelConfig
+from vthink.components.common.model.folder import ModelError
+from vthink.components.common.model.tiny import build_tiny
+from vthink.components.common.storage.names import join
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.training.arguments import accumulation
+from vthink.components.common.training.callbacks import CheckpointCallback
+from vthink.components.common.training.checkpoints import CheckpointStore
+from vthink.components.common.training.config import TrainingConfig
+from vthink.components.common.training.resume import load_weights
+from vthink.components.common.video.config import VideoConfig
 
 
 def write(folder: Path, step: int, text: str = "weights") -> Path:

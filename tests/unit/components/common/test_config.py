@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import pytest
 from pydantic import ValidationError
-from vthink.components.common.config import (
-    STAGES,
-    ConfigError,
-    LaunchConfig,
-    ModelConfig,
-    RunContext,
-    Section,
-    StorageConfig,
-    TinyModelConfig,
-    VideoConfig,
-)
+from vthink.components.common.config import STAGES, ConfigError, Section
+from vthink.components.common.context import RunContext
+from vthink.components.common.launch.config import LaunchConfig
+from vthink.components.common.model.config import ModelConfig, TinyModelConfig
+from vthink.components.common.storage.config import StorageConfig
+from vthink.components.common.video.config import VideoConfig
 
 SECTIONS = [ModelConfig, TinyModelConfig, VideoConfig, StorageConfig, LaunchConfig]
 

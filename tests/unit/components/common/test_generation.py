@@ -1,8 +1,8 @@
 import pytest
 import torch
-from vthink.components.common.chat import BlindInputError, ChatEncoder, EncodedPrompt
-from vthink.components.common.config import TinyModelConfig, VideoConfig
-from vthink.components.common.generation import (
+from vthink.components.common.model.chat import ChatEncoder
+from vthink.components.common.model.config import TinyModelConfig
+from vthink.components.common.model.generation import (
     Completion,
     Sampling,
     generate,
@@ -11,8 +11,11 @@ from vthink.components.common.generation import (
     stream,
     uniforms,
 )
-from vthink.components.common.models import LoadedModel, build_tiny, tokens_per_second
-from vthink.components.common.samples import PreparedSet
+from vthink.components.common.model.load import LoadedModel, tokens_per_second
+from vthink.components.common.model.prompt import BlindInputError, EncodedPrompt
+from vthink.components.common.model.tiny import build_tiny
+from vthink.components.common.rows.prepared import PreparedSet
+from vthink.components.common.video.config import VideoConfig
 
 
 @pytest.fixture(scope="module", params=[("qwen2_5_vl", 28), ("qwen3_vl", 32)], ids=["qwen2_5_vl", "qwen3_vl"])
@@ -31,7 +34,7 @@ def loaded(request: pytest.FixtureRequest) -> LoadedModel:
 
 def prompts_of(loaded: LoadedModel, count: int = 4) -> list:
     import numpy as np
-    from vthink.components.common.video import Clip
+    from vthink.components.common.video.clip import Clip
 
     multiple, rng = loaded.video.size_multiple, np.random.default_rng(0)
     prompts = []
@@ -71,7 +74,7 @@ def test_tokens_equal_the_plain_path_for_mixed_lengths_and_media(loaded: LoadedM
 
 def test_several_questions_on_one_clip_read_it_once_and_get_the_plain_paths_tokens(loaded: LoadedModel) -> None:
     import numpy as np
-    from vthink.components.common.video import Clip
+    from vthink.components.common.video.clip import Clip
 
     multiple = loaded.video.size_multiple
     rng = np.random.default_rng(1)
@@ -209,7 +212,8 @@ def test_impossible_sampling_settings_are_refused() -> None:
 
 
 def test_the_same_sample_has_the_same_tokens_in_sft_rollout_evaluation_and_server(prepared: PreparedSet) -> None:
-    from vthink.components.common.video import Clip, stored
+    from vthink.components.common.video.clip import Clip
+    from vthink.components.common.video.codec import stored
     from vthink.components.sft.train import ResponseCollator
 
     video = prepared.video

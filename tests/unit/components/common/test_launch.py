@@ -17,24 +17,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from vthink.components.common import launch
-from vthink.components.common.config import LaunchConfig, RunContext, StorageConfig
-from vthink.components.common.launch import (
-    Endpoint,
-    LaunchError,
-    Workspace,
-    WorkspaceLockedError,
-    descendants,
-    explain_failure,
-    free_port,
-    identity,
-    is_alive,
-    read_job,
-    run_training,
-    spawn,
-    torchrun_command,
-)
-from vthink.components.common.storage import Manifest, Storage, StorageError, join
+from vthink.components.common import provenance
+from vthink.components.common.context import RunContext
+from vthink.components.common.launch import job as job_module
+from vthink.components.common.launch import local
+from vthink.components.common.launch import process as process_module
+from vthink.components.common.launch import supervisor as supervisor_module
+from vthink.components.common.launch import workspace as workspace_module
+from vthink.components.common.launch.config import LaunchConfig
+from vthink.components.common.launch.diagnose import explain_failure
+from vthink.components.common.launch.job import read_job
+from vthink.components.common.launch.local import run_training, torchrun_command
+from vthink.components.common.launch.process import LaunchError, free_port, spawn
+from vthink.components.common.launch.supervisor import descendants, identity, is_alive
+from vthink.components.common.launch.workspace import Endpoint, Workspace, WorkspaceLockedError
+from vthink.components.common.storage.config import StorageConfig
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.names import StorageError, join
+from vthink.components.common.storage.s3 import Storage
 
 TREE = """
     import os, subprocess, sys, time
@@ -72,7 +72,9 @@ def owner(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(body: str, **env: str) -> subprocess.Popen[str]:
-        text = "from vthink.components.common.launch import *\nimport sys, time, os, threading, subprocess\n"
+        modules = ("process", "supervisor", "workspace")
+        text = "".join(f"from vthink.components.common.launch.{name} import *\n" for name in modules)
+        text += "import sys, time, os, threading, subprocess\n"
         process = subprocess.Popen(
             [sys.executable, "-c", text + textwrap.dedent(body)],
             stdout=subprocess.PIPE,
@@ -183,7 +185,9 @@ def test_a_command_outlives_the_thread_that_started_it() -> None:
 
 
 def test_the_command_dies_with_a_killed_supervisor_and_so_do_our_programs_below_it() -> None:
-    worker = "from vthink.components.common.launch import *; import time; die_with_owner(); print('up', flush=True)"
+    worker = (
+        "from vthink.components.common.launch.process import *; import time; die_with_owner(); print('up', flush=True)"
+    )
     command = f"""
         import subprocess, sys, time
         worker = {worker!r} + "; time.sleep(1000)"
@@ -239,7 +243,7 @@ def test_our_process_ends_with_its_owner_and_spares_its_process_group(
 ) -> None:
     run = owner(
         """
-        executor = "from vthink.components.common.launch import *; import subprocess, time; die_with_owner();"
+        executor = "from vthink.components.common.launch.process import *; import subprocess, time; die_with_owner();"
         executor += "subprocess.Popen(['sleep', '1000'], start_new_session=True); time.sleep(1000)"
         env = {**os.environ, "VTHINK_OWNER": identity()}
         print(subprocess.Popen([sys.executable, "-c", executor], env=env).pid, flush=True)
@@ -261,7 +265,7 @@ def test_our_process_does_not_start_work_for_an_owner_that_is_gone() -> None:
     ended = subprocess.Popen(["true"])
     late = identity(ended.pid)
     ended.wait()
-    program = "from vthink.components.common.launch import *; die_with_owner(); print('worked')"
+    program = "from vthink.components.common.launch.process import *; die_with_owner(); print('worked')"
     done = subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, "VTHINK_OWNER": late}, capture_output=True, check=False
     )
@@ -281,7 +285,7 @@ def test_asking_twice_watches_once(owner: Callable[..., subprocess.Popen[str]], 
 
 def test_our_process_without_an_owner_just_works() -> None:
     env = {name: value for name, value in os.environ.items() if name != "VTHINK_OWNER"}
-    program = "from vthink.components.common.launch import *; die_with_owner(); print('worked')"
+    program = "from vthink.components.common.launch.process import *; die_with_owner(); print('worked')"
     assert subprocess.check_output([sys.executable, "-c", program], env=env) == b"worked\n"
 
 
@@ -365,7 +369,7 @@ def test_an_entry_that_does_not_name_a_leftover_kills_nobody(tmp_path: Path, ent
     workspace = Workspace(tmp_path)
     innocent = subprocess.Popen(["sleep", "1000"])
     pid, start = identity(innocent.pid).split(":")
-    data = {"process": f"{pid}:{start}", "owner": "1:1", "host": launch._host(), "command": ["sleep"]}
+    data = {"process": f"{pid}:{start}", "owner": "1:1", "host": supervisor_module._host(), "command": ["sleep"]}
     data |= {"process": f"{pid}:{int(start) - 5}"} if entry == "recycled" else {}
     data |= {"host": "another boot"} if entry == "other host" else {}
     path = workspace.processes_dir / f"{pid}-{start}.json"
@@ -374,7 +378,7 @@ def test_an_entry_that_does_not_name_a_leftover_kills_nobody(tmp_path: Path, ent
     assert innocent.poll() is None
     assert not path.exists()
     # With the right identity the same entry does name it.
-    path.write_text(json.dumps({**data, "process": f"{pid}:{start}", "host": launch._host()}))
+    path.write_text(json.dumps({**data, "process": f"{pid}:{start}", "host": supervisor_module._host()}))
     threading.Thread(target=innocent.wait).start()
     assert workspace.reap(grace_s=0) == 1
     assert innocent.wait() == -signal.SIGKILL
@@ -393,7 +397,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """An environment that says nothing about S3, restored afterwards."""
     before = dict(os.environ)
     for name in list(os.environ):
-        if name.startswith("AWS_") or name in (launch.S3_ENDPOINT, "MLFLOW_S3_ENDPOINT_URL"):
+        if name.startswith("AWS_") or name in (workspace_module.S3_ENDPOINT, "MLFLOW_S3_ENDPOINT_URL"):
             monkeypatch.delenv(name)
     monkeypatch.setattr(os, "environ", os.environ)
     yield monkeypatch
@@ -476,14 +480,14 @@ def test_a_server_that_cannot_start_says_what_it_printed_last(tmp_path: Path) ->
     log = tmp_path / "x.log"
     process = spawn(["sh", "-c", "echo; echo no luck today; exit 5"], log=log)
     with pytest.raises(LaunchError, match=r"the server ended with exit code 5: no luck today \(log: ") as error:
-        launch.wait_until_ready(process, "the server", lambda: False, timeout_s=20)
+        process_module.wait_until_ready(process, "the server", lambda: False, timeout_s=20)
     assert "\n" not in str(error.value)
 
 
 def test_a_server_that_is_never_ready_is_given_up(tmp_path: Path) -> None:
     with spawn(["sleep", "1000"], log=tmp_path / "x.log") as process:
         with pytest.raises(LaunchError, match="not ready after"):
-            launch.wait_until_ready(process, "the server", lambda: False, timeout_s=0.3)
+            process_module.wait_until_ready(process, "the server", lambda: False, timeout_s=0.3)
 
 
 def test_the_s3_server_takes_another_port_when_somebody_has_the_first(
@@ -493,7 +497,7 @@ def test_the_s3_server_takes_another_port_when_somebody_has_the_first(
         somebody.bind(("127.0.0.1", 0))
         somebody.listen()
         ports = iter([somebody.getsockname()[1], free_port()])
-        own_environment.setattr(launch, "free_port", lambda: next(ports))
+        own_environment.setattr(process_module, "free_port", lambda: next(ports))
         endpoint = Workspace(tmp_path).start_s3()
         try:
             assert not endpoint.url.endswith(f":{somebody.getsockname()[1]}")
@@ -564,9 +568,9 @@ def without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     """Starts the worker itself: torchrun takes seconds, and these tests are about what is around it."""
 
     def command(context: RunContext, module: str, job_uri: str, log_dir: Path) -> list[str]:
-        return [sys.executable, *launch.worker_command(module, job_uri)]
+        return [sys.executable, *job_module.worker_command(module, job_uri)]
 
-    monkeypatch.setattr(launch, "torchrun_command", command)
+    monkeypatch.setattr(local, "torchrun_command", command)
 
 
 @pytest.fixture
@@ -616,7 +620,7 @@ def test_a_worker_that_writes_no_manifest_has_failed(run: RunContext, worker: st
 
 def test_a_job_cannot_redefine_what_the_launcher_says(run: RunContext, storage: Storage) -> None:
     with pytest.raises(ValueError, match="prefix"):
-        launch.write_job(storage, run, "sft", {"prefix": "x"}, "0", "s3://b/x/")
+        job_module.write_job(storage, run, "sft", {"prefix": "x"}, "0", "s3://b/x/")
 
 
 def test_several_nodes_need_a_cluster(run: RunContext) -> None:
@@ -633,16 +637,16 @@ def test_a_training_job_without_a_cluster_is_one_line(
 
 
 def test_threads_are_left_to_the_library_when_zero(run: RunContext) -> None:
-    assert launch.training_environment(run)["OMP_NUM_THREADS"] == "1"
+    assert job_module.training_environment(run)["OMP_NUM_THREADS"] == "1"
     free = run.model_copy(update={"launch": LaunchConfig(threads=0)})
-    assert "OMP_NUM_THREADS" not in launch.training_environment(free)
+    assert "OMP_NUM_THREADS" not in job_module.training_environment(free)
 
 
 def test_a_job_is_read_from_the_store_that_the_environment_names(
     run: RunContext, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = launch.write_job(storage, run, "sft", {"a": 1}, "0", run.storage.root_uri)
-    monkeypatch.setenv("VTHINK_STORAGE", launch.training_environment(run)["VTHINK_STORAGE"])
+    uri = job_module.write_job(storage, run, "sft", {"a": 1}, "0", run.storage.root_uri)
+    monkeypatch.setenv("VTHINK_STORAGE", job_module.training_environment(run)["VTHINK_STORAGE"])
     assert read_job(uri)["a"] == 1
     assert read_job(uri)["run"]["work_dir"] == run.work_dir
     monkeypatch.setenv("VTHINK_WORK_DIR", "/scratch")
@@ -650,7 +654,7 @@ def test_a_job_is_read_from_the_store_that_the_environment_names(
     monkeypatch.setenv("VTHINK_ROLLOUT_URL", "http://job-vllm-0-0.job:8000")
     assert "config" not in read_job(uri)
     config = {"vllm": {"mode": "server", "server_url": "http://elsewhere:8000"}}
-    uri = launch.write_job(storage, run, "grpo", {"config": config}, "0", run.storage.root_uri)
+    uri = job_module.write_job(storage, run, "grpo", {"config": config}, "0", run.storage.root_uri)
     assert read_job(uri)["config"]["vllm"]["server_url"] == "http://job-vllm-0-0.job:8000"
 
 
@@ -783,7 +787,7 @@ def test_torchrun_is_that_of_this_python(run: RunContext) -> None:
 
 def test_the_commit_of_an_image_is_the_one_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VTHINK_GIT_COMMIT", "abc")
-    assert launch.git_commit() == "abc"
+    assert provenance.git_commit() == "abc"
 
 
 def test_the_commit_of_a_checkout_is_its_head_and_says_when_it_was_changed(
@@ -791,11 +795,11 @@ def test_the_commit_of_a_checkout_is_its_head_and_says_when_it_was_changed(
 ) -> None:
     monkeypatch.delenv("VTHINK_GIT_COMMIT", raising=False)
     package = tmp_path / "repository"
-    module = package / "components" / "common" / "launch.py"
+    module = package / "components" / "common" / "provenance.py"
     module.parent.mkdir(parents=True)
-    module.write_text(Path(launch.__file__).read_text())
-    monkeypatch.setattr(launch, "__file__", str(module))
-    assert launch.git_commit() is None
+    module.write_text(Path(provenance.__file__).read_text())
+    monkeypatch.setattr(provenance, "__file__", str(module))
+    assert provenance.git_commit() is None
 
     def git(*arguments: str) -> str:
         command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(package), *arguments]
@@ -805,25 +809,27 @@ def test_the_commit_of_a_checkout_is_its_head_and_says_when_it_was_changed(
     git("add", ".")
     git("commit", "-m", "x")
     head = git("rev-parse", "HEAD")
-    assert launch.git_commit() == head
+    assert provenance.git_commit() == head
     module.write_text("changed")
-    assert launch.git_commit() == f"{head}-dirty"
+    assert provenance.git_commit() == f"{head}-dirty"
     # A package inside somebody's repository, as in an environment kept there, has not its commit.
-    nested = package / "env" / "vthink" / "components" / "common" / "launch.py"
+    nested = package / "env" / "vthink" / "components" / "common" / "provenance.py"
     nested.parent.mkdir(parents=True)
-    monkeypatch.setattr(launch, "__file__", str(nested))
-    assert launch.git_commit() is None
+    monkeypatch.setattr(provenance, "__file__", str(nested))
+    assert provenance.git_commit() is None
 
 
 def test_versions_name_the_packages_a_result_depends_on() -> None:
-    versions = launch.package_versions()
+    versions = provenance.package_versions()
     assert versions["python"].startswith("3.")
     assert {"vthink", "boto3", "mlflow"} <= set(versions)
 
 
 def test_importing_the_launcher_needs_only_the_standard_library() -> None:
     done = subprocess.run(
-        [sys.executable, "-I", "-S", launch.__file__, identity(), "echo", "hello"], capture_output=True, check=True
+        [sys.executable, "-I", "-S", supervisor_module.__file__, identity(), "echo", "hello"],
+        capture_output=True,
+        check=True,
     )
     assert done.stdout == b"hello\n"
 
@@ -831,7 +837,7 @@ def test_importing_the_launcher_needs_only_the_standard_library() -> None:
 def test_a_process_of_ours_ends_without_looking_for_garbage() -> None:
     code = """
 import sys
-from vthink.components.common.launch import end_quickly
+from vthink.components.common.launch.process import end_quickly
 class Knot:
     def __init__(self): self.itself = self
     def __del__(self): print("found")

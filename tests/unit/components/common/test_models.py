@@ -6,20 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from vthink.components.common.config import ModelConfig, TinyModelConfig, VideoConfig
-from vthink.components.common.models import (
-    FAMILIES,
-    ModelError,
-    PatchEmbedding,
-    build_tiny,
-    check_folder,
-    ensure_base_model,
-    fetch_model,
-    load_model,
-    read_card,
-    save_model,
-)
-from vthink.components.common.storage import Storage
+from vthink.components.common.model.config import ModelConfig, TinyModelConfig
+from vthink.components.common.model.folder import FAMILIES, ModelError, check_folder, read_card, save_model
+from vthink.components.common.model.load import load_model
+from vthink.components.common.model.patch_embedding import PatchEmbedding
+from vthink.components.common.model.store import ensure_base_model, fetch_model
+from vthink.components.common.model.tiny import build_tiny
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.video.config import VideoConfig
 
 VIDEO = VideoConfig()
 

@@ -1,5 +1,5 @@
 import pytest
-from vthink.components.common.prompts import TEMPLATES, PromptError, build_messages, get_template, question_text
+from vthink.components.common.model.prompts import TEMPLATES, PromptError, build_messages, get_template, question_text
 
 
 def test_an_unknown_template_is_refused_with_the_known_names() -> None:

@@ -6,16 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from markupsafe import Markup
-from vthink.components.common import report
-from vthink.components.common.report import (
-    Bar,
-    Filter,
-    FilteredItem,
-    RolloutCompletion,
-    RolloutRow,
-    Span,
-    Track,
-)
+from vthink.components.common.html import blocks, charts, images
+from vthink.components.common.html import page as page_module
+from vthink.components.common.html.blocks import Filter, FilteredItem
+from vthink.components.common.html.charts import Bar
+from vthink.components.common.html.images import Span, Track
+from vthink.components.grpo import rollout_page
+from vthink.components.grpo.rollout_page import RolloutCompletion, RolloutRow
 
 ATTACK = "<script>alert('x')</script>\" onmouseover=\"alert(1)"
 
@@ -35,7 +32,7 @@ html_parser = html.parser.HTMLParser
 
 
 def picture(value: int = 128) -> bytes:
-    return report.jpeg(np.full((56, 56, 3), value, np.uint8))
+    return images.jpeg(np.full((56, 56, 3), value, np.uint8))
 
 
 def rollout_row() -> RolloutRow:
@@ -57,26 +54,26 @@ def rollout_row() -> RolloutRow:
 
 
 def every_block(text: str) -> Markup:
-    return report.joined(
+    return page_module.joined(
         [
-            report.paragraph(text),
-            report.chip(text),
-            report.table([text], [[text], [1.5], [3]], caption=text),
-            report.bars([Bar(label=text, value=0.5, low=0.4, high=0.6, note=text)]),
-            report.line_chart({text: [(0, 1), (1, 2)]}, x_label=text, y_label=text, caption=text),
-            report.timeline(8, [Track(label=text, spans=[Span(start_s=1, end_s=2, text=text)])]),
-            report.filtered_list(
+            page_module.paragraph(text),
+            page_module.chip(text),
+            blocks.table([text], [[text], [1.5], [3]], caption=text),
+            charts.bars([Bar(label=text, value=0.5, low=0.4, high=0.6, note=text)]),
+            charts.line_chart({text: [(0, 1), (1, 2)]}, x_label=text, y_label=text, caption=text),
+            images.timeline(8, [Track(label=text, spans=[Span(start_s=1, end_s=2, text=text)])]),
+            blocks.filtered_list(
                 [Filter(key="kind", label=text, choices=[("a", text)])],
-                [FilteredItem(content=report.paragraph(text), values={"kind": ["a"]})],
+                [FilteredItem(content=page_module.paragraph(text), values={"kind": ["a"]})],
             ),
-            report.frame_strip([picture()], [0.0]),
-            report.rollout_table([rollout_row()]),
+            images.frame_strip([picture()], [0.0]),
+            rollout_page.rollout_table([rollout_row()]),
         ]
     )
 
 
 def test_no_text_becomes_markup_in_any_block():
-    page = report.page(ATTACK, [(ATTACK, every_block(ATTACK)), ("plain text", ATTACK)], subtitle=ATTACK)
+    page = page_module.page(ATTACK, [(ATTACK, every_block(ATTACK)), ("plain text", ATTACK)], subtitle=ATTACK)
     found = tags(page)
     assert [tag for tag, _ in found].count("script") == 1  # the page's own
     assert not [attributes for _, attributes in found if "onmouseover" in attributes]
@@ -84,11 +81,11 @@ def test_no_text_becomes_markup_in_any_block():
 
 
 def test_markup_given_on_purpose_is_kept():
-    assert "<b>yes</b>" in report.page("t", [("", Markup("<b>yes</b>"))])
+    assert "<b>yes</b>" in page_module.page("t", [("", Markup("<b>yes</b>"))])
 
 
 def test_the_page_asks_for_nothing_from_outside_and_forbids_foreign_scripts():
-    page = report.page("t", [("", every_block("x"))])
+    page = page_module.page("t", [("", every_block("x"))])
     for _, attributes in tags(page):
         for name in ("src", "href"):
             assert (attributes.get(name) or "data:").startswith("data:")
@@ -101,7 +98,7 @@ def test_the_page_asks_for_nothing_from_outside_and_forbids_foreign_scripts():
 
 
 def test_the_page_fits_a_phone_and_both_colour_schemes():
-    page = report.page("t", [])
+    page = page_module.page("t", [])
     assert "width=device-width" in page
     assert "prefers-color-scheme: dark" in page
 
@@ -118,20 +115,20 @@ def test_the_page_fits_a_phone_and_both_colour_schemes():
     ],
 )
 def test_numbers_are_shortened_for_reading(value, expected):
-    assert report.number(value) == expected
+    assert page_module.number(value) == expected
 
 
 def test_frames_become_pictures_inside_the_page():
     frames = np.zeros((3, 300, 200, 3), np.uint8)
-    strip = report.frame_strip(frames, [0, 0.5, 1])
+    strip = images.frame_strip(frames, [0, 0.5, 1])
     assert strip.count("data:image/jpeg;base64,") == 3
     assert "0.5 s" in strip
-    assert report.frame_strip([b"\x89PNG...."]).count("data:image/png") == 1
+    assert images.frame_strip([b"\x89PNG...."]).count("data:image/png") == 1
 
 
 def test_large_frames_are_made_smaller():
     noise = np.random.default_rng(0).integers(0, 255, (720, 1280, 3), dtype=np.uint8)
-    assert len(report.jpeg(noise)) < len(report.jpeg(noise, max_height=720)) / 10
+    assert len(images.jpeg(noise)) < len(images.jpeg(noise, max_height=720)) / 10
 
 
 @pytest.mark.parametrize("duration", [0.0, math.nan, math.inf, -3.0, 8.0])
@@ -143,7 +140,7 @@ def test_a_timeline_survives_times_that_make_no_sense(duration):
         Span(start_s=1, end_s=math.inf),
         Span(start_s=4, end_s=1e300, text="far"),
     ]
-    html = report.timeline(duration, [Track(label="model", spans=spans)])
+    html = images.timeline(duration, [Track(label="model", spans=spans)])
     for left, width in re.findall(r"left:([\d.]+)%;width:([\d.]+)%", html):
         assert float(left) >= 0
         assert float(left) + float(width) <= 100.01
@@ -152,26 +149,26 @@ def test_a_timeline_survives_times_that_make_no_sense(duration):
 
 
 def test_bars_stay_inside_their_scale():
-    html = report.bars([Bar(label="a", value=3.0, low=-1.0, high=9.0), Bar(label="b", value=math.nan)])
+    html = charts.bars([Bar(label="a", value=3.0, low=-1.0, high=9.0), Bar(label="b", value=math.nan)])
     assert all(float(x) <= 100 for x in re.findall(r"([\d.]+)%", html))
 
 
 def test_a_chart_without_points_says_so():
-    assert "nothing measured" in report.line_chart({"loss": [(0, math.nan)]})
-    assert report.line_chart({"loss": [(0, 2.0), (1, math.nan), (2, 1.0)]}).count("<polyline") == 1
+    assert "nothing measured" in charts.line_chart({"loss": [(0, math.nan)]})
+    assert charts.line_chart({"loss": [(0, 2.0), (1, math.nan), (2, 1.0)]}).count("<polyline") == 1
 
 
 def test_filter_buttons_count_the_entries_they_would_show():
     entries = [FilteredItem(content=Markup("x"), values={"outcome": [o]}) for o in ("right", "right", "wrong")]
     filters = [Filter(key="outcome", label="Outcome", choices=[("right", "right"), ("wrong", "wrong")])]
-    html = report.filtered_list(filters, entries)
+    html = blocks.filtered_list(filters, entries)
     assert "right <small>2</small>" in html
     assert "wrong <small>1</small>" in html
     assert 'data-outcome="wrong"' in html
 
 
 def test_a_rollout_row_shows_rewards_advantages_and_both_orders():
-    html = report.rollout_table([rollout_row()])
+    html = rollout_page.rollout_table([rollout_row()])
     assert "Ordered frames" in html
     assert "Shuffled frames" in html
     assert "+0.87" in html
@@ -183,13 +180,13 @@ def test_a_rollout_row_shows_rewards_advantages_and_both_orders():
 
 def test_a_rollout_row_without_shuffled_frames_has_one_side():
     row = RolloutRow(prompt="q", truth="A", frames_ordered=[picture()], completions_ordered=[])
-    assert "Shuffled" not in report.rollout_table([row])
+    assert "Shuffled" not in rollout_page.rollout_table([row])
 
 
 def test_a_rollout_page_is_a_page():
-    assert report.rollout_page("step 10", [rollout_row()]).startswith("<!doctype html>")
+    assert rollout_page.rollout_page("step 10", [rollout_row()]).startswith("<!doctype html>")
 
 
 def test_the_templates_lie_beside_the_module():
-    folder = Path(report.__file__).parent
-    assert all((folder / name).is_file() for name in ("page.jinja", "report.jinja", "report.css", "report.js"))
+    folder = Path(page_module.__file__).parent
+    assert all((folder / name).is_file() for name in ("page.jinja", "blocks.jinja", "page.css", "page.js"))

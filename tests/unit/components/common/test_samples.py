@@ -15,18 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vthink.components.common.samples import (
+from vthink.components.common.rows.files import (
     MAX_LINE_BYTES,
-    Evidence,
-    Media,
     RowError,
-    Sample,
     SamplesError,
     numbered_samples,
     read_samples,
     to_line,
     write_samples,
 )
+from vthink.components.common.rows.sample import Evidence, Media, Sample
 
 ROW: dict[str, Any] = {
     "id": "a",
@@ -216,7 +214,8 @@ def test_a_sample_can_be_pickled() -> None:
 
 def test_importing_the_module_needs_no_torch_and_no_pyarrow() -> None:
     script = (
-        "import sys, vthink.components.common.samples; print({'torch', 'pyarrow', 'transformers'} & set(sys.modules))"
+        "import sys, vthink.components.common.rows.prepared, vthink.components.common.rows.files;"
+        "print({'torch', 'pyarrow', 'transformers'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

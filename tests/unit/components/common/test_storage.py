@@ -18,14 +18,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from vthink.components.common import storage as module
-from vthink.components.common.config import RunContext, StorageConfig
-from vthink.components.common.launch import free_port
-from vthink.components.common.storage import (
+from vthink.components.common.context import RunContext
+from vthink.components.common.launch.process import free_port
+from vthink.components.common.storage import connection
+from vthink.components.common.storage import s3 as s3_module
+from vthink.components.common.storage.config import StorageConfig
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.names import (
     COMPLETE,
     JOURNAL,
-    Manifest,
-    Storage,
     StorageError,
     canonical_json,
     fingerprint,
@@ -33,6 +34,7 @@ from vthink.components.common.storage import (
     split_uri,
     stage_prefix,
 )
+from vthink.components.common.storage.s3 import Storage
 
 
 @pytest.fixture
@@ -432,7 +434,7 @@ def test_a_name_that_leaves_the_folder_is_refused(storage: Storage, prefix: str,
     target = tmp_path / "copy"
     target.mkdir()
     (target / "link").symlink_to(tmp_path)
-    files = {"good": module.FileInfo(1, "0" * 64), name: module.FileInfo(1, "0" * 64)}
+    files = {"good": s3_module.FileInfo(1, "0" * 64), name: s3_module.FileInfo(1, "0" * 64)}
     storage._write_tree(join(prefix, COMPLETE), files)
     storage.write_bytes(join(prefix, "good"), b"x")
     with pytest.raises(StorageError, match="outside") as error:
@@ -496,7 +498,7 @@ def test_a_journal_never_vouches_for_an_object_that_was_replaced_since(
     """First version cut off, second cut off, then the first again: equal sizes must not hide the second."""
     folder = tmp_path / "source"
     folder.mkdir()
-    monkeypatch.setattr(module, "_JOURNAL_INTERVAL_S", 0.0)
+    monkeypatch.setattr(s3_module, "_JOURNAL_INTERVAL_S", 0.0)
     send = Storage.upload_file
 
     def version(text: str, stop_at: str | None) -> None:
@@ -508,12 +510,12 @@ def test_a_journal_never_vouches_for_an_object_that_was_replaced_since(
         for name in ("a", "b"):
             (folder / name).write_text(f"{name} {text}")
         monkeypatch.setattr(Storage, "upload_file", upload)
-        monkeypatch.setattr(module, "_PARALLEL_FILES", 1)
+        monkeypatch.setattr(connection, "_PARALLEL_FILES", 1)
         storage.upload_dir(folder, prefix)
 
     with pytest.raises(InterruptedError):
         version("first", stop_at="b")
-    monkeypatch.setattr(module, "_JOURNAL_INTERVAL_S", 1e9)
+    monkeypatch.setattr(s3_module, "_JOURNAL_INTERVAL_S", 1e9)
     with pytest.raises(InterruptedError):
         version("other", stop_at="b")
     version("first", stop_at=None)

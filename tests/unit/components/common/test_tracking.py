@@ -15,24 +15,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vthink.components.common.config import RunContext, StorageConfig, TrackingConfig
-from vthink.components.common.launch import LaunchError, free_port
-from vthink.components.common.storage import Manifest, Storage, join
-from vthink.components.common.tracking import (
-    Trace,
-    Tracker,
-    TrackingError,
-    begin_pipeline,
-    experiment_url,
-    finish_parent,
-    finish_pipeline,
-    mlflow_environment,
-    model_version_url,
-    registry_client,
-    run_url,
-    start_parent,
-    start_ui,
-)
+from vthink.components.common.context import RunContext
+from vthink.components.common.launch.process import LaunchError, free_port
+from vthink.components.common.storage.config import StorageConfig
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.names import join
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.tracking.client import TrackingError, mlflow_environment, registry_client
+from vthink.components.common.tracking.config import TrackingConfig
+from vthink.components.common.tracking.links import experiment_url, model_version_url, run_url
+from vthink.components.common.tracking.pipeline import begin_pipeline, finish_parent, finish_pipeline, start_parent
+from vthink.components.common.tracking.run import Trace, Tracker
+from vthink.components.common.tracking.server import start_ui
 
 
 @pytest.fixture

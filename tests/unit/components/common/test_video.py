@@ -18,24 +18,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from vthink.components.common import video as video_module
-from vthink.components.common.config import VideoConfig
-from vthink.components.common.video import (
+from vthink.components.common.video import probe as probe_module
+from vthink.components.common.video import readers
+from vthink.components.common.video.clip import DecodeError, DecodeLimitError, FileRequest
+from vthink.components.common.video.codec import (
     DecodedFile,
-    DecodeError,
-    DecodeLimitError,
-    Decoder,
     EncodedClip,
-    FileRequest,
     decode_frames,
     encode_clip,
     encode_frames,
-    frame_indices,
-    read_clip,
-    select_frames,
     stored,
-    target_size,
 )
+from vthink.components.common.video.config import VideoConfig
+from vthink.components.common.video.decode import read_clip
+from vthink.components.common.video.frames import frame_indices, select_frames, target_size
+from vthink.components.common.video.workers import Decoder
 
 SIZE = 112
 CONFIG = VideoConfig(num_frames=8, min_pixels=SIZE * SIZE, max_pixels=SIZE * SIZE)
@@ -260,10 +257,10 @@ def test_decord_alone_would_give_wrong_frames_of_open_groups(tmp_path: Path) -> 
 
 
 def test_decord_and_pyav_give_the_same_pixels(video: Path) -> None:
-    probe = video_module._probe(video)
+    probe = probe_module._probe(video)
     indices = select_frames(probe.times_s, probe.duration_s, CONFIG)
-    ours, size = video_module._decode_with_decord(video, indices, probe, CONFIG)
-    theirs, their_size = video_module._decode_with_pyav(video, indices, probe, CONFIG)
+    ours, size = readers._decode_with_decord(video, indices, probe, CONFIG)
+    theirs, their_size = readers._decode_with_pyav(video, indices, probe, CONFIG)
     assert size == their_size == (SIZE, SIZE)
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 2
 
@@ -280,11 +277,11 @@ def test_a_rotated_video_is_turned_upright_by_both_decoders(tmp_path: Path) -> N
     data[matrix : matrix + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
     path = tmp_path / "rotated.mp4"
     path.write_bytes(data)
-    probe = video_module._probe(path)
+    probe = probe_module._probe(path)
     indices = np.arange(8)
-    turned, _ = video_module._decode_with_decord(path, indices, probe, CONFIG)
+    turned, _ = readers._decode_with_decord(path, indices, probe, CONFIG)
     assert numbers(np.rot90(turned, axes=(1, 2))) == list(range(8))
-    assert np.abs(turned.astype(int) - video_module._decode_with_pyav(path, indices, probe, CONFIG)[0]).max() <= 2
+    assert np.abs(turned.astype(int) - readers._decode_with_pyav(path, indices, probe, CONFIG)[0]).max() <= 2
 
 
 def test_a_varying_frame_rate_gives_true_times(tmp_path: Path) -> None:
@@ -607,8 +604,8 @@ def test_closing_ends_the_workers(video: Path) -> None:
 def test_workers_end_with_a_killed_owner_and_never_load_torch(video: Path) -> None:
     script = (
         "import sys, time\n"
-        "from vthink.components.common.config import VideoConfig\n"
-        "from vthink.components.common.video import Decoder\n"
+        "from vthink.components.common.video.config import VideoConfig\n"
+        "from vthink.components.common.video.workers import Decoder\n"
         "decoder = Decoder(VideoConfig())\n"
         "decoder.read(sys.argv[1])\n"
         "print(decoder._all[0]._process.pid, flush=True)\n"
@@ -634,6 +631,8 @@ def _runs(pid: int) -> bool:
 
 
 def test_importing_the_module_loads_no_decoder_and_no_torch() -> None:
-    script = "import sys, vthink.components.common.video; print({'av', 'decord', 'PIL', 'torch'} & set(sys.modules))"
+    script = (
+        "import sys, vthink.components.common.video.workers; print({'av', 'decord', 'PIL', 'torch'} & set(sys.modules))"
+    )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

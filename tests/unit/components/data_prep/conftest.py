@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vthink.components.common.config import VideoConfig
-from vthink.components.data_prep.synthesize import write_mp4
+from vthink.components.common.video.config import VideoConfig
+from vthink.components.data_prep.world.draw import write_mp4
 
 
 def square_at(seed: int) -> np.ndarray:

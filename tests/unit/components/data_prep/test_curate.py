@@ -10,16 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vthink.components.common.answers import parse_response, write_response
+from vthink.components.common.answers.responses import parse_response
+from vthink.components.common.answers.writing import write_response
 from vthink.components.common.config import ConfigError
-from vthink.components.common.samples import Evidence, Media, RowError, Sample
-from vthink.components.common.video import Clip
-from vthink.components.data_prep import endpoint, traces
+from vthink.components.common.rows.files import RowError
+from vthink.components.common.rows.sample import Evidence, Media, Sample
+from vthink.components.common.video.clip import Clip
 from vthink.components.data_prep.config import CurationConfig, EndpointConfig
-from vthink.components.data_prep.curate import CurateError, Item, _DropError, _frames, _inside, estimate, read_items
-from vthink.components.data_prep.journal import Journal, JournalError
-from vthink.components.data_prep.sources import open_source
-from vthink.components.data_prep.traces import PromptFileError, Prompts, UnusableError
+from vthink.components.data_prep.curation import endpoint, replies
+from vthink.components.data_prep.curation.curate import _frames, _inside
+from vthink.components.data_prep.curation.estimate import estimate
+from vthink.components.data_prep.curation.items import CurateError, Item, _DropError, read_items
+from vthink.components.data_prep.curation.journal import Journal, JournalError
+from vthink.components.data_prep.curation.prompts import PromptFileError, Prompts
+from vthink.components.data_prep.curation.replies import UnusableError
+from vthink.components.data_prep.source import open_source
 
 MEDIA = Media(kind="video", uri="/videos/a.mp4")
 SEGMENTS = (
@@ -46,11 +51,11 @@ TRACE = {
 
 def question(**changes):
     config = CurationConfig()
-    return traces.checked_question(json.dumps(QUESTION | changes), "a", MEDIA, SEGMENTS, config)
+    return replies.checked_question(json.dumps(QUESTION | changes), "a", MEDIA, SEGMENTS, config)
 
 
 def trace(**changes):
-    return traces.checked_trace(json.dumps(TRACE | changes), CHOICE, SEGMENTS)
+    return replies.checked_trace(json.dumps(TRACE | changes), CHOICE, SEGMENTS)
 
 
 def steps(*changes):
@@ -60,7 +65,7 @@ def steps(*changes):
 @pytest.mark.parametrize("wrapped", ["{}", "```json\n{}\n```", " ```\n{}\n``` \n", "<think>First {{…}}</think>\n{}"])
 def test_json_is_read_with_fences_or_thoughts_around_it(wrapped):
     text = wrapped.replace("{}", json.dumps(QUESTION)) if wrapped != "{}" else json.dumps(QUESTION)
-    assert traces.checked_question(text, "a", MEDIA, SEGMENTS, CurationConfig()).question == "What then?"
+    assert replies.checked_question(text, "a", MEDIA, SEGMENTS, CurationConfig()).question == "What then?"
 
 
 @pytest.mark.parametrize(
@@ -82,7 +87,7 @@ def test_json_is_read_with_fences_or_thoughts_around_it(wrapped):
 )
 def test_anything_but_one_object_of_the_asked_shape_is_refused(text):
     with pytest.raises(UnusableError) as caught:
-        traces.checked_question(text, "a", MEDIA, SEGMENTS, CurationConfig())
+        replies.checked_question(text, "a", MEDIA, SEGMENTS, CurationConfig())
     assert "\n" not in str(caught.value)
 
 
@@ -115,9 +120,9 @@ def test_a_question_that_breaks_a_rule_is_refused(changes, problem):
 def test_options_are_put_in_an_order_of_the_row_s_own_and_the_answer_follows():
     letters = set()
     for number in range(40):
-        row = traces.checked_question(json.dumps(QUESTION), f"row {number}", MEDIA, SEGMENTS, CurationConfig())
+        row = replies.checked_question(json.dumps(QUESTION), f"row {number}", MEDIA, SEGMENTS, CurationConfig())
         assert row.options["ABCD".index(row.answer)] == "r"
-        again = traces.checked_question(json.dumps(QUESTION), f"row {number}", MEDIA, SEGMENTS, CurationConfig())
+        again = replies.checked_question(json.dumps(QUESTION), f"row {number}", MEDIA, SEGMENTS, CurationConfig())
         assert again == row
         letters.add(row.answer)
     assert letters == set("ABCD")
@@ -215,9 +220,9 @@ def test_found_segments_must_lie_in_the_video_and_in_order(segments, problem):
     def reply(spans):
         return json.dumps({"segments": [{"start_s": a, "end_s": b, "caption": "x"} for a, b in spans]})
 
-    assert len(traces.checked_captions(reply([(0, 4.5), (4, 10)]), 10.0)) == 2
+    assert len(replies.checked_captions(reply([(0, 4.5), (4, 10)]), 10.0)) == 2
     with pytest.raises(UnusableError, match=problem):
-        traces.checked_captions(reply(segments), 10.0)
+        replies.checked_captions(reply(segments), 10.0)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +239,7 @@ def test_found_segments_must_lie_in_the_video_and_in_order(segments, problem):
     ],
 )
 def test_a_sampled_trace_earns_its_answer_s_grade_when_its_format_is_right(text, reward):
-    assert traces.checked_cot(text, CHOICE)[0] == reward
+    assert replies.checked_cot(text, CHOICE)[0] == reward
 
 
 # --- sources
@@ -333,16 +338,16 @@ def test_frames_are_shown_each_after_its_time():
 
 def test_our_prompts_say_what_the_checks_ask_for():
     prompts = Prompts.read(None)
-    listed = traces.listed(SEGMENTS)
+    listed = replies.listed(SEGMENTS)
     question = prompts.render("question", segments=listed, min_segments=2, min_options=4, max_options=6)
     assert "1. [00:00-00:04] A man picks up a ball." in question
     assert '{"question": "…", "options"' in question
-    told = {"question": traces.with_options(CHOICE), "answer": "B. throws it"}
+    told = {"question": replies.with_options(CHOICE), "answer": "B. throws it"}
     text = prompts.render("trace", segments=listed, failed_captions=["a ball"], **told)
     assert "- a ball" in text
     assert "A. keeps it" in text
     assert "- a ball" not in prompts.render("trace", segments=listed, failed_captions=None, **told)
-    judge = prompts.render("judge", segments=listed, question=traces.as_asked(CHOICE))
+    judge = prompts.render("judge", segments=listed, question=replies.as_asked(CHOICE))
     assert "throws it" in judge
     assert "right answer" not in judge
 

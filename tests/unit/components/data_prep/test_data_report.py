@@ -8,16 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from vthink.components.common import samples
-from vthink.components.common.config import RunContext, TrackingConfig, VideoConfig
-from vthink.components.common.samples import Sample
-from vthink.components.common.storage import Manifest, Storage
-from vthink.components.common.tracking import registry_client
-from vthink.components.data_prep import report as data_report
+from vthink.components.common.context import RunContext
+from vthink.components.common.rows import files
+from vthink.components.common.rows.sample import Sample
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.tracking.client import registry_client
+from vthink.components.common.tracking.config import TrackingConfig
+from vthink.components.common.video.config import VideoConfig
 from vthink.components.data_prep.config import DataPrepConfig
-from vthink.components.data_prep.prepare import merge_data, plan_data, prepare_data, prepare_shard
-from vthink.components.data_prep.report import (
-    ITEMS,
+from vthink.components.data_prep.merge import merge_data
+from vthink.components.data_prep.plan import plan_data
+from vthink.components.data_prep.prepare import prepare_data
+from vthink.components.data_prep.report import page as page_module
+from vthink.components.data_prep.report.items import ITEMS
+from vthink.components.data_prep.report.page import (
     ReportError,
     _histogram,
     _longest_option,
@@ -25,6 +30,7 @@ from vthink.components.data_prep.report import (
     token_counter,
     write_report,
 )
+from vthink.components.data_prep.shard import prepare_shard
 
 from .conftest import make_row, write_rows
 
@@ -153,18 +159,18 @@ def test_a_set_of_an_older_vthink_is_refused_in_one_line(mixed, tmp_path):
 
 def test_the_page_and_its_work_do_not_grow_with_the_rows(prepare, tmp_path, monkeypatch):
     parsed = [0]
-    parse_row = samples.parse_row
+    parse_row = files.parse_row
 
     def counted(values, number):
         parsed[-1] += 1
         return parse_row(values, number)
 
     sizes = []
-    monkeypatch.setattr(data_report, "SAMPLED_ROWS", 200)
+    monkeypatch.setattr(page_module, "SAMPLED_ROWS", 200)
     for count in (100, 1500):
         made = prepare([make_row(n, f"videos/{n % 3}.mp4", question=f"Which way {n:05d}?") for n in range(count)])
         with monkeypatch.context() as patch:
-            patch.setattr(samples, "parse_row", counted)
+            patch.setattr(files, "parse_row", counted)
             sizes.append(len(made.page(tmp_path / str(count), items=10)))
         parsed.append(0)
     assert parsed[0] >= 100

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vthink.components.common.chat import ChatEncoder
-from vthink.components.common.config import TinyModelConfig, VideoConfig
-from vthink.components.common.generation import Sampling, sample
-from vthink.components.common.models import LoadedModel, build_tiny, tokens_per_second
-from vthink.components.common.samples import PreparedSet, Sample, read_samples
+from vthink.components.common.model.chat import ChatEncoder
+from vthink.components.common.model.config import TinyModelConfig
+from vthink.components.common.model.generation import Sampling, sample
+from vthink.components.common.model.load import LoadedModel, tokens_per_second
+from vthink.components.common.model.tiny import build_tiny
+from vthink.components.common.rows.files import read_samples
+from vthink.components.common.rows.prepared import PreparedSet
+from vthink.components.common.rows.sample import Sample
+from vthink.components.common.video.config import VideoConfig
 from vthink.components.data_prep import difficulty
 from vthink.components.data_prep.difficulty import pass_rates, rate_counts, rate_rows
 

@@ -17,13 +17,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vthink.components.common.config import RunContext, VideoConfig
-from vthink.components.common.samples import PreparedSet
-from vthink.components.common.storage import Manifest, Storage
-from vthink.components.common.video import Clip, DecodeError, Decoder, stored
+from vthink.components.common.context import RunContext
+from vthink.components.common.rows.prepared import PreparedSet
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.video.clip import Clip, DecodeError
+from vthink.components.common.video.codec import stored
+from vthink.components.common.video.config import VideoConfig
+from vthink.components.common.video.workers import Decoder
 from vthink.components.data_prep import prepare
 from vthink.components.data_prep.config import DataPrepConfig
-from vthink.components.data_prep.synthesize import write_mp4
+from vthink.components.data_prep.world.draw import write_mp4
 
 from .conftest import make_row, square_at, write_rows
 

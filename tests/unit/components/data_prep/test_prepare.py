@@ -18,11 +18,21 @@ from typing import Any
 
 import pytest
 from kfp import compiler, dsl, local
-from vthink.components.common.config import RunContext, VideoConfig
-from vthink.components.common.samples import PreparedSet, Sample, SamplesError, write_samples
-from vthink.components.common.storage import Manifest, Storage, StorageError, join, sha256_file
-from vthink.components.common.video import read_clip, stored
-from vthink.components.data_prep import component, prepare, sources, validate
+from vthink.components.common.context import RunContext
+from vthink.components.common.rows.files import SamplesError, write_samples
+from vthink.components.common.rows.prepared import PreparedSet
+from vthink.components.common.rows.sample import Sample
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.names import StorageError, join, sha256_file
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.video.codec import stored
+from vthink.components.common.video.config import VideoConfig
+from vthink.components.common.video.decode import read_clip
+from vthink.components.data_prep import component, merge, objects, prepare, validate
+from vthink.components.data_prep import plan as plan_module
+from vthink.components.data_prep import shard as shard_module
+from vthink.components.data_prep import source as source_module
+from vthink.components.data_prep import task as task_module
 from vthink.components.data_prep.config import DataPrepConfig, SynthesizeConfig
 
 from .conftest import make_row, write_rows
@@ -269,7 +279,7 @@ def test_videos_shorter_than_wanted_are_left_out(wanted: int, run: Run, source: 
 
 def test_a_source_that_is_mostly_bad_stops_the_stage_and_may_be_tolerated_later(run: Run, source: Source) -> None:
     path = source([make_row(0, "videos/0.mp4"), make_row(1, "nowhere/1.mp4")])
-    with pytest.raises(prepare.PrepareError, match=r"1 of 2 rows cannot be used .*line 2 .*no such file") as error:
+    with pytest.raises(task_module.PrepareError, match=r"1 of 2 rows cannot be used .*line 2 .*no such file") as error:
         run(path)
     assert "\n" not in str(error.value)
     assert run(path, max_quarantined=0.5).counts["rows_out"] == 1
@@ -277,12 +287,12 @@ def test_a_source_that_is_mostly_bad_stops_the_stage_and_may_be_tolerated_later(
 
 @pytest.mark.parametrize("rows", [[], ["", "  "]])
 def test_a_source_without_rows_is_an_error(rows: list[str], run: Run, source: Source) -> None:
-    with pytest.raises(prepare.PrepareError, match="no rows"):
+    with pytest.raises(task_module.PrepareError, match="no rows"):
         run(source(rows))
 
 
 def test_a_source_that_cannot_be_read_is_one_clear_error(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(sources.FormatError, match="no such file"):
+    with pytest.raises(objects.FormatError, match="no such file"):
         run(str(tmp_path / "missing.jsonl"))
     (tmp_path / "rows.parquet").write_bytes(b"no parquet")
     with pytest.raises(SamplesError, match="Parquet"):
@@ -302,13 +312,13 @@ def test_a_source_that_cannot_be_read_is_one_clear_error(run: Run, tmp_path: Pat
     ],
 )
 def test_media_count_from_where_the_rows_are(uri: str, expected: str) -> None:
-    assert sources.resolve_uri(uri, "s3://b/x/") == expected
+    assert source_module.resolve_uri(uri, "s3://b/x/") == expected
 
 
 @pytest.mark.parametrize("uri", ["http://host/a.mp4", "../../../a.mp4"])
 def test_media_elsewhere_are_refused(uri: str) -> None:
     with pytest.raises(ValueError, match=r"read from paths|leaves the bucket"):
-        sources.resolve_uri(uri, "s3://b/x/")
+        source_module.resolve_uri(uri, "s3://b/x/")
 
 
 # ------------------------------------------------------------------------------------------ again, resumed, in parallel
@@ -316,7 +326,7 @@ def test_media_elsewhere_are_refused(uri: str) -> None:
 
 def test_each_video_is_in_exactly_one_shard(run: Run, source: Source) -> None:
     rows = [make_row(number, f"videos/{number % 5}.mp4") for number in range(12)]
-    shards = [json.loads(shard) for shard in prepare.plan_data(*run.arguments(source(rows), shards=2))]
+    shards = [json.loads(shard) for shard in plan_module.plan_data(*run.arguments(source(rows), shards=2))]
     assert [(shard["media"], shard["rows"]) for shard in shards] == [(3, 7), (2, 5)]
 
 
@@ -336,11 +346,11 @@ def test_a_killed_shard_goes_on_where_it_was_and_gives_the_same_files(
     run: Run, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = run.arguments(source(rows_of(12)), workers=1)
-    (shard,) = prepare.plan_data(*arguments)
+    (shard,) = plan_module.plan_data(*arguments)
     prefix = json.loads(shard)["prefix"]
     script = (
         "import sys\n"
-        "from vthink.components.common.storage import Storage\n"
+        "from vthink.components.common.storage.s3 import Storage\n"
         "from vthink.components.data_prep import prepare\n"
         "prepare.PART_MEDIA = 3\n"
         "send = Storage.write_json\n"
@@ -369,16 +379,16 @@ def test_a_killed_shard_goes_on_where_it_was_and_gives_the_same_files(
 
     before = parts()
     assert len(before) == 2
-    monkeypatch.setattr(prepare, "PART_MEDIA", 3)
+    monkeypatch.setattr(shard_module, "PART_MEDIA", 3)
     decoded: list[str] = []
-    fetch = prepare._Fetcher.__call__
+    fetch = shard_module._Fetcher.__call__
     monkeypatch.setattr(
-        prepare._Fetcher, "__call__", lambda self, file: (decoded.append(file.uri), fetch(self, file))[1]
+        shard_module._Fetcher, "__call__", lambda self, file: (decoded.append(file.uri), fetch(self, file))[1]
     )
-    done = prepare.prepare_shard(*arguments, shard)
+    done = shard_module.prepare_shard(*arguments, shard)
     assert len(decoded) == 12 - 6
     assert {uri: data for uri, data in parts().items() if uri in before} == before
-    manifest = Manifest.read(run.storage, prepare.merge_data(*arguments, [done]))
+    manifest = Manifest.read(run.storage, merge.merge_data(*arguments, [done]))
     undisturbed = Run(run.context.model_copy(update={"redo": {"prepare": 1}}), run.video)
     other = undisturbed(json.loads(arguments[1])["source"], workers=2)
     assert manifest.counts == other.counts
@@ -388,21 +398,21 @@ def test_a_killed_shard_goes_on_where_it_was_and_gives_the_same_files(
 
 def test_a_record_that_was_cut_off_while_being_written_counts_as_not_there(run: Run, source: Source) -> None:
     arguments = run.arguments(source(rows_of(2)))
-    (shard,) = prepare.plan_data(*arguments)
-    done = prepare.prepare_shard(*arguments, shard)
+    (shard,) = plan_module.plan_data(*arguments)
+    done = shard_module.prepare_shard(*arguments, shard)
     whole = run.storage.read_bytes(done)
     run.storage.write_bytes(done, whole[: len(whole) // 2])
-    assert prepare.prepare_shard(*arguments, shard) == done
+    assert shard_module.prepare_shard(*arguments, shard) == done
     assert json.loads(run.storage.read_bytes(done))["parts"] == 1
 
 
 def test_merging_needs_every_shard_once(run: Run, source: Source) -> None:
     arguments = run.arguments(source(rows_of(4)), shards=2)
-    done = [prepare.prepare_shard(*arguments, shard) for shard in prepare.plan_data(*arguments)]
+    done = [shard_module.prepare_shard(*arguments, shard) for shard in plan_module.plan_data(*arguments)]
     for wrong in ([], done[:1], [done[0], done[0]]):
-        with pytest.raises(prepare.PrepareError, match="not all shards"):
-            prepare.merge_data(*arguments, wrong)
-    assert Manifest.read(run.storage, prepare.merge_data(*arguments, done[::-1])).counts["rows_out"] == 4
+        with pytest.raises(task_module.PrepareError, match="not all shards"):
+            merge.merge_data(*arguments, wrong)
+    assert Manifest.read(run.storage, merge.merge_data(*arguments, done[::-1])).counts["rows_out"] == 4
 
 
 # ----------------------------------------------------------------------------------------------------- the prepared set
@@ -536,7 +546,7 @@ def test_a_mixture_has_the_wanted_proportions_and_says_what_it_leaves_out(run: R
     assert 75 <= sources["a"] <= 125
     assert manifest.counts["left_out_weights"] == len(rows) - manifest.counts["rows_out"]
     assert card["splits"]["train"]["by_type"] == {"multiple_choice": manifest.counts["rows_out"]}
-    with pytest.raises(prepare.PrepareError, match=r"data\.weights: no training row .* is in the group 'c'"):
+    with pytest.raises(task_module.PrepareError, match=r"data\.weights: no training row .* is in the group 'c'"):
         run(source(rows), weights={"a": 1, "c": 1})
 
 
@@ -603,9 +613,9 @@ def test_a_file_is_fetched_and_decoded_once_for_all_its_parts(
     rows = [make_row(n, "", media=part) for n, part in enumerate(parts)]
     rows.append(make_row(40, "", media={**parts[0], "end_s": 9, "start_s": 8}))
     fetched: list[int] = []
-    fetch = prepare._Fetcher.__call__
+    fetch = shard_module._Fetcher.__call__
     monkeypatch.setattr(
-        prepare._Fetcher, "__call__", lambda self, file: (fetched.append(len(file.parts)), fetch(self, file))[1]
+        shard_module._Fetcher, "__call__", lambda self, file: (fetched.append(len(file.parts)), fetch(self, file))[1]
     )
     manifest = run(source(rows), max_quarantined=0.1)
     assert sorted(fetched) == [9, 32]  # so many at once fit into memory

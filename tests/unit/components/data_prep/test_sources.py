@@ -12,10 +12,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vthink.components.common.answers import format_span, is_video_thinker_format, write_response
-from vthink.components.common.samples import Evidence, Media, RowError, Sample, SamplesError
-from vthink.components.data_prep import sources
-from vthink.components.data_prep.sources import FORMATS, FormatError, read_rows, write_rows
+from vthink.components.common.answers.responses import is_video_thinker_format
+from vthink.components.common.answers.spans import format_span
+from vthink.components.common.answers.writing import write_response
+from vthink.components.common.rows.files import RowError, SamplesError
+from vthink.components.common.rows.sample import Evidence, Media, Sample
+from vthink.components.data_prep import objects
+from vthink.components.data_prep import source as source_module
+from vthink.components.data_prep.formats import registry, vrbench
+from vthink.components.data_prep.formats.registry import FORMATS, read_rows, write_rows
+from vthink.components.data_prep.objects import FormatError
 
 THINKER_TRACE = (
     "Let me look.<time>00:01-00:03</time><caption>A man lifts a box.</caption><think>It looks heavy.</think>"
@@ -121,7 +127,7 @@ def test_a_published_vrbench_file_loads() -> None:
 
 
 def test_a_vrbench_span_is_written_as_it_is_published() -> None:
-    assert sources.format_vrbench_span(464, 3700) == "[00:07:44->01:01:40]"
+    assert vrbench.format_vrbench_span(464, 3700) == "[00:07:44->01:01:40]"
 
 
 def test_a_published_trace_keeps_its_segments_and_can_be_trained_on(tmp_path: Path) -> None:
@@ -285,7 +291,7 @@ def test_no_values_make_an_adapter_fail(name: str, data: st.DataObject) -> None:
         places.append(next(iter(good["mcq"].values())))
     place = data.draw(st.sampled_from(places))
     place[data.draw(st.sampled_from(sorted(place)))] = data.draw(JSON)
-    rows = sources.SourceRows(Path("x"), FORMATS[name], {}, iter([(1, good)]))
+    rows = registry.SourceRows(Path("x"), FORMATS[name], {}, iter([(1, good)]))
     for _, row in rows:
         assert isinstance(row, Sample | RowError)
 
@@ -320,7 +326,7 @@ def test_a_broken_list_is_an_error_with_its_line(name: str, tmp_path: Path) -> N
     data, message = BROKEN[name]
     (tmp_path / "rows.json").write_bytes(data if isinstance(data, bytes) else data.encode())
     with pytest.raises(SamplesError, match=message) as error:
-        list(sources.read_objects(tmp_path / "rows.json"))
+        list(objects.read_objects(tmp_path / "rows.json"))
     assert "\n" not in str(error.value)
 
 
@@ -335,12 +341,12 @@ def test_a_list_read_in_pieces_of_any_size_is_what_json_reads(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "pieces.json"
     path.write_text(json.dumps(values, indent=indent, ensure_ascii=False), encoding="utf-8", errors="surrogatepass")
-    before = sources._CHUNK_CHARACTERS
-    sources._CHUNK_CHARACTERS = size
+    before = objects._CHUNK_CHARACTERS
+    objects._CHUNK_CHARACTERS = size
     try:
-        assert [value for _, value in sources.read_objects(path)] == json.loads(path.read_text())
+        assert [value for _, value in objects.read_objects(path)] == json.loads(path.read_text())
     finally:
-        sources._CHUNK_CHARACTERS = before
+        objects._CHUNK_CHARACTERS = before
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
@@ -386,15 +392,15 @@ def test_the_hub_out_of_reach_is_one_clear_line(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FormatError, match=r"hf://datasets/a/b/rows\.json: cannot be fetched from the hub") as error:
-        sources.open_source("hf://datasets/a/b/rows.json", None, tmp_path)
+        source_module.open_source("hf://datasets/a/b/rows.json", None, tmp_path)
     assert "\n" not in str(error.value)
     for wrong in ("hf://models/a/b/rows.json", "hf://datasets/a/rows.json", "hf://datasets/a/b/"):
         with pytest.raises(FormatError, match="expected hf://datasets/"):
-            sources.open_source(wrong, None, tmp_path)
+            source_module.open_source(wrong, None, tmp_path)
 
 
 def test_media_of_rows_on_the_hub_count_from_the_rows() -> None:
     base = "hf://datasets/a/b@main/data/"
-    assert sources.resolve_uri("./v/a.mp4", base) == "hf://datasets/a/b@main/data/v/a.mp4"
+    assert source_module.resolve_uri("./v/a.mp4", base) == "hf://datasets/a/b@main/data/v/a.mp4"
     with pytest.raises(ValueError, match="leaves"):
-        sources.resolve_uri("../../../x.mp4", base)
+        source_module.resolve_uri("../../../x.mp4", base)

@@ -11,23 +11,21 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from vthink.components.common.config import ConfigError, VideoConfig
-from vthink.components.common.samples import Sample, read_samples
-from vthink.components.common.video import Clip, read_clip, stored
+from vthink.components.common.config import ConfigError
+from vthink.components.common.rows.files import read_samples
+from vthink.components.common.rows.sample import Sample
+from vthink.components.common.video.clip import Clip
+from vthink.components.common.video.codec import stored
+from vthink.components.common.video.config import VideoConfig
+from vthink.components.common.video.decode import read_clip
 from vthink.components.data_prep.config import QuestionKind, SynthesizeConfig
-from vthink.components.data_prep.synthesize import (
-    COLOURS,
-    DIRECTIONS,
-    SCENES,
-    deal,
-    oracle_answer,
-    render,
-    rows,
-    scene_for,
-    scenes,
-    synthesize,
-    write_mp4,
-)
+from vthink.components.data_prep.world.compose import deal
+from vthink.components.data_prep.world.draw import render, write_mp4
+from vthink.components.data_prep.world.oracle import oracle_answer
+from vthink.components.data_prep.world.questions import rows
+from vthink.components.data_prep.world.scenes import scene_for, scenes
+from vthink.components.data_prep.world.synthesize import synthesize
+from vthink.components.data_prep.world.things import COLOURS, DIRECTIONS, SCENES
 
 ALL_KINDS: dict[QuestionKind, float] = dict.fromkeys(
     ("direction", "order", "count", "ocr", "speed", "duration", "describe"), 1.0
@@ -133,7 +131,7 @@ def test_a_file_is_the_same_whatever_the_memory_held_before(tmp_path: Path) -> N
 def test_rows_do_not_depend_on_the_hash_seed_of_the_interpreter() -> None:
     code = (
         "import hashlib;"
-        "from vthink.components.data_prep.synthesize import *;"
+        "from vthink.components.data_prep.world.synthesize import *;"
         f"config = SynthesizeConfig.load('''{SMALL.to_json()}''');"
         "text = ''.join(row.to_json() for scene in scenes(config) for row in rows(scene));"
         "pixels = b''.join(render(scene, config).tobytes() for scene in scenes(config));"

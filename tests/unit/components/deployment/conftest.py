@@ -16,11 +16,13 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from vthink.components.common.config import VideoConfig
-from vthink.components.common.video import Clip
-from vthink.components.deployment.chat_api import Ask, Generated
+from vthink.components.common.video.clip import Clip
+from vthink.components.common.video.config import VideoConfig
 from vthink.components.deployment.config import ServerConfig
-from vthink.components.deployment.routes import ChatCompletions, Guard, build_routes
+from vthink.components.deployment.server.guard import Guard
+from vthink.components.deployment.server.reply import Generated
+from vthink.components.deployment.server.request import Ask
+from vthink.components.deployment.server.routes import ChatCompletions, build_routes
 
 ANSWER = (
     "<time>00:00-00:01</time><caption>a red square moves right</caption><think>it starts left</think>"

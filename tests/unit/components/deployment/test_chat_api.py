@@ -2,7 +2,9 @@ import json
 from typing import Any
 
 import pytest
-from vthink.components.deployment.chat_api import ApiError, Ask, parse_request, structured
+from vthink.components.deployment.server.errors import ApiError
+from vthink.components.deployment.server.reply import structured
+from vthink.components.deployment.server.request import Ask, parse_request
 
 VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "high"}}

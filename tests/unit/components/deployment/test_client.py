@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from vthink.components.common.launch import free_port
+from vthink.components.common.launch.process import free_port
 from vthink.components.deployment.client import AskError, ask
 
 from .conftest import ANSWER, Running, ScriptedEngine

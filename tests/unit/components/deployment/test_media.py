@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import pytest
-from vthink.components.deployment.chat_api import ApiError
 from vthink.components.deployment.config import ServerConfig
-from vthink.components.deployment.media import Address, MediaReader, is_public, read_data_url
+from vthink.components.deployment.server.errors import ApiError
+from vthink.components.deployment.server.media import Address, MediaReader, is_public, read_data_url
 
 PAYLOAD = bytes(range(256)) * 40
 

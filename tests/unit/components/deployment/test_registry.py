@@ -6,8 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from vthink.components.common.config import RunContext, TrackingConfig
-from vthink.components.common.storage import Manifest, Storage, StorageError, join
+from vthink.components.common.context import RunContext
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.names import StorageError, join
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.tracking.config import TrackingConfig
 from vthink.components.deployment.config import DeploymentConfig
 from vthink.components.deployment.registry import Registry, RegistryError, champion, register
 

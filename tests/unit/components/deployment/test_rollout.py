@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from vthink.components.common.chat import ChatEncoder
-from vthink.components.common.config import TinyModelConfig, VideoConfig
-from vthink.components.common.models import build_tiny
-from vthink.components.common.prompts import TEMPLATES
+from vthink.components.common.model.chat import ChatEncoder
+from vthink.components.common.model.config import TinyModelConfig
+from vthink.components.common.model.prompts import TEMPLATES
+from vthink.components.common.model.tiny import build_tiny
+from vthink.components.common.video.config import VideoConfig
 from vthink.components.deployment.client import AskError, ask
-from vthink.components.deployment.rollout import TrainedModel, serving_template
+from vthink.components.deployment.rollout.trained_model import TrainedModel
+from vthink.components.deployment.rollout.vllm import serving_template
 
 VIDEO = VideoConfig()
 QUESTIONS = [

@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from starlette.responses import PlainTextResponse
-from vthink.components.common.video import read_clip, stored
+from vthink.components.common.video.codec import stored
+from vthink.components.common.video.decode import read_clip
 from vthink.components.deployment.config import ServerConfig
-from vthink.components.deployment.routes import Guard, page
+from vthink.components.deployment.server.guard import Guard
+from vthink.components.deployment.server.page import page
 
 from .conftest import ANSWER, Running, ScriptedEngine, write_video
 

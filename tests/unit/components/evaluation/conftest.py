@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from vthink.components.common.samples import Evidence, Media, PreparedSample, Sample
-from vthink.components.common.video import Clip
-from vthink.components.evaluation.asking import NO_VIDEO
+from vthink.components.common.rows.prepared import PreparedSample
+from vthink.components.common.rows.sample import Evidence, Media, Sample
+from vthink.components.common.video.clip import Clip
+from vthink.components.evaluation.conditions import NO_VIDEO
 from vthink.components.evaluation.config import EvaluationConfig
 
 NUM_FRAMES = 8

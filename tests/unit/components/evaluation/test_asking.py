@@ -1,13 +1,11 @@
 import numpy as np
 import pytest
-from vthink.components.common.storage import Storage, join
-from vthink.components.evaluation.asking import (
+from vthink.components.common.storage.names import join
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.evaluation.answers import EvaluationError, answer_all
+from vthink.components.evaluation.ask import ask, by_video
+from vthink.components.evaluation.conditions import (
     NO_VIDEO,
-    EvaluationError,
-    Journal,
-    answer_all,
-    ask,
-    by_video,
     choose_items,
     conditions,
     frame_order,
@@ -16,6 +14,7 @@ from vthink.components.evaluation.asking import (
     video_of,
 )
 from vthink.components.evaluation.config import EvaluationConfig
+from vthink.components.evaluation.journal import Journal
 
 from .conftest import Model, World, make_world
 

@@ -11,20 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vthink.components.common.samples import Sample, write_samples
-from vthink.components.evaluation.asking import Answer
-from vthink.components.evaluation.benchmarks import (
-    BENCHMARKS,
-    Benchmark,
-    BenchmarkError,
-    BenchmarkSet,
-    DataFolder,
-    Entry,
-    find_benchmark,
-    load,
-)
+from vthink.components.common.rows.files import write_samples
+from vthink.components.common.rows.sample import Sample
+from vthink.components.evaluation.answers import Answer
+from vthink.components.evaluation.benchmarks.benchmark import Benchmark, BenchmarkSet
+from vthink.components.evaluation.benchmarks.entries import Entry
+from vthink.components.evaluation.benchmarks.folder import DataFolder, load
+from vthink.components.evaluation.benchmarks.question import BenchmarkError
+from vthink.components.evaluation.benchmarks.registry import BENCHMARKS, find_benchmark
 from vthink.components.evaluation.config import EvaluationConfig
-from vthink.components.evaluation.measures import Score, grade_answer, score_all, summarize, union_iou
+from vthink.components.evaluation.grade import grade_answer
+from vthink.components.evaluation.grounding import union_iou
+from vthink.components.evaluation.scores import Score, score_all
+from vthink.components.evaluation.summary import summarize
 
 from .published import FORMATS, Published, expected_scores
 

@@ -12,21 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from vthink.components.common.config import (
-    ConfigError,
-    ModelConfig,
-    RunContext,
-    StorageConfig,
-    TrackingConfig,
-    VideoConfig,
-)
-from vthink.components.common.models import ensure_base_model
-from vthink.components.common.samples import SamplesError
-from vthink.components.common.storage import Manifest, Storage
-from vthink.components.common.tracking import registry_client
+from vthink.components.common.config import ConfigError
+from vthink.components.common.context import RunContext
+from vthink.components.common.model.config import ModelConfig
+from vthink.components.common.model.store import ensure_base_model
+from vthink.components.common.rows.files import SamplesError
+from vthink.components.common.storage.config import StorageConfig
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.tracking.client import registry_client
+from vthink.components.common.tracking.config import TrackingConfig
+from vthink.components.common.video.config import VideoConfig
 from vthink.components.data_prep.config import DataPrepConfig, SynthesizeConfig
-from vthink.components.data_prep.prepare import merge_data, plan_data, prepare_shard
-from vthink.components.data_prep.synthesize import synthesize
+from vthink.components.data_prep.merge import merge_data
+from vthink.components.data_prep.plan import plan_data
+from vthink.components.data_prep.shard import prepare_shard
+from vthink.components.data_prep.world.synthesize import synthesize
 from vthink.components.evaluation.config import EvaluationConfig
 from vthink.components.evaluation.evaluate import run
 from vthink.components.evaluation.expressions import ExpressionError
@@ -117,9 +118,10 @@ def test_the_models_differ_and_are_told_apart(stage, evaluated):
 
 
 def test_the_answers_are_those_of_the_engine_asked_directly(stage, evaluated, tmp_path):
-    from vthink.components.common.generation import Sampling, generate
-    from vthink.components.common.models import fetch_model, load_model
-    from vthink.components.common.samples import PreparedSet
+    from vthink.components.common.model.generation import Sampling, generate
+    from vthink.components.common.model.load import load_model
+    from vthink.components.common.model.store import fetch_model
+    from vthink.components.common.rows.prepared import PreparedSet
 
     prepared = PreparedSet.open(stage.storage, stage.data, tmp_path)
     model = load_model(fetch_model(stage.storage, evaluated.inputs["base"], tmp_path))
@@ -166,7 +168,7 @@ def test_other_statistics_ask_nothing_again(stage, evaluated, monkeypatch):
     def load(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("vthink.components.common.models.load_model", load)
+    monkeypatch.setattr("vthink.components.common.model.load.load_model", load)
     other = stage.run(CONFIG.model_copy(update={"confidence": 0.8}))
     assert other.fingerprint != evaluated.fingerprint
     assert stage.items(other) == stage.items(evaluated)
@@ -212,7 +214,7 @@ def test_benchmarks_are_measured_once_for_every_model_and_gated(stage, tmp_path,
     def load(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("vthink.components.common.models.load_model", load)
+    monkeypatch.setattr("vthink.components.common.model.load.load_model", load)
     again = stage.run(config.model_copy(update={"confidence": 0.8}))
     assert again.files["benchmarks/sft/video_holmes"] == found.files["benchmarks/sft/video_holmes"]
 

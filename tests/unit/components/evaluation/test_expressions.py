@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vthink.components.common.config import ConfigError
-from vthink.components.evaluation.benchmarks import BENCHMARKS
+from vthink.components.evaluation.benchmarks.registry import BENCHMARKS
 from vthink.components.evaluation.config import EvaluationConfig
 from vthink.components.evaluation.expressions import BENCHMARKS as RULE_BENCHMARKS
 from vthink.components.evaluation.expressions import (

@@ -2,14 +2,16 @@ import dataclasses
 import json
 
 import pytest
-from vthink.components.common.config import RunContext
-from vthink.components.common.storage import Manifest, Storage, join
-from vthink.components.common.tracking import registry_client
+from vthink.components.common.context import RunContext
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.names import join
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.tracking.client import registry_client
 from vthink.components.evaluation.config import EvaluationConfig
 from vthink.components.evaluation.expressions import ExpressionError
 from vthink.components.evaluation.gate import GateError, find_champion, gate, gate_uri, judge_benchmarks, read_gate
-from vthink.components.evaluation.measures import conclude
 from vthink.components.evaluation.results import compare, read_benchmark
+from vthink.components.evaluation.summary import conclude
 
 from .conftest import make_world
 from .test_measures import SEGMENT, rows_of

@@ -3,23 +3,16 @@ import random
 from collections import defaultdict
 
 import pytest
-from vthink.components.common.answers import Segment, grade
-from vthink.components.common.samples import Evidence
-from vthink.components.evaluation.asking import Answer, other_videos
+from vthink.components.common.answers.grading import grade
+from vthink.components.common.answers.responses import Segment
+from vthink.components.common.rows.sample import Evidence
+from vthink.components.evaluation.answers import Answer
+from vthink.components.evaluation.captions import captioning, left_out_metrics
+from vthink.components.evaluation.conditions import other_videos
 from vthink.components.evaluation.config import EvaluationConfig
-from vthink.components.evaluation.measures import (
-    baseline_items,
-    captioning,
-    compare,
-    conclude,
-    flat_metrics,
-    grade_answer,
-    items_table,
-    left_out_metrics,
-    mean_span,
-    result_table,
-    summarize,
-)
+from vthink.components.evaluation.grade import grade_answer
+from vthink.components.evaluation.grounding import baseline_items, mean_span
+from vthink.components.evaluation.summary import compare, conclude, flat_metrics, items_table, result_table, summarize
 
 from .conftest import World, look, make_world
 

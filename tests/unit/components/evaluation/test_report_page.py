@@ -9,16 +9,18 @@ from types import SimpleNamespace
 
 import pytest
 from vthink.components.data_prep.config import SynthesizeConfig
-from vthink.components.data_prep.synthesize import synthesize
-from vthink.components.evaluation.asking import frame_order, other_videos
-from vthink.components.evaluation.benchmarks import BENCHMARKS
+from vthink.components.data_prep.world.synthesize import synthesize
+from vthink.components.evaluation.benchmarks.registry import BENCHMARKS
+from vthink.components.evaluation.conditions import frame_order, other_videos
 from vthink.components.evaluation.config import EvaluationConfig
-from vthink.components.evaluation.evaluate import _conclude
 from vthink.components.evaluation.expressions import METRICS
-from vthink.components.evaluation.measures import baseline_items, conclude
-from vthink.components.evaluation.pictures import BenchmarkFrames
-from vthink.components.evaluation.report_page import _published, benchmark_page, report_page
+from vthink.components.evaluation.grounding import baseline_items
+from vthink.components.evaluation.report.benchmarks import _published, benchmark_page
+from vthink.components.evaluation.report.frames import BenchmarkFrames
+from vthink.components.evaluation.report.split import report_page
 from vthink.components.evaluation.results import ResultError, compare, key_of, read_benchmark
+from vthink.components.evaluation.run_benchmark import _conclude
+from vthink.components.evaluation.summary import conclude
 
 from .conftest import World, look, make_world
 from .test_measures import rows_of

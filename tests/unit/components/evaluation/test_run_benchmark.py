@@ -23,19 +23,30 @@ from typing import Any
 import pytest
 import torch
 from typer.testing import CliRunner
-from vthink.components.common import generation
-from vthink.components.common.config import ModelConfig, TinyModelConfig, TrackingConfig, VideoConfig
-from vthink.components.common.models import build_tiny, ensure_base_model, load_model, save_model
-from vthink.components.common.storage import Storage
-from vthink.components.common.tracking import registry_client
-from vthink.components.common.video import Decoder, stored
+from vthink.components.common.model import generation
+from vthink.components.common.model.config import ModelConfig, TinyModelConfig
+from vthink.components.common.model.folder import save_model
+from vthink.components.common.model.load import load_model
+from vthink.components.common.model.store import ensure_base_model
+from vthink.components.common.model.tiny import build_tiny
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.tracking.client import registry_client
+from vthink.components.common.tracking.config import TrackingConfig
+from vthink.components.common.video.codec import stored
+from vthink.components.common.video.config import VideoConfig
+from vthink.components.common.video.workers import Decoder
 from vthink.components.data_prep.config import SynthesizeConfig
-from vthink.components.data_prep.synthesize import synthesize
-from vthink.components.evaluation.asking import EvaluationError, ItemJournal
-from vthink.components.evaluation.benchmarks import BENCHMARKS, BenchmarkError, DataFolder, load
+from vthink.components.data_prep.world.synthesize import synthesize
+from vthink.components.evaluation.answers import EvaluationError
+from vthink.components.evaluation.benchmarks.folder import DataFolder, load
+from vthink.components.evaluation.benchmarks.question import BenchmarkError
+from vthink.components.evaluation.benchmarks.registry import BENCHMARKS
+from vthink.components.evaluation.conditions import RELIANCE
 from vthink.components.evaluation.config import PROTOCOLS, EvaluationConfig
-from vthink.components.evaluation.engines import open_engine
-from vthink.components.evaluation.evaluate import RELIANCE, Source, run_benchmark, under_protocol, unpack
+from vthink.components.evaluation.journal import ItemJournal
+from vthink.components.evaluation.models.open import open_engine
+from vthink.components.evaluation.run_benchmark import run_benchmark, under_protocol
+from vthink.components.evaluation.source import Source, unpack
 from vthink.pipelines.cli.main import app
 
 from .published import FORMATS, Published, expected_scores
@@ -265,7 +276,7 @@ def test_what_is_not_there_is_named(data, model, said, videos, tiny_model, tmp_p
 
 def test_a_set_on_the_hub_that_cannot_be_reached_is_one_line(tmp_path: Path):
     code = (
-        "from pathlib import Path; from vthink.components.evaluation.evaluate import Source; "
+        "from pathlib import Path; from vthink.components.evaluation.source import Source; "
         "Source.open('hub', None, Path('.'), 'TencentARC/Video-Holmes')"
     )
     env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
@@ -432,7 +443,7 @@ def test_a_question_that_fails_at_an_endpoint_is_repeated_then_wrong_and_touches
     oracle: Oracle, tmp_path: Path, monkeypatch
 ):
     pauses: list[float] = []
-    monkeypatch.setattr("vthink.components.evaluation.engines.sleep", pauses.append)
+    monkeypatch.setattr("vthink.components.evaluation.models.endpoint.sleep", pauses.append)
     clean = run("video-holmes", tmp_path / "data", oracle.url, tmp_path / "clean")
     oracle.trouble = {"1": [503, 429], "5": [0, 0], "9": [500, 500, 500], "13": [400]}
     result = run("video-holmes", tmp_path / "data", oracle.url, tmp_path / "out")
@@ -457,7 +468,7 @@ def test_a_question_that_fails_at_an_endpoint_is_repeated_then_wrong_and_touches
 def test_an_endpoint_that_fails_every_question_ends_the_evaluation_without_recording_it(
     oracle: Oracle, tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr("vthink.components.evaluation.engines.sleep", lambda _: None)
+    monkeypatch.setattr("vthink.components.evaluation.models.endpoint.sleep", lambda _: None)
     oracle.trouble = {str(number): [500] * 9 for number in range(32)}
     with pytest.raises(EvaluationError, match=r"all 8 items of a batch failed .*HTTP 500"):
         run("video-holmes", tmp_path / "data", oracle.url, tmp_path / "out")
@@ -573,7 +584,7 @@ def test_a_finished_evaluation_asks_nothing_and_loads_no_model(videos, tiny_mode
     def load(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("vthink.components.common.models.load_model", load)
+    monkeypatch.setattr("vthink.components.common.model.load.load_model", load)
     wider = CONFIG.model_copy(update={"confidence": 0.8, "batch_size": 3})
     again = run("video-holmes", tmp_path / "data", tiny_model, tmp_path / "out", config=wider)
     assert again["asked_now"] == 0
@@ -620,9 +631,9 @@ def test_a_killed_benchmark_resumes_and_ends_with_the_same_answers(videos, tiny_
     config = CONFIG.model_copy(update={"max_new_tokens": 32})
     whole = run("video-holmes", tmp_path / "data", tiny_model, tmp_path / "whole", config=config, reliance=True)
     code = (
-        "import sys; from pathlib import Path; from vthink.components.evaluation.evaluate import run_benchmark as run; "
+        "import sys; from pathlib import Path; from vthink.components.evaluation.run_benchmark import run_benchmark as run; "
         "from vthink.components.evaluation.config import EvaluationConfig as E; "
-        "from vthink.components.common.config import ModelConfig as M; d, m, o, w, c = sys.argv[1:]; "
+        "from vthink.components.common.model.config import ModelConfig as M; d, m, o, w, c = sys.argv[1:]; "
         "run('video-holmes', d, m, Path(o), config=E.load(c), model_config=M(), work_dir=Path(w), reliance=True)"
     )
     arguments = [str(tmp_path / "data"), str(tiny_model), str(tmp_path / "out"), str(tmp_path / "w"), config.to_json()]

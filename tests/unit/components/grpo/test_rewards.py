@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from vthink.components.common.samples import Evidence, Media, Sample
+from vthink.components.common.rows.sample import Evidence, Media, Sample
 from vthink.components.grpo.config import REWARD_PRESETS, LengthConfig, RewardConfig, TemporalConfig
 from vthink.components.grpo.rewards import (
     Group,

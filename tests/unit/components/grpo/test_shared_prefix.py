@@ -11,11 +11,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from trl.trainer.utils import add_fused_lm_head
-from vthink.components.common.chat import BlindInputError, ChatEncoder, EncodedPrompt
-from vthink.components.common.config import TinyModelConfig, VideoConfig
-from vthink.components.common.models import build_tiny, tokens_per_second
-from vthink.components.common.video import Clip
-from vthink.components.grpo.shared_prefix import AttentionForm, Layout, Packed, install, log_probs, pack
+from vthink.components.common.model.chat import ChatEncoder
+from vthink.components.common.model.config import TinyModelConfig
+from vthink.components.common.model.load import tokens_per_second
+from vthink.components.common.model.prompt import BlindInputError, EncodedPrompt
+from vthink.components.common.model.tiny import build_tiny
+from vthink.components.common.video.clip import Clip
+from vthink.components.common.video.config import VideoConfig
+from vthink.components.grpo.shared_prefix.log_probs import install, log_probs
+from vthink.components.grpo.shared_prefix.pack import AttentionForm, Layout, Packed, pack
 
 G = 4
 Family = Literal["qwen2_5_vl", "qwen3_vl"]
@@ -227,7 +231,7 @@ def test_a_model_that_was_not_prepared_or_a_batch_without_pixels_is_refused(prep
 
 
 def test_generation_is_what_it_was_before_the_attention_was_replaced() -> None:
-    from vthink.components.common.generation import Sampling, sample
+    from vthink.components.common.model.generation import Sampling, sample
 
     world = World("qwen2_5_vl")
     sampling = Sampling(max_new_tokens=10)

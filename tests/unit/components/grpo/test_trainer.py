@@ -12,25 +12,25 @@ import pytest
 import torch
 from trl import GRPOConfig as TRLConfig
 from trl import GRPOTrainer
-from vthink.components.common.chat import BlindInputError, ChatEncoder
-from vthink.components.common.checkpoints import CheckpointCallback, CheckpointStore, trainer_arguments
-from vthink.components.common.config import ConfigError, TinyModelConfig
-from vthink.components.common.generation import NonFiniteError, Sampling, sample
-from vthink.components.common.models import build_tiny, tokens_per_second
-from vthink.components.common.samples import PreparedSample, PreparedSet
-from vthink.components.common.storage import Storage
-from vthink.components.common.video import Clip
+from vthink.components.common.config import ConfigError
+from vthink.components.common.model.chat import ChatEncoder
+from vthink.components.common.model.config import TinyModelConfig
+from vthink.components.common.model.generation import NonFiniteError, Sampling, sample
+from vthink.components.common.model.load import tokens_per_second
+from vthink.components.common.model.prompt import BlindInputError
+from vthink.components.common.model.tiny import build_tiny
+from vthink.components.common.rows.prepared import PreparedSample, PreparedSet
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.training.arguments import trainer_arguments
+from vthink.components.common.training.callbacks import CheckpointCallback
+from vthink.components.common.training.checkpoints import CheckpointStore
+from vthink.components.common.video.clip import Clip
 from vthink.components.grpo.config import BUILT_IN_REWARDS, GRPOConfig, VLLMConfig
+from vthink.components.grpo.prefetch import DataStallError, Prefetcher
 from vthink.components.grpo.rewards import Group, GroupRewards, RewardError, group_advantages
-from vthink.components.grpo.trainer import (
-    DataStallError,
-    DivergedError,
-    Prefetcher,
-    VideoGRPOTrainer,
-    frame_order,
-    prompt_rows,
-)
-from vthink.components.grpo.vllm_rollouts import SampledCompletion
+from vthink.components.grpo.rollouts import frame_order, prompt_rows
+from vthink.components.grpo.trainer import DivergedError, VideoGRPOTrainer
+from vthink.components.grpo.vllm.answer import SampledCompletion
 
 G = 4
 SETTINGS: dict[str, Any] = {

@@ -19,21 +19,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from vthink.components.common.chat import ChatEncoder, EncodedPrompt, patchify
-from vthink.components.common.config import TinyModelConfig, VideoConfig
-from vthink.components.common.generation import Sampling
-from vthink.components.common.models import build_tiny, tokens_per_second
-from vthink.components.common.video import Clip
-from vthink.components.grpo import vllm_rollouts
-from vthink.components.grpo.vllm_rollouts import (
-    PromptMismatchError,
-    Request,
-    RolloutError,
-    SampledCompletion,
-    VLLMRollouts,
-    importance_weights,
-    request,
-)
+from vthink.components.common.model.chat import ChatEncoder
+from vthink.components.common.model.config import TinyModelConfig
+from vthink.components.common.model.generation import Sampling
+from vthink.components.common.model.load import tokens_per_second
+from vthink.components.common.model.positions import patchify
+from vthink.components.common.model.prompt import EncodedPrompt
+from vthink.components.common.model.tiny import build_tiny
+from vthink.components.common.video.clip import Clip
+from vthink.components.common.video.config import VideoConfig
+from vthink.components.grpo.vllm import request as request_module
+from vthink.components.grpo.vllm import rollouts as rollouts_module
+from vthink.components.grpo.vllm.answer import PromptMismatchError, SampledCompletion
+from vthink.components.grpo.vllm.importance import importance_weights
+from vthink.components.grpo.vllm.request import Request, RolloutError, request
+from vthink.components.grpo.vllm.rollouts import VLLMRollouts
 
 FAMILIES = {"qwen2_5_vl": 28, "qwen3_vl": 32}
 SAMPLING = Sampling(max_new_tokens=12, temperature=1.0, seed=5)
@@ -219,7 +219,7 @@ def output(prompt: list[int], *completions: tuple[list[int], str | None]) -> Sim
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeVLLM]:
     """The fake takes requests as they are, where vLLM has types of its own."""
-    monkeypatch.setattr(vllm_rollouts, "engine_request", lambda asked: (asked, None))
+    monkeypatch.setattr(rollouts_module, "engine_request", lambda asked: (asked, None))
     return FakeVLLM
 
 
@@ -405,7 +405,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FakeServer]
 
     # The features are in vLLM's own serialisation; `TestWithVLLM` checks the real body.
     monkeypatch.setattr(
-        vllm_rollouts, "server_payload", lambda asked: {"token_ids": asked.token_ids, "seed": asked.sampling["seed"]}
+        request_module, "server_payload", lambda asked: {"token_ids": asked.token_ids, "seed": asked.sampling["seed"]}
     )
     yield start
     for server in servers:
@@ -585,10 +585,10 @@ if importlib.util.find_spec("vllm") is not None:
                 assert gap(real, ordered, first) < 1e-4
                 assert gap(real, shuffled, second) < 1e-4 < 1e-2 < gap(real, ordered, second)
                 # Negative control: one key for both, and vLLM answers from the features of the frames in order.
-                items = vllm_rollouts._vision_items
+                items = request_module._vision_items
                 keys = [item.key for item in items(ordered, real.encoder, "same", torch.float32)]
                 monkeypatch.setattr(
-                    vllm_rollouts,
+                    request_module,
                     "_vision_items",
                     lambda *arguments: [
                         replace(item, key=key) for item, key in zip(items(*arguments), keys, strict=True)
@@ -649,7 +649,7 @@ if importlib.util.find_spec("vllm") is not None:
 
             prompt = prompt_of(encoder, clip_of(encoder))
             asked = ask(encoder, prompt)
-            body = GenerateRequest.model_validate(json.loads(json.dumps(vllm_rollouts.server_payload(asked))))
+            body = GenerateRequest.model_validate(json.loads(json.dumps(request_module.server_payload(asked))))
             assert body.token_ids == prompt.input_ids.tolist()
             assert body.sampling_params.logit_bias == asked.sampling["logit_bias"]
             assert (body.sampling_params.n, body.sampling_params.seed) == (3, asked.sampling["seed"])

@@ -9,20 +9,17 @@ import pytest
 import torch
 from datasets import Dataset
 from trl import SFTConfig as TRLConfig
-from vthink.components.common.answers import write_response
-from vthink.components.common.chat import ChatEncoder
-from vthink.components.common.checkpoints import (
-    CheckpointCallback,
-    CheckpointStore,
-    adapter_config,
-    freeze,
-    pick_items,
-    trainer_arguments,
-)
-from vthink.components.common.config import TinyModelConfig
-from vthink.components.common.models import build_tiny, tokens_per_second
-from vthink.components.common.samples import PreparedSet
-from vthink.components.common.storage import Storage
+from vthink.components.common.answers.writing import write_response
+from vthink.components.common.model.chat import ChatEncoder
+from vthink.components.common.model.config import TinyModelConfig
+from vthink.components.common.model.load import tokens_per_second
+from vthink.components.common.model.tiny import build_tiny
+from vthink.components.common.rows.prepared import PreparedSet
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.training.arguments import adapter_config, freeze, trainer_arguments
+from vthink.components.common.training.callbacks import CheckpointCallback
+from vthink.components.common.training.checkpoints import CheckpointStore
+from vthink.components.common.training.validation import pick_items
 from vthink.components.sft.config import SFTConfig
 from vthink.components.sft.train import ResponseCollator, VideoSFTTrainer
 
@@ -107,7 +104,7 @@ def test_training_stops_once_validation_is_as_good_as_a_cold_start_should_be(
     prepared: PreparedSet, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import vthink.components.sft.train as module
-    from vthink.components.common.checkpoints import ValidationScore
+    from vthink.components.common.training.validation import ValidationScore
 
     scores = iter([0.2, 0.5, 0.9])
     monkeypatch.setattr(module, "validate", lambda *_: ValidationScore(next(scores), 1.0, 4))

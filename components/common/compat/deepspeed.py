@@ -1,0 +1,59 @@
+"""DeepSpeed 0.19: universal checkpoints."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+
+def repartition(trainer: Any, checkpoint: Path) -> None:
+    """Let a ZeRO checkpoint be loaded on another number of processes than wrote it: as a universal checkpoint.
+
+    Every process calls it. The first of each node converts (DeepSpeed's own tool); where the numbers agree it does
+    nothing.
+    """
+    if not trainer.is_deepspeed_enabled:
+        return
+    tag = (checkpoint / "latest").read_text().strip()
+    written_by = len(list((checkpoint / tag).glob("*_optim_states.pt")))
+    if written_by == int(os.environ.get("WORLD_SIZE", "1")):
+        return
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0 and not (checkpoint / "latest_universal").exists():
+        source, target = checkpoint / tag, checkpoint / f"{tag}_universal"
+        print(f"{checkpoint.name}: converting it, written by {written_by} processes, to a universal one", flush=True)
+        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+        command += ["--input_folder", str(source), "--output_folder", str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{checkpoint} cannot be converted to a universal checkpoint:\n{done.stderr[-2000:]}")
+        (checkpoint / "latest_universal").write_text(target.name)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    trainer.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
+    trainer.add_callback(_AfterUniversal())
+
+
+class _AfterUniversal(TrainerCallback):
+    """Mends what DeepSpeed 0.19 gets wrong when it loads a universal checkpoint under ZeRO-3.
+
+    All parameters are given one and the same step counter, which Adam then advances once for each of them, and every
+    parameter group the settings of the first one: biases and norms would be decayed.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After the checkpoint was loaded, before the first step."""
+        optimizer = kwargs["optimizer"]
+        while hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer
+        for values in optimizer.state.values():
+            if torch.is_tensor(values.get("step")):
+                values["step"] = values["step"].clone()
+        # transformers makes these two groups: weights, then biases and norms, which do not decay.
+        for group, decay in zip(optimizer.param_groups, (args.weight_decay, 0.0), strict=False):
+            group["weight_decay"] = decay

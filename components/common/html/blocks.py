@@ -1,0 +1,97 @@
+"""Tables and lists of a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from .page import _block, number
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """A table cell that is sorted by something else than what it shows."""
+
+    content: Markup | str
+    sort: float | str | None
+    """None: sorted last."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Filter:
+    """A row of buttons of which one is pressed."""
+
+    key: str
+    """Lower-case name, as in `FilteredItem.values`."""
+    label: str
+    choices: Sequence[tuple[str, str]]
+    """(value without spaces, text on the button); "all" is added."""
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    caption: str = "",
+    sortable: bool = False,
+    filters: Sequence[Filter] = (),
+    values: Sequence[Mapping[str, Sequence[str]]] = (),
+) -> Markup:
+    """A table that scrolls sideways where it is too wide; numbers are right-aligned and rounded for reading.
+
+    Args:
+        columns: headings.
+        rows: cells: text, `Markup`, numbers or `Cell`.
+        caption: above the table.
+        sortable: a click on a heading sorts by that column.
+        filters: buttons that choose among the rows.
+        values: per row, for each filter's key the values under which it is shown.
+    """
+    body = [
+        [
+            (
+                cell.content if isinstance(cell, Cell) else cell,
+                isinstance(cell, int | float | np.number) and not isinstance(cell, bool),
+                cell.sort if isinstance(cell, Cell) else cell,
+            )
+            for cell in row
+        ]
+        for row in rows
+    ]
+    numeric = [bool(body) and all(row[i][1] for row in body) for i in range(len(columns))]
+    heads = list(zip(columns, numeric, strict=True))
+    shown = list(zip(body, values or [{}] * len(body), strict=True))
+    inner = _block("table", columns=heads, rows=shown, caption=caption, sortable=sortable)
+    if not filters:
+        return inner
+    return _block("filtered", filters=list(filters), counts=_counts(filters, values), total=len(body), content=inner)
+
+
+def _counts(filters: Sequence[Filter], values: Sequence[Mapping[str, Sequence[str]]]) -> dict[tuple[str, str], int]:
+    return {
+        (f.key, value): sum(value in row.get(f.key, ()) for row in values) for f in filters for value, _ in f.choices
+    }
+
+
+def interval(value: float, low: float, high: float, percent: bool = True) -> Markup:
+    """A value with its interval below it, in per cent or as it is."""
+    shown = [f"{100 * x:.1f}" if percent else number(float(x)) for x in (value, low, high)]
+    return _block("interval", value=shown[0], low=shown[1], high=shown[2], unit=" %" if percent else "")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FilteredItem:
+    """One entry of a list."""
+
+    content: Markup
+    values: Mapping[str, Sequence[str]]
+    """For each filter's key the values under which the entry is shown."""
+
+
+def filtered_list(filters: Sequence[Filter], items: Sequence[FilteredItem]) -> Markup:
+    """Entries below buttons that choose among them (without scripts, all are shown)."""
+    counts = _counts(filters, [item.values for item in items])
+    return _block("filtered_list", filters=list(filters), items=list(items), counts=counts)

@@ -1,0 +1,396 @@
+"""The Kubernetes API, as the training launcher and the deployer use it: calls that are repeated, watches that resume.
+
+Objects are plain dictionaries, as in YAML. Authentication, TLS and transport are the official client's. It is imported
+only when a cluster is asked for, so that everything else works without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..process import LaunchError
+
+Object = dict[str, Any]
+"""A Kubernetes object or list, as JSON."""
+
+
+_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+
+_TRANSIENT = {429, 500, 502, 503, 504}
+
+
+_REQUEST_TIMEOUT_S = 30.0
+
+
+class ClusterError(LaunchError):
+    """The Kubernetes API refused, or cannot be reached; one line for a person."""
+
+    def __init__(self, message: str, status: int | None = None):
+        super().__init__(message)
+        self.status = status
+        """HTTP status; None when there was no answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of object, and where the API keeps it."""
+
+    name: str
+    group: str
+    version: str
+    plural: str
+
+    @property
+    def api_version(self) -> str:
+        """As in an object's ``apiVersion``."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str, name: str | None = None, below: str | None = None) -> str:
+        """Path of a namespaced collection, object or subresource."""
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        return "/".join(filter(None, [root, "namespaces", namespace, self.plural, name, below]))
+
+
+TRAIN_JOB = Kind("TrainJob", "trainer.kubeflow.org", "v1alpha1", "trainjobs")
+
+
+INFERENCE_SERVICE = Kind("InferenceService", "serving.kserve.io", "v1beta1", "inferenceservices")
+
+
+WORKLOAD = Kind("Workload", "kueue.x-k8s.io", "v1beta2", "workloads")
+
+
+WORKFLOW = Kind("Workflow", "argoproj.io", "v1alpha1", "workflows")
+
+
+POD = Kind("Pod", "", "v1", "pods")
+
+
+EVENT = Kind("Event", "", "v1", "events")
+
+
+def condition(found: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """An object's condition; ``{}`` where it has none of this type."""
+    conditions = (found.get("status") or {}).get("conditions") or []
+    return next((entry for entry in conditions if entry.get("type") == kind), {})
+
+
+def is_true(found: Mapping[str, Any], kind: str) -> bool:
+    """Whether a condition is there and true."""
+    return condition(found, kind).get("status") == "True"
+
+
+def own_namespace() -> str | None:
+    """Namespace of the pod this runs in; None outside of a cluster."""
+    with contextlib.suppress(OSError):
+        return (_SERVICE_ACCOUNT / "namespace").read_text().strip() or None
+    return None
+
+
+class Cluster:
+    """One namespace of a cluster.
+
+    A call that fails for a reason that may pass (no answer, 429, 5xx) is repeated for ``patience_s``; as names are
+    fixed beforehand, a repeated creation is at worst answered 409.
+    """
+
+    def __init__(self, client: Any, namespace: str, patience_s: float = 120.0) -> None:
+        """Args: ``client``: an ``ApiClient`` of the official package."""
+        self.namespace = namespace
+        self.patience_s = patience_s
+        self._client = client
+
+    @classmethod
+    def connect(cls, namespace: str | None = None) -> Cluster:
+        """The cluster that ``KUBECONFIG`` names, or this pod's, or the kubeconfig's current context.
+
+        Raises:
+            ClusterError: there is none, or the client is not installed.
+        """
+        try:
+            from kubernetes import client, config
+        except ImportError:
+            raise ClusterError("a cluster needs the Kubernetes client: pip install 'vthink[cluster]'") from None
+        configuration = client.Configuration()
+        try:
+            if "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ:
+                config.load_incluster_config(configuration)
+                found = own_namespace()
+            else:
+                file = os.environ.get("KUBECONFIG")  # the client would remember what it was when it was imported
+                config.load_kube_config(file, client_configuration=configuration)
+                found = config.list_kube_config_contexts(file)[1]["context"].get("namespace")
+        except (config.ConfigException, OSError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ClusterError(f"no Kubernetes cluster: {reason}; set KUBECONFIG, or run in a pod") from error
+        configuration.retries = False  # repeated here, where the reason is known
+        return cls(client.ApiClient(configuration), namespace or found or "default")
+
+    # --- calls ---
+
+    def _once(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any],
+        body: Any = None,
+        content_type: str = "application/json",
+        timeout_s: float | None = None,
+    ) -> Any:
+        """One request; the response, not yet read.
+
+        Raises:
+            ClusterError: with the status, and ``retry_after_s`` where the server gave one.
+        """
+        import urllib3
+        from kubernetes.client.rest import ApiException
+
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        try:
+            return self._client.call_api(
+                path,
+                method,
+                query_params=[(key, value) for key, value in query.items() if value is not None],
+                header_params=headers,
+                body=body,
+                auth_settings=["BearerToken"],
+                _preload_content=False,
+                _return_http_data_only=True,
+                _request_timeout=(10.0, timeout_s or _REQUEST_TIMEOUT_S),
+            )
+        except ApiException as error:
+            failure = ClusterError(f"{method} {path}: {_message(error)}", error.status or None)
+            failure.retry_after_s = _seconds(error.headers)  # type: ignore[attr-defined]
+            raise failure from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> ClusterError:
+        reason = str(getattr(error, "reason", None) or error).rpartition(": ")[2][:200]
+        return ClusterError(f"the Kubernetes API at {self._client.configuration.host} does not answer ({reason})")
+
+    def _call(self, method: str, path: str, query: Mapping[str, Any] | None = None, **more: Any) -> Object:
+        """A request, repeated while its failure may pass; the answer's JSON."""
+        import urllib3
+
+        started, wait_s = time.monotonic(), 0.25
+        while True:
+            try:
+                response = self._once(method, path, query or {}, **more)
+                try:
+                    answer: Object = json.loads(response.read())
+                    return answer
+                except (urllib3.exceptions.HTTPError, OSError, json.JSONDecodeError) as error:
+                    raise self._unreachable(error) from error
+                finally:
+                    response.release_conn()
+            except ClusterError as error:
+                waited = time.monotonic() - started
+                if (error.status is not None and error.status not in _TRANSIENT) or waited > self.patience_s:
+                    raise
+                asked = getattr(error, "retry_after_s", None)
+                time.sleep(asked if asked is not None else wait_s * random.uniform(0.5, 1.0))
+                wait_s = min(wait_s * 2, 10.0)
+
+    def get(self, kind: Kind, name: str) -> Object | None:
+        """An object; None when there is none."""
+        try:
+            return self._call("GET", kind.path(self.namespace, name))
+        except ClusterError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def find(
+        self, kind: Kind, labels: Mapping[str, str] | None = None, fields: Mapping[str, str] | None = None
+    ) -> list[Object]:
+        """The objects whose labels and fields are these."""
+        return self._listed(kind, labels, fields)[0]
+
+    def _listed(
+        self, kind: Kind, labels: Mapping[str, str] | None = None, fields: Mapping[str, str] | None = None
+    ) -> tuple[list[Object], str]:
+        query = {"labelSelector": _selector(labels), "fieldSelector": _selector(fields), "limit": 500}
+        found: list[Object] = []
+        while True:
+            page = self._call("GET", kind.path(self.namespace), query)
+            found += page["items"]
+            query["continue"] = page["metadata"].get("continue") or None
+            if query["continue"] is None:
+                return found, page["metadata"]["resourceVersion"]
+
+    def create(self, kind: Kind, body: Mapping[str, Any], dry_run: bool = False) -> Object:
+        """Create an object. A field that the API does not know is an error, not dropped in silence.
+
+        Raises:
+            ClusterError: status 409 when there is one of this name.
+        """
+        query = {"fieldValidation": "Strict", "dryRun": "All" if dry_run else None}
+        return self._call("POST", kind.path(self.namespace), query, body=body)
+
+    def update(self, kind: Kind, name: str, change: Callable[[Object], Object]) -> Object:
+        """Read, change and write back an object, again when somebody else wrote in between.
+
+        Raises:
+            ClusterError: status 404 when it is gone.
+        """
+        while True:
+            found = self._call("GET", kind.path(self.namespace, name))
+            changed = change(json.loads(json.dumps(found)))
+            if changed == found:
+                return found
+            try:
+                return self._call(
+                    "PUT", kind.path(self.namespace, name), {"fieldValidation": "Strict"}, body=changed
+                )  # fmt: skip
+            except ClusterError as error:
+                if error.status != 409:
+                    raise
+
+    def delete(self, kind: Kind, name: str, uid: str | None = None) -> None:
+        """Delete an object and what it owns; one that is gone, or another one of this name, is left.
+
+        Args:
+            uid: delete it only if it is this one.
+        """
+        options: Object = {"propagationPolicy": "Background"}
+        if uid is not None:
+            options["preconditions"] = {"uid": uid}
+        try:
+            self._call("DELETE", kind.path(self.namespace, name), body=options)
+        except ClusterError as error:
+            if error.status not in (404, 409):
+                raise
+
+    # --- watching ---
+
+    def follow(
+        self, kind: Kind, name: str, tick_s: float = 10.0, say: Callable[[str], None] = lambda line: None
+    ) -> Iterator[Object | None]:
+        """An object's states: at once, on every change, and unchanged after every ``tick_s``; None when it is gone.
+
+        It never gives up: an expired watch (410) begins anew with a list, an API that does not answer is waited for.
+
+        Args:
+            say: gets a line when the API stops answering, and when it answers again.
+
+        Raises:
+            ClusterError: the API refuses for good, for example for want of rights.
+        """
+        version: str | None = None
+        current: Object | None = None
+        silent_since: float | None = None
+        while True:
+            try:
+                if version is None:
+                    found, version = self._listed(kind, fields={"metadata.name": name})
+                    current = found[0] if found else None
+                    yield current
+                for change in self._watch(kind, name, version, tick_s):
+                    if change["type"] == "ERROR":
+                        code = change["object"].get("code")
+                        raise ClusterError(f"watching {kind.name} {name}: {change['object'].get('message')}", code)
+                    version = change["object"]["metadata"]["resourceVersion"]
+                    if change["type"] != "BOOKMARK":
+                        current = None if change["type"] == "DELETED" else change["object"]
+                        yield current
+                if silent_since is not None:
+                    say(f"the Kubernetes API answers again, after {time.monotonic() - silent_since:.0f} s")
+                    silent_since = None
+                yield current
+            except ClusterError as error:
+                if error.status == 410:
+                    version = None
+                elif error.status is None or error.status in _TRANSIENT:
+                    if silent_since is None:
+                        silent_since = time.monotonic()
+                        say(f"{error}; still trying")
+                    time.sleep(min(tick_s, 5.0) * random.uniform(0.5, 1.0))
+                else:
+                    raise
+
+    def _watch(self, kind: Kind, name: str, version: str, timeout_s: float) -> Iterator[Object]:
+        query = {
+            "watch": "true",
+            "fieldSelector": f"metadata.name={name}",
+            "resourceVersion": version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": max(1, round(timeout_s)),
+        }
+        response = self._once("GET", kind.path(self.namespace), query, timeout_s=timeout_s + 15)
+        for line in self._lines(response):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:  # cut off in the middle
+                raise self._unreachable(error) from error
+
+    def _lines(self, response: Any) -> Iterator[str]:
+        """The lines of a response as they come; a connection that breaks is a `ClusterError` without status."""
+        import urllib3
+
+        rest = b""
+        try:
+            for chunk in response.stream(decode_content=False):
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from (line.decode(errors="replace") for line in lines if line)
+            if rest:
+                yield rest.decode(errors="replace")
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise self._unreachable(error) from error
+        finally:
+            response.close()
+            response.release_conn()
+
+    def logs(
+        self, pod: str, container: str, since: str | None = None, follow: bool = True
+    ) -> Iterator[tuple[str, str]]:
+        """The lines that a container prints, each with its time (RFC 3339), until it ends or the connection breaks.
+
+        Args:
+            since: only lines from this time on, to the second.
+            follow: wait for more.
+        """
+        query = {
+            "container": container,
+            "follow": "true" if follow else None,
+            "timestamps": "true",
+            "sinceTime": since[:19] + "Z" if since else None,
+        }
+        path = POD.path(self.namespace, pod, "log")
+        for line in self._lines(self._once("GET", path, query, timeout_s=3600.0)):
+            stamp, _, text = line.partition(" ")
+            yield stamp, text
+
+
+def _selector(wanted: Mapping[str, str] | None) -> str | None:
+    return ",".join(f"{key}={value}" for key, value in wanted.items()) if wanted else None
+
+
+def _message(error: Any) -> str:
+    """What the API answered, in one line."""
+    try:
+        said = json.loads(error.body)["message"]
+    except (TypeError, ValueError, KeyError):
+        said = str(error.body or "")
+    hint = {
+        401: "; the token is not accepted (expired?)",
+        403: "; the service account lacks the right (k8s/team grants it)",
+    }.get(error.status, "")
+    return f"{error.status} {' '.join(str(said).split())[:400] or error.reason}{hint}"
+
+
+def _seconds(headers: Any) -> float | None:
+    """``Retry-After``, at most a minute."""
+    try:
+        return min(float(headers["Retry-After"]), 60.0)
+    except (TypeError, KeyError, ValueError):
+        return None

@@ -1,0 +1,215 @@
+"""Commands under supervision."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Self
+
+from . import supervisor as supervisor_program
+from .supervisor import _POLL_S, OWNER, _forget, _register, _signal, descendants, identity, is_alive
+
+_TAIL_LINES = 40
+
+
+class LaunchError(RuntimeError):
+    """A process could not be started or failed; one line for a person."""
+
+    def __init__(self, message: str, lines: Sequence[str] = ()):
+        super().__init__(message)
+        self.lines = tuple(lines)
+        """The last lines it printed."""
+
+
+class NoResultError(LaunchError):
+    """A training ended well without leaving a result."""
+
+    def __init__(self, stage: str, prefix: str, lines: Sequence[str]):
+        super().__init__(f"{stage}: the training ended without writing its manifest to {prefix}", lines[-_TAIL_LINES:])
+
+
+_watching: tuple[str, str] | None = None
+"""Which process (a fork is another one) already watches which owner."""
+
+
+def end_quickly() -> None:
+    """Let this process end without looking for garbage once more: beside torch that took it two seconds.
+
+    For processes that are ours alone: what hangs in a reference cycle is not finalized, as it is not when killed.
+    """
+    atexit.register(gc.freeze)
+
+
+def die_with_owner() -> None:
+    """End this process and all below it as soon as the process named in ``VTHINK_OWNER`` is gone.
+
+    Called at the start of our own processes, which then also `end_quickly`; again it does nothing. Only this process
+    and its descendants are killed, not the process group: an executor of ``kfp.local`` shares its group with `make`
+    or the shell that called `vthink run`.
+    """
+    global _watching
+    owner = os.environ.get(OWNER)
+    if not owner or owner == identity() or _watching == (identity(), owner):
+        return
+    if not is_alive(owner):
+        os._exit(128 + signal.SIGKILL)
+    _watching = (identity(), owner)
+    end_quickly()
+    registered = _register(owner, sys.argv)
+
+    def watch() -> None:
+        while is_alive(owner):
+            time.sleep(_POLL_S)
+        for pid in descendants(os.getpid()):
+            _signal(pid, signal.SIGKILL)
+        _forget(registered)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="die-with-owner", daemon=True).start()
+
+
+class Process:
+    """A command under supervision. As a context manager it is stopped at the end of the block."""
+
+    def __init__(self, supervisor: subprocess.Popen[str], command: Sequence[str], log: Path | None):
+        self.command = tuple(command)
+        self.log = log
+        self._supervisor = supervisor
+
+    @property
+    def pid(self) -> int:
+        """Id of the supervisor."""
+        return self._supervisor.pid
+
+    @property
+    def lines(self) -> Iterator[str]:
+        """The lines the command prints, until it ends; only when it was started without a log file."""
+        assert self._supervisor.stdout is not None, "the output goes to the log file"
+        for line in self._supervisor.stdout:
+            yield line.rstrip("\r\n")
+
+    def poll(self) -> int | None:
+        """The exit code, 128 + signal for a killed command, or None while it runs."""
+        return self._supervisor.poll()
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Wait for the end; returns the exit code.
+
+        Raises:
+            TimeoutError: it still runs after ``timeout_s``.
+        """
+        try:
+            return self._supervisor.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"{self.command[0]} still runs after {timeout_s} s") from None
+
+    def terminate(self) -> None:
+        """Ask the command to end (SIGTERM). Asked a second time, it and everything below it is killed."""
+        if self._supervisor.poll() is None:
+            self._supervisor.terminate()
+
+    def stop(self, grace_s: float = 10.0) -> int:
+        """End the command, gently for ``grace_s``, then by force, and wait until nothing of it is left."""
+        self.terminate()
+        try:
+            return self.wait(grace_s)
+        except TimeoutError:
+            self.terminate()
+            return self.wait()
+        finally:
+            if self._supervisor.stdout is not None:
+                self._supervisor.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def spawn(
+    command: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    cwd: Path | str | None = None,
+) -> Process:
+    """Start a command that ends, with everything it started, when this process ends, even by SIGKILL.
+
+    Args:
+        command: program and arguments.
+        env: its whole environment; default: this process's. ``VTHINK_OWNER`` is set to the supervisor, so
+            that our own programs below it can watch it.
+        log: file to which its output is appended; without one the output is read from ``Process.lines``.
+        cwd: where it runs.
+    """
+    if shutil.which(command[0], path=(env or os.environ).get("PATH")) is None:
+        raise LaunchError(f"cannot start {command[0]}: no such program")
+    sink: IO[bytes] | int = subprocess.PIPE
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        sink = open(log, "ab")  # noqa: SIM115 (closed below, after the child has it)
+    try:
+        supervisor = subprocess.Popen(
+            [sys.executable, "-I", "-S", supervisor_program.__file__, identity(), *command],
+            env=dict(os.environ if env is None else env),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            # Apart from the terminal's group: Ctrl-C reaches the caller, who then stops its children in
+            # order.
+            start_new_session=True,
+            text=True,
+            errors="replace",
+            bufsize=-1,
+        )
+    finally:
+        if not isinstance(sink, int):
+            sink.close()
+    return Process(supervisor, command, log)
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that is free at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until_ready(process: Process, name: str, ready: Callable[[], bool], timeout_s: float) -> None:
+    """Wait until ``ready()`` is true.
+
+    Raises:
+        LaunchError: the process ended first, or time ran out; says what it printed last.
+    """
+    start = time.monotonic()
+    while not ready():
+        code = process.poll()
+        waited = time.monotonic() - start
+        if code is not None or waited > timeout_s:
+            lines = tail(process.log) if process.log is not None else []
+            what = f"ended with exit code {code}" if code is not None else f"is not ready after {waited:.0f} s"
+            last = f": {lines[-1]}" if lines else ""
+            raise LaunchError(f"{name} {what}{last} (log: {process.log})", lines)
+        time.sleep(0.05)
+
+
+def tail(path: Path, count: int = _TAIL_LINES) -> list[str]:
+    """The last lines of a log file that are not empty."""
+    if not path.exists():
+        return []
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 64 * 1024))
+        text = file.read().decode(errors="replace")
+    return [line for line in text.splitlines() if line.strip()][-count:]

@@ -1,0 +1,95 @@
+"""Model folders to models that answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+from ..video.config import VideoConfig
+from .chat import ChatEncoder
+from .folder import ModelError, check_folder, read_card
+from .patch_embedding import embed_patches_by_product
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A model ready to answer: weights, encoder and the settings it was trained with."""
+
+    model: Any
+    encoder: ChatEncoder
+    video: VideoConfig
+    prompt: str
+    folder: Path
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+
+def pick_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 where the accelerator computes in it, else float32."""
+    if dtype == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    chosen: torch.dtype = getattr(torch, dtype)
+    return chosen
+
+
+def load_model(
+    folder: Path, dtype: str = "auto", attention: str = "sdpa", device: torch.device | None = None
+) -> LoadedModel:
+    """Load a model folder.
+
+    Raises:
+        ModelError: see `check_folder`, or weights that do not fit the configuration.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    check_folder(folder)
+    card = read_card(folder)
+    device = device or pick_device()
+    try:
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            dtype=pick_dtype(dtype, device),
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{folder}: cannot be loaded ({type(error).__name__}: {reason})") from error
+    missing = [k for k in info.get("missing_keys", ()) if not k.endswith("lm_head.weight")]
+    if missing or info.get("mismatched_keys"):
+        broken = sorted(str(k) for k in [*missing, *info.get("mismatched_keys", ())])
+        raise ModelError(f"{folder}: weights missing or of another shape: {', '.join(broken[:5])}")
+    embed_patches_by_product(model)
+    encoder = ChatEncoder(processor, card["prompt"], card["video"], tokens_per_second(model))
+    return LoadedModel(model.to(device).eval(), encoder, card["video"], card["prompt"], folder)
+
+
+def tokens_per_second(model: Any) -> float:
+    """M-RoPE positions per second of video; 0 for models that write the time as text (Qwen3-VL)."""
+    return float(getattr(model.config.vision_config, "tokens_per_second", None) or 0.0)
+
+
+def iter_linear_names(model: Any) -> Iterator[str]:
+    """Names of the language model's linear layers (targets for LoRA)."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and "language_model" in name:
+            yield name

@@ -1,0 +1,103 @@
+"""Models in the object store."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from ..storage.names import fingerprint, join
+from ..storage.s3 import Storage
+from ..video.config import VideoConfig
+from .config import ModelConfig
+from .folder import _WEIGHTS_THAT_RUN_CODE, ModelError, _copy_safe, check_folder, write_card
+from .tiny import build_tiny
+
+
+def ensure_base_model(storage: Storage, config: ModelConfig, video: VideoConfig, wait_s: float | None = None) -> str:
+    """Bring the base model into the store, once, and return its prefix.
+
+    The prefix is named by the contents of the configuration, so every stage that asks gets the same bytes.
+
+    Args:
+        storage: the store.
+        config: which model.
+        video: how its videos become frames.
+        wait_s: somebody else brings it; wait so long for that. Two that bring it at once would each find the other's
+            half.
+
+    Returns:
+        ``s3://…/models/<fingerprint>/``, complete.
+
+    Raises:
+        ModelError: unsupported, unsafe or unreachable model, or nobody brought it in time.
+    """
+    tiny = config.tiny.model_dump() | {"seed": config.seed} if config.name == "tiny" else None
+    key = fingerprint("base-model", config.name, config.revision, config.prompt, tiny, video.model_dump(mode="json"))
+    prefix = join(storage.config.root_uri, "models", key) + "/"
+    deadline = time.monotonic() + (wait_s or 0.0)
+    while not (complete := storage.is_complete(prefix)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    if complete:
+        return prefix
+    if wait_s is not None:
+        raise ModelError(f"{prefix}: the first process did not bring the base model within {wait_s:g} s; see its log")
+    with tempfile.TemporaryDirectory(prefix="vthink-model-") as scratch:
+        folder = Path(scratch) / "model"
+        folder.mkdir()
+        if config.name == "tiny":
+            model, processor = build_tiny(config.tiny, video, config.seed)
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+        else:
+            _copy_safe(_local_copy(storage, config, Path(scratch)), folder)
+        check_folder(folder)
+        lineage = {"base": config.name, "revision": config.revision, "fingerprint": key}
+        write_card(folder, config.prompt, video, lineage)
+        if not storage.is_complete(prefix):  # another run may have brought it meanwhile
+            storage.upload_dir(folder, prefix)
+    return prefix
+
+
+def _local_copy(storage: Storage, config: ModelConfig, scratch: Path) -> Path:
+    if config.name.startswith("s3://"):
+        source = scratch / "source"
+        prefix = config.name if config.name.endswith("/") else config.name + "/"
+        objects = [o for o in storage.list(prefix) if "/" not in o.uri.removeprefix(prefix) and o.size]
+        if not objects:
+            raise ModelError(f"{prefix}: nothing there")
+        source.mkdir()
+        for item in objects:
+            name = item.uri.removeprefix(prefix)
+            if Path(name).suffix not in _WEIGHTS_THAT_RUN_CODE:
+                storage.download_file(item.uri, source / name)
+        return source
+    if Path(config.name).is_dir():
+        return Path(config.name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                config.name,
+                revision=config.revision,
+                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "merges.txt", "vocab.json"],
+                local_dir=scratch / "hub",
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ModelError(
+            f"model '{config.name}' is neither a folder here nor reachable on the hub ({reason}); "
+            "give a folder, an s3://…/ prefix, or the name of a model you can reach"
+        ) from error
+
+
+def fetch_model(storage: Storage, uri: str, cache_dir: Path) -> Path:
+    """A local folder with the model at ``uri`` (an ``s3://…/`` prefix or a folder), downloaded once and verified."""
+    if not uri.startswith("s3://"):
+        return Path(uri)
+    folder = cache_dir / "models" / fingerprint(uri)
+    storage.download_dir(uri if uri.endswith("/") else uri + "/", folder)
+    return folder

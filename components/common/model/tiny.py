@@ -1,0 +1,302 @@
+"""A small model of a real architecture, and its processor, for laptops and tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..video.config import VideoConfig
+from .config import TinyModelConfig
+
+_CHAT_TEMPLATE = """{%- for message in messages %}
+{{- '<|im_start|>' + message['role'] + '\\n' }}
+{%- if message['content'] is string %}{{- message['content'] }}
+{%- else %}
+{%- for part in message['content'] %}
+{%- if part['type'] == 'image' %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}
+{%- elif part['type'] == 'video' %}{{- '<|vision_start|><|video_pad|><|vision_end|>' }}
+{%- elif 'text' in part %}{{- part['text'] }}
+{%- endif %}
+{%- endfor %}
+{%- endif %}
+{{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+
+
+_SPECIAL_TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
+
+
+_TAGS = [f"<{slash}{tag}>" for tag in ("think", "answer", "time", "caption") for slash in ("", "/")]
+
+
+_WORDS = [
+    "the",
+    "a",
+    "an",
+    "in",
+    "of",
+    "is",
+    "are",
+    "at",
+    "to",
+    "and",
+    "then",
+    "it",
+    "its",
+    "how",
+    "many",
+    "what",
+    "which",
+    "does",
+    "do",
+    "did",
+    "was",
+    "were",
+    "there",
+    "from",
+    "with",
+    "for",
+    "on",
+    "first",
+    "last",
+    "second",
+    "before",
+    "after",
+    "than",
+    "until",
+    "while",
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "white",
+    "black",
+    "purple",
+    "orange",
+    "square",
+    "circle",
+    "triangle",
+    "shape",
+    "shapes",
+    "digit",
+    "digits",
+    "number",
+    "colour",
+    "color",
+    "moves",
+    "move",
+    "moved",
+    "moving",
+    "left",
+    "right",
+    "up",
+    "down",
+    "appears",
+    "appear",
+    "appeared",
+    "stays",
+    "stay",
+    "visible",
+    "shown",
+    "seen",
+    "screen",
+    "image",
+    "video",
+    "picture",
+    "clip",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "zero",
+    "order",
+    "fast",
+    "slow",
+    "speed",
+    "pixels",
+    "pixel",
+    "per",
+    "seconds",
+    "second",
+    "long",
+    "time",
+    "duration",
+    "describe",
+    "happens",
+    "happen",
+    "read",
+    "direction",
+    "starts",
+    "start",
+    "ends",
+    "end",
+    "changes",
+    "change",
+    "into",
+    "becomes",
+    "so",
+    "answer",
+    "A",
+    "B",
+    "C",
+    "D",
+    "E",
+    "F",
+    "user",
+    "assistant",
+    "system",
+]
+
+
+def _tiny_tokenizer() -> Any:
+    """A byte-level tokenizer in which the demo's words and MM:SS times are single tokens and any text is possible."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    pieces = Regex(r"\d\d:\d\d| ?[^\W\d]+|\d|\s+(?=\S)|\s+| ?[^\w\s]+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(pieces, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    times = [f"{s // 60:02d}:{s % 60:02d}" for s in range(32)]
+    corpus = [form for word in [*_WORDS, *times] for form in (word, f" {word}", word.capitalize(), f" {word}")]
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        special_tokens=_SPECIAL_TOKENS,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in _TAGS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=_SPECIAL_TOKENS[3:],
+        model_max_length=32768,
+    )
+
+
+def _tiny_processor(config: TinyModelConfig, video: VideoConfig) -> Any:
+    from transformers import (
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    patch = video.size_multiple // 2
+    size = {"shortest_edge": video.min_pixels, "longest_edge": video.max_pixels}
+    images = Qwen2VLImageProcessor(size=dict(size), patch_size=patch, merge_size=2)
+    kwargs: dict[str, Any] = {
+        "size": dict(size),
+        "patch_size": patch,
+        "merge_size": 2,
+        "do_sample_frames": False,
+    }
+    if config.family == "qwen2_5_vl":
+        videos = Qwen2VLVideoProcessor(**kwargs, cap_pixels_per_frame=False)
+        processor_class = Qwen2_5_VLProcessor
+    else:
+        videos = Qwen3VLVideoProcessor(**kwargs)
+        processor_class = Qwen3VLProcessor
+    return processor_class(
+        image_processor=images,
+        tokenizer=_tiny_tokenizer(),
+        video_processor=videos,
+        chat_template=_CHAT_TEMPLATE,
+    )
+
+
+def build_tiny(config: TinyModelConfig, video: VideoConfig, seed: int) -> tuple[Any, Any]:
+    """A randomly initialised small model of a real architecture, and its processor.
+
+    Returns:
+        (model in float32, processor). The same arguments give the same weights.
+    """
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+    )
+
+    processor = _tiny_processor(config, video)
+    tokenizer = processor.tokenizer
+    head_dim = config.hidden_size // config.num_heads
+    quarter = head_dim // 8 * 2  # M-RoPE: about a quarter of the rotary pairs for time, the rest for height and width
+    sections = [
+        quarter,
+        (head_dim // 2 - quarter) // 2,
+        head_dim // 2 - quarter - (head_dim // 2 - quarter) // 2,
+    ]
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections}
+    text: dict[str, Any] = {
+        "vocab_size": -(-len(tokenizer) // 64) * 64,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.hidden_size * 3,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_heads,
+        "max_position_embeddings": 32768,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "initializer_range": config.initializer_range,
+        "rope_parameters": rope,
+    }
+    vision: dict[str, Any] = {
+        "depth": config.num_vision_layers,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.hidden_size * 2,
+        "num_heads": config.num_heads,
+        "out_hidden_size": config.hidden_size,
+        "patch_size": video.size_multiple // 2,
+        "spatial_merge_size": 2,
+        "initializer_range": config.initializer_range,
+    }
+    ids = {
+        "image_token_id": processor.image_token_id,
+        "video_token_id": processor.video_token_id,
+        "vision_start_token_id": tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        "vision_end_token_id": tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+    }
+    torch.manual_seed(seed)
+    if config.family == "qwen2_5_vl":
+        vision |= {"fullatt_block_indexes": [config.num_vision_layers - 1], "tokens_per_second": 1}
+        model = Qwen2_5_VLForConditionalGeneration(
+            Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids, tie_word_embeddings=False)
+        )
+    else:
+        text["head_dim"] = head_dim
+        rope["mrope_interleaved"] = True
+        vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
+        model = Qwen3VLForConditionalGeneration(
+            Qwen3VLConfig(text_config=text, vision_config=vision, **ids, tie_word_embeddings=False)
+        )
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model.float(), processor

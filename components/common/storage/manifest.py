@@ -1,0 +1,104 @@
+"""What a finished stage says about its output."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Self
+
+from pydantic import AllowInfNan, Field, field_validator
+
+from ..config import ConfigError, Section
+from .names import MANIFEST, StorageError, as_prefix, join, split_uri
+from .s3 import Storage, _digest
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _version() -> str:
+    from .... import __version__
+
+    return __version__
+
+
+class Manifest(Section):
+    """What a finished stage says about its output. Written last, it is the stage's completion marker."""
+
+    stage: str
+    """Which stage."""
+    fingerprint: str
+    """Identity of the stage's configuration and inputs."""
+    uri: str
+    """Prefix of the output, ending in ``/``; the manifest itself is ``manifest.json`` below it."""
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """URIs of what went in, by name."""
+    counts: dict[str, int] = Field(default_factory=dict)
+    """Whole numbers worth telling, such as rows in and out."""
+    metrics: dict[str, Annotated[float, AllowInfNan(False)]] = Field(default_factory=dict)
+    """Final measurements."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """URIs of what came out, by name; a folder's ends in ``/``."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """The stage's section of the configuration."""
+    details: dict[str, Any] = Field(default_factory=dict)
+    """Anything else that later stages or a person need."""
+    mlflow_run_id: str | None = None
+    """The stage's MLflow run."""
+    seconds: float = 0.0
+    """How long the stage took."""
+    created: str = Field(default_factory=_now)
+    """When, in UTC (ISO 8601)."""
+    version: str = Field(default_factory=_version)
+    """Version of this package."""
+    git_commit: str | None = None
+    """Commit of this package's source, when known."""
+
+    @field_validator("uri")
+    @classmethod
+    def _prefix(cls, uri: str) -> str:
+        split_uri(uri)
+        return as_prefix(uri)
+
+    @property
+    def manifest_uri(self) -> str:
+        """Where the manifest itself is."""
+        return join(self.uri, MANIFEST)
+
+    def write(self, storage: Storage) -> str:
+        """Write ``<uri>manifest.json``, with a checksum of itself; returns its URI."""
+        data = self.model_dump(mode="json")
+        storage.write_json(self.manifest_uri, {**data, "sha256": _digest(data)})
+        return self.manifest_uri
+
+    @classmethod
+    def read(cls, storage: Storage, manifest_uri: str) -> Self:
+        """Read and check a manifest.
+
+        Raises:
+            StorageError: it is missing, cut off or altered.
+        """
+        data = storage.read_json(manifest_uri)
+        recorded = data.pop("sha256", None) if isinstance(data, dict) else None
+        if recorded is None or recorded != _digest(data):
+            raise StorageError(f"{manifest_uri} is damaged: its checksum does not fit its content")
+        try:
+            return cls.load(data, source=manifest_uri)
+        except ConfigError as error:
+            raise StorageError(str(error)) from error
+
+    @classmethod
+    def find(cls, storage: Storage, prefix_uri: str) -> Self | None:
+        """The manifest below a prefix, or None when the stage did not finish there.
+
+        One that was cut off while being written counts as not there; a store that cannot be asked is an
+        error.
+        """
+        uri = join(as_prefix(prefix_uri), MANIFEST)
+        if not storage.exists(uri):
+            return None
+        try:
+            return cls.read(storage, uri)
+        except StorageError:
+            storage.read_bytes(uri)
+            return None

@@ -1,0 +1,222 @@
+"""MLflow's client, and what its errors mean."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from ..provenance import git_commit
+from ..storage.config import StorageConfig
+from .config import TrackingConfig
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+_log = logging.getLogger(__name__)
+
+
+_MAX_VALUE = 6000
+"""MLflow's limit for the text of a parameter."""
+
+
+_BATCH = 100
+"""MLflow's limit for parameters and tags in one request."""
+
+
+_AWAY_S = 15.0
+"""How long MLflow is left alone after it did not answer, so that a training is not held up at each step."""
+
+
+GPU_HOURS = "resources/gpu_hours"
+"""Metric of a stage's run, and summed up of the pipeline's: hours times the accelerators of the training."""
+
+
+_HOPELESS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"})
+"""What MLflow answers to a request that it will never take; there is no use in waiting."""
+
+
+_NO_BUCKET = frozenset({"NoSuchBucket", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"})
+"""What a store answers where an experiment keeps its artifacts in one that is not ours."""
+
+
+class TrackingError(RuntimeError):
+    """The tracking store cannot be used; one line for a person."""
+
+
+def mlflow_environment(storage: StorageConfig | None = None) -> dict[str, str]:
+    """The variables with which MLflow writes artifacts to our store and otherwise keeps quiet."""
+    env = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+        # MLflow makes its own S3 client; without this it sends checksums that several servers refuse.
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    }
+    if storage is not None:
+        env["AWS_DEFAULT_REGION"] = os.environ.get("AWS_DEFAULT_REGION", storage.region)
+        env["MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE"] = "path" if storage.path_style else "auto"
+        if storage.endpoint_url:
+            env["MLFLOW_S3_ENDPOINT_URL"] = storage.endpoint_url
+        if storage.ca_bundle:
+            env["AWS_CA_BUNDLE"] = storage.ca_bundle
+    return env
+
+
+def tracking_uri(tracking: TrackingConfig) -> str:
+    """Where runs are recorded.
+
+    Raises:
+        TrackingError: neither the configuration nor the environment says.
+    """
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise TrackingError("no MLflow tracking URI: set tracking.uri or MLFLOW_TRACKING_URI")
+    return uri
+
+
+def registry_client(tracking: TrackingConfig, storage: StorageConfig | None = None) -> Any:
+    """An ``MlflowClient`` for runs, artifacts and the model registry.
+
+    Raises:
+        TrackingError: the store cannot be opened.
+    """
+    os.environ.update(mlflow_environment(storage))
+    # Schema migrations are announced line by line otherwise.
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    uri = tracking_uri(tracking)
+    try:
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        return client
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"cannot use MLflow at {_shown(uri)}: {_first_line(error)}") from error
+
+
+def _shown(uri: str) -> str:
+    """A URI without the password that it may carry."""
+    scheme, separator, rest = uri.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of an error, without a password in a URI that it quotes."""
+    lines = str(error).splitlines()
+    return re.sub(r"//[^/@\s]+@", "//", lines[0]) if lines else type(error).__name__
+
+
+def _s3_code(error: BaseException | None) -> str | None:
+    """The code with which an S3 store refused a request, if that is behind this error."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, Mapping) and "Error" in response:
+            return str(response["Error"].get("Code"))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextlib.contextmanager
+def _errors(what: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise TrackingError(f"{what}: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def impatient() -> Iterator[None]:
+    """MLflow's client tries for minutes by default, which is right for the beginning of a stage but not within it."""
+    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def ensure_experiment(client: Any, name: str, artifact_root: str | None = None) -> str:
+    """The id of the experiment; created, with its artifacts below ``artifact_root``, when there is none."""
+    from mlflow.exceptions import MlflowException
+
+    for attempt in range(2):
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            if found.lifecycle_stage != "active":
+                client.restore_experiment(found.experiment_id)
+            return str(found.experiment_id)
+        try:
+            return str(client.create_experiment(name, artifact_location=artifact_root))
+        except MlflowException as error:
+            # Another process created it between the two calls.
+            if attempt or error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+    raise AssertionError("unreachable")
+
+
+def _search(client: Any, experiment: str, tags: Mapping[str, str]) -> Any:
+    """The newest run with these tags, or None."""
+    condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    runs = client.search_runs(
+        [experiment], filter_string=condition, order_by=["attributes.start_time DESC"], max_results=1
+    )
+    return runs[0] if runs else None
+
+
+def _continue(client: Any, run_id: str, tags: Mapping[str, str]) -> Any:
+    """Reopen a run."""
+    run = client.get_run(run_id)
+    if run.info.status != "RUNNING":
+        client.update_run(run_id, status="RUNNING")
+    _set_tags(client, run_id, tags)
+    return run
+
+
+def _set_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    from mlflow.entities import RunTag
+
+    items = [RunTag(key, str(value)[:_MAX_VALUE]) for key, value in tags.items()]
+    for start in range(0, len(items), _BATCH):
+        client.log_batch(run_id, tags=items[start : start + _BATCH])
+
+
+def _origin_tags(source: str) -> dict[str, str]:
+    """Where a run comes from: code, person, KFP run."""
+    tags = {"mlflow.source.name": source, "mlflow.source.type": "JOB"}
+    if commit := git_commit():
+        tags["vthink.git_commit"] = tags["mlflow.source.git.commit"] = commit
+    with contextlib.suppress(Exception):
+        # A container's user often has no name.
+        import getpass
+
+        tags["mlflow.user"] = getpass.getuser()
+    for name in ("pipeline_run_id", "pipeline_run_url"):
+        if value := os.environ.get(f"KFP_{name.upper()}"):
+            tags[f"kfp.{name}"] = value
+    return tags
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as one level of ``a.b`` keys, with values as text."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str, sort_keys=True)
+            flat[f"{prefix}{key}"] = text[:_MAX_VALUE]
+    return flat

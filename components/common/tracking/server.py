@@ -1,0 +1,77 @@
+"""MLflow's pages, served on this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from ..launch.process import LaunchError, Process, free_port, spawn, wait_until_ready
+from ..storage.config import StorageConfig
+from .client import _shown, mlflow_environment, tracking_uri
+from .config import TrackingConfig
+
+
+@dataclass(frozen=True)
+class Ui:
+    """A running MLflow server."""
+
+    url: str
+    process: Process
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.stop()
+
+
+def start_ui(
+    tracking: TrackingConfig, storage: StorageConfig, artifact_root: str, log: Path, port: int | None = None
+) -> Ui:
+    """Serve MLflow's pages over the database and the store, on 127.0.0.1, and wait until they answer.
+
+    Args:
+        tracking: whose ``uri`` is the database (``sqlite:///…``).
+        storage: where the artifacts are; its keys come from this process's environment.
+        artifact_root: ``s3://…`` folder of the artifacts.
+        log: the server's log file.
+        port: default: a free one.
+
+    Raises:
+        LaunchError: the server does not start; says what it printed last.
+    """
+    uri = tracking_uri(tracking)
+    if uri.startswith(("http://", "https://")):
+        raise LaunchError(f"MLflow already runs at {_shown(uri)}: open it there")
+    port = port or free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri,
+        "--artifacts-destination", artifact_root, "--serve-artifacts",
+        "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+    ]  # fmt: skip
+    env = {**os.environ, **mlflow_environment(storage)}
+    # It would make the server a client of another server.
+    env.pop("MLFLOW_TRACKING_URI", None)
+    process = spawn(command, env=env, log=log)
+    try:
+        wait_until_ready(process, "MLflow", lambda: _answers(f"{url}/health"), timeout_s=240)
+    except LaunchError:
+        process.stop(1)
+        raise
+    return Ui(url, process)
+
+
+def _answers(url: str) -> bool:
+    # No proxy: the server is on this machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False

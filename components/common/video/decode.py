@@ -1,0 +1,164 @@
+"""Files to frames: probe, check, decode and resize."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .clip import WHOLE, Clip, DecodeError, MediaKind, Part, _first_line
+from .config import VideoConfig
+from .frames import MAX_FRAME_PIXELS, select_frames, target_size
+from .probe import _probe
+from .readers import _decode_with_decord, _decode_with_pyav, _RefusedError, _resize
+from .signature import SIGNATURE_FRAMES
+
+_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+_PLAYLIST_MARKS = (b"#EXTM3U", b"ffconcat")
+
+
+def read_clip(
+    path: str | Path,
+    config: VideoConfig,
+    kind: MediaKind = "video",
+    start_s: float | None = None,
+    end_s: float | None = None,
+) -> Clip:
+    """Probe, check, decode and resize one file in this process (`Decoder` does it in one that can be killed).
+
+    Times count from ``start_s``. decord decodes; PyAV takes over where decord refuses or disagrees about the
+    frames.
+
+    Raises:
+        DecodeError: when the file is missing, empty, too large, not what ``kind`` says, damaged or truncated.
+    """
+    (clip,) = _read_file(path, config, kind, ((start_s, end_s),)).clips
+    if isinstance(clip, DecodeError):
+        raise clip
+    return clip
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """`DecodedFile` with frames that are not compressed yet."""
+
+    clips: list[Clip | DecodeError]
+    width: int
+    height: int
+    duration_s: float
+    num_frames: int
+    frames: np.ndarray
+    """(K, H, W, 3), of the whole file, spread evenly; what its signature is made of. Empty unless asked for."""
+
+
+def _read_file(
+    path: str | Path, config: VideoConfig, kind: MediaKind, parts: Sequence[Part], whole: bool = False
+) -> _File:
+    """`read_clip` for several parts of one file, which is probed and decoded once. A part that is not there is an
+    error in its place; ``whole`` asks for `_File.frames` as well."""
+    path = Path(path)
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DecodeError(f"cannot read the file: {error.strerror}") from None
+    if not path.is_file():
+        raise DecodeError("not a regular file")
+    if status.st_size == 0:
+        raise DecodeError("the file is empty")
+    if status.st_size > config.max_file_bytes:
+        raise DecodeError(f"the file has {status.st_size} bytes; the limit is {config.max_file_bytes} (max_file_bytes)")
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith(_PLAYLIST_MARKS) or _is_text(head):
+        raise DecodeError(f"the file holds text, not {'an image' if kind == 'image' else 'a video'}")
+    if kind == "image":
+        return _read_image(path, config, len(parts))
+    return _read_video(path, config, parts, whole)
+
+
+def _is_text(head: bytes) -> bool:
+    if b"\0" in head:
+        return False
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start > len(head) - 4 and error.reason == "unexpected end of data"
+    return True
+
+
+def _read_image(path: Path, config: VideoConfig, parts: int) -> _File:
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_IMAGE_FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_FRAME_PIXELS:
+                    raise DecodeError(f"{width}×{height} pixels; the limit is {MAX_FRAME_PIXELS} in all")
+                image.verify()
+            with Image.open(path, formats=_IMAGE_FORMATS) as image:
+                upright: Image.Image = ImageOps.exif_transpose(image)
+                if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+                    white = Image.new("RGBA", upright.size, "white")
+                    white.alpha_composite(upright.convert("RGBA"))
+                    upright = white
+                pixels = np.asarray(upright.convert("RGB"))
+    except DecodeError:
+        raise
+    except MemoryError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise DecodeError(f"not an image of a known format ({', '.join(_IMAGE_FORMATS)})") from None
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more on damaged files
+        raise DecodeError(f"damaged image: {_first_line(error)}") from error
+    height, width = pixels.shape[:2]
+    clip = Clip(_resize(pixels[None], target_size(height, width, config)), np.zeros(1), 0.0, "image")
+    return _File([clip] * parts, width, height, 0.0, 1, clip.frames)
+
+
+def _read_video(path: Path, config: VideoConfig, parts: Sequence[Part], whole: bool) -> _File:
+    probe = _probe(path)
+    if probe.duration_s > config.max_duration_s:
+        raise DecodeError(f"{probe.duration_s:.0f} s long; the limit is {config.max_duration_s:g} s (max_duration_s)")
+    chosen: list[np.ndarray | DecodeError] = []
+    for start_s, end_s in parts:
+        try:
+            chosen.append(select_frames(probe.times_s, probe.duration_s, config, start_s, end_s))
+        except DecodeError as error:
+            chosen.append(error)
+    shown = [indices for indices in chosen if isinstance(indices, np.ndarray)]
+    # The whole file's signature is made of frames that are decoded anyway, where it is shown as a whole.
+    anyway = next((i for part, i in zip(parts, chosen, strict=True) if part == WHOLE), None) if whole else None
+    spread = anyway if isinstance(anyway, np.ndarray) else np.arange(len(probe.pts))
+    spread = spread[np.linspace(0, len(spread) - 1, SIGNATURE_FRAMES).round().astype(np.int64)] if whole else spread[:0]
+    unique = np.unique(np.concatenate([*shown, spread])) if shown else spread[:0]
+    if not len(unique):
+        return _File(
+            [c for c in chosen if isinstance(c, DecodeError)],
+            0,
+            0,
+            probe.duration_s,
+            len(probe.pts),
+            np.empty(0, np.uint8),
+        )
+    try:
+        frames, size = _decode_with_decord(path, unique, probe, config)
+    except _RefusedError:
+        frames, size = _decode_with_pyav(path, unique, probe, config)
+    clips: list[Clip | DecodeError] = []
+    for (start_s, end_s), indices in zip(parts, chosen, strict=True):
+        if isinstance(indices, DecodeError):
+            clips.append(indices)
+            continue
+        start = 0.0 if start_s is None else start_s
+        end = probe.duration_s if end_s is None else min(end_s, probe.duration_s)
+        times_s = np.maximum(probe.times_s[indices] - start, 0.0)
+        clips.append(Clip(frames[np.searchsorted(unique, indices)], times_s, end - start, "video"))
+    height, width = size
+    return _File(clips, width, height, probe.duration_s, len(probe.pts), frames[np.searchsorted(unique, spread)])

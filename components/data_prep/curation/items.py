@@ -1,0 +1,163 @@
+"""What is curated: captioned videos, or questions."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from ...common.config import describe
+from ...common.rows.files import RowError
+from ...common.rows.sample import Evidence, Media, Sample
+from ...common.storage.names import canonical_json
+from ..config import CurationConfig
+from ..formats.registry import read_rows
+from ..source import Source, resolve_uri
+from .replies import clean
+
+Reason = Literal[
+    "unreadable_row",
+    "duplicate_id",
+    "missing_media",
+    "damaged_media",
+    "not_a_video",
+    "bad_segments",
+    "malformed_reply",
+    "judge_wrong",
+    "low_reward",
+]
+"""Why nothing comes of a row: it is no row; its id was taken; its file is not there; its file cannot be decoded; an
+image has no segments; its segments do not fit the video, or are too few; the teacher's replies cannot be used; the
+judge never found the answer; no trace earned enough."""
+
+
+MAX_SOURCE_BYTES = 512 * 2**20
+"""A larger file of captioned segments is refused, because it is read as a whole."""
+
+
+_BEYOND_END_S = 0.5
+"""Segments of a data set may end so far behind the video's end, where rounding has put them; they are cut there."""
+
+
+class _DropError(Exception):
+    """Nothing comes of this row."""
+
+    def __init__(self, reason: Reason, detail: str):
+        super().__init__(detail)
+        self.reason: Reason = reason
+
+
+class CurateError(RuntimeError):
+    """Curation cannot begin or go on; one line for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A captioned video, or a question."""
+
+    line: int
+    """Its line or place in the source, from 1."""
+    id: str
+    media: Media
+    sample: Sample | None
+    """The question; None: it is to be written."""
+    segments: tuple[Evidence, ...]
+    """Captioned segments; empty: they are to be found."""
+
+    def digest(self, settings: Any) -> str:
+        """Identifies what becomes of it: what it says, and the settings that have a say in it."""
+        said = None if self.sample is None else self.sample.model_dump(mode="json")
+        segments = [segment.model_dump(mode="json") for segment in self.segments]
+        text = canonical_json([self.id, self.media.model_dump(mode="json"), said, segments, settings])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_items(
+    source: Source, config: CurationConfig, format_name: str | None = None, roots: Mapping[str, str] | None = None
+) -> Iterator[Item | RowError]:
+    """The videos or questions of a file.
+
+    Args:
+        source: a JSON object of captioned segments as ActivityNet Captions has them
+            (``{key: {"timestamps": [[start, end]], "sentences": [caption]}}``), or rows in any format of `sources`.
+        config: where the videos of captioned segments are, and how many items are read.
+        format_name: how the rows are written; None: as they look.
+        roots: where the media of rows are, by source (`DataPrepConfig.roots`).
+
+    Raises:
+        CurateError: the file of segments cannot be read at all.
+        SamplesError, FormatError: the file of rows cannot be read at all.
+    """
+    captioned = None if format_name else _captioned_videos(source.path)
+    rows = read_rows(source.path, format_name, roots) if captioned is None else None
+    found = _captioned(captioned, config) if rows is None else rows
+    ids: dict[str, int] = {}
+    for number, (line, row) in enumerate(found):
+        if config.max_items is not None and number >= config.max_items:
+            return
+        if isinstance(row, RowError):
+            yield row
+            continue
+        item = row if isinstance(row, Item) else Item(line, row.id, row.media, row, row.evidence)
+        if item.id in ids and rows is not None and not rows.format.unique_ids:
+            item = replace(item, id=f"{item.id}@{line}")
+        if item.id in ids:
+            yield RowError(line, f"duplicate_id: the id '{item.id}' is already that of {ids[item.id]}", "")
+            continue
+        ids[item.id] = line
+        try:
+            uri = resolve_uri(item.media.uri, source.base)
+        except ValueError as error:
+            yield RowError(line, f"missing_media: {error}", "")
+            continue
+        media = item.media.model_copy(update={"uri": uri})
+        sample = None if item.sample is None else item.sample.model_copy(update={"id": item.id, "media": media})
+        yield replace(item, media=media, sample=sample)
+
+
+def _captioned_videos(source: Path) -> dict[str, Any] | None:
+    """What a file of captioned segments holds; None when it is one of rows."""
+    if source.suffix.lower() != ".json":
+        return None
+    with source.open("rb") as file:
+        if not file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
+            return None
+    if source.stat().st_size > MAX_SOURCE_BYTES:
+        raise CurateError(f"{source}: larger than {MAX_SOURCE_BYTES} bytes; split it")
+    try:
+        videos = json.loads(source.read_text("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        if str(error).startswith("Extra data"):  # an object a line
+            return None
+        raise CurateError(f"{source}: not JSON ({str(error)[:100]})") from None
+    if not all(isinstance(about, dict) for about in videos.values()):
+        raise CurateError(f"{source}: expected {{video: {{timestamps, sentences}}}}, or rows")
+    return dict(videos)
+
+
+def _captioned(videos: Mapping[str, Any] | None, config: CurationConfig) -> Iterator[tuple[int, Item | RowError]]:
+    for number, (key, about) in enumerate((videos or {}).items(), 1):
+        try:
+            yield number, _captioned_item(number, key, about, config)
+        except (ValueError, TypeError, KeyError) as error:
+            said = describe(error, Evidence) if isinstance(error, ValidationError) else str(error)
+            said = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else said
+            yield number, RowError(number, f"bad_segments: '{key[:100]}': {said}", json.dumps(about)[:2000])
+
+
+def _captioned_item(number: int, key: str, about: dict[str, Any], config: CurationConfig) -> Item:
+    if len(about["timestamps"]) != len(about["sentences"]):
+        raise ValueError(f"{len(about['timestamps'])} timestamps, but {len(about['sentences'])} sentences")
+    segments = [
+        Evidence(start_s=start, end_s=end, caption=clean(caption, "caption"))
+        for (start, end), caption in zip(about["timestamps"], about["sentences"], strict=True)
+    ]
+    segments.sort(key=lambda segment: (segment.start_s, segment.end_s))
+    media = Media(kind="video", uri=config.videos.replace("{id}", key))
+    return Item(number, key, media, None, tuple(segments))

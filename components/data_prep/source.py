@@ -1,0 +1,95 @@
+"""Where rows and media are: here, in a store, or on the hub."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..common.storage.names import split_uri
+from ..common.storage.s3 import Storage
+from .objects import FormatError
+
+HUB = "hf://"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of rows, brought to this machine."""
+
+    name: str
+    """As it was given."""
+    path: Path
+    """Here."""
+    base: str
+    """What relative media count from: a folder, ``s3://…/`` or ``hf://…/``."""
+
+
+def open_source(name: str, storage: Storage | None, folder: Path) -> Source:
+    """Find the rows, and fetch them to ``folder`` where they are in a store or on the hub.
+
+    Raises:
+        FormatError: there is no such file, or it cannot be fetched.
+        StorageError: the store cannot be reached.
+    """
+    if name.startswith("s3://"):
+        if storage is None:
+            raise FormatError(f"{name} is in a store; say which one (storage section, AWS_ENDPOINT_URL_S3)")
+        path = folder / posixpath.basename(name)
+        storage.download_file(name, path)
+        return Source(name, path, posixpath.dirname(name) + "/")
+    if name.startswith(HUB):
+        return Source(name, fetch_from_hub(name), posixpath.dirname(name) + "/")
+    path = Path(name).expanduser().absolute()
+    if not path.is_file():
+        raise FormatError(f"{name}: there is no such file")
+    return Source(name, path, str(path.parent))
+
+
+def fetch_from_hub(uri: str) -> Path:
+    """A file of a data set on the Hugging Face hub, ``hf://datasets/<owner>/<name>[@<revision>]/<path>``, in the hub's
+    cache on this machine.
+
+    Raises:
+        FormatError: another kind of URI, or the hub cannot be reached or refuses.
+    """
+    from huggingface_hub import hf_hub_download
+
+    match = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?/([^@]+)", uri)
+    if match is None:
+        raise FormatError(f"{uri}: expected hf://datasets/<owner>/<name>[@<revision>]/<file>")
+    try:
+        return Path(hf_hub_download(match[1], match[3], repo_type="dataset", revision=match[2]))
+    except Exception as error:  # huggingface_hub raises its own, httpx's and OSError
+        lines = str(error).strip().splitlines()
+        raise FormatError(
+            f"{uri}: cannot be fetched from the hub ({lines[0][:150] if lines else type(error).__name__}); "
+            "see HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE"
+        ) from None
+
+
+def resolve_uri(uri: str, base: str) -> str:
+    """The full path, ``s3://`` or ``hf://`` URI of a row's media; relative ones count from ``base``, where the rows
+    are.
+
+    Raises:
+        ValueError: another scheme, or a path that leaves the bucket or the repository.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if separator and scheme in ("s3", "hf"):
+        return uri
+    if separator and scheme == "file":
+        return rest
+    if separator:
+        raise ValueError(f"media are read from paths, s3:// and hf://, not from {scheme}://")
+    if posixpath.isabs(uri):
+        return uri
+    scheme, separator, _ = base.partition("://")
+    if not separator:
+        return posixpath.normpath(posixpath.join(base, uri))
+    top = f"s3://{split_uri(base)[0]}" if scheme == "s3" else "/".join(base.split("/")[:5])
+    path = posixpath.normpath(posixpath.join(base.removeprefix(top).strip("/"), uri))
+    if path.startswith(".."):
+        raise ValueError(f"{uri} leaves {'the bucket ' if scheme == 's3' else ''}{top}")
+    return f"{top}/{path}"

@@ -1,0 +1,47 @@
+"""What serving must know of a model folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...common.config import ConfigError
+from ...common.model.prompts import get_template
+from ...common.storage.names import StorageError, join
+from ...common.storage.s3 import Storage
+from ...common.video.config import VideoConfig
+
+
+class RolloutError(RuntimeError):
+    """A version did not go into service, and why, in one line; what was in service still is."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedModel:
+    """What serving must know of a model folder."""
+
+    prompt: str
+    """Name of the prompt template."""
+    video: VideoConfig
+    family: str
+    """``model_type`` of its ``config.json``."""
+    chat_template: str
+    """The chat template of its tokenizer."""
+
+    @classmethod
+    def read(cls, storage: Storage, source: str) -> TrainedModel:
+        """Read it from a model folder in the store.
+
+        Raises:
+            RolloutError: a file is missing or damaged.
+        """
+        try:
+            card = storage.read_json(join(source, "vthink.json"))
+            config = storage.read_json(join(source, "config.json"))
+            template = storage.read_bytes(join(source, "chat_template.jinja")).decode()
+            video = VideoConfig.load(card["video"], join(source, "vthink.json"))
+            get_template(card["prompt"])
+            return cls(str(card["prompt"]), video, str(config["model_type"]), template)
+        except (StorageError, ConfigError) as error:
+            raise RolloutError(f"{source} cannot be served: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise RolloutError(f"{source} cannot be served: vthink.json or config.json is damaged ({error})") from error

@@ -1,0 +1,185 @@
+"""Media of a request, as bytes: from a data URL, or over http(s) where the configuration allows it.
+
+Nothing here opens a local file. An http(s) host is resolved once, every address it has must be public, and the
+connection goes to the checked address, so that a second answer of the name server cannot redirect it (DNS rebinding).
+Redirects are followed by hand and checked the same way; proxies from the environment are not used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import ipaddress
+import socket
+from collections.abc import Callable
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+from ..config import ServerConfig
+from .errors import ApiError
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+# Clouds answer instances on these, which the tables of private addresses do not (all) hold.
+_CLOUD = [ipaddress.ip_network(net) for net in ("192.0.0.0/24", "168.63.129.16/32")]
+
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address is on the public internet, looking into the ones that carry another inside.
+
+    Loopback, private, link-local (with the clouds' metadata services), shared, multicast and reserved are not.
+    """
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return is_public(address.ipv4_mapped)
+        if address in _NAT64:
+            return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        if address.sixtofour is not None or address.teredo is not None or address.is_site_local:
+            return False
+    if address.is_multicast or address.is_reserved or address.is_unspecified:
+        return False
+    return address.is_global and not any(address in network for network in _CLOUD)
+
+
+def shortened(url: str) -> str:
+    """An URL for a message: without a data URL's payload, without a query (which may hold a signature)."""
+    return url[:80].split(",", 1)[0].split("?", 1)[0]
+
+
+def _refuse(message: str, status: int = 400) -> ApiError:
+    return ApiError(status, message, param="messages")
+
+
+def _too_large(limit: int) -> ApiError:
+    return _refuse(f"the media is larger than {limit} bytes, the most this server takes", 413)
+
+
+def read_data_url(url: str, max_bytes: int) -> bytes:
+    """The bytes of a base64 data URL.
+
+    Raises:
+        ApiError: 400 malformed, 413 too large.
+    """
+    header, comma, payload = url.partition(",")
+    if not comma or not header.lower().endswith(";base64"):
+        raise _refuse("a data URL must look like data:video/mp4;base64,AAAA…")
+    if len(payload) // 4 * 3 > max_bytes + 2:
+        raise _too_large(max_bytes)
+    try:
+        data = base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError):
+        raise _refuse("the data URL's payload is not base64") from None
+    if len(data) > max_bytes:
+        raise _too_large(max_bytes)
+    if not data:
+        raise _refuse("the media is empty (0 bytes)")
+    return data
+
+
+class MediaReader:
+    """Reads the media that requests name, within the limits of the configuration."""
+
+    def __init__(self, config: ServerConfig, allowed: Callable[[Address], bool] = is_public) -> None:
+        """Args: ``allowed``: which addresses may be connected to."""
+        self._config = config
+        self._allowed = allowed
+
+    async def read(self, url: str) -> bytes:
+        """The bytes at ``url``.
+
+        Raises:
+            ApiError: 400 not allowed or not reachable, 413 too large, 504 too slow.
+        """
+        scheme = url[:16].partition(":")[0].lower()
+        if scheme == "data":
+            return await asyncio.to_thread(read_data_url, url, self._config.max_video_bytes)
+        if scheme not in ("http", "https"):
+            raise _refuse(f"'{shortened(url)}' is not taken: send the media as a data: URL (base64)")
+        if not self._config.allow_http_media:
+            raise _refuse(
+                "this server does not fetch http(s) media: send it as a data: URL (base64), or serve with "
+                "deployment.server.allow_http_media=true"
+            )
+        if len(url) > 4096:
+            raise _refuse("the media URL is longer than 4096 characters")
+        try:
+            async with asyncio.timeout(self._config.media_timeout_s):
+                return await self._fetch(url)
+        except TimeoutError:
+            raise _refuse(f"'{shortened(url)}' did not arrive within {self._config.media_timeout_s:g} s", 504) from None
+
+    async def _fetch(self, url: str) -> bytes:
+        for _ in range(self._config.max_media_redirects + 1):
+            target = await self._check(url)
+            try:
+                answer = await self._get(url, target)
+            except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+                reason = type(error).__name__
+                raise _refuse(f"'{shortened(url)}' could not be fetched ({reason})") from error
+            if isinstance(answer, bytes):
+                return answer
+            url = urljoin(url, answer)
+        raise _refuse(f"'{shortened(url)}' redirects more than {self._config.max_media_redirects} times")
+
+    async def _check(self, url: str) -> Address:
+        """The address to connect to for ``url``; refuses what may not be reached."""
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            raise _refuse(f"'{shortened(url)}' is not a URL") from None
+        if parts.scheme not in ("http", "https") or not host:
+            raise _refuse(f"'{shortened(url)}' is not taken: only http and https addresses are fetched")
+        if parts.username is not None or parts.password is not None:
+            raise _refuse("a media URL must not hold a user name or password")
+        host = host.rstrip(".")
+        domains = self._config.allowed_media_domains
+        if domains and not any(host == d or (d.startswith(".") and host.endswith(d)) for d in domains):
+            raise _refuse(f"media from '{host[:80]}' is not allowed; allowed: {', '.join(domains)}")
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(
+                host, port or (443 if parts.scheme == "https" else 80), type=socket.SOCK_STREAM
+            )
+            addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+        except (OSError, UnicodeError, ValueError):
+            raise _refuse(f"host '{host[:80]}' cannot be resolved") from None
+        # One message for every refused address: the answer must not tell what exists in the private network.
+        if not addresses or not all(self._allowed(address) for address in addresses):
+            raise _refuse(f"'{host[:80]}' is not a public address; this server fetches from public addresses only")
+        return addresses[0]
+
+    async def _get(self, url: str, address: Address) -> bytes | str:
+        """One GET to the checked address: the body, or where it redirects to."""
+        limit = self._config.max_video_bytes
+        parsed = httpx.URL(url)
+        headers = {"Host": parsed.netloc.decode("ascii"), "Accept-Encoding": "identity", "User-Agent": "vthink"}
+        # TLS still checks the certificate against the name, not against the address.
+        extensions = {"sni_hostname": parsed.raw_host.decode("ascii")}
+        async with httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=10.0) as client:
+            pinned = parsed.copy_with(host=str(address))
+            async with client.stream("GET", pinned, headers=headers, extensions=extensions) as response:
+                if response.status_code in _REDIRECTS and "location" in response.headers:
+                    return response.headers["location"]
+                if response.status_code != 200:
+                    raise _refuse(f"'{shortened(url)}' answered with HTTP {response.status_code}")
+                if response.headers.get("content-encoding", "identity").lower() != "identity":
+                    raise _refuse(f"'{shortened(url)}' is compressed for transfer, which is not taken")
+                if int(response.headers.get("content-length", "0")) > limit:
+                    raise _too_large(limit)
+                data = bytearray()
+                async for piece in response.aiter_raw():
+                    data += piece
+                    if len(data) > limit:
+                        raise _too_large(limit)
+        if not data:
+            raise _refuse("the media is empty (0 bytes)")
+        return bytes(data)
