@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from ..common.answers import grading, responses, values
 from ..common.model.prompts import AnswerFormat
 from ..common.rows.sample import Sample
 from .answers import Answer
-from .captions import captioning
 from .conditions import kind_of, video_of
-from .grounding import grounding
+from .metrics import Response, Rule, measure
 
 Row = Mapping[str, Any]
 """One graded item, a line of ``items.jsonl``."""
@@ -23,7 +21,7 @@ def grade_answer(
     model: str,
     frames: str,
     answer_format: AnswerFormat,
-    rule: Callable[[Sample, str | None], float] | None = None,
+    rule: Rule | None = None,
 ) -> dict[str, Any]:
     """One row of ``items.jsonl``. An item that failed has every metric at its worst.
 
@@ -35,32 +33,8 @@ def grade_answer(
         answer_format: what the model was asked to write.
         rule: grades the questions that name a rule of their benchmark (``metadata.rule``).
     """
-    parsed = responses.parse_response(answer.text)
-    said, failed = parsed.answer, answer.error is not None
-    as_published = responses.published_answer(answer.text)
-    shape = responses.follows_format
-    metrics = {
-        "accuracy": float(not failed and grading.is_correct(sample, said)),
-        "accuracy_paper": float(not failed and grading.is_correct(sample, as_published, "paper")),
-        "score": 0.0 if failed else grading.grade(sample, said),
-        "format_rate": float(not failed and shape(sample, answer.text, answer_format)),
-        "format_video_r1": float(not failed and shape(sample, answer.text, "video_r1")),
-        "format_video_thinker": float(not failed and shape(sample, answer.text, "video_thinker")),
-    }
-    if rule is not None and "rule" in sample.metadata:
-        metrics["accuracy"] = metrics["score"] = 0.0 if failed else rule(sample, said)
-    text = (said or "")[: values.MAX_ANSWER_CHARS]
-    if sample.problem_type in ("regression", "numerical"):
-        metrics["mra"] = grading.mean_relative_accuracy(text, sample.answer)
-        metrics["mra_inclusive"] = grading.mean_relative_accuracy(text, sample.answer, inclusive=True)
-    elif sample.problem_type == "ocr":
-        metrics["wer"] = grading.word_error_rate(text, sample.answer)
-    elif sample.problem_type == "free_form":
-        metrics["rouge"] = grading.rouge_f(text, sample.answer)
-    if sample.evidence:
-        metrics |= grounding([(segment.start_s, segment.end_s) for segment in parsed.segments], sample)
-        if sample.metadata.get("captioned", True):
-            metrics |= captioning(parsed.segments, sample)
+    response = Response(sample, answer.text, answer_format, rule)
+    metrics = measure(response, failed=answer.error is not None)
     return {
         "id": sample.id,
         "video": video_of(sample),
@@ -72,7 +46,7 @@ def grade_answer(
         "response": answer.text,
         "token_ids": list(answer.token_ids),
         "finish_reason": answer.finish_reason,
-        "answer": said,
+        "answer": response.parsed.answer,
         "truth": sample.answer,
         "question": sample.question,
         "options": list(sample.options),
