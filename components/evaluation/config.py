@@ -9,7 +9,8 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from ..common.config import Section
-from .expressions import BENCHMARKS, FRAMES
+from .benchmarks.registry import BENCHMARKS
+from .conditions import CONDITIONS
 from .rules import DEFAULT_GATE, GateRule, check_evaluated, translate_expression
 
 
@@ -80,7 +81,7 @@ class EvaluationConfig(Section):
     """Items shown with frames in the report."""
     benchmarks: dict[str, str] = Field(default_factory=dict)
     """Public benchmarks that every model of the pipeline is measured on too: name (``video-holmes`` …) → folder or
-    ``s3://…/`` prefix with the published files and the videos. Rules say ``video_holmes.accuracy``, with ``_``."""
+    ``s3://…/`` prefix with the published files and the videos. Rules name them."""
     gate: tuple[GateRule, ...] = DEFAULT_GATE
     """Rules that must all hold before a model is registered (`evaluation/rules.py`)."""
 
@@ -88,10 +89,9 @@ class EvaluationConfig(Section):
     @classmethod
     def _check_benchmarks(cls, benchmarks: dict[str, str]) -> dict[str, str]:
         for name in benchmarks:
-            if name.replace("-", "_") not in BENCHMARKS or "_" in name:
-                known = [known.replace("_", "-") for known in BENCHMARKS]
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(known)}"
+            if name not in BENCHMARKS:
+                near = difflib.get_close_matches(name, BENCHMARKS, n=1, cutoff=0.5)
+                hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(BENCHMARKS)}"
                 raise ValueError(f"unknown benchmark '{name}'; {hint}")
         return benchmarks
 
@@ -112,4 +112,4 @@ class EvaluationConfig(Section):
     def conditions(self) -> list[str]:
         """The conditions that videos of the held-out split are shown under, as far as there are such videos."""
         switches = {"ordered": True, "other_video": self.other_video_control}
-        return [name for name in FRAMES if switches.get(name, getattr(self, name, False))]
+        return [name for name in CONDITIONS if switches.get(name, getattr(self, name, False))]

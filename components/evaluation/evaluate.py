@@ -32,12 +32,12 @@ from .ask import ask
 from .captions import left_out_metrics
 from .conditions import Items, choose_items, conditions, video_of
 from .config import EvaluationConfig
-from .rules import check_evaluated
 from .grade import grade_answer
 from .grounding import baseline_items, mean_span
 from .journal import Journal
 from .models.local import StoredModel
-from .results import BenchmarkResult, key_of, parse_benchmark
+from .results import BenchmarkResult, parse_benchmark
+from .rules import check_evaluated
 from .run_benchmark import run_benchmark
 from .summary import Rows, conclude, flat_metrics, item_traces, items_table, result_table
 

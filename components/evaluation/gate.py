@@ -22,7 +22,7 @@ from ..common.tracking.run import Tracker
 from .champion import Champion, find_champion
 from .config import EvaluationConfig
 from .results import BenchmarkResult, parse_benchmark
-from .verdict import HELD_OUT, Results, Verdict, judge
+from .verdict import HELD_OUT, Results, judge
 
 
 def judge_candidate(run_json: str, config_json: str, evaluation_uri: str) -> str:
@@ -122,8 +122,8 @@ def _read_evaluation(storage: Storage, manifest: Manifest) -> tuple[dict[str, Re
     for file, prefix in manifest.files.items():
         if file.startswith("benchmarks/"):
             name = file.split("/")[1]
-            contents = (storage.read_bytes(join(prefix, part)) for part in ("result.json", "items.jsonl"))
-            measured = parse_benchmark(*contents, prefix, name)
+            result_json, items = (storage.read_bytes(join(prefix, part)) for part in ("result.json", "items.jsonl"))
+            measured = parse_benchmark(result_json, items, prefix, name)
             models[name][measured.benchmark] = measured
     return dict(models), str(result["candidate"])
 

@@ -2,36 +2,37 @@
 
 A rule names a metric of the candidate, and compares it in one of five words::
 
-    {metric: format_rate, at_least: 0.9}                            # the mean itself
+    {metric: format_rate, at_least: 0.9}                       # the mean itself
     {metric: accuracy, condition: shuffled, at_most: 0.5}
-    {metric: accuracy, above: 0.25}                                 # the whole interval is above chance
-    {metric: accuracy, by_kind: direction, above: sft}              # significantly better than another model, paired
-    {metric: accuracy, above: blind, by: 0.05}                      # ... than itself without the video, by 0.05
+    {metric: accuracy, above: 0.25}                            # the whole interval is above chance
+    {metric: accuracy, by_kind: direction, above: sft}         # significantly better than another model, paired
+    {metric: accuracy, above: blind, by: 0.05}                 # ... than itself without the video, by 0.05
     {metric: accuracy, benchmark: video-holmes, not_worse_than: champion, by: 0.01}
 
-``at_least`` and ``at_most`` look at the mean, ``above`` and ``below`` at an end of its interval. Beside a name, ``above``,
-``below`` and ``not_worse_than`` look at the interval of the *paired* difference over the same questions
-(`statistics.paired_difference`): above ``by``, below ``-by``, and not worse than ``-by``. So ``above`` says the same of a
-number and of a model: it would be so again with other videos. Which of its forms is meant is told by the value alone;
-there is no second key for the model, which would have made ``above: 0.02`` a level in one rule and a margin in the next.
+``at_least`` and ``at_most`` look at the mean, ``above`` and ``below`` at an end of its interval. With a model or
+condition ``above``, ``below`` and ``not_worse_than`` look at the interval of the *paired* difference over the same questions
+(`statistics.paired_difference`): it is above ``by``, below ``-by``, or above ``-by``. So ``above`` says the same of a
+number and of a model: it would be so again with other videos. The value alone tells which is meant; a second key for
+the model (``above: 0.02, of: champion``) would make the number a level in one rule and a margin in the next.
 
 Mistakes are found when a rule is read: unknown names, with the nearest known one, and levels that no result can miss or
-reach (``accuracy`` at least 50). `check_evaluated` finds what will not be evaluated, before anything runs.
+reach (accuracy at least 50). `check_evaluated` finds what will not be evaluated, before anything runs.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, Strict, field_validator, model_serializer, model_validator
 
 from ..common.config import ConfigError, Section
-from .expressions import BENCHMARKS as _B, FRAMES, METRICS, SCORES, UNBOUNDED
-
-BENCHMARKS = tuple(name.replace("_", "-") for name in _B)
+from .benchmarks.registry import BENCHMARKS
+from .conditions import CONDITIONS, ORDERED
+from .metrics import METRICS, metric_named
 
 MODELS = ("base", "sft", "champion")
 """What a candidate can be compared with; ``champion`` is in service."""
@@ -59,7 +60,7 @@ class GateRule(Section):
     """Of the candidate: a metric, or a score of the benchmark."""
     benchmark: str | None = None
     """A public benchmark (``video-holmes`` …) or a set of one's own; null: the held-out split."""
-    condition: str = "ordered"
+    condition: str = ORDERED
     """How the videos are shown: ``ordered``, ``shuffled``, ``blind`` …"""
     by_kind: str | None = None
     """Only questions of this kind (``metadata.kind``)."""
@@ -70,9 +71,9 @@ class GateRule(Section):
     at_most: Number | None = None
     """The mean is this or less."""
     above: Number | str | None = None
-    """A number: the interval is above it. A model or condition: significantly higher than there, by more than ``by``."""
+    """A number: the interval is above it. A model or condition: significantly higher than that, by more than ``by``."""
     below: Number | str | None = None
-    """A number: the interval is below it. A model or condition: significantly lower than there, by more than ``by``."""
+    """A number: the interval is below it. A model or condition: significantly lower than that, by more than ``by``."""
     not_worse_than: str | None = None
     """A model: a loss of ``by`` or more against it can be excluded."""
     by: Annotated[Number, Field(ge=0, lt=1)] = 0.0
@@ -89,17 +90,19 @@ class GateRule(Section):
     def _check(self) -> Self:
         words = [word for word in _COMPARISONS if getattr(self, word) is not None]
         if len(words) != 1:
-            raise ValueError(f"a rule has exactly one of {', '.join(_COMPARISONS)}; it has {', '.join(words) or 'none'}")
+            raise ValueError(
+                f"a rule has exactly one of {', '.join(_COMPARISONS)}; it has {', '.join(words) or 'none'}"
+            )
         if self.by_kind is not None and self.by_type is not None:
             raise ValueError("by_kind and by_type are both there: leave one out")
         if self.benchmark is None or self.benchmark in BENCHMARKS:
-            scores = SCORES if self.benchmark else ()
+            scores = BENCHMARKS[self.benchmark].scores if self.benchmark else ()
             _known("metric", self.metric, (*METRICS, *scores))
-        _known("condition", self.condition, FRAMES)
+        _known("condition", self.condition, CONDITIONS)
         if self.other is not None:
-            _known("model or condition", self.other, MODELS if words == ["not_worse_than"] else (*MODELS, *FRAMES))
+            _known("model or condition", self.other, MODELS if words == ["not_worse_than"] else (*MODELS, *CONDITIONS))
             if self.other == self.condition:
-                raise ValueError(f"the candidate's {self.metric} with frames '{self.condition}' is compared with itself")
+                raise ValueError(f"{self.metric} under '{self.condition}' is compared with itself")
             if words == ["not_worse_than"] and not self.by:
                 raise ValueError("not_worse_than needs a margin, such as by: 0.02; without a loss at all: above")
         elif self.by:
@@ -110,15 +113,19 @@ class GateRule(Section):
 
     def _check_possible(self, word: Comparison) -> None:
         """A level that every result, or none, is on the right side of says nothing."""
-        level, bounded = float(getattr(self, word)), self.metric not in UNBOUNDED
-        hint = "; metrics are fractions: 0.5, not 50" if bounded and level > 1 else ""
-        least, most = (0.0, 1.0 if bounded else float("inf"))
-        never_fails = {"at_least": level <= least, "at_most": level >= most, "above": level < least, "below": level > most}
-        never_holds = {"at_least": level > most, "at_most": level < least, "above": level >= most, "below": level <= least}
-        for verb, outcome in (("fail", never_fails), ("hold", never_holds)):
-            if outcome[word]:
-                ends = f"between {least:g} and {most:g}" if bounded else "0 or more"
-                raise ValueError(f"{word}: {level:g} can never {verb}, since {self.metric} is {ends}{hint}")
+        level, bounded = float(getattr(self, word)), metric_named(self.metric).bounded
+        most = 1.0 if bounded else math.inf
+        outcomes = {  # of the least and of the greatest value
+            "at_least": (level <= 0, level <= most),
+            "at_most": (level >= 0, level >= most),
+            "above": (level < 0, level < most),
+            "below": (level > 0, level > most),
+        }[word]
+        if len(set(outcomes)) == 1:
+            verb = "fail" if outcomes[0] else "hold"
+            ends = "between 0 and 1" if bounded else "0 or more"
+            hint = "; metrics are fractions: 0.5, not 50" if bounded and level > 1 else ""
+            raise ValueError(f"{word}: {level:g} can never {verb}, since {self.metric} is {ends}{hint}")
 
     @model_serializer(mode="wrap")
     def _only_what_is_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -153,7 +160,7 @@ class GateRule(Section):
         return self.other if self.other is not None and self.other_model is None else self.condition
 
     def __str__(self) -> str:
-        condition = None if self.condition == "ordered" else self.condition
+        condition = None if self.condition == ORDERED else self.condition
         parts = (self.benchmark, condition, self.by_kind and f"kind {self.by_kind}", self.by_type)
         inside = ", ".join(part for part in parts if part)
         margin = f" by {self.by:g}" if self.by else ""
@@ -198,7 +205,7 @@ def check_evaluated(
         ValueError: a rule names something else; says what is evaluated.
     """
     for rule in rules:
-        of_split = conditions if rule.benchmark is None else ("ordered",)
+        of_split = conditions if rule.benchmark is None else (ORDERED,)
         checks = [("condition", rule.condition, of_split), ("condition", rule.other_condition, of_split)]
         if rule.benchmark is not None:
             checks.append(("benchmark", rule.benchmark, benchmarks))
@@ -208,8 +215,8 @@ def check_evaluated(
             if evaluated is not None and name not in evaluated:
                 there = ", ".join(evaluated) or "none"
                 raise ValueError(
-                    f"rule '{rule}': {what} '{name}' will not be evaluated; evaluated are: {there}; evaluate it too, or "
-                    "leave the rule out"
+                    f"rule '{rule}': {what} '{name}' will not be evaluated; evaluated are: {there}; evaluate it too, "
+                    "or leave the rule out"
                 )
         if models and rule.other_model == list(models)[-1]:
             raise ValueError(f"rule '{rule}': {rule.other_model} is the candidate itself; leave the rule out")
@@ -217,20 +224,22 @@ def check_evaluated(
 
 # -- rules as they were ---------------------------------------------------------------------------------------
 
-_PATH = r"(?:(?P<{0}model>candidate|grpo|sft|base|champion)\.)?(?P<{0}path>(?:\w+\.)*?[a-z]\w*?)(?:\.(?P<{0}part>value|low|high))?"
+_PATH = (
+    r"(?:(?P<{0}model>candidate|grpo|sft|base|champion)\.)?(?P<{0}path>(?:\w+\.)*?[a-z]\w*?)"
+    r"(?:\.(?P<{0}part>value|low|high))?"
+)
 _OLD_FORMS = (
-    re.compile(rf"(?P<bound>lower_bound\()?{_PATH.format('')}(?(bound)\))\s*(?P<sign>>=?|<=?)\s*(?P<number>[\d.]+)"),
+    re.compile(rf"(?P<bound>lower_bound\()?{_PATH.format('')}(?(bound)\))\s*(?P<sign>>=?|<=?)\s*(?P<number>\d*\.?\d+)"),
     re.compile(rf"{_PATH.format('')}\s*(?P<sign>>=?)\s*{_PATH.format('other_')}"),
-    re.compile(
-        rf"lower_bound\(\s*{_PATH.format('')}\s*-\s*{_PATH.format('other_')}\s*\)\s*>=?\s*(?P<margin>-?[\d.]+)"
-    ),
+    re.compile(rf"lower_bound\(\s*{_PATH.format('')}\s*-\s*{_PATH.format('other_')}\s*\)\s*>=?\s*(?P<margin>-?\d*\.?\d+)"),
 )
 """The three shapes of expression that gates had: against a number, against a model, and the paired difference."""
 
 
 def translate_expression(text: str) -> str:
     """What to write instead of a rule that is an expression, as rules were before they were data."""
-    rule = _translated(" ".join(text.split()))
+    text = " ".join(text.split())
+    rule = _translated(text) if len(text) <= 200 else None
     written = rule or "{metric: accuracy, above: base}, {metric: accuracy, at_least: 0.5} …"
     return f"rules are no expressions any more: for '{text[:100]}' write {written} (components/evaluation/README.md)"
 
@@ -246,8 +255,8 @@ def _translated(text: str) -> str | None:
         name = groups.pop(0)
         if name in ("by_kind", "by_type") and groups:
             fields[name] = groups.pop(0)
-        elif name in FRAMES:
-            fields |= {} if name == "ordered" else {"condition": name}
+        elif name in CONDITIONS:
+            fields |= {} if name == ORDERED else {"condition": name}
         else:
             fields["benchmark"] = name.replace("_", "-")
     margin, other = float(named.get("margin") or 0), named.get("other_model")

@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .config import EvaluationConfig
 from .grade import Row
 from .statistics import Estimate, cluster_mean, t_quantile
+
+if TYPE_CHECKING:
+    from .config import EvaluationConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..common.errors import UserError
 from .config import EvaluationConfig
-from .expressions import UNBOUNDED
+from .metrics import metric_named
 from .results import BenchmarkResult, compare, item_weights
 from .rules import MODELS, GateRule, nearest
 from .statistics import Difference, Estimate, cluster_mean
@@ -138,8 +138,8 @@ def _against_level(rule: GateRule, level: float, mine: Estimate) -> Finding:
 
 def _against_model(rule: GateRule, mine: Estimate, difference: Difference, model: str) -> Finding:
     if rule.comparison == "not_worse_than":
-        lower_is_better = rule.metric in UNBOUNDED
-        held = difference.high < rule.by if lower_is_better else difference.low > -rule.by
+        higher = metric_named(rule.metric).higher_is_better
+        held = difference.low > -rule.by if higher else difference.high < rule.by
     else:
         held = difference.low > rule.by if rule.comparison == "above" else difference.high < -rule.by
     text = (
@@ -231,7 +231,7 @@ def _mean(metric: str, values: Sequence[tuple[float | None, str]], config: Evalu
         confidence=config.confidence,
         resamples=config.bootstrap_resamples,
         seed=config.seed,
-        bounds=None if metric in UNBOUNDED else (0.0, 1.0),
+        bounds=(0.0, 1.0) if metric_named(metric).bounded else None,
     )
 
 

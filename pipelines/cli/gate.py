@@ -19,7 +19,7 @@ _EXAMPLES = """Examples:
 
 vthink gate "{metric: accuracy, above: 0.4}" --candidate out/holmes
 
-vthink gate "{metric: accuracy, benchmark: video-holmes, not_worse_than: champion, by: 0.01}" --candidate new --champion old
+vthink gate "{metric: accuracy, not_worse_than: champion, by: 0.01}" --candidate new --champion old
 
 vthink gate --rules rules.yaml --candidate new-holmes --candidate new-vsi --champion old-holmes --champion old-vsi
 """
