@@ -216,10 +216,12 @@ def check_evaluated(
                 there = ", ".join(evaluated) or "none"
                 raise ValueError(
                     f"rule '{rule}': {what} '{name}' will not be evaluated; evaluated are: {there}; evaluate it too, "
-                    "or leave the rule out"
+                    "or leave the rule out of evaluation.gate"
                 )
         if models and rule.other_model == list(models)[-1]:
-            raise ValueError(f"rule '{rule}': {rule.other_model} is the candidate itself; leave the rule out")
+            raise ValueError(
+                f"rule '{rule}': {rule.other_model} is the candidate itself; leave the rule out of evaluation.gate"
+            )
 
 
 # -- rules as they were ---------------------------------------------------------------------------------------
@@ -231,7 +233,9 @@ _PATH = (
 _OLD_FORMS = (
     re.compile(rf"(?P<bound>lower_bound\()?{_PATH.format('')}(?(bound)\))\s*(?P<sign>>=?|<=?)\s*(?P<number>\d*\.?\d+)"),
     re.compile(rf"{_PATH.format('')}\s*(?P<sign>>=?)\s*{_PATH.format('other_')}"),
-    re.compile(rf"lower_bound\(\s*{_PATH.format('')}\s*-\s*{_PATH.format('other_')}\s*\)\s*>=?\s*(?P<margin>-?\d*\.?\d+)"),
+    re.compile(
+        rf"lower_bound\(\s*{_PATH.format('')}\s*-\s*{_PATH.format('other_')}\s*\)\s*>=?\s*(?P<margin>-?\d*\.?\d+)"
+    ),
 )
 """The three shapes of expression that gates had: against a number, against a model, and the paired difference."""
 
