@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ..common.errors import UserError
 from .benchmarks.registry import BENCHMARKS
 from .config import EvaluationConfig
 from .expressions import FRAMES
@@ -24,9 +25,6 @@ from .statistics import Difference, paired_difference
 MAX_RESULT_BYTES = 64 * 2**20
 """Largest ``result.json`` that is read."""
 
-
-class ResultError(ValueError):
-    """A folder that does not hold a finished evaluation, in one line: which file, and what to do."""
 
 
 def key_of(benchmark: str) -> str:
@@ -151,7 +149,7 @@ def read_benchmark(folder: str | Path, model: str | None = None) -> BenchmarkRes
         model: what to call the model; None: its name in the result.
 
     Raises:
-        ResultError: nothing there, or not what the command writes.
+        UserError: nothing there, or not what the command writes.
     """
     folder = Path(folder)
     contents = []
@@ -159,7 +157,7 @@ def read_benchmark(folder: str | Path, model: str | None = None) -> BenchmarkRes
         try:
             contents.append((folder / name).read_bytes())
         except OSError as error:
-            raise ResultError(
+            raise UserError(
                 f"{folder / name}: {error.strerror or error}; give a folder that `vthink evaluate --benchmark … "
                 "--output` wrote"
             ) from None
@@ -170,7 +168,7 @@ def parse_benchmark(result_json: bytes, items_jsonl: bytes, where: str, model: s
     """`read_benchmark` of the contents of both files; ``where`` is for messages."""
     path, items = f"{where}result.json", f"{where}items.jsonl"
     if len(result_json) > MAX_RESULT_BYTES:
-        raise ResultError(f"{path}: larger than {MAX_RESULT_BYTES // 2**20} MiB; not a result of vthink evaluate")
+        raise UserError(f"{path}: larger than {MAX_RESULT_BYTES // 2**20} MiB; not a result of vthink evaluate")
     result = _checked(result_json, path)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in result["conditions"]}
     for number, line in enumerate(items_jsonl.splitlines(), start=1):
@@ -179,7 +177,7 @@ def parse_benchmark(result_json: bytes, items_jsonl: bytes, where: str, model: s
             rows[row["frames"]].append(row)
     for name, cell in rows.items():
         if len({row["id"] for row in cell}) != len(cell):
-            raise ResultError(
+            raise UserError(
                 f"{items}: an item is there twice under '{name}'; run `vthink evaluate --benchmark` again"
             )
     return BenchmarkResult(model or _model_name(result["model"]), where, result, rows)
@@ -241,20 +239,20 @@ def _checked(text: bytes, path: str) -> dict[str, Any]:
     try:
         result = _Result.model_validate_json(text).model_dump()
     except ValidationError as error:
-        raise ResultError(f"{path}{_first(error)}; not what `vthink evaluate --benchmark` writes") from None
+        raise UserError(f"{path}{_first(error)}; not what `vthink evaluate --benchmark` writes") from None
     conditions = result["conditions"]
     for name in [*conditions, *(row["frames"] for row in result["failed"])]:
         if name not in FRAMES:
-            raise ResultError(f"{path}, field 'conditions.{name[:40]}': not a frame condition")
+            raise UserError(f"{path}, field 'conditions.{name[:40]}': not a frame condition")
     if "ordered" not in conditions:
-        raise ResultError(f"{path}, field 'conditions.ordered': missing")
+        raise UserError(f"{path}, field 'conditions.ordered': missing")
     for where, found in _estimates(conditions, "conditions"):
         try:
             _Estimate.model_validate(found)
         except ValidationError as error:
-            raise ResultError(f"{path}, field '{where}'{_first(error)}") from None
+            raise UserError(f"{path}, field '{where}'{_first(error)}") from None
     if result["headline"] not in conditions["ordered"]["scores"]:
-        raise ResultError(f"{path}, field 'headline': '{result['headline'][:40]}' is none of the scores")
+        raise UserError(f"{path}, field 'headline': '{result['headline'][:40]}' is none of the scores")
     return result
 
 
@@ -304,7 +302,7 @@ def _row(line: bytes, place: str) -> dict[str, Any]:
     try:
         return _Item.model_validate_json(line).model_dump()
     except ValidationError as error:
-        raise ResultError(f"{place}{_first(error)}; evaluate the benchmark again") from None
+        raise UserError(f"{place}{_first(error)}; evaluate the benchmark again") from None
 
 
 def _model_name(about: Mapping[str, Any]) -> str:

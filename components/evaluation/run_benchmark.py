@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..common.errors import UserError
 from ... import __version__
 from ..common.model.config import ModelConfig
 from ..common.provenance import git_commit
@@ -20,7 +21,7 @@ from ..common.storage.names import fingerprint
 from ..common.storage.s3 import Storage
 from ..common.tracking.config import TrackingConfig
 from ..common.video.config import VideoConfig
-from .answers import Answer, EvaluationError
+from .answers import Answer
 from .ask import ask_videos, by_video
 from .benchmarks.benchmark import Benchmark
 from .benchmarks.folder import load
@@ -78,7 +79,7 @@ def run_benchmark(
         The contents of ``result.json``.
 
     Raises:
-        BenchmarkError, EvaluationError, ModelError, StorageError: in one line.
+        UserError, ModelError, StorageError: in one line.
     """
     benchmark = find_benchmark(name)
     config, override = under_protocol(config, protocol, num_frames)
@@ -145,12 +146,12 @@ def under_protocol(
     """The settings of generation, and those of `VideoConfig` in place of the model's.
 
     Raises:
-        EvaluationError: no such protocol.
+        UserError: no such protocol.
     """
     override: dict[str, Any] = {}
     if protocol is not None:
         if protocol not in PROTOCOLS:
-            raise EvaluationError(f"unknown protocol '{protocol}'; there are: {', '.join(PROTOCOLS)}")
+            raise UserError(f"unknown protocol '{protocol}'; there are: {', '.join(PROTOCOLS)}")
         chosen = PROTOCOLS[protocol]
         sampling = ("temperature", "top_p", "max_new_tokens")
         config = config.model_copy(update={key: getattr(chosen, key) for key in sampling})
@@ -179,13 +180,13 @@ def _check_settings(path: Path, settings: dict[str, Any], begun: bool) -> None:
             before = json.loads(path.read_text("utf-8"))
             changed = [name for name in settings if before.get(name) != settings[name]]
             if changed:
-                raise EvaluationError(
+                raise UserError(
                     f"{path.parent} holds another evaluation ({', '.join(changed)} differ): give another --output, "
                     "or delete it"
                 )
             return
     if begun:
-        raise EvaluationError(f"{path} is missing or damaged: give another --output, or delete {path.parent}")
+        raise UserError(f"{path} is missing or damaged: give another --output, or delete {path.parent}")
     _write(path, json.dumps(settings, indent=1, ensure_ascii=False).encode())
 
 

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
+from ...common.errors import UserError
 from ..scores import Score
 from .benchmark import Benchmark
 from .entries import Entry, choice
-from .question import BenchmarkError, Question
+from .question import Question
 from .scores import ACCURACY, _accuracy, _kind
 
 MVBENCH_FOLDERS: Mapping[str, tuple[str, ...]] = {
@@ -43,7 +44,7 @@ def _mvbench(entry: Entry) -> Iterator[Question]:
     )
     task = _task(task) or ""
     if not task:
-        raise BenchmarkError(f"{entry.file}: named for none of the 20 tasks ({', '.join(sorted(MVBENCH_FOLDERS))})")
+        raise UserError(f"{entry.file}: named for none of the 20 tasks ({', '.join(sorted(MVBENCH_FOLDERS))})")
     video, options = entry.text("video"), entry.options("candidates")
     yield choice(
         entry,

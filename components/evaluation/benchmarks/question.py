@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...common.errors import UserError
 from ...common.rows.sample import Sample
 
 MAX_OPTIONS = 26
 
-
-class BenchmarkError(ValueError):
-    """A benchmark that cannot be read, in one line: which file, row and field, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

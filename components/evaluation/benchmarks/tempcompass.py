@@ -8,13 +8,14 @@ import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ...common.errors import UserError
 from ...common.answers import values as values_module
 from ...common.rows.sample import Sample
 from ..grade import Row
 from ..scores import Score
 from .benchmark import Benchmark
 from .entries import Entry, _distinct, _folded, choice, open_answer
-from .question import BenchmarkError, Question
+from .question import Question
 from .scores import _accuracy, _kind
 
 _TEMPCOMPASS_TASKS = ("multi-choice", "yes_no", "caption_matching", "captioning")
@@ -26,14 +27,14 @@ _TEMPCOMPASS_LINE = re.compile(r"\s*(?:(?:option|sentence|caption|information)\s
 def _tempcompass(entry: Entry) -> Iterator[Question]:
     task = next((t for t in _TEMPCOMPASS_TASKS if _plain(t) in _plain(entry.file)), None)
     if task is None:
-        raise BenchmarkError(f"{entry.file}: named for none of the tasks {', '.join(_TEMPCOMPASS_TASKS)}")
+        raise UserError(f"{entry.file}: named for none of the tasks {', '.join(_TEMPCOMPASS_TASKS)}")
     if "question" in entry.data:  # rows, as on the hub
         yield _tempcompass_question(entry, task, entry.text("video_id"), entry.text("dim"), f"{entry.number}")
         return
     for video, dims in entry.data.items():  # one object by video and dimension, as in the repository
         for dim, questions in entry.inner(video, dims).data.items():
             if not isinstance(questions, Sequence) or isinstance(questions, str):
-                raise BenchmarkError(f"{entry.place}, {video}.{dim}: expected a list of questions")
+                raise UserError(f"{entry.place}, {video}.{dim}: expected a list of questions")
             for place, question in enumerate(questions, 1):
                 one = entry.inner(f"{video}.{dim}[{place}]", question)
                 yield _tempcompass_question(one, task, video, dim, f"{dim}-{place}")

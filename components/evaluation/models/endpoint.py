@@ -18,12 +18,13 @@ from time import sleep
 from typing import Any
 from urllib.parse import urlsplit
 
+from ...common.errors import UserError
 from ...common.model.config import ModelConfig
 from ...common.model.prompts import build_messages, get_template
 from ...common.rows.sample import Sample
 from ...common.storage.names import fingerprint
 from ...common.video.config import VideoConfig
-from ..answers import Completion, EvaluationError, Predict
+from ..answers import Completion, Predict
 from ..conditions import NO_VIDEO, seed_of
 from ..config import EvaluationConfig
 from .model import API_KEY
@@ -38,7 +39,7 @@ class Said:
     token_ids: list[int] = field(default_factory=list)
 
 
-class EndpointError(EvaluationError):
+class EndpointError(UserError):
     """An endpoint that refused a question, or did not answer."""
 
 
@@ -55,7 +56,7 @@ class Endpoint:
         """Ask the server what it serves.
 
         Raises:
-            EvaluationError: no server, or none of this kind.
+            UserError: no server, or none of this kind.
         """
         import httpx
 
@@ -75,7 +76,7 @@ class Endpoint:
         if isinstance(own, Mapping):
             limit = own.get("max_new_tokens")
             if isinstance(limit, int) and limit < config.max_new_tokens:
-                raise EvaluationError(
+                raise UserError(
                     f"{url} answers with at most {limit} tokens; ask for no more "
                     f"(--set evaluation.max_new_tokens={limit}), or serve with more"
                 )
@@ -103,13 +104,13 @@ class Endpoint:
                 raise TypeError
             return card
         except (httpx.InvalidURL, httpx.UnsupportedProtocol):
-            raise EvaluationError(f"'{self.url}' is not a server's address; e.g. http://127.0.0.1:8080") from None
+            raise UserError(f"'{self.url}' is not a server's address; e.g. http://127.0.0.1:8080") from None
         except httpx.HTTPStatusError as error:
-            raise EvaluationError(f"{self.url} answered {error.response.status_code} to /v1/models") from None
+            raise UserError(f"{self.url} answered {error.response.status_code} to /v1/models") from None
         except httpx.HTTPError as error:
-            raise EvaluationError(f"no server at {self.url} ({error or type(error).__name__})") from None
+            raise UserError(f"no server at {self.url} ({error or type(error).__name__})") from None
         except (ValueError, LookupError, TypeError):
-            raise EvaluationError(f"{self.url} does not list its models like an OpenAI-compatible server") from None
+            raise UserError(f"{self.url} does not list its models like an OpenAI-compatible server") from None
 
     def predict(self) -> Predict:
         """See `Engine`."""

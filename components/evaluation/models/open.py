@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...common.errors import UserError
 from ...common.model.config import ModelConfig
 from ...common.storage.names import as_prefix, fingerprint
 from ...common.storage.s3 import Storage
 from ...common.tracking.config import TrackingConfig
 from ...common.video.config import VideoConfig
-from ..answers import EvaluationError
 from ..config import EvaluationConfig
 from .endpoint import Endpoint
 from .local import LocalModel, _folder_fingerprint, _with_card
@@ -52,7 +52,7 @@ def open_engine(
         override: settings of `VideoConfig` that win over what the model says.
 
     Raises:
-        EvaluationError: there is no such model.
+        UserError: there is no such model.
         ModelError: it cannot be used.
         StorageError: the store lacks it.
     """
@@ -64,7 +64,7 @@ def open_engine(
         known = {"kind": "folder", "uri": str(folder), "fingerprint": _folder_fingerprint(folder)}
         return LocalModel(_with_card(folder, given, model, video, work_dir), model, config, known, override)
     if storage is None:
-        raise EvaluationError(f"model '{given}': no such folder, and no object store to look in")
+        raise UserError(f"model '{given}': no such folder, and no object store to look in")
     from ...common.model.store import ensure_base_model, fetch_model
 
     about: dict[str, Any] = {"kind": "s3", "uri": given}
@@ -90,11 +90,11 @@ def _registered(given: str, tracking: TrackingConfig | None, storage: Storage) -
 
     match = re.fullmatch(r"models:/([^/@\s]+)(?:@([^/@\s]+)|/([0-9]{1,9}))", given)
     if match is None or tracking is None:
-        raise EvaluationError(f"model '{given}': a registered model is models:/name@alias or models:/name/3")
+        raise UserError(f"model '{given}': a registered model is models:/name@alias or models:/name/3")
     name, alias, version = match.groups()
     client = registry_client(tracking, storage.config)
     try:
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
     except MlflowException as error:
-        raise EvaluationError(f"model '{given}': {str(error).strip().splitlines()[0][:300]}") from None
+        raise UserError(f"model '{given}': {str(error).strip().splitlines()[0][:300]}") from None
     return int(found.version), str(found.source)
