@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ..common.rows.sample import Sample
 from .answers import Answer, Predict, answer_all, check_systemic, failed_answer
-from .benchmarks.benchmark import Benchmark
+from .benchmarks.benchmark import QuestionSet
 from .conditions import CONDITIONS, ORDERED, clip_key, other_videos, video_of
 
 Media = Callable[[Iterable[Sample]], Iterator[Any]]
 """Gives what a model is shown of each sample's video, in order: a clip, a file, or the error of reading it."""
 Keep = Callable[[str, Sequence[Sample], Sequence[Answer]], None]
 """Takes the answers to some questions under a condition."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuestionSet:
-    """The questions of a benchmark that are asked."""
-
-    benchmark: Benchmark
-    samples: Sequence[Sample]
-    missing: Mapping[str, str]
-    """Why there is no video, by question id: these count as wrong."""
-    files: Mapping[str, str]
-    """What they were read from, with its SHA-256."""
 
 
 def clip_key_of(sample: Sample) -> str:
@@ -100,6 +87,8 @@ def ask(
     for other_video in (False, True):  # these show other clips, so that they are another round through the videos
         names = [name for name in conditions if CONDITIONS.get(name).other_video == other_video]
         groups = [group for group in by_video(there) if any(left(name, group) for name in names)]
+        if other_video:
+            groups = [group for group in groups if video_of(group[0]) in others]
         wanted = [others[video_of(group[0])] if other_video else group[0] for group in groups]
         for batch in _batches(zip(groups, media(wanted), strict=True), batch_size):
             for name in names:

@@ -17,7 +17,19 @@ from ...common.errors import UserError
 from ...common.config import describe
 from ...common.rows.files import MAX_LINE_BYTES
 from ...common.rows.sample import Sample
-from .question import MAX_OPTIONS, Question
+
+
+MAX_OPTIONS = 26
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question as a published row asks it, before its video has been looked for."""
+
+    sample: Sample
+    """``media.uri`` is the first of ``videos``."""
+    videos: tuple[str, ...]
+    """Where the published layout may have the video, the likeliest place first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +115,7 @@ class Entry:
         marks = {letter: re.match(rf"\(?{letter}[.):]\s*(?=\S)", text) for letter, text in texts.items()}
         if sum(mark is not None for mark in marks.values()) >= 2:  # once may be chance: "A. Smith"
             texts = {letter: text[mark.end() :] if (mark := marks[letter]) else text for letter, text in texts.items()}
-        return _distinct(texts)
+        return distinct(texts)
 
     def letter(self, name: str, options: Mapping[str, str], by_text: bool = False) -> str:
         """The true option's published letter.
@@ -115,8 +127,8 @@ class Entry:
         """
         value = self.text(name)
         marked = re.match(r"[(\[]?([A-Za-z])(?:[)\].:,;]|\s*$|\s+[(\-–—:])", value)
-        wanted = _folded(value)
-        same = [letter for letter, text in options.items() if _folded(text) == wanted]
+        wanted = folded(value)
+        same = [letter for letter, text in options.items() if folded(text) == wanted]
         loose = re.match(r"([A-Z])\b", value)
         tried = [marked and marked[1].upper(), same[0] if same else None, loose and loose[1]]
         for letter in [tried[1], tried[0], tried[2]] if by_text else tried:
@@ -143,7 +155,7 @@ def _spelled(text: str) -> Any:
     return [line for line in text.splitlines() if line.strip()] or None
 
 
-def _distinct(texts: Mapping[str, str]) -> dict[str, str]:
+def distinct(texts: Mapping[str, str]) -> dict[str, str]:
     """The same options, those of equal text told apart by spaces at the end (CG-Bench has some)."""
     taken: set[str] = set()
     found = {}
@@ -155,7 +167,7 @@ def _distinct(texts: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
     return " ".join(text.split()).rstrip(".").casefold()
 
 

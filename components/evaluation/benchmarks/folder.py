@@ -9,7 +9,7 @@ from typing import Any
 from ...common.errors import UserError
 from ...common.rows.sample import Sample
 from ...common.storage.names import sha256_file
-from .benchmark import CUT_ALREADY, Benchmark, BenchmarkSet
+from .benchmark import CUT_ALREADY, Benchmark, QuestionSet
 from .entries import entries
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".mpg", ".mpeg", ".gif")
@@ -74,7 +74,7 @@ def _stem(name: str) -> str:
     return str(path.with_suffix("")) if path.suffix.lower() in VIDEO_SUFFIXES else str(path)
 
 
-def load(benchmark: Benchmark, folder: DataFolder, local: Callable[[str], Path]) -> BenchmarkSet:
+def load_questions(benchmark: Benchmark, folder: DataFolder, local: Callable[[str], Path]) -> QuestionSet:
     """Read a benchmark's annotation files and find its videos.
 
     Args:
@@ -115,4 +115,4 @@ def load(benchmark: Benchmark, folder: DataFolder, local: Callable[[str], Path])
         raise UserError(
             f"{folder.where}: none of the videos of {benchmark.title} is there ({first}); unpack the archives"
         )
-    return BenchmarkSet(benchmark, samples, missing, files)
+    return QuestionSet(benchmark, samples, missing, files)

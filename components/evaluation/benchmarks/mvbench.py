@@ -7,11 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
 from ...common.errors import UserError
-from ..scores import Score
+from ..scores import ACCURACY, Score, accuracy, kind_part
 from .benchmark import Benchmark
-from .entries import Entry, choice
-from .question import Question
-from .scores import ACCURACY, _accuracy, _kind
+from .entries import Entry, Question, choice
 
 MVBENCH_FOLDERS: Mapping[str, tuple[str, ...]] = {
     "object_interaction": ("star/Charades_segment", "star/Charades_v1_480"),
@@ -77,7 +75,7 @@ MVBENCH = Benchmark(
     read=_mvbench,
     scores={
         "accuracy": ACCURACY,
-        "accuracy_by_task": Score("mean over the tasks of their accuracies", _accuracy, _kind),
+        "accuracy_by_task": Score("mean over the tasks of their accuracies", accuracy, kind_part),
     },
     traps=(
         "lmms-eval leaves empty answers out of the denominator; here they are wrong",

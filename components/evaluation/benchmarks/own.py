@@ -13,11 +13,9 @@ from pydantic import Field, ValidationError
 from ...common.errors import UserError
 from ...common.config import Section, describe
 from ...common.rows.files import RowError, parse_row
-from ..scores import Score
+from ..scores import ACCURACY
 from .benchmark import Benchmark
-from .entries import Entry, choice, open_answer
-from .question import Question
-from .scores import _accuracy
+from .entries import Entry, Question, choice, open_answer
 
 
 class OwnFields(Section):
@@ -82,7 +80,7 @@ def own_set(path: Path) -> Benchmark:
         source=str(path.name),
         files=((described.annotations,),),
         read=read,
-        scores={"accuracy": Score("share of questions answered right; a failed one is wrong", _accuracy)},
+        scores={"accuracy": ACCURACY},
     )
 
 
