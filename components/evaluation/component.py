@@ -51,6 +51,6 @@ def gate(run: str, config: str, evaluation: str) -> str:
     Returns:
         ``pass`` or ``fail``.
     """
-    from vthink.components.evaluation.gate import gate as judge_candidate
+    from vthink.components.evaluation.gate import judge_candidate
 
     return judge_candidate(run, config, evaluation)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..common.config import Section
-from .expressions import BENCHMARKS, parse
+from .benchmarks.registry import BENCHMARKS
+from .conditions import CONDITIONS
+from .rules import DEFAULT_GATE, GateRule, check_evaluated, translate_expression
 
 
 class Protocol(Section):
@@ -78,26 +81,35 @@ class EvaluationConfig(Section):
     """Items shown with frames in the report."""
     benchmarks: dict[str, str] = Field(default_factory=dict)
     """Public benchmarks that every model of the pipeline is measured on too: name (``video-holmes`` …) → folder or
-    ``s3://…/`` prefix with the published files and the videos. Rules say ``video_holmes.accuracy``, with ``_``."""
-    gate: tuple[str, ...] = (
-        "candidate.ordered.format_rate.value >= 0.9",
-        "candidate.ordered.accuracy.low > base.ordered.accuracy.value",
-        "candidate.ordered.accuracy.value >= champion.ordered.accuracy.low",
-    )
-    """Rules that must all hold before a model is registered (language: `evaluation/expressions.py`)."""
+    ``s3://…/`` prefix with the published files and the videos. Rules name them."""
+    gate: tuple[GateRule, ...] = DEFAULT_GATE
+    """Rules that must all hold before a model is registered (`evaluation/rules.py`)."""
 
     @field_validator("benchmarks")
     @classmethod
     def _check_benchmarks(cls, benchmarks: dict[str, str]) -> dict[str, str]:
         for name in benchmarks:
-            if name.replace("-", "_") not in BENCHMARKS or "_" in name:
-                known = [known.replace("_", "-") for known in BENCHMARKS]
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(known)}"
+            if name not in BENCHMARKS:
+                near = difflib.get_close_matches(name, BENCHMARKS, n=1, cutoff=0.5)
+                hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(BENCHMARKS)}"
                 raise ValueError(f"unknown benchmark '{name}'; {hint}")
         return benchmarks
 
-    @field_validator("gate")
+    @field_validator("gate", mode="before")
     @classmethod
-    def _check_gate(cls, rules: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(parse(rule).text for rule in rules)
+    def _refuse_expressions(cls, rules: Any) -> Any:
+        for rule in [rules] if isinstance(rules, str) else rules if isinstance(rules, Sequence) else ():
+            if isinstance(rule, str):
+                raise ValueError(translate_expression(rule))
+        return rules
+
+    @model_validator(mode="after")
+    def _check_gate(self) -> Self:
+        check_evaluated(self.gate, conditions=self.conditions, benchmarks=self.benchmarks)
+        return self
+
+    @property
+    def conditions(self) -> list[str]:
+        """The conditions that videos of the held-out split are shown under, as far as there are such videos."""
+        switches = {"ordered": True, "other_video": self.other_video_control}
+        return [name for name in CONDITIONS if switches.get(name, getattr(self, name, False))]

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..common.errors import UserError
 from ... import __version__
 from ..common.context import RunContext
+from ..common.errors import UserError
 from ..common.launch.process import die_with_owner
 from ..common.model.config import ModelConfig
 from ..common.model.prompts import get_template
@@ -31,12 +32,12 @@ from .ask import ask
 from .captions import left_out_metrics
 from .conditions import Items, choose_items, conditions, video_of
 from .config import EvaluationConfig
-from .expressions import FRAMES, check_asked, parse
 from .grade import grade_answer
 from .grounding import baseline_items, mean_span
 from .journal import Journal
 from .models.local import StoredModel
-from .results import BenchmarkResult, key_of, parse_benchmark
+from .results import BenchmarkResult, parse_benchmark
+from .rules import check_evaluated
 from .run_benchmark import run_benchmark
 from .summary import Rows, conclude, flat_metrics, item_traces, items_table, result_table
 
@@ -78,10 +79,10 @@ def run(
     storage = Storage(context.storage)
     data = Manifest.read(storage, data_uri)
     trained = {name: Manifest.read(storage, uri) for name, uri in (("sft", sft_uri), ("grpo", grpo_uri)) if uri}
-    switches = {"ordered": True, "other_video": config.other_video_control}
-    asked = [name for name in FRAMES if switches.get(name, getattr(config, name, False))]
-    for rule in config.gate:
-        check_asked(parse(rule), ["base", *trained], asked, [key_of(name) for name in config.benchmarks])
+    try:
+        check_evaluated(config.gate, models=["base", *trained])
+    except ValueError as error:
+        raise UserError(str(error)) from None
     identity = fingerprint(
         "evaluate",
         config.model_dump(mode="json", exclude={"gate"}),  # another gate judges the same numbers

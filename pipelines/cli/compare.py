@@ -1,4 +1,4 @@
-"""``vthink compare`` and ``vthink gate``: finished benchmarks side by side, and whether rules about them hold."""
+"""``vthink compare``: finished benchmarks side by side."""
 
 from __future__ import annotations
 
@@ -12,26 +12,16 @@ from .options import Overrides, Preset, load
 if TYPE_CHECKING:
     from ...components.evaluation.results import BenchmarkResult
 
-REFUSED = 3
-"""Exit code when a rule does not hold, as of ``vthink run``."""
-
 _RESULTS = "NAME=DIR, or DIR: what `vthink evaluate --benchmark … --output DIR` left"
 _COMPARE = """Example:
 
 vthink compare base=out/base-holmes ours=out/ours-holmes base=out/base-vsi ours=out/ours-vsi --report benchmarks.html
 """
-_GATE = """Examples:
-
-vthink gate "video_holmes.accuracy > 0.4" --candidate out/holmes
-
-vthink gate "lower_bound(video_holmes.accuracy - champion.video_holmes.accuracy) > -0.01" --candidate new --champion old
-"""
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to ``app``."""
+    """Add the command to ``app``."""
     app.command(epilog=_COMPARE)(compare)
-    app.command(epilog=_GATE)(gate)
 
 
 def compare(
@@ -59,32 +49,6 @@ def compare(
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(page, "utf-8")
         print(report)
-
-
-def gate(
-    rules: Annotated[list[str], typer.Argument(metavar="RULE...", help="Rules that must all hold.")],
-    candidate: Annotated[list[Path], typer.Option(metavar="DIR", help="Results of the candidate. Repeatable.")],
-    champion: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="Results of the model in service. Repeatable.")
-    ] = None,
-    base: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="Results of the base model. Repeatable.")
-    ] = None,
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
-) -> None:
-    """Judge rules about finished benchmarks, line by line; exit code 3 where one does not hold."""
-    from ...components.evaluation.gate import judge_benchmarks
-    from ...components.evaluation.results import read_benchmark
-
-    config = load(preset, overrides).evaluation
-    given = {"candidate": candidate, "champion": champion, "base": base}
-    models = {name: [read_benchmark(path, name) for path in paths] for name, paths in given.items() if paths}
-    verdict = judge_benchmarks(rules, models, config)
-    for line in verdict.lines:
-        print(line)
-    if not verdict.passed:
-        raise typer.Exit(REFUSED)
 
 
 def _read(given: str) -> BenchmarkResult:
