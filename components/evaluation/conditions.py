@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from ..common.rows.sample import Sample
 
 if TYPE_CHECKING:
     from ..common.video.clip import Clip
-    from .config import EvaluationConfig
 
 NO_VIDEO = object()
 """Stands for the clip (or file) of a question that is asked ``blind``."""
@@ -147,12 +146,12 @@ def frame_order(key: str, num_frames: int, seed: int) -> np.ndarray:
     return order
 
 
-def other_videos(samples: Sequence[Sample], seed: int) -> Mapping[str, int]:
-    """For each video, the index of a sample about another one whose pixels it gets; empty with fewer than two."""
-    first: dict[str, int] = {}
-    for index, sample in enumerate(samples):
+def other_videos(samples: Iterable[Sample], seed: int) -> Mapping[str, Sample]:
+    """For each video, a sample about another one, whose pixels it gets; empty with fewer than two."""
+    first: dict[str, Sample] = {}
+    for sample in samples:
         if sample.media.kind == "video":
-            first.setdefault(video_of(sample), index)
+            first.setdefault(video_of(sample), sample)
     ring = sorted(first, key=lambda video: seed_of(seed, "other", video))
     if len(ring) < 2:
         return {}
@@ -185,40 +184,3 @@ def kind_of(sample: Sample) -> str | None:
     kind = sample.metadata.get("kind")
     return re.sub(r"\W+", "_", str(kind)).strip("_") or None if kind is not None else None
 
-
-# -- the old way, until every caller takes the registry -------------------------------------------------------
-
-
-class Items(Protocol):
-    """A split of a prepared set."""
-
-    @property
-    def samples(self) -> Sequence[Sample]:
-        """The rows without frames."""
-
-    def __getitem__(self, index: int, /) -> Any:
-        """The row with its clip (``.sample``, ``.clip``)."""
-
-
-def conditions(config: EvaluationConfig, samples: Sequence[Sample]) -> dict[str, str | None]:
-    """Frame conditions that are wanted by default or by the settings, each with why it is left out, or None."""
-    left_out: dict[str, str | None] = {}
-    switches = {"ordered": True, "other_video": config.other_video_control}
-    for name, condition in CONDITIONS.items():
-        if switches.get(name, getattr(config, name, False)):
-            left_out[name] = why_left_out(condition, samples)
-        elif name in ("shuffled", "other_video"):
-            left_out[name] = "switched off"
-    return left_out
-
-
-def clip_for(item: Any, frames: str, split: Items, others: Mapping[str, int], seed: int) -> Any:
-    """The clip that an item of a prepared set is asked with."""
-    if frames == "other_video":
-        return split[others[video_of(item.sample)]].clip
-    return under(item.clip, frames, item.sample.id, seed)
-
-
-def under(clip: Any, frames: str, key: str, seed: int) -> Any:
-    """A clip as a condition shows it."""
-    return CONDITIONS.get(frames).show(clip, key, seed)

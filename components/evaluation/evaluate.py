@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..common.errors import UserError
 from ... import __version__
 from ..common.context import RunContext
 from ..common.errors import UserError
@@ -27,7 +28,6 @@ from ..common.storage.manifest import Manifest
 from ..common.storage.names import fingerprint, join, stage_prefix
 from ..common.storage.s3 import Storage
 from ..common.video.config import VideoConfig
-from .answers import EvaluationError
 from .ask import ask
 from .captions import left_out_metrics
 from .conditions import Items, choose_items, conditions, video_of
@@ -69,7 +69,7 @@ def run(
 
     Raises:
         ConfigError: a mistake in a section.
-        EvaluationError: nothing to evaluate, or a machine that fails every item.
+        UserError: nothing to evaluate, or a machine that fails every item.
         StorageError: the store or something in it is not as expected.
     """
     die_with_owner()
@@ -143,7 +143,7 @@ class _Evaluation:
             prepared = PreparedSet.open(storage, self.data.manifest_uri, self.work_dir / "data")
             split = prepared.split(config.split)
             if not len(split.samples):
-                raise EvaluationError(f"split '{config.split}' of {self.data.manifest_uri} is empty; name another")
+                raise UserError(f"split '{config.split}' of {self.data.manifest_uri} is empty; name another")
             indices = choose_items(split.samples, config.max_items, config.seed)
             samples = [split.samples[index] for index in indices]
             base = ensure_base_model(storage, self.model, prepared.video)

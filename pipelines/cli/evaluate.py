@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...components.common.errors import UserError
 from .options import WORKSPACE, Folder, Overrides, Preset, load
 
 if TYPE_CHECKING:
@@ -98,7 +99,6 @@ def evaluate(
     workspace: Folder = WORKSPACE,
 ) -> None:
     """Evaluate base, SFT and GRPO on the held-out split; or, with --benchmark, one model on a public benchmark."""
-    from ...components.evaluation.answers import EvaluationError
 
     config = load(preset, overrides)
     if benchmark is None:
@@ -106,14 +106,14 @@ def evaluate(
         given |= {"--reliance": reliance or None, "--retry-failed": retry_failed or None}
         lost = [name for name, value in given.items() if value is not None]
         if lost:
-            raise EvaluationError(f"{', '.join(lost)} only with --benchmark NAME")
+            raise UserError(f"{', '.join(lost)} only with --benchmark NAME")
         _evaluate_split(config, data, sft, grpo, report, workspace)
         return
     if sft or grpo or report:
-        raise EvaluationError("--sft, --grpo and --report are for the held-out split; a benchmark takes --model")
+        raise UserError("--sft, --grpo and --report are for the held-out split; a benchmark takes --model")
     if data is None or model is None or output is None:
         wanted = {"--data": data, "--model": model, "--output": output}
-        raise EvaluationError(f"--benchmark needs {', '.join(name for name, value in wanted.items() if value is None)}")
+        raise UserError(f"--benchmark needs {', '.join(name for name, value in wanted.items() if value is None)}")
     chosen = {"protocol": protocol, "num_frames": frames, "reliance": reliance, "retry_failed": retry_failed}
     _evaluate_benchmark(config, benchmark, data, model, output, workspace, chosen)
 

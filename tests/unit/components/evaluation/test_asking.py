@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from vthink.components.common.errors import UserError
 from vthink.components.common.storage.names import join
 from vthink.components.common.storage.s3 import Storage
-from vthink.components.evaluation.answers import EvaluationError, answer_all
+from vthink.components.evaluation.answers import answer_all
 from vthink.components.evaluation.ask import ask, by_video
 from vthink.components.evaluation.conditions import (
     NO_VIDEO,
@@ -108,7 +109,7 @@ def test_a_video_that_cannot_be_read_fails_alone(world, config, storage):
 def test_a_machine_that_fails_everything_is_not_taken_for_a_bad_model(world, config, storage):
     everything = Model(fail_on=frozenset(sample.id for sample in world.samples))
     kept = journal(storage)
-    with pytest.raises(EvaluationError, match="all 10 items of a batch failed"):
+    with pytest.raises(UserError, match="all 10 items of a batch failed"):
         ask(world, range(len(world)), "ordered", lambda: everything, kept, config.model_copy(update={"batch_size": 10}))
     assert not list(storage.list(kept.prefix))
 
@@ -141,7 +142,7 @@ def test_a_finished_condition_does_not_load_the_model(world, config, storage):
 def test_answers_to_other_items_are_refused(world, config, storage):
     kept = journal(storage)
     ask(world, range(len(world)), "ordered", Model, kept, config)
-    with pytest.raises(EvaluationError, match="batch 0 holds other items; delete this prefix"):
+    with pytest.raises(UserError, match="batch 0 holds other items; delete this prefix"):
         ask(world, list(reversed(range(len(world)))), "ordered", Model, journal(storage), config)
 
 
