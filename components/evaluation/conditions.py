@@ -183,4 +183,3 @@ def kind_of(sample: Sample) -> str | None:
     """``metadata.kind`` as a name that a gate rule can hold."""
     kind = sample.metadata.get("kind")
     return re.sub(r"\W+", "_", str(kind)).strip("_") or None if kind is not None else None
-

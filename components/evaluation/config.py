@@ -12,6 +12,7 @@ from ..common.config import Section
 from .benchmarks.registry import BENCHMARKS
 from .conditions import CONDITIONS
 from .rules import DEFAULT_GATE, GateRule, check_evaluated, translate_expression
+from .statistics import Resampling
 
 
 class Protocol(Section):
@@ -107,6 +108,11 @@ class EvaluationConfig(Section):
     def _check_gate(self) -> Self:
         check_evaluated(self.gate, conditions=self.conditions, benchmarks=self.benchmarks)
         return self
+
+    @property
+    def resampling(self) -> Resampling:
+        """How sure numbers are to be."""
+        return Resampling(self.confidence, self.bootstrap_resamples, self.seed)
 
     @property
     def conditions(self) -> list[str]:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..common.errors import UserError
 from ... import __version__
 from ..common.context import RunContext
 from ..common.errors import UserError

@@ -6,10 +6,7 @@ into service the same candidate is judged anew.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from ... import __version__
 from ..common.context import RunContext
@@ -21,8 +18,9 @@ from ..common.storage.s3 import Storage
 from ..common.tracking.run import Tracker
 from .champion import Champion, find_champion
 from .config import EvaluationConfig
-from .results import BenchmarkResult, parse_benchmark
-from .verdict import HELD_OUT, Results, judge
+from .item import read_items
+from .results import HELD_OUT, EvaluationResult, parse_benchmark, read_evaluation
+from .verdict import Results, judge
 
 
 def judge_candidate(run_json: str, config_json: str, evaluation_uri: str) -> str:
@@ -63,7 +61,7 @@ def judge_candidate(run_json: str, config_json: str, evaluation_uri: str) -> str
         inputs = {"evaluation": evaluation_uri} | ({"champion": champion.evaluation_uri} if champion else {})
         version = champion.version if champion else None
         with Tracker.start(context, "gate", identity, {"gate": list(map(str, config.gate))}, inputs) as tracker:
-            verdict = judge(config.gate, _models(storage, evaluation, champion), config)
+            verdict = judge(config.gate, _models(storage, evaluation, champion), config.resampling)
             outcome = "pass" if verdict.passed else "fail"
             tracker.log_text("gate", "\n".join(verdict.lines) + "\n")
             tracker.set_tags({"vthink.gate": outcome, "vthink.champion": version or "none"})
@@ -101,46 +99,26 @@ def read_gate(storage: Storage, context: RunContext, evaluation_uri: str) -> Man
 
 def _models(storage: Storage, evaluation: Manifest, champion: Champion | None) -> dict[str, Results]:
     """Results by model: those of the evaluation, its last one also as ``candidate``, and the champion's."""
-    models, candidate = _read_evaluation(storage, evaluation)
-    models["candidate"] = models[candidate]
+    result, models = _read_models(storage, evaluation)
+    models["candidate"] = models[result.candidate]
     if champion is not None:
-        theirs, name = _read_evaluation(storage, Manifest.read(storage, champion.evaluation_uri))
-        models["champion"] = theirs[name]
+        result, theirs = _read_models(storage, Manifest.read(storage, champion.evaluation_uri))
+        models["champion"] = theirs[result.candidate]
     return models
 
 
-def _read_evaluation(storage: Storage, manifest: Manifest) -> tuple[dict[str, Results], str]:
-    """Results by model of a finished evaluation, and the name of its candidate."""
-    result = storage.read_json(manifest.files["result"])
-    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for line in storage.read_bytes(manifest.files["items"]).decode().splitlines():
-        row = json.loads(line)
-        rows.setdefault(row["model"], {}).setdefault(row["frames"], []).append(row)
-    models: dict[str, dict[str, BenchmarkResult]] = {}
-    for name, about in result["models"].items():
-        models[name] = {HELD_OUT: _held_out(name, about, result, rows.get(name, {}), manifest.uri)}
-    for file, prefix in manifest.files.items():
+def _read_models(storage: Storage, manifest: Manifest) -> tuple[EvaluationResult, dict[str, Results]]:
+    """A finished evaluation, and its results by model."""
+    files = manifest.files
+    result = read_evaluation(storage.read_bytes(files["result"]), files["result"])
+    items = list(read_items(storage.read_bytes(files["items"]), files["items"]))
+    models = {name: {HELD_OUT: result.on_split(name, items, manifest.uri)} for name in result.models}
+    for file, prefix in files.items():
         if file.startswith("benchmarks/"):
             name = file.split("/")[1]
-            result_json, items = (storage.read_bytes(join(prefix, part)) for part in ("result.json", "items.jsonl"))
-            measured = parse_benchmark(result_json, items, prefix, name)
+            result_json, items_jsonl = (
+                storage.read_bytes(join(prefix, part)) for part in ("result.json", "items.jsonl")
+            )
+            measured = parse_benchmark(result_json, items_jsonl, prefix, name)
             models[name][measured.benchmark] = measured
-    return dict(models), str(result["candidate"])
-
-
-def _held_out(
-    name: str,
-    about: Mapping[str, Any],
-    result: Mapping[str, Any],
-    rows: Mapping[str, list[dict[str, Any]]],
-    where: str,
-) -> BenchmarkResult:
-    """A model on the held-out split, in the form of a benchmark."""
-    settings = result["settings"]
-    questions = [result["data"]["fingerprint"], result["split"], settings.get("max_items"), settings.get("seed")]
-    described = {
-        "benchmark": HELD_OUT,
-        "settings": settings | {"questions": questions, "prompt": result.get("prompt")},
-        "conditions": {condition: {**about[condition], "scores": {}} for condition in rows},
-    }
-    return BenchmarkResult(name, where, described, rows)
+    return result, dict(models)

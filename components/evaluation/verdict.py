@@ -6,39 +6,22 @@ Numbers are computed from the items, the record of every answer; what ``result.j
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..common.errors import UserError
-from .config import EvaluationConfig
+from .item import Item
 from .metrics import metric_named
-from .results import BenchmarkResult, compare, item_weights
-from .rules import MODELS, GateRule, nearest
-from .statistics import NO_DIFFERENCE, Difference, Estimate, cluster_mean
-
-HELD_OUT = ""
-"""Stands for a benchmark's name: the held-out split."""
+from .results import HELD_OUT, BenchmarkResult, Group
+from .rules import GateRule, nearest
+from .scores import Score
+from .statistics import NO_DIFFERENCE, Difference, Estimate, Resampling
+from .summary import difference_of_items, in_group
 
 Results = Mapping[str, BenchmarkResult]
-"""One model's results by benchmark."""
-
-
-def results_of(results: Sequence[BenchmarkResult]) -> Results:
-    """Results of one model by benchmark; where there is one alone, rules that name no benchmark are about it.
-
-    Raises:
-        UserError: two results of one benchmark.
-    """
-    by_name = {result.benchmark: result for result in results}
-    if len(by_name) < len(results):
-        raise UserError(f"'{results[0].model}' has two results of one benchmark; give one")
-    return by_name | ({HELD_OUT: results[0]} if len(results) == 1 else {})
-
-
-_SETTINGS = ("prompt", "video", "max_new_tokens", "temperature", "top_p")
-"""What two models may be asked with differently, as far as it is recorded."""
+"""One model's results by benchmark; the held-out split is `HELD_OUT`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,50 +62,55 @@ class Verdict:
         return [*map(str, self.findings), *(f"note  {note}" for note in self.notes), last]
 
 
-def judge(rules: Sequence[GateRule], models: Mapping[str, Results], config: EvaluationConfig) -> Verdict:
+def judge(rules: Sequence[GateRule], models: Mapping[str, Results], resampling: Resampling) -> Verdict:
     """Judge every rule, after all were checked for names of what was not measured.
 
     Args:
         rules: that must all hold.
         models: results by model: ``candidate``, and those that it is compared with; ``champion`` is absent while
             nothing is in service.
-        config: confidence, resamples and seed of intervals and paired tests.
+        resampling: of intervals and paired tests.
 
     Raises:
         UserError: a rule names what was not measured, with the nearest name that was; or files that contradict
             each other.
     """
     for rule in rules:
-        _side(rule, "candidate", rule.condition, models, config)
-        if rule.other_model is None:
-            _side(rule, "candidate", rule.other_condition, models, config)
-        elif rule.other_model != "champion":
-            _side(rule, rule.other_model, rule.condition, models, config)
-    notes = dict.fromkeys(note for rule in rules for note in _notes(rule, models))
-    return Verdict(tuple(_finding(rule, models, config) for rule in rules), tuple(notes))
+        _measured(rule, "candidate", rule.condition, models)
+        if rule.other is not None and rule.other_model != "champion":
+            _measured(rule, rule.other_model or "candidate", rule.other_condition, models)
+    findings = tuple(_finding(rule, models, resampling) for rule in rules)
+    return Verdict(findings, tuple(dict.fromkeys(note for rule in rules if (note := _asked_differently(rule, models)))))
 
 
-def _finding(rule: GateRule, models: Mapping[str, Results], config: EvaluationConfig) -> Finding:
-    mine = _side(rule, "candidate", rule.condition, models, config)
+def _finding(rule: GateRule, models: Mapping[str, Results], resampling: Resampling) -> Finding:
+    candidate = _measured(rule, "candidate", rule.condition, models)
+    mine = candidate.estimate(resampling)
     if rule.level is not None:
         return _against_level(rule, rule.level, mine)
     model = rule.other_model or "candidate"
-    if model == "champion":
-        if model not in models:
-            return Finding(rule, True, "there is no champion yet, so this holds by rule")
-        try:
-            _side(rule, model, rule.condition, models, config)
-        except UserError as error:  # of an evaluation made under another configuration: no mistake of the rule
-            return _undecided(rule, str(error))
-    benchmark = rule.benchmark or HELD_OUT
-    first, second = models["candidate"][benchmark], models[model][benchmark]
-    if not first.same_questions(second):
-        return _undecided(rule, f"{model} was asked other questions")
-    conditions = (rule.condition, rule.other_condition)
-    difference = compare(first, second, rule.metric, config, conditions, _group(rule))
-    if difference is None:
-        return _undecided(rule, "fewer than two videos were asked of both")
-    return _against_other(rule, mine, difference)
+    if model == "champion" and model not in models:
+        return Finding(rule, True, "there is no champion yet, so this holds by rule")
+    try:
+        other = _measured(rule, model, rule.other_condition, models)
+        if not candidate.result.same_questions(other.result):
+            raise UserError(f"{model} was asked other questions")
+        difference = difference_of_items(candidate.items, other.items, candidate.score, resampling)
+        if difference is None:
+            raise UserError("fewer than two videos were asked of both")
+    except UserError as error:  # of an evaluation that was made under another configuration: no mistake of the rule
+        why = str(error).removeprefix(f"rule '{rule}': ")
+        return Finding(
+            rule, False, f"cannot be judged: {why}; evaluate {model} as the candidate, or leave the rule out"
+        )
+    held = holds(rule, difference)
+    text = (
+        f"{mine.value:.4f}; paired difference {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}] "
+        f"over {difference.n:,} questions of {difference.clusters:,} videos, {difference.verdict}"
+    )
+    if not held and difference.verdict == NO_DIFFERENCE and difference.detectable:
+        text += f" (detectable: {difference.detectable:.4f})"
+    return Finding(rule, held, text)
 
 
 def _against_level(rule: GateRule, level: float, mine: Estimate) -> Finding:
@@ -142,120 +130,89 @@ def holds(rule: GateRule, difference: Difference) -> bool:
         return difference.low > rule.by
     if rule.comparison == "below":
         return difference.high < -rule.by
-    higher_is_better = metric_named(rule.metric).higher_is_better
-    return difference.low > -rule.by if higher_is_better else difference.high < rule.by
+    return difference.low > -rule.by if metric_named(rule.metric).higher_is_better else difference.high < rule.by
 
 
-def _against_other(rule: GateRule, mine: Estimate, difference: Difference) -> Finding:
-    held = holds(rule, difference)
-    text = (
-        f"{mine.value:.4f}; paired difference {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}] "
-        f"over {difference.n:,} questions of {difference.clusters:,} videos, {difference.verdict}"
-    )
-    if not held and difference.verdict == NO_DIFFERENCE and difference.detectable:
-        text += f" (detectable: {difference.detectable:.4f})"
-    return Finding(rule, held, text)
-
-
-def _undecided(rule: GateRule, why: str) -> Finding:
-    hint = "; evaluate it as the candidate was, or leave the rule out" if rule.other_model else ""
-    return Finding(rule, False, f"cannot be judged: {why}{hint}")
-
-
-def _notes(rule: GateRule, models: Mapping[str, Results]) -> list[str]:
-    """What the other model of a rule was asked with differently."""
+def _asked_differently(rule: GateRule, models: Mapping[str, Results]) -> str | None:
+    """What the other model of a rule was asked with differently, in words."""
     benchmark = rule.benchmark or HELD_OUT
     theirs = models.get(rule.other_model or "candidate", {}).get(benchmark)
     if theirs is None:
-        return []
-    settings = theirs.result["settings"], models["candidate"][benchmark].result["settings"]
-    changed = [
-        f"{name} {settings[0].get(name)}, not {settings[1].get(name)}"
-        for name in _SETTINGS
-        if settings[0].get(name) != settings[1].get(name)
-    ]
+        return None
+    both = [side.result.settings for side in (theirs, models["candidate"][benchmark])]
+    pairs = {
+        name: [getattr(side, name) for side in both] for name in ("video", "max_new_tokens", "temperature", "top_p")
+    }
+    pairs["prompt"] = [side.model.prompt for side in both]
+    changed = [f"{name} {first}, not {second}" for name, (first, second) in pairs.items() if first != second]
     place = f" on {rule.benchmark}" if rule.benchmark else ""
-    return [f"{rule.other_model} was asked differently{place}: {'; '.join(changed)}"] if changed else []
+    return f"{rule.other_model} was asked differently{place}: {'; '.join(changed)}" if changed else None
 
 
-# -- numbers -------------------------------------------------------------------------------------------------
+# -- what was measured ----------------------------------------------------------------------------------------
 
 
-def _group(rule: GateRule) -> tuple[str, str] | None:
-    """The key of an item and the value that it must have."""
-    if rule.by_kind is not None:
-        return "kind", rule.by_kind
-    return ("problem_type", rule.by_type) if rule.by_type is not None else None
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """The items that a side of a rule is about."""
+
+    result: BenchmarkResult
+    items: list[Item]
+    score: Score
+
+    def estimate(self, resampling: Resampling) -> Estimate:
+        estimate = self.score.estimate(self.items, resampling)
+        assert estimate is not None  # `_measured` found an item that counts
+        return estimate
 
 
-def _side(
-    rule: GateRule, model: str, condition: str, models: Mapping[str, Results], config: EvaluationConfig
-) -> Estimate:
-    """A rule's metric of one model under one condition.
+def _measured(rule: GateRule, model: str, condition: str, models: Mapping[str, Results]) -> _Measured:
+    """One side of a rule: its model under one condition.
 
     Raises:
         UserError: it was not measured, with the nearest name that was; or files that contradict each other.
     """
 
-    def unmeasured(what: str, name: str, known: Sequence[str]) -> UserError:
+    def unmeasured(what: str, name: str, known: Collection[str]) -> UserError:
         return UserError(f"rule '{rule}': {what} '{name}' of {model} was not measured; {nearest(name, known)}")
 
     if model not in models:
-        there = ", ".join(name for name in (*MODELS, "candidate") if name in models)
-        raise UserError(f"rule '{rule}': there is no model '{model}' in this evaluation; it has: {there}")
+        raise UserError(f"rule '{rule}': there is no model '{model}' in this evaluation; it has: {', '.join(models)}")
     benchmark = rule.benchmark or HELD_OUT
     if benchmark not in models[model]:
-        raise unmeasured("benchmark", benchmark or "held-out split", [name for name in models[model] if name])
+        raise unmeasured("benchmark", benchmark, models[model])
     result = models[model][benchmark]
-    rows = result.rows.get(condition)
-    if not rows:
-        raise unmeasured("condition", condition, [name for name, asked in result.rows.items() if asked])
-    group = _group(rule)
-    if group is not None:
-        known = list(dict.fromkeys(str(row[group[0]]) for row in rows if row[group[0]] is not None))
-        if group[1] not in known:
-            raise unmeasured(group[0].replace("_", " "), group[1], known)
+    items = result.items.get(condition)
+    if not items:
+        raise unmeasured("condition", condition, [name for name, asked in result.items.items() if asked])
+    group: Group | None = None
+    if rule.by_kind is not None:
+        group = ("by_kind", rule.by_kind)
+    elif rule.by_type is not None:
+        group = ("by_type", rule.by_type)
+    chosen = [item for item in items if in_group(item, group)]
+    if group is not None and not chosen:
+        known = [name for by, name in result.result.conditions[condition].groups if by == group[0]]
+        raise unmeasured(group[0].replace("_", " "), group[1], known)
     score = result.score(rule.metric)
-    _check_agreement(result, condition, rule.metric)
-    chosen = [row for row in rows if group is None or row[group[0]] == group[1]]
-    if score.cell is not None:
-        estimate = score.estimate(chosen, config)
-    else:
-        estimate = _mean(rule.metric, [(score.value(row), row["video"]) for row in chosen], config)
-    if estimate is None:
-        raise unmeasured("metric", rule.metric, list(result.cells[condition]))
-    return estimate
+    if all(score.value(item) is None for item in chosen):
+        cell = result.result.conditions[condition]
+        raise unmeasured("metric", rule.metric, dict.fromkeys((*cell.scores, *cell.metrics)))
+    _check_agreement(result, condition, rule.metric, score)
+    return _Measured(result, chosen, score)
 
 
-def _mean(metric: str, values: Sequence[tuple[float | None, str]], config: EvaluationConfig) -> Estimate | None:
-    counted = [(value, video) for value, video in values if value is not None]
-    if not counted:
-        return None
-    return cluster_mean(
-        [value for value, _ in counted],
-        [video for _, video in counted],
-        confidence=config.confidence,
-        resamples=config.bootstrap_resamples,
-        seed=config.seed,
-        bounds=(0.0, 1.0) if metric_named(metric).bounded else None,
-    )
-
-
-def _check_agreement(result: BenchmarkResult, condition: str, metric: str) -> None:
+def _check_agreement(result: BenchmarkResult, condition: str, metric: str, score: Score) -> None:
     """The mean in ``result.json`` is that of the items; a file that was changed, or cut off, is not judged by."""
-    score, rows = result.score(metric), result.rows[condition]
-    counted = [(row, value) for row in rows if (value := score.value(row)) is not None]
-    stated = result.cells[condition].get(metric)
-    if stated is None or not counted:
-        return
-    if metric_named(metric).bounded and not 0 <= stated["value"] <= 1:
+    counted = [(item, value) for item in result.items[condition] if (value := score.value(item)) is not None]
+    items = [item for item, _ in counted]
+    mean = float(np.average([value for _, value in counted], weights=score.weights(items)))
+    stated = result.result.conditions[condition].estimate(metric)
+    if stated is None or stated.n != len(items) or not math.isclose(stated.value, mean, abs_tol=1e-5):
+        there = "nothing" if stated is None else f"{stated.value:g} of {stated.n}"
         raise UserError(
-            f"{result.where}result.json: {metric} is {stated['value']:g}, outside of 0 to 1; evaluate again"
+            f"{result.where}: for {metric} ({condition}) result.json says {there}, the items {mean:g} of {len(items)}: "
+            "one of the files was changed; evaluate again"
         )
-    weights = item_weights(score, [row for row, _ in counted])
-    mean = float(np.average([value for _, value in counted], weights=weights))
-    if stated["n"] != len(counted) or not math.isclose(stated["value"], mean, abs_tol=1e-5):
-        raise UserError(
-            f"{result.where}: result.json says {metric} {stated['value']:g} of {stated['n']} items, items.jsonl "
-            f"{mean:g} of {len(counted)}: one of them was changed; evaluate again"
-        )
+    if score.bounded and not 0 <= mean <= 1:
+        raise UserError(f"{result.where}: {metric} ({condition}) is {mean:g}, outside of 0 to 1; evaluate again")

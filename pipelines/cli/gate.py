@@ -10,6 +10,7 @@ import typer
 from .options import Overrides, Preset, load
 
 if TYPE_CHECKING:
+    from ...components.evaluation.results import BenchmarkResult
     from ...components.evaluation.rules import GateRule
 
 REFUSED = 3
@@ -54,7 +55,7 @@ def gate(
     """
     from ...components.common.errors import UserError
     from ...components.evaluation.results import read_benchmark
-    from ...components.evaluation.verdict import judge, results_of
+    from ...components.evaluation.verdict import judge
 
     config = load(preset, overrides).evaluation
     parsed = [rule for text in rules or () for rule in _parse(text, f"rule '{text}'")]
@@ -64,15 +65,26 @@ def gate(
         raise UserError("there are no rules: give one, such as '{metric: accuracy, at_least: 0.4}', or --rules FILE")
     folders = {"candidate": candidate, "champion": champion, "base": base}
     models = {
-        name: results_of([read_benchmark(path, name) for path in paths]) for name, paths in folders.items() if paths
+        name: _by_benchmark([read_benchmark(path, name) for path in paths]) for name, paths in folders.items() if paths
     }
     for rule in parsed:
         if rule.other_model in folders and rule.other_model not in models:
             raise UserError(f"rule '{rule}' needs the results of {rule.other_model}: give --{rule.other_model} DIR")
-    verdict = judge(parsed, models, config)
+    verdict = judge(parsed, models, config.resampling)
     print(*verdict.lines, sep="\n")
     if not verdict.passed:
         raise typer.Exit(REFUSED)
+
+
+def _by_benchmark(results: list[BenchmarkResult]) -> dict[str, BenchmarkResult]:
+    """Results of one model by benchmark; where there is one alone, rules that name no benchmark are about it."""
+    from ...components.common.errors import UserError
+    from ...components.evaluation.results import HELD_OUT
+
+    by_name = {result.benchmark: result for result in results}
+    if len(by_name) < len(results):
+        raise UserError(f"'{results[0].model}' has two results of one benchmark; give one")
+    return by_name | ({HELD_OUT: results[0]} if len(results) == 1 else {})
 
 
 def _parse(text: str, source: str) -> list[GateRule]:

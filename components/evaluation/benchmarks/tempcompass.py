@@ -8,8 +8,8 @@ import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ...common.errors import UserError
 from ...common.answers import values as values_module
+from ...common.errors import UserError
 from ...common.rows.sample import Sample
 from ..item import Item
 from ..scores import Score, accuracy, kind_part
