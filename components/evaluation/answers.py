@@ -17,7 +17,6 @@ SYSTEMIC = 8
 """So many failures in one batch, and nothing but failures, are a broken machine and not broken items."""
 
 
-
 class Completion(Protocol):
     """What a predictor returns for one question (`generation.Completion`)."""
 

@@ -6,10 +6,7 @@ into service the same candidate is judged anew.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from ... import __version__
 from ..common.context import RunContext
@@ -21,8 +18,8 @@ from ..common.storage.s3 import Storage
 from ..common.tracking.run import Tracker
 from .champion import Champion, find_champion
 from .config import EvaluationConfig
-from .results import BenchmarkResult, parse_benchmark
-from .verdict import HELD_OUT, Results, judge
+from .finished import EvaluationManifest
+from .verdict import Results, judge
 
 
 def judge_candidate(run_json: str, config_json: str, evaluation_uri: str) -> str:
@@ -96,51 +93,12 @@ def read_gate(storage: Storage, context: RunContext, evaluation_uri: str) -> Man
     return Manifest.read(storage, storage.read_json(gate_uri(context, evaluation_uri))["manifest"])
 
 
-# -- reading what was evaluated -------------------------------------------------------------------------------
-
-
 def _models(storage: Storage, evaluation: Manifest, champion: Champion | None) -> dict[str, Results]:
     """Results by model: those of the evaluation, its last one also as ``candidate``, and the champion's."""
-    models, candidate = _read_evaluation(storage, evaluation)
+    results, candidate = EvaluationManifest(evaluation).results(storage)
+    models = {name: {one.benchmark: one for one in measured} for name, measured in results.items()}
     models["candidate"] = models[candidate]
     if champion is not None:
-        theirs, name = _read_evaluation(storage, Manifest.read(storage, champion.evaluation_uri))
-        models["champion"] = theirs[name]
-    return models
-
-
-def _read_evaluation(storage: Storage, manifest: Manifest) -> tuple[dict[str, Results], str]:
-    """Results by model of a finished evaluation, and the name of its candidate."""
-    result = storage.read_json(manifest.files["result"])
-    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for line in storage.read_bytes(manifest.files["items"]).decode().splitlines():
-        row = json.loads(line)
-        rows.setdefault(row["model"], {}).setdefault(row["frames"], []).append(row)
-    models: dict[str, dict[str, BenchmarkResult]] = {}
-    for name, about in result["models"].items():
-        models[name] = {HELD_OUT: _held_out(name, about, result, rows.get(name, {}), manifest.uri)}
-    for file, prefix in manifest.files.items():
-        if file.startswith("benchmarks/"):
-            name = file.split("/")[1]
-            result_json, items = (storage.read_bytes(join(prefix, part)) for part in ("result.json", "items.jsonl"))
-            measured = parse_benchmark(result_json, items, prefix, name)
-            models[name][measured.benchmark] = measured
-    return dict(models), str(result["candidate"])
-
-
-def _held_out(
-    name: str,
-    about: Mapping[str, Any],
-    result: Mapping[str, Any],
-    rows: Mapping[str, list[dict[str, Any]]],
-    where: str,
-) -> BenchmarkResult:
-    """A model on the held-out split, in the form of a benchmark."""
-    settings = result["settings"]
-    questions = [result["data"]["fingerprint"], result["split"], settings.get("max_items"), settings.get("seed")]
-    described = {
-        "benchmark": HELD_OUT,
-        "settings": settings | {"questions": questions, "prompt": result.get("prompt")},
-        "conditions": {condition: {**about[condition], "scores": {}} for condition in rows},
-    }
-    return BenchmarkResult(name, where, described, rows)
+        theirs, name = EvaluationManifest.read(storage, champion.evaluation_uri).results(storage)
+        models["champion"] = {one.benchmark: one for one in theirs[name]}
+    return dict(models)

@@ -96,7 +96,7 @@ class GateRule(Section):
         if self.by_kind is not None and self.by_type is not None:
             raise ValueError("by_kind and by_type are both there: leave one out")
         if self.benchmark is None or self.benchmark in BENCHMARKS:
-            scores = BENCHMARKS[self.benchmark].scores if self.benchmark else ()
+            scores = BENCHMARKS.get(self.benchmark).scores if self.benchmark else ()
             _known("metric", self.metric, (*METRICS, *scores))
         _known("condition", self.condition, CONDITIONS)
         if self.other is not None:
@@ -231,7 +231,9 @@ _PATH = (
 _OLD_FORMS = (
     re.compile(rf"(?P<bound>lower_bound\()?{_PATH.format('')}(?(bound)\))\s*(?P<sign>>=?|<=?)\s*(?P<number>\d*\.?\d+)"),
     re.compile(rf"{_PATH.format('')}\s*(?P<sign>>=?)\s*{_PATH.format('other_')}"),
-    re.compile(rf"lower_bound\(\s*{_PATH.format('')}\s*-\s*{_PATH.format('other_')}\s*\)\s*>=?\s*(?P<margin>-?\d*\.?\d+)"),
+    re.compile(
+        rf"lower_bound\(\s*{_PATH.format('')}\s*-\s*{_PATH.format('other_')}\s*\)\s*>=?\s*(?P<margin>-?\d*\.?\d+)"
+    ),
 )
 """The three shapes of expression that gates had: against a number, against a model, and the paired difference."""
 

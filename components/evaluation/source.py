@@ -115,9 +115,7 @@ def unpack(archive: Path) -> Path:
         with zipfile.ZipFile(archive) as opened:
             wanted, free = sum(item.file_size for item in opened.infolist()), shutil.disk_usage(archive.parent).free
             if wanted > free:
-                raise UserError(
-                    f"{archive}: needs {wanted / 2**30:.1f} GiB unpacked, {free / 2**30:.1f} are free"
-                )
+                raise UserError(f"{archive}: needs {wanted / 2**30:.1f} GiB unpacked, {free / 2**30:.1f} are free")
             opened.extractall(target)  # leaves out leading slashes and ".."
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{archive}: cannot be unpacked ({error}); delete it and run again") from None

@@ -14,12 +14,10 @@ import numpy as np
 from ..common.errors import UserError
 from .config import EvaluationConfig
 from .metrics import metric_named
-from .results import BenchmarkResult, compare, item_weights
+from .results import HELD_OUT, BenchmarkResult, Group
 from .rules import MODELS, GateRule, nearest
-from .statistics import Difference, Estimate, cluster_mean
-
-HELD_OUT = ""
-"""Stands for a benchmark's name: the held-out split."""
+from .statistics import Difference, Estimate
+from .summary import compare, in_group
 
 Results = Mapping[str, BenchmarkResult]
 """One model's results by benchmark."""
@@ -119,7 +117,7 @@ def _finding(rule: GateRule, models: Mapping[str, Results], config: EvaluationCo
     if not first.same_questions(second):
         return _undecided(rule, f"{model} was asked other questions")
     conditions = (rule.condition, rule.other_condition)
-    difference = compare(first, second, rule.metric, config, conditions, _group(rule))
+    difference = compare(first, second, rule.metric, config.resampling, conditions, _group(rule))
     if difference is None:
         return _undecided(rule, "fewer than two videos were asked of both")
     return _against_model(rule, mine, difference, model)
@@ -162,24 +160,30 @@ def _notes(rule: GateRule, models: Mapping[str, Results]) -> list[str]:
     theirs = models.get(rule.other_model or "candidate", {}).get(benchmark)
     if theirs is None:
         return []
-    settings = theirs.result["settings"], models["candidate"][benchmark].result["settings"]
     changed = [
-        f"{name} {settings[0].get(name)}, not {settings[1].get(name)}"
-        for name in _SETTINGS
-        if settings[0].get(name) != settings[1].get(name)
+        f"{name} {value}, not {mine}"
+        for name, value, mine in zip(
+            _SETTINGS, _recorded(theirs), _recorded(models["candidate"][benchmark]), strict=True
+        )
+        if value != mine
     ]
     place = f" on {rule.benchmark}" if rule.benchmark else ""
     return [f"{rule.other_model} was asked differently{place}: {'; '.join(changed)}"] if changed else []
 
 
+def _recorded(result: BenchmarkResult) -> list[object]:
+    """The values of `_SETTINGS`."""
+    settings = result.result.settings
+    return [settings.model.prompt, *(getattr(settings, name) for name in _SETTINGS[1:])]
+
+
 # -- numbers -------------------------------------------------------------------------------------------------
 
 
-def _group(rule: GateRule) -> tuple[str, str] | None:
-    """The key of an item and the value that it must have."""
+def _group(rule: GateRule) -> Group | None:
     if rule.by_kind is not None:
-        return "kind", rule.by_kind
-    return ("problem_type", rule.by_type) if rule.by_type is not None else None
+        return "by_kind", rule.by_kind
+    return ("by_type", rule.by_type) if rule.by_type is not None else None
 
 
 def _side(
@@ -201,51 +205,34 @@ def _side(
     if benchmark not in models[model]:
         raise unmeasured("benchmark", benchmark or "held-out split", [name for name in models[model] if name])
     result = models[model][benchmark]
-    rows = result.rows.get(condition)
-    if not rows:
-        raise unmeasured("condition", condition, [name for name, asked in result.rows.items() if asked])
+    items = result.items.get(condition)
+    if not items:
+        raise unmeasured("condition", condition, [name for name, asked in result.items.items() if asked])
     group = _group(rule)
-    if group is not None:
-        known = list(dict.fromkeys(str(row[group[0]]) for row in rows if row[group[0]] is not None))
-        if group[1] not in known:
-            raise unmeasured(group[0].replace("_", " "), group[1], known)
+    chosen = [item for item in items if in_group(item, group)]
+    if group is not None and not chosen:
+        known = [name for by, name in result.result.conditions[condition].groups if by == group[0]]
+        raise unmeasured(group[0].removeprefix("by_").replace("type", "problem type"), group[1], known)
     score = result.score(rule.metric)
     _check_agreement(result, condition, rule.metric)
-    chosen = [row for row in rows if group is None or row[group[0]] == group[1]]
-    if score.cell is not None:
-        estimate = score.estimate(chosen, config)
-    else:
-        estimate = _mean(rule.metric, [(score.value(row), row["video"]) for row in chosen], config)
+    estimate = score.estimate(chosen, config.resampling)
     if estimate is None:
-        raise unmeasured("metric", rule.metric, list(result.cells[condition]))
+        cell = result.result.conditions[condition]
+        raise unmeasured("metric", rule.metric, list(cell.metrics | cell.scores))
     return estimate
-
-
-def _mean(metric: str, values: Sequence[tuple[float | None, str]], config: EvaluationConfig) -> Estimate | None:
-    counted = [(value, video) for value, video in values if value is not None]
-    if not counted:
-        return None
-    return cluster_mean(
-        [value for value, _ in counted],
-        [video for _, video in counted],
-        confidence=config.confidence,
-        resamples=config.bootstrap_resamples,
-        seed=config.seed,
-        bounds=(0.0, 1.0) if metric_named(metric).bounded else None,
-    )
 
 
 def _check_agreement(result: BenchmarkResult, condition: str, metric: str) -> None:
     """The mean in ``result.json`` is that of the items; a file that was changed, or cut off, is not judged by."""
-    score, rows = result.score(metric), result.rows[condition]
-    counted = [(row, value) for row in rows if (value := score.value(row)) is not None]
-    stated = result.cells[condition].get(metric)
+    score = result.score(metric)
+    counted = [(item, value) for item in result.items[condition] if (value := score.value(item)) is not None]
+    stated = result.result.conditions[condition].estimate(metric)
     if stated is None or not counted:
         return
-    weights = item_weights(score, [row for row, _ in counted])
+    weights = score.weights([item for item, _ in counted])
     mean = float(np.average([value for _, value in counted], weights=weights))
-    if stated["n"] != len(counted) or not math.isclose(stated["value"], mean, abs_tol=1e-5):
+    if stated.n != len(counted) or not math.isclose(stated.value, mean, abs_tol=1e-5):
         raise UserError(
-            f"{result.where}: result.json says {metric} {stated['value']:g} of {stated['n']} items, items.jsonl "
+            f"{result.where}: result.json says {metric} {stated.value:g} of {stated.n} items, items.jsonl "
             f"{mean:g} of {len(counted)}: one of them was changed; evaluate again"
         )

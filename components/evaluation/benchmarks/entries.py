@@ -13,11 +13,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ...common.errors import UserError
 from ...common.config import describe
+from ...common.errors import UserError
 from ...common.rows.files import MAX_LINE_BYTES
 from ...common.rows.sample import Sample
-
 
 MAX_OPTIONS = 26
 
@@ -168,6 +167,7 @@ def distinct(texts: Mapping[str, str]) -> dict[str, str]:
 
 
 def folded(text: str) -> str:
+    """A text without what does not tell options apart."""
     return " ".join(text.split()).rstrip(".").casefold()
 
 

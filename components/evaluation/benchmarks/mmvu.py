@@ -46,7 +46,9 @@ MMVU = Benchmark(
     files=(("validation.json",), ("validation*.parquet",), ("*mmvu*.json", "*MMVU*.json")),
     read=_mmvu,
     scores={
-        "accuracy_choice": Score("share of the multiple-choice questions answered right (Video-R1's MMVU)", accuracy_of_choices),
+        "accuracy_choice": Score(
+            "share of the multiple-choice questions answered right (Video-R1's MMVU)", accuracy_of_choices
+        ),
         "accuracy_open": Score(
             "share of the open questions answered right: numbers to 2 decimals, words by ROUGE (the benchmark asks "
             "GPT-4o: not comparable)",

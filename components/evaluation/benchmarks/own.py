@@ -10,8 +10,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from ...common.errors import UserError
 from ...common.config import Section, describe
+from ...common.errors import UserError
 from ...common.rows.files import RowError, parse_row
 from ..scores import ACCURACY
 from .benchmark import Benchmark

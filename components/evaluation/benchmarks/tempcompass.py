@@ -8,8 +8,8 @@ import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ...common.errors import UserError
 from ...common.answers import values as values_module
+from ...common.errors import UserError
 from ...common.rows.sample import Sample
 from ..item import Item
 from ..scores import Score, accuracy, kind_part
@@ -103,7 +103,7 @@ def _nearest_information(question: str, caption: str) -> str | None:
 
 
 def _tempcompass_value(*tasks: str) -> Callable[[Item], float | None]:
-    return lambda item: accuracy(item) if item.kind in map(_plain, tasks) else None
+    return lambda item: accuracy(item) if item.kind in [_plain(task) for task in tasks] else None
 
 
 TEMPCOMPASS = Benchmark(

@@ -96,7 +96,9 @@ def _registered(reference: str, tracking: TrackingConfig | None, storage: Storag
     name, alias, version = match.groups()
     client = registry_client(tracking, storage.config)
     try:
-        registered = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+        registered = (
+            client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+        )
     except MlflowException as error:
         raise UserError(f"model '{reference}': {str(error).strip().splitlines()[0][:300]}") from None
     return int(registered.version), str(registered.source)

@@ -59,7 +59,10 @@ def test_a_rule_reads_as_a_sentence_and_is_written_as_it_was(fields, text):
         ({}, "exactly one of at_least, at_most, above, below, not_worse_than; it has none"),
         ({"above": 0.5, "at_least": 0.4}, "it has at_least, above"),
         ({"above": 0.5, "by_kind": "a", "by_type": "b"}, "leave one out"),
-        ({"at_least": 50}, "at_least: 50 can never hold, since accuracy is between 0 and 1; metrics are fractions: 0.5"),
+        (
+            {"at_least": 50},
+            "at_least: 50 can never hold, since accuracy is between 0 and 1; metrics are fractions: 0.5",
+        ),
         ({"at_least": 0}, "can never fail"),
         ({"at_least": -1}, "can never fail"),
         ({"at_most": 1}, "can never fail"),
@@ -121,11 +124,19 @@ def test_every_metric_and_every_score_of_a_benchmark_can_be_named():
 @pytest.mark.parametrize(
     ("fields", "evaluated", "reason"),
     [
-        ({"above": "sft"}, {"models": ["base", "grpo"]}, "model 'sft' will not be evaluated; evaluated are: base, grpo"),
+        (
+            {"above": "sft"},
+            {"models": ["base", "grpo"]},
+            "model 'sft' will not be evaluated; evaluated are: base, grpo",
+        ),
         ({"above": "sft"}, {"models": ["base", "sft"]}, "sft is the candidate itself; leave the rule out"),
         ({"above": "sft"}, {"models": ["base", "sft", "grpo"]}, None),
         ({"above": "champion"}, {"models": ["base", "sft"]}, None),
-        ({"above": "blind"}, {"conditions": ["ordered"]}, "condition 'blind' will not be evaluated; evaluated are: ord"),
+        (
+            {"above": "blind"},
+            {"conditions": ["ordered"]},
+            "condition 'blind' will not be evaluated; evaluated are: ord",
+        ),
         ({"condition": "blind", "above": 0.3}, {"conditions": ["ordered"]}, "condition 'blind' will not be evaluated"),
         ({"benchmark": "mmvu", "above": 0.3}, {"benchmarks": ["mvbench"]}, "benchmark 'mmvu' will not be evaluated"),
         ({"benchmark": "mmvu", "above": 0.3}, {"benchmarks": []}, "evaluated are: none"),
