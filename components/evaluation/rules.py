@@ -216,10 +216,12 @@ def check_evaluated(
                 there = ", ".join(evaluated) or "none"
                 raise ValueError(
                     f"rule '{rule}': {what} '{name}' will not be evaluated; evaluated are: {there}; evaluate it too, "
-                    "or leave the rule out"
+                    "or leave the rule out of evaluation.gate"
                 )
         if models and rule.other_model == list(models)[-1]:
-            raise ValueError(f"rule '{rule}': {rule.other_model} is the candidate itself; leave the rule out")
+            raise ValueError(
+                f"rule '{rule}': {rule.other_model} is the candidate itself; leave the rule out of evaluation.gate"
+            )
 
 
 # -- rules as they were ---------------------------------------------------------------------------------------

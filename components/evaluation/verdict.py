@@ -16,7 +16,7 @@ from .config import EvaluationConfig
 from .metrics import metric_named
 from .results import HELD_OUT, BenchmarkResult, Group
 from .rules import MODELS, GateRule, nearest
-from .statistics import Difference, Estimate
+from .statistics import NO_DIFFERENCE, Difference, Estimate
 from .summary import compare, in_group
 
 Results = Mapping[str, BenchmarkResult]
@@ -120,7 +120,7 @@ def _finding(rule: GateRule, models: Mapping[str, Results], config: EvaluationCo
     difference = compare(first, second, rule.metric, config.resampling, conditions, _group(rule))
     if difference is None:
         return _undecided(rule, "fewer than two videos were asked of both")
-    return _against_model(rule, mine, difference, model)
+    return _against_other(rule, mine, difference)
 
 
 def _against_level(rule: GateRule, level: float, mine: Estimate) -> Finding:
@@ -134,17 +134,23 @@ def _against_level(rule: GateRule, level: float, mine: Estimate) -> Finding:
     return Finding(rule, held, f"{mine.value:.4f}{interval} over {mine.n:,} questions")
 
 
-def _against_model(rule: GateRule, mine: Estimate, difference: Difference, model: str) -> Finding:
-    if rule.comparison == "not_worse_than":
-        higher = metric_named(rule.metric).higher_is_better
-        held = difference.low > -rule.by if higher else difference.high < rule.by
-    else:
-        held = difference.low > rule.by if rule.comparison == "above" else difference.high < -rule.by
+def holds(rule: GateRule, difference: Difference) -> bool:
+    """Whether a paired difference, candidate − other, is what a rule about a model or condition asks for."""
+    if rule.comparison == "above":
+        return difference.low > rule.by
+    if rule.comparison == "below":
+        return difference.high < -rule.by
+    higher_is_better = metric_named(rule.metric).higher_is_better
+    return difference.low > -rule.by if higher_is_better else difference.high < rule.by
+
+
+def _against_other(rule: GateRule, mine: Estimate, difference: Difference) -> Finding:
+    held = holds(rule, difference)
     text = (
         f"{mine.value:.4f}; paired difference {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}] "
         f"over {difference.n:,} questions of {difference.clusters:,} videos, {difference.verdict}"
     )
-    if not held and difference.low <= 0 <= difference.high and difference.detectable:
+    if not held and difference.verdict == NO_DIFFERENCE and difference.detectable:
         text += f" (detectable: {difference.detectable:.4f})"
     return Finding(rule, held, text)
 
@@ -229,6 +235,8 @@ def _check_agreement(result: BenchmarkResult, condition: str, metric: str) -> No
     stated = result.result.conditions[condition].estimate(metric)
     if stated is None or not counted:
         return
+    if score.bounded and not 0 <= stated.value <= 1:
+        raise UserError(f"{result.where}result.json: {metric} is {stated.value:g}, outside of 0 to 1; evaluate again")
     weights = score.weights([item for item, _ in counted])
     mean = float(np.average([value for _, value in counted], weights=weights))
     if stated.n != len(counted) or not math.isclose(stated.value, mean, abs_tol=1e-5):

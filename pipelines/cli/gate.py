@@ -67,7 +67,7 @@ def gate(
         name: results_of([read_benchmark(path, name) for path in paths]) for name, paths in folders.items() if paths
     }
     for rule in parsed:
-        if rule.other_model is not None and rule.other_model not in models:
+        if rule.other_model in folders and rule.other_model not in models:
             raise UserError(f"rule '{rule}' needs the results of {rule.other_model}: give --{rule.other_model} DIR")
     verdict = judge(parsed, models, config)
     print(*verdict.lines, sep="\n")

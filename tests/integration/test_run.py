@@ -117,10 +117,10 @@ def test_without_grpo_the_model_of_sft_is_the_candidate(copied, statuses, check)
 
 
 def test_a_model_that_fails_its_gate_is_not_deployed_and_the_one_in_service_stays(copied, statuses):
-    done = copied.run("--set", "evaluation.gate=[candidate.ordered.accuracy.value >= 1]")
+    done = copied.run("--set", "evaluation.gate=[{metric: accuracy, at_least: 1}]")
     assert done.returncode == 3
     assert "refused" in done.stdout
-    assert "candidate.ordered.accuracy.value >= 1" in done.stdout
+    assert "FAIL  accuracy at least 1: " in done.stdout
     found = statuses(copied)
     assert (found["gate"], found["register"], found["deploy"]) == ("refused", "skipped", "skipped")
     assert copied.summary["gate"]["verdict"] == "fail"
@@ -218,10 +218,11 @@ CLUSTER_DAG = """
 import sys
 from pathlib import Path
 from kfp import local
-from vthink.components.common.config import LaunchConfig
+from vthink.components.common.launch.config import LaunchConfig
 from vthink.pipelines.config import load
 from vthink.pipelines.pipeline import arguments, build
-from vthink.pipelines.run import STATE, State, session
+from vthink.pipelines.run.state import STATE, State
+from vthink.pipelines.run.session import session
 
 config = load(sys.argv[1])
 with session(config, Path(".vthink")) as opened:
