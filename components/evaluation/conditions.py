@@ -93,6 +93,8 @@ _LIST = (
 CONDITIONS: Registry[Condition] = Registry("condition", Condition, {condition.name: condition for condition in _LIST})
 """The conditions under which a model can be asked, in the order in which reports show them."""
 
+DEFAULT_CONDITIONS = ("shuffled", "other_video")
+"""Asked under by default; where they are not, reports say so."""
 RELIANCE = ("shuffled", "reversed", "single_frame", "blind")
 """Conditions under which a model that needs the video, in order, must do worse."""
 
@@ -119,14 +121,28 @@ def condition_title(name: str) -> str:
     return CONDITIONS.get(name).title if name in CONDITIONS else name
 
 
-def why_left_out(condition: Condition, samples: Sequence[Sample]) -> str | None:
-    """Why questions cannot be asked under a condition, or None."""
+def which_conditions(wanted: Iterable[str], samples: Sequence[Sample]) -> tuple[list[str], dict[str, str]]:
+    """The conditions that questions are asked under, and why others are left out.
+
+    Args:
+        wanted: names, besides ``ordered``.
+        samples: the questions.
+    """
     videos = {video_of(sample) for sample in samples if sample.media.kind == "video"}
-    if condition.name != ORDERED and not videos:
-        return "there are no videos"
-    if condition.other_video and len(videos) < 2:
-        return "there are fewer than two videos"
-    return None
+    asked: list[str] = [ORDERED]
+    left_out: dict[str, str] = {}
+    for name, condition in CONDITIONS.items():
+        if name == ORDERED:
+            continue
+        if name not in wanted:
+            left_out |= {name: "switched off"} if name in DEFAULT_CONDITIONS else {}
+        elif not videos:
+            left_out[name] = "there are no videos"
+        elif condition.other_video and len(videos) < 2:
+            left_out[name] = "there are fewer than two videos"
+        else:
+            asked.append(name)
+    return asked, left_out
 
 
 # -- choices that depend on a seed ---------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def evaluate_benchmark(
         if override:
             left_out["frames"] = "an endpoint takes frames and pixels as it was started"
     conditions = [ORDERED, *(name for name in RELIANCE if reliance and name in asked_model.conditions)]
-    settings = settings_of(questions, asked_model, config, protocol)
+    settings = settings_of(questions, asked_model, asked_model.video, config, protocol)
     output.mkdir(parents=True, exist_ok=True)
     with Journal(FileLog(output / "items.jsonl")) as journal:
         _check_settings(output / "settings.json", settings, bool(journal.items))

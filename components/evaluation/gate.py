@@ -18,8 +18,7 @@ from ..common.storage.s3 import Storage
 from ..common.tracking.run import Tracker
 from .champion import Champion, find_champion
 from .config import EvaluationConfig
-from .item import read_items
-from .results import HELD_OUT, EvaluationResult, parse_benchmark, read_evaluation
+from .finished import EvaluationManifest
 from .verdict import Results, judge
 
 
@@ -94,31 +93,12 @@ def read_gate(storage: Storage, context: RunContext, evaluation_uri: str) -> Man
     return Manifest.read(storage, storage.read_json(gate_uri(context, evaluation_uri))["manifest"])
 
 
-# -- reading what was evaluated -------------------------------------------------------------------------------
-
-
 def _models(storage: Storage, evaluation: Manifest, champion: Champion | None) -> dict[str, Results]:
     """Results by model: those of the evaluation, its last one also as ``candidate``, and the champion's."""
-    result, models = _read_models(storage, evaluation)
-    models["candidate"] = models[result.candidate]
+    results, candidate = EvaluationManifest(evaluation).results(storage)
+    models = {name: {one.benchmark: one for one in measured} for name, measured in results.items()}
+    models["candidate"] = models[candidate]
     if champion is not None:
-        result, theirs = _read_models(storage, Manifest.read(storage, champion.evaluation_uri))
-        models["champion"] = theirs[result.candidate]
-    return models
-
-
-def _read_models(storage: Storage, manifest: Manifest) -> tuple[EvaluationResult, dict[str, Results]]:
-    """A finished evaluation, and its results by model."""
-    files = manifest.files
-    result = read_evaluation(storage.read_bytes(files["result"]), files["result"])
-    items = list(read_items(storage.read_bytes(files["items"]), files["items"]))
-    models = {name: {HELD_OUT: result.on_split(name, items, manifest.uri)} for name in result.models}
-    for file, prefix in files.items():
-        if file.startswith("benchmarks/"):
-            name = file.split("/")[1]
-            result_json, items_jsonl = (
-                storage.read_bytes(join(prefix, part)) for part in ("result.json", "items.jsonl")
-            )
-            measured = parse_benchmark(result_json, items_jsonl, prefix, name)
-            models[name][measured.benchmark] = measured
-    return result, dict(models)
+        theirs, name = EvaluationManifest.read(storage, champion.evaluation_uri).results(storage)
+        models["champion"] = {one.benchmark: one for one in theirs[name]}
+    return dict(models)

@@ -21,7 +21,7 @@ class Item(BaseModel):
     video: str
     """What items are clustered by."""
     model: str = "model"
-    condition: str = Field(alias="frames")
+    condition: str = Field(validation_alias="frames", serialization_alias="frames")
     """Name of the condition that it was asked under; ``frames`` in the file."""
     problem_type: str
     kind: str | None = None

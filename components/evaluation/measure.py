@@ -11,6 +11,7 @@ from ... import __version__
 from ..common.provenance import git_commit
 from ..common.rows.sample import Sample
 from ..common.storage.names import fingerprint
+from ..common.video.config import VideoConfig
 from .answers import Answer
 from .ask import Media, ask, to_ask
 from .benchmarks.benchmark import QuestionSet
@@ -86,14 +87,20 @@ def measure(
     }
 
 
-def settings_of(questions: QuestionSet, model: Model, config: EvaluationConfig, protocol: str | None) -> Settings:
-    """Everything that the answers depend on."""
+def settings_of(
+    questions: QuestionSet,
+    model: Model,
+    video: VideoConfig | None,
+    config: EvaluationConfig,
+    protocol: str | None = None,
+) -> Settings:
+    """Everything that the answers depend on; ``video`` is of the frames, None where the model is given the files."""
     rows = [[s.id, s.question, list(s.options), s.answer] for s in questions.samples]
     return Settings(
         benchmark=questions.benchmark.name,
         model=model.about,
         protocol=protocol,
-        video=model.video.model_dump(mode="json") if model.video else None,
+        video=video.model_dump(mode="json") if video else None,
         temperature=config.temperature,
         top_p=config.top_p,
         max_new_tokens=config.max_new_tokens,

@@ -64,6 +64,11 @@ class Cell(_Record):
         parts = {"by_type": self.by_type, "by_kind": self.by_kind}
         return {(by, name): estimates for by, groups in parts.items() for name, estimates in groups.items()}
 
+    def with_scores_as_metrics(self) -> Cell:
+        """The same, with scores in place of the metrics of their names."""
+        breakdowns: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
+        return Cell(**breakdowns | self.metrics | self.scores)
+
     def estimate(self, metric: str, group: Group | None = None) -> Estimate | None:
         """A score or metric, over all items or those of a group; None where it was not measured."""
         if group is not None:
@@ -84,7 +89,7 @@ class FailedItem(_Record):
     """A question that got no answer."""
 
     id: str
-    condition: str = Field(alias="frames")
+    condition: str = Field(validation_alias="frames", serialization_alias="frames")
     error: str
     model: str | None = None
 
@@ -328,7 +333,9 @@ class EvaluationResult(_Record):
             where: for messages.
         """
         about = self.models[model]
-        named = {name: self.settings.get(name) for name in ("temperature", "top_p", "max_new_tokens", "max_items")}
+        named: dict[str, Any] = {
+            name: self.settings.get(name) for name in ("temperature", "top_p", "max_new_tokens", "max_items")
+        }
         identity = ModelIdentity(kind="s3", uri=about.uri, fingerprint=about.fingerprint, prompt=self.prompt)
         result = Result(
             benchmark=HELD_OUT,

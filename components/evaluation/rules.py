@@ -96,7 +96,7 @@ class GateRule(Section):
         if self.by_kind is not None and self.by_type is not None:
             raise ValueError("by_kind and by_type are both there: leave one out")
         if self.benchmark is None or self.benchmark in BENCHMARKS:
-            scores = BENCHMARKS[self.benchmark].scores if self.benchmark else ()
+            scores = BENCHMARKS.get(self.benchmark).scores if self.benchmark else ()
             _known("metric", self.metric, (*METRICS, *scores))
         _known("condition", self.condition, CONDITIONS)
         if self.other is not None:

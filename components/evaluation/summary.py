@@ -39,7 +39,7 @@ def summarize(items: Sequence[Item], scores: Mapping[str, Score], resampling: Re
         by_kind=by([item.kind for item in items]),
         by={dimension: by([item.groups.get(dimension) for item in items]) for dimension in dimensions},
         failed=sum(item.error is not None for item in items),
-        **metrics(items),  # type: ignore[arg-type]
+        **metrics(items),
     )
 
 

@@ -167,6 +167,7 @@ def distinct(texts: Mapping[str, str]) -> dict[str, str]:
 
 
 def folded(text: str) -> str:
+    """A text without what does not tell options apart."""
     return " ".join(text.split()).rstrip(".").casefold()
 
 

@@ -103,7 +103,7 @@ def _nearest_information(question: str, caption: str) -> str | None:
 
 
 def _tempcompass_value(*tasks: str) -> Callable[[Item], float | None]:
-    return lambda item: accuracy(item) if item.kind in map(_plain, tasks) else None
+    return lambda item: accuracy(item) if item.kind in [_plain(task) for task in tasks] else None
 
 
 TEMPCOMPASS = Benchmark(

@@ -75,7 +75,9 @@ class LocalModel:
 
     @cached_property
     def about(self) -> ModelIdentity:
-        """See `Model`."""
+        """See `Model`; the prompt is that of ``vthink.json`` where it was not given."""
+        if self._about.prompt:
+            return self._about
         from ...common.model.folder import read_card
 
         return self._about.model_copy(update={"prompt": str(read_card(self.folder)["prompt"])})
