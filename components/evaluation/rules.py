@@ -10,10 +10,10 @@ A rule names a metric of the candidate, and compares it in one of five words::
     {metric: accuracy, benchmark: video-holmes, not_worse_than: champion, by: 0.01}
 
 ``at_least`` and ``at_most`` look at the mean, ``above`` and ``below`` at an end of its interval. With a model or
-condition ``above``, ``below`` and ``not_worse_than`` look at the interval of the *paired* difference over the same questions
-(`statistics.paired_difference`): it is above ``by``, below ``-by``, or above ``-by``. So ``above`` says the same of a
-number and of a model: it would be so again with other videos. The value alone tells which is meant; a second key for
-the model (``above: 0.02, of: champion``) would make the number a level in one rule and a margin in the next.
+condition ``above``, ``below`` and ``not_worse_than`` look at the interval of the *paired* difference over the same
+questions (`statistics.paired_difference`): it is above ``by``, below ``-by``, or above ``-by``. So ``above`` says the
+same of a number and of a model: it would be so again with other videos. The value alone tells which is meant; a second
+key for the model (``above: 0.02, of: champion``) would make the number a level in one rule and a margin in the next.
 
 Mistakes are found when a rule is read: unknown names, with the nearest known one, and levels that no result can miss or
 reach (accuracy at least 50). `check_evaluated` finds what will not be evaluated, before anything runs.

@@ -193,7 +193,7 @@ def _measured(rule: GateRule, model: str, condition: str, models: Mapping[str, R
     chosen = [item for item in items if in_group(item, group)]
     if group is not None and not chosen:
         known = [name for by, name in result.result.conditions[condition].groups if by == group[0]]
-        raise unmeasured(group[0].replace("_", " "), group[1], known)
+        raise unmeasured("kind" if group[0] == "by_kind" else "problem type", group[1], known)
     score = result.score(rule.metric)
     if all(score.value(item) is None for item in chosen):
         cell = result.result.conditions[condition]

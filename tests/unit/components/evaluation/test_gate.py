@@ -1,4 +1,3 @@
-import json
 from typing import Any
 
 import pytest
@@ -10,40 +9,42 @@ from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.tracking.client import registry_client
 from vthink.components.evaluation.champion import find_champion
 from vthink.components.evaluation.config import EvaluationConfig
+from vthink.components.evaluation.finished import EvaluationManifest
 from vthink.components.evaluation.gate import gate_uri, judge_candidate, read_gate
-from vthink.components.evaluation.summary import conclude
+from vthink.components.evaluation.results import DataReference, EvaluatedModel, EvaluationResult
 
-from .conftest import make_world
-from .test_measures import SEGMENT, rows_of
+from .test_verdict import measured, share
 
-WORLD = make_world(videos=40)
 NAME = "vthink"
 
 
-def write_evaluation(storage: Storage, name: str, right: float, data: str = "data-1") -> str:
-    """An evaluation of base and grpo in which grpo answers this share of the items rightly; its manifest's URI."""
-    config = EvaluationConfig(bootstrap_resamples=200)
-
-    def texts(share: float) -> list[str]:
-        wrong = round(share * 10)
-        return [
-            f"{SEGMENT}<answer>{sample.answer if number % 10 < wrong else '?'}</answer>"
-            for number, sample in enumerate(WORLD.samples)
-        ]
-
-    rows = {
-        ("base", "ordered"): rows_of(WORLD, texts(0.2), "base"),
-        ("grpo", "ordered"): rows_of(WORLD, texts(right), "grpo"),
-        ("grpo", "shuffled"): rows_of(WORLD, texts(0.3), "grpo", "shuffled"),
+def write_evaluation(storage: Storage, name: str, right: int, data: str = "data-1") -> str:
+    """An evaluation of base and grpo in which grpo answers so many of 80 questions rightly; its manifest's URI."""
+    formatted = {"format_rate": [1.0] * 80}
+    models = {
+        "base": measured("base", ordered={"accuracy": share(16)} | formatted),
+        "grpo": measured(
+            "grpo", ordered={"accuracy": share(right)} | formatted, shuffled={"accuracy": share(24)} | formatted
+        ),
     }
-    about = {model: {"uri": f"s3://b/{model}/", "fingerprint": model} for model in ("base", "grpo")}
-    result = conclude(rows, about, {}, config)
-    result |= {"data": {"uri": "s3://b/d/", "fingerprint": data}, "split": "test", "settings": {"max_items": None}}
+    result = EvaluationResult(
+        models={
+            model: EvaluatedModel(uri=f"s3://b/{model}/", fingerprint=model, **one.result.conditions)
+            for model, one in models.items()
+        },
+        candidate="grpo",
+        split="test",
+        items=80,
+        videos=20,
+        data=DataReference(uri="s3://b/d/", fingerprint=data),
+        prompt="compact/1",
+        settings={"max_items": None},
+    )
     prefix = join(storage.config.root_uri, "evaluate", name + "/")
-    files = {"result": join(prefix, "result.json"), "items": join(prefix, "items.jsonl")}
-    storage.write_json(files["result"], result)
-    items = [json.dumps(row) for cell in rows.values() for row in cell]
-    storage.write_bytes(files["items"], "\n".join(items).encode())
+    files = EvaluationManifest.files_at(prefix, ())
+    storage.write_bytes(files["result"], result.model_dump_json(by_alias=True).encode())
+    items = [item.to_line() for one in models.values() for cell in one.items.values() for item in cell]
+    storage.write_bytes(files["items"], b"".join(items))
     return Manifest(stage="evaluate", fingerprint=name, uri=prefix, files=files).write(storage)
 
 
@@ -64,24 +65,24 @@ def judged(context: RunContext, evaluation: str, *rules: dict[str, Any]) -> tupl
 
 
 def test_without_a_champion_the_floors_decide(context, storage):
-    verdict, lines = judged(context, write_evaluation(storage, "good", 0.8))
+    verdict, lines = judged(context, write_evaluation(storage, "good", 64))
     assert verdict == "pass"
     assert lines[-1] == "gate passed: 3 of 3 rules hold"
     assert "there is no champion yet" in lines[2]
-    verdict, lines = judged(context, write_evaluation(storage, "poor", 0.2))
+    verdict, lines = judged(context, write_evaluation(storage, "poor", 16))
     assert verdict == "fail"
     assert lines[1].startswith("FAIL  accuracy above base: 0.")
 
 
 def test_a_candidate_worse_than_the_champion_fails_and_an_equal_one_passes(context, storage):
-    good, poor = write_evaluation(storage, "good", 0.8), write_evaluation(storage, "poor", 0.5)
+    good, poor = write_evaluation(storage, "good", 64), write_evaluation(storage, "poor", 40)
     put_into_service(context, good)
     assert judged(context, poor)[0] == "fail"
     assert judged(context, good)[0] == "pass"
 
 
 def test_a_new_champion_is_a_new_judgement(context, storage):
-    good, poor = write_evaluation(storage, "good", 0.8), write_evaluation(storage, "poor", 0.5)
+    good, poor = write_evaluation(storage, "good", 64), write_evaluation(storage, "poor", 40)
     assert judged(context, poor)[0] == "pass"
     first = read_gate(storage, context, poor)
     version = put_into_service(context, good)
@@ -92,7 +93,7 @@ def test_a_new_champion_is_a_new_judgement(context, storage):
 
 
 def test_the_same_question_is_judged_once(context, storage):
-    good = write_evaluation(storage, "good", 0.8)
+    good = write_evaluation(storage, "good", 64)
     judged(context, good)
     first = read_gate(storage, context, good)
     judged(context, good)
@@ -103,13 +104,13 @@ def test_the_same_question_is_judged_once(context, storage):
 
 
 def test_a_champion_that_was_asked_other_questions_is_no_champion_to_be_compared_with(context, storage):
-    put_into_service(context, write_evaluation(storage, "before", 0.5))
+    put_into_service(context, write_evaluation(storage, "before", 40))
     rule = {"metric": "accuracy", "not_worse_than": "champion", "by": 0.02}
-    verdict, lines = judged(context, write_evaluation(storage, "good", 0.8), rule)
+    verdict, lines = judged(context, write_evaluation(storage, "good", 64), rule)
     assert verdict == "pass"
-    assert f"over {len(WORLD)} questions of 42 videos, higher" in lines[0]
+    assert "over 80 questions of 20 videos, higher" in lines[0]
     # On other data there are no pairs: however much better it looks, the rule fails, and says why.
-    verdict, lines = judged(context, write_evaluation(storage, "elsewhere", 0.8, data="data-2"), rule)
+    verdict, lines = judged(context, write_evaluation(storage, "elsewhere", 64, data="data-2"), rule)
     assert verdict == "fail"
     assert "cannot be judged: champion was asked other questions" in lines[0]
 
@@ -117,20 +118,20 @@ def test_a_champion_that_was_asked_other_questions_is_no_champion_to_be_compared
 def test_every_model_kind_and_condition_of_the_evaluation_can_be_compared_with(context, storage):
     verdict, lines = judged(
         context,
-        write_evaluation(storage, "good", 0.8),
+        write_evaluation(storage, "good", 64),
         {"metric": "accuracy", "by_kind": "direction", "above": "base", "by": 0.3},
-        {"metric": "accuracy", "above": "shuffled", "by": 0.3},
+        {"metric": "accuracy", "above": "shuffled", "by": 0.2},
     )
     assert verdict == "pass"
-    assert "over 40 questions of 40 videos" in lines[0]
-    assert f"over {len(WORLD)} questions of 42 videos" in lines[1]
+    assert "over 40 questions of 20 videos" in lines[0]
+    assert "over 80 questions of 20 videos" in lines[1]
 
 
 def test_a_rule_about_what_was_not_measured_is_a_mistake_and_no_verdict(context, storage):
-    good = write_evaluation(storage, "good", 0.8)
+    good = write_evaluation(storage, "good", 64)
     with pytest.raises(UserError, match=r"kind 'directions' of candidate was not measured; did you mean 'direction'"):
         judged(context, good, {"metric": "accuracy", "by_kind": "directions", "above": 0.5})
-    with pytest.raises(UserError, match="no model 'sft' in this evaluation; it has: base, candidate"):
+    with pytest.raises(UserError, match="no model 'sft' in this evaluation; it has: base, grpo, candidate"):
         judged(context, good, {"metric": "accuracy", "above": "sft"})
     assert not storage.exists(gate_uri(context, good))
 
@@ -138,12 +139,12 @@ def test_a_rule_about_what_was_not_measured_is_a_mistake_and_no_verdict(context,
 def test_a_champion_without_its_evaluation_is_an_error_and_not_a_pass(context, storage):
     put_into_service(context, None)
     with pytest.raises(UserError, match=r"champion version 1 of 'vthink' has no tag vthink.evaluation_uri"):
-        judged(context, write_evaluation(storage, "good", 0.8))
+        judged(context, write_evaluation(storage, "good", 64))
 
 
 def test_the_champion_is_found_by_its_alias(context, storage):
     assert find_champion(context) is None
-    good = write_evaluation(storage, "good", 0.8)
+    good = write_evaluation(storage, "good", 64)
     version = put_into_service(context, good)
     client = registry_client(context.tracking, context.storage)
     client.create_model_version(NAME, "s3://b/newer/")  # registered later, not in service
@@ -152,7 +153,7 @@ def test_the_champion_is_found_by_its_alias(context, storage):
 
 
 def test_the_verdict_is_recorded_in_mlflow(context, storage):
-    good = write_evaluation(storage, "good", 0.8)
+    good = write_evaluation(storage, "good", 64)
     judged(context, good)
     run_id = read_gate(storage, context, good).mlflow_run_id
     run = registry_client(context.tracking, context.storage).get_run(run_id)

@@ -4,15 +4,18 @@ from typing import Any
 import numpy as np
 import pytest
 from vthink.components.common.errors import UserError
-from vthink.components.evaluation.config import EvaluationConfig
-from vthink.components.evaluation.results import BenchmarkResult, compare, read_benchmark
+from vthink.components.evaluation.benchmarks.registry import BENCHMARKS
+from vthink.components.evaluation.item import Item
+from vthink.components.evaluation.models.model import ModelIdentity
+from vthink.components.evaluation.results import HELD_OUT, BenchmarkResult, Result, Settings
 from vthink.components.evaluation.rules import GateRule
-from vthink.components.evaluation.statistics import cluster_mean, paired_difference
-from vthink.components.evaluation.verdict import HELD_OUT, holds, judge, results_of
+from vthink.components.evaluation.scores import Score, metric_score
+from vthink.components.evaluation.statistics import Resampling, cluster_mean, paired_difference
+from vthink.components.evaluation.summary import summarize
+from vthink.components.evaluation.verdict import holds, judge
 
-from .test_report_page import benchmark_folders
-
-CONFIG = EvaluationConfig(bootstrap_resamples=500)
+RESAMPLING = Resampling(resamples=500)
+QUICK = Resampling(resamples=100)
 
 
 def rule(**fields: Any) -> GateRule:
@@ -20,28 +23,44 @@ def rule(**fields: Any) -> GateRule:
 
 
 def measured(
-    model: str = "m", questions: str = "q", settings: dict | None = None, **conditions: Any
+    model: str = "m",
+    questions: str = "q",
+    benchmark: str = HELD_OUT,
+    scores: dict[str, Score] | None = None,
+    settings: dict[str, Any] | None = None,
+    **conditions: Any,
 ) -> BenchmarkResult:
-    """A model on the held-out split: per condition the values of a metric, four questions to a video, of two kinds."""
-    rows, cells = {}, {}
+    """A model on a benchmark: per condition the values of metrics, four questions to a video, of two kinds."""
+    items = {}
     for condition, metrics in conditions.items():
         values = metrics if isinstance(metrics, dict) else {"accuracy": metrics}
-        rows[condition] = [
-            {
-                "id": f"q{number}",
-                "video": f"v{number // 4}",
-                "problem_type": "multiple_choice",
-                "kind": ("direction", "count")[number % 2],
-                "metrics": {name: float(column[number]) for name, column in values.items()},
-            }
+        items[condition] = [
+            Item(
+                id=f"q{number}",
+                video=f"v{number // 4}",
+                model=model,
+                condition=condition,
+                problem_type="multiple_choice",
+                kind=("direction", "count")[number % 2],
+                metrics={name: float(column[number]) for name, column in values.items()},
+            )
             for number in range(len(next(iter(values.values()))))
         ]
-        stated = {
-            name: {"value": round(float(np.mean(column)), 6), "n": len(column)} for name, column in values.items()
-        }
-        cells[condition] = {**stated, "scores": {}}
-    result = {"benchmark": HELD_OUT, "settings": {"questions": questions, **(settings or {})}, "conditions": cells}
-    return BenchmarkResult(model, f"s3://b/{model}/", result, rows)
+    if scores is None:
+        scores = {name: metric_score(name) for name in items["ordered"][0].metrics}
+    about = {"prompt": "compact/1"} | (settings or {})
+    result = Result(
+        benchmark=benchmark,
+        title="",
+        source="",
+        model=ModelIdentity(),
+        headline=next(iter(scores)),
+        conditions={name: summarize(cell, scores, QUICK) for name, cell in items.items()},
+        items=len(items["ordered"]),
+        videos=len({item.video for item in items["ordered"]}),
+        settings=Settings(questions=questions, model=ModelIdentity(prompt=about.pop("prompt")), **about),
+    )
+    return BenchmarkResult(model, f"s3://b/{model}/", result, items)
 
 
 def share(right: int, of: int = 80) -> list[float]:
@@ -84,7 +103,7 @@ MODELS = {"candidate": {HELD_OUT: GOOD}, "base": {HELD_OUT: POOR}}
     ],
 )
 def test_a_rule_is_judged_by_the_items_and_its_line_shows_the_numbers(fields, line):
-    verdict = judge([rule(**fields)], MODELS, CONFIG)
+    verdict = judge([rule(**fields)], MODELS, RESAMPLING)
     assert verdict.lines[0].startswith(line)
     assert verdict.passed is line.startswith("pass")
 
@@ -92,22 +111,22 @@ def test_a_rule_is_judged_by_the_items_and_its_line_shows_the_numbers(fields, li
 def test_a_worse_model_is_worse_in_the_direction_of_the_metric():
     turned = {"candidate": {HELD_OUT: POOR}, "base": {HELD_OUT: GOOD}}
     for metric in ("accuracy", "wer"):
-        assert not judge([rule(metric=metric, not_worse_than="base", by=0.1)], turned, CONFIG).passed
+        assert not judge([rule(metric=metric, not_worse_than="base", by=0.1)], turned, RESAMPLING).passed
 
 
 def test_a_comparison_shows_how_many_questions_and_videos_it_rests_on_and_what_it_could_have_shown():
-    (line, last) = judge([rule(above="base")], MODELS, CONFIG).lines
+    (line, last) = judge([rule(above="base")], MODELS, RESAMPLING).lines
     assert line.endswith(" over 80 questions of 20 videos, higher")
     assert last == "gate passed: 1 of 1 rules hold"
     rng = np.random.default_rng(0)
     first, second = (measured(ordered=rng.integers(0, 2, 80)) for _ in range(2))
-    verdict = judge([rule(above="base")], {"candidate": {HELD_OUT: first}, "base": {HELD_OUT: second}}, CONFIG)
+    verdict = judge([rule(above="base")], {"candidate": {HELD_OUT: first}, "base": {HELD_OUT: second}}, RESAMPLING)
     assert "no significant difference (detectable: 0." in verdict.lines[0]
     assert verdict.lines[-1] == "gate failed: 0 of 1 rules hold"
 
 
 def test_while_there_is_no_champion_a_rule_about_it_holds_and_says_so():
-    verdict = judge([rule(not_worse_than="champion", by=0.02), rule(above="champion")], MODELS, CONFIG)
+    verdict = judge([rule(not_worse_than="champion", by=0.02), rule(above="champion")], MODELS, RESAMPLING)
     assert verdict.passed
     assert verdict.lines[0] == (
         "pass  accuracy not worse than champion by 0.02: there is no champion yet, so this holds by rule"
@@ -120,16 +139,15 @@ def test_while_there_is_no_champion_a_rule_about_it_holds_and_says_so():
         (measured(questions="others", ordered=share(20)), "champion was asked other questions"),
         (measured(ordered=share(2, of=4)), "fewer than two videos were asked of both"),
         (measured(ordered={"score": share(20)}), "metric 'accuracy' of champion was not measured"),
-        (measured(shuffled=share(20)), "condition 'ordered' of champion was not measured"),
     ],
 )
 def test_a_comparison_without_pairs_fails_and_says_what_to_do(champion, reason):
     """However much better the candidate is: that it is not worse was not shown."""
-    verdict = judge([rule(not_worse_than="champion", by=0.02)], MODELS | {"champion": {HELD_OUT: champion}}, CONFIG)
+    verdict = judge([rule(not_worse_than="champion", by=0.02)], MODELS | {"champion": {HELD_OUT: champion}}, RESAMPLING)
     assert not verdict.passed
     assert "cannot be judged: " in verdict.lines[0]
     assert reason in verdict.lines[0]
-    assert verdict.lines[0].endswith("; evaluate it as the candidate was, or leave the rule out")
+    assert verdict.lines[0].endswith("; evaluate champion as the candidate, or leave the rule out")
 
 
 def test_a_champion_that_was_not_measured_on_a_benchmark_fails_the_rule_about_it():
@@ -137,7 +155,7 @@ def test_a_champion_that_was_not_measured_on_a_benchmark_fails_the_rule_about_it
         "candidate": {HELD_OUT: GOOD, "mmvu": GOOD},
         "champion": {HELD_OUT: POOR},
     }
-    verdict = judge([rule(benchmark="mmvu", not_worse_than="champion", by=0.02)], models, CONFIG)
+    verdict = judge([rule(benchmark="mmvu", not_worse_than="champion", by=0.02)], models, RESAMPLING)
     assert not verdict.passed
     assert "benchmark 'mmvu' of champion was not measured" in verdict.lines[0]
 
@@ -159,130 +177,91 @@ def test_a_champion_that_was_not_measured_on_a_benchmark_fails_the_rule_about_it
         ),
         ({"above": "reversed"}, "condition 'reversed' of candidate was not measured"),
         ({"metric": "miou", "above": 0.1}, "metric 'miou' of candidate was not measured; there are: accuracy, "),
-        ({"benchmark": "mmvu", "above": 0.1}, "benchmark 'mmvu' of candidate was not measured; there are: none"),
-        ({"above": "sft"}, "there is no model 'sft' in this evaluation; it has: base, candidate"),
+        ({"benchmark": "mmvu", "above": 0.1}, "benchmark 'mmvu' of candidate was not measured; there are: held-out"),
+        ({"above": "sft"}, "there is no model 'sft' in this evaluation; it has: candidate, base"),
     ],
 )
 def test_a_rule_about_what_was_not_measured_is_a_mistake_and_no_verdict(fields, reason):
     with pytest.raises(UserError, match=reason) as failure:
-        judge([rule(above=0.1), rule(**fields)], MODELS, CONFIG)
+        judge([rule(above=0.1), rule(**fields)], MODELS, RESAMPLING)
     assert str(failure.value).startswith(f"rule '{rule(**fields)}': ")
 
 
+def with_stated(result: BenchmarkResult, **changes: Any) -> BenchmarkResult:
+    """The same with other numbers in ``result.json``."""
+    cell = result.result.conditions["ordered"]
+    stated = dataclasses.replace(cell.scores["accuracy"], **changes)
+    cells = {"ordered": cell.model_copy(update={"scores": {"accuracy": stated}})}
+    return dataclasses.replace(result, result=result.result.model_copy(update={"conditions": cells}))
+
+
 @pytest.mark.parametrize(
-    ("cell", "rows"),
+    "changed",
     [
-        ({"accuracy": {"value": 50.0, "n": 80}, "scores": {}}, None),
-        ({"accuracy": {"value": 0.76, "n": 80}, "scores": {}}, None),
-        ({"accuracy": {"value": 0.75, "n": 81}, "scores": {}}, None),
-        (None, GOOD.rows["ordered"][:40]),
+        with_stated(GOOD, value=50.0),
+        with_stated(GOOD, value=0.76),
+        with_stated(GOOD, n=81),
+        dataclasses.replace(GOOD, items={"ordered": GOOD.items["ordered"][:40]}),
     ],
 )
-def test_files_that_contradict_each_other_are_judged_by_no_rule(cell, rows):
-    changed = dataclasses.replace(
-        GOOD,
-        result=GOOD.result | ({"conditions": {"ordered": cell}} if cell else {}),
-        rows={"ordered": rows or GOOD.rows["ordered"]},
-    )
-    with pytest.raises(UserError, match=r"s3://b/good/.*result.json.* accuracy .* evaluate again"):
-        judge([rule(at_least=0.5)], {"candidate": {HELD_OUT: changed}}, CONFIG)
+def test_files_that_contradict_each_other_are_judged_by_no_rule(changed):
+    with pytest.raises(UserError, match=r"s3://b/good/: for accuracy \(ordered\) result.json says .*; evaluate again"):
+        judge([rule(at_least=0.5)], {"candidate": {HELD_OUT: changed}}, RESAMPLING)
 
 
 def test_items_that_were_emptied_are_no_reason_to_compare_without_pairs():
-    empty = dataclasses.replace(GOOD, rows={"ordered": []})
+    empty = dataclasses.replace(GOOD, items={"ordered": []})
     models = {"candidate": {HELD_OUT: GOOD}, "base": {HELD_OUT: empty}}
     with pytest.raises(UserError, match="condition 'ordered' of base was not measured"):
-        judge([rule(above="base")], models, CONFIG)
+        judge([rule(above="base")], models, RESAMPLING)
 
 
 def test_a_value_that_no_metric_can_have_is_refused():
-    with pytest.raises(UserError, match="result.json: accuracy is 50, outside of 0 to 1"):
-        judge([rule(at_least=0.5)], {"candidate": {HELD_OUT: measured(ordered=[50.0] * 8)}}, CONFIG)
+    with pytest.raises(UserError, match=r"accuracy \(ordered\) is 50, outside of 0 to 1"):
+        judge([rule(at_least=0.5)], {"candidate": {HELD_OUT: measured(ordered=[50.0] * 8)}}, RESAMPLING)
 
 
 def test_what_a_model_was_asked_with_differently_is_noted_once():
     settings = {"prompt": "compact/1", "max_new_tokens": 64, "video": {"num_frames": 8}}
     mine = measured(ordered=share(60), settings=settings)
-    theirs = measured(ordered=share(20), settings=settings | {"max_new_tokens": 1024, "video": {"num_frames": 16}})
+    theirs = measured(
+        ordered=share(20), settings={"prompt": "video_r1/1", "max_new_tokens": 1024, "video": {"num_frames": 16}}
+    )
     models = {"candidate": {HELD_OUT: mine}, "champion": {HELD_OUT: theirs}}
-    verdict = judge([rule(above="champion"), rule(not_worse_than="champion", by=0.1)], models, CONFIG)
+    verdict = judge([rule(above="champion"), rule(not_worse_than="champion", by=0.1)], models, RESAMPLING)
     assert verdict.lines[2:] == [
-        "note  champion was asked differently: video {'num_frames': 16}, not {'num_frames': 8}; max_new_tokens 1024, not "
-        "64",
+        "note  champion was asked differently: video {'num_frames': 16}, not {'num_frames': 8}; max_new_tokens 1024, "
+        "not 64; prompt video_r1/1, not compact/1",
         "gate passed: 2 of 2 rules hold",
     ]
-    assert not judge([rule(above="champion")], {**models, "champion": {HELD_OUT: mine}}, CONFIG).notes
+    assert not judge([rule(above="champion")], {**models, "champion": {HELD_OUT: mine}}, RESAMPLING).notes
 
 
-# -- benchmarks ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def benchmarks(tmp_path_factory):
-    folders = benchmark_folders(tmp_path_factory.mktemp("results"))
-    return {name: read_benchmark(folder, name) for name, folder in folders.items()}
-
-
-def test_candidate_and_champion_are_compared_on_a_benchmark_over_its_videos(benchmarks):
-    ours, base = (results_of([benchmarks[name]]) for name in ("ours", "base"))
-    about = rule(benchmark="video-holmes", not_worse_than="champion", by=0.01)
-    verdict = judge([about, rule(benchmark="video-holmes", above=0.3)], {"candidate": ours, "champion": base}, CONFIG)
-    assert verdict.passed
-    low = compare(benchmarks["ours"], benchmarks["base"], "accuracy", CONFIG).low
-    assert f" [{low:+.4f}, " in verdict.lines[0]
-    assert verdict.lines[0].endswith("over 60 questions of 30 videos, higher")
-    turned = judge([about], {"candidate": base, "champion": ours}, CONFIG)
-    assert turned.lines[0].startswith("FAIL")
-    assert turned.lines[0].endswith(", lower")
-    same = judge([about], {"candidate": base, "champion": base}, CONFIG)
-    assert same.passed
-    assert "paired difference +0.0000 [+0.0000, +0.0000]" in same.lines[0]
-
-
-def test_pairs_on_a_benchmark_by_kind_and_between_orders_of_frames(benchmarks):
-    models = {"candidate": results_of([benchmarks["ours"]]), "base": results_of([benchmarks["base"]])}
-    rules = [rule(benchmark="video-holmes", above="shuffled"), rule(by_kind="direction", above="base")]
-    lines = judge(rules, models, CONFIG).lines
-    assert "over 60 questions of 30 videos" in lines[0]
-    assert "over 30 questions of 30 videos" in lines[1]
-
-
-def test_a_rule_without_a_benchmark_is_about_the_only_one_and_of_several_names_one(benchmarks):
-    ours = benchmarks["ours"]
-    assert judge([rule(above=0.3)], {"candidate": results_of([ours])}, CONFIG).passed
-    own = dataclasses.replace(ours, result=ours.result | {"benchmark": "my set"})
-    both = {"candidate": results_of([ours, own])}
-    assert judge([rule(above=0.3, benchmark="my set")], both, CONFIG).passed
-    with pytest.raises(UserError, match="benchmark 'held-out split' of candidate was not measured; .*video-holmes, my"):
-        judge([rule(above=0.3)], both, CONFIG)
-    with pytest.raises(UserError, match="'ours' has two results of one benchmark; give one"):
-        results_of([ours, ours])
-
-
-def test_a_mean_of_means_is_judged_and_paired_as_it_is_measured(tmp_path):
+def test_a_mean_of_means_is_judged_and_paired_as_it_is_measured():
     """MVBench's mean over tasks: a task of few questions counts as much as one of many."""
-    folders = benchmark_folders(tmp_path, benchmark="mvbench")
-    results = []
-    for name in ("ours", "base"):
-        result = read_benchmark(folders[name], name)
-        kept = [row for row in result.rows["ordered"] if row["kind"] == "direction" or row["video"] < "videos/008"]
-        results.append(dataclasses.replace(result, rows={"ordered": kept}))
+    rng = np.random.default_rng(1)
 
-    def mean(one, kind: str | None) -> float:
-        rows = [row["correct"] for row in one.rows["ordered"] if kind in (None, row["kind"])]
-        return sum(rows) / len(rows)
+    def result(name: str, chance: dict[str, float]) -> BenchmarkResult:
+        values = [rng.random() < chance[("direction", "count")[number % 2]] for number in range(80)]
+        whole = measured(name, benchmark="mvbench", scores=dict(BENCHMARKS.get("mvbench").scores), ordered=values)
+        kept = [item for item in whole.items["ordered"] if item.kind == "direction" or item.video in ("v0", "v1")]
+        cells = {"ordered": summarize(kept, BENCHMARKS.get("mvbench").scores, QUICK)}
+        return dataclasses.replace(
+            whole, items={"ordered": kept}, result=whole.result.model_copy(update={"conditions": cells})
+        )
 
-    ours, base = results
-    tasks = [mean(ours, kind) - mean(base, kind) for kind in ("direction", "how_bright")]
-    found = compare(ours, base, "accuracy_by_task", CONFIG)
-    assert found.value == pytest.approx(sum(tasks) / 2)
-    assert found.value != pytest.approx(mean(ours, None) - mean(base, None))
-    assert compare(ours, base, "accuracy", CONFIG).value == pytest.approx(mean(ours, None) - mean(base, None))
-    whole = read_benchmark(folders["ours"], "ours")
-    lines = judge(
-        [rule(metric="accuracy_by_task", benchmark="mvbench", above=0.1)], {"candidate": {"mvbench": whole}}, CONFIG
-    ).lines
-    assert f"{(mean(whole, 'direction') + mean(whole, 'how_bright')) / 2:.4f} [" in lines[0]
+    def mean(result: BenchmarkResult, *kinds: str) -> float:
+        return float(np.mean([item.correct for item in result.items["ordered"] if item.kind in kinds]))
+
+    ours, base = result("ours", {"direction": 0.9, "count": 0.5}), result("base", {"direction": 0.3, "count": 0.5})
+    by_task, plain = (rule(metric=name, benchmark="mvbench", above="base") for name in ("accuracy_by_task", "accuracy"))
+    lines = judge([by_task, plain], {"candidate": {"mvbench": ours}, "base": {"mvbench": base}}, RESAMPLING).lines
+    tasks = [(mean(ours, kind), mean(base, kind)) for kind in ("direction", "count")]
+    difference = sum(first - second for first, second in tasks) / 2
+    assert f": {sum(first for first, _ in tasks) / 2:.4f}; paired difference {difference:+.4f} [" in lines[0]
+    both = ("direction", "count")
+    assert f": {mean(ours, *both):.4f}; paired difference {mean(ours, *both) - mean(base, *both):+.4f} [" in lines[1]
+    assert abs(difference - (mean(ours, *both) - mean(base, *both))) > 0.05
 
 
 # -- how often the default rule about the champion is wrong ---------------------------------------------------
