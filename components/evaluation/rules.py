@@ -115,17 +115,9 @@ class GateRule(Section):
         """A level that every result, or none, is on the right side of says nothing."""
         level, bounded = float(getattr(self, word)), metric_named(self.metric).bounded
         most = 1.0 if bounded else math.inf
-        outcomes = {  # of the least and of the greatest value
-            "at_least": (level <= 0, level <= most),
-            "at_most": (level >= 0, level >= most),
-            "above": (level < 0, level < most),
-            "below": (level > 0, level > most),
-        }[word]
-        if len(set(outcomes)) == 1:
-            verb = "fail" if outcomes[0] else "hold"
-            ends = "between 0 and 1" if bounded else "0 or more"
-            hint = "; metrics are fractions: 0.5, not 50" if bounded and level > 1 else ""
-            raise ValueError(f"{word}: {level:g} can never {verb}, since {self.metric} is {ends}{hint}")
+        if not (0 < level <= most if word in ("at_least", "below") else 0 <= level < most):
+            ends = "between 0 and 1; metrics are fractions: 0.5, not 50" if bounded else "0 or more"
+            raise ValueError(f"{word} {level:g} holds or fails whatever is measured, since {self.metric} is {ends}")
 
     @model_serializer(mode="wrap")
     def _only_what_is_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -226,18 +218,11 @@ def check_evaluated(
 
 # -- rules as they were ---------------------------------------------------------------------------------------
 
-_PATH = (
-    r"(?:(?P<{0}model>candidate|grpo|sft|base|champion)\.)?(?P<{0}path>(?:\w+\.)*?[a-z]\w*?)"
-    r"(?:\.(?P<{0}part>value|low|high))?"
+_EXPRESSION = re.compile(
+    r"(?P<bound>lower_bound\()?(?P<path>[a-z][\w.]*)( ?- ?(?P<minus>[a-z][\w.]*))?(?(bound)\)) ?"
+    r"(?P<sign>[<>]=?) ?((?P<number>-?\d*\.?\d+)|(?P<other>[a-z][\w.]*))"
 )
-_OLD_FORMS = (
-    re.compile(rf"(?P<bound>lower_bound\()?{_PATH.format('')}(?(bound)\))\s*(?P<sign>>=?|<=?)\s*(?P<number>\d*\.?\d+)"),
-    re.compile(rf"{_PATH.format('')}\s*(?P<sign>>=?)\s*{_PATH.format('other_')}"),
-    re.compile(
-        rf"lower_bound\(\s*{_PATH.format('')}\s*-\s*{_PATH.format('other_')}\s*\)\s*>=?\s*(?P<margin>-?\d*\.?\d+)"
-    ),
-)
-"""The three shapes of expression that gates had: against a number, against a model, and the paired difference."""
+"""The shapes of expression that gates had: a metric or a difference of two, against a number or a model."""
 
 
 def translate_expression(text: str) -> str:
@@ -249,29 +234,27 @@ def translate_expression(text: str) -> str:
 
 
 def _translated(text: str) -> str | None:
-    match = next((match for form in _OLD_FORMS if (match := form.fullmatch(text))), None)
-    if match is None or match["model"] in ("base", "champion"):
+    match = _EXPRESSION.fullmatch(text)
+    if match is None:
         return None
-    named = match.groupdict()
-    *groups, metric = match["path"].split(".")
-    fields: dict[str, Any] = {"metric": metric}
-    while groups:
-        name = groups.pop(0)
-        if name in ("by_kind", "by_type") and groups:
-            fields[name] = groups.pop(0)
-        elif name in CONDITIONS:
-            fields |= {} if name == ORDERED else {"condition": name}
-        else:
-            fields["benchmark"] = name.replace("_", "-")
-    margin, other = float(named.get("margin") or 0), named.get("other_model")
-    if number := named.get("number"):
-        low, high = named["part"] == "low" or bool(named["bound"]), named["part"] == "high"
-        word = ("above" if low else "at_least") if ">" in match["sign"] else ("below" if high else "at_most")
-        fields[word] = float(number)
-    elif other == "champion" and (margin < 0 or "margin" not in named):
-        fields |= {"not_worse_than": other, "by": -margin or 0.02}
+    names = [name for name in match["path"].split(".") if name not in ("candidate", "grpo", "sft", "value", ORDERED)]
+    ends = {"low", "high"} & set(names)
+    fields: dict[str, Any] = {"metric": next((name for name in reversed(names) if name not in ends), "")}
+    names = names[: -1 - len(ends)]
+    for place, name in enumerate(names):
+        if name in ("by_kind", "by_type"):
+            fields[name] = ".".join(names[place + 1 :])
+            break
+        fields |= {"condition": name} if name in CONDITIONS else {"benchmark": name.replace("_", "-")}
+    other, number = (match["minus"] or match["other"] or "").split(".")[0], float(match["number"] or 0)
+    if other and (number < 0 or (other == "champion" and match["other"])):
+        fields |= {"not_worse_than": other, "by": -number or 0.02}
+    elif other:
+        fields |= {"above": other} | ({"by": number} if number else {})
+    elif ">" in match["sign"]:
+        fields["above" if match["bound"] or "low" in ends else "at_least"] = number
     else:
-        fields |= {"above": other} | ({"by": margin} if margin > 0 else {})
+        fields["below" if "high" in ends else "at_most"] = number
     try:
         GateRule.model_validate(fields)
     except ValueError:
