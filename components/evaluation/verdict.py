@@ -209,7 +209,9 @@ def _side(
         raise UserError(f"rule '{rule}': there is no model '{model}' in this evaluation; it has: {there}")
     benchmark = rule.benchmark or HELD_OUT
     if benchmark not in models[model]:
-        raise unmeasured("benchmark", benchmark or "held-out split", [name for name in models[model] if name])
+        raise unmeasured(
+            "benchmark", benchmark or "held-out split", [name for name in models[model] if name != HELD_OUT]
+        )
     result = models[model][benchmark]
     items = result.items.get(condition)
     if not items:

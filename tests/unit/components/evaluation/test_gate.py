@@ -1,4 +1,3 @@
-import json
 from typing import Any
 
 import pytest
@@ -10,11 +9,12 @@ from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.tracking.client import registry_client
 from vthink.components.evaluation.champion import find_champion
 from vthink.components.evaluation.config import EvaluationConfig
+from vthink.components.evaluation.finished import EvaluationManifest
 from vthink.components.evaluation.gate import gate_uri, judge_candidate, read_gate
-from vthink.components.evaluation.summary import conclude
+from vthink.components.evaluation.item import Item
+from vthink.components.evaluation.results import DataReference
 
-from .conftest import make_world
-from .test_measures import SEGMENT, rows_of
+from .small_world import SEGMENT, items_of, make_world, result_of, stage_result
 
 WORLD = make_world(videos=40)
 NAME = "vthink"
@@ -24,26 +24,25 @@ def write_evaluation(storage: Storage, name: str, right: float, data: str = "dat
     """An evaluation of base and grpo in which grpo answers this share of the items rightly; its manifest's URI."""
     config = EvaluationConfig(bootstrap_resamples=200)
 
-    def texts(share: float) -> list[str]:
-        wrong = round(share * 10)
-        return [
-            f"{SEGMENT}<answer>{sample.answer if number % 10 < wrong else '?'}</answer>"
+    def items(model: str, condition: str, share: float) -> list[Item]:
+        right = round(share * 10)
+        texts = (
+            f"{SEGMENT}<answer>{sample.answer if number % 10 < right else '?'}</answer>"
             for number, sample in enumerate(WORLD.samples)
-        ]
+        )
+        return items_of(WORLD, texts, model, condition)
 
-    rows = {
-        ("base", "ordered"): rows_of(WORLD, texts(0.2), "base"),
-        ("grpo", "ordered"): rows_of(WORLD, texts(right), "grpo"),
-        ("grpo", "shuffled"): rows_of(WORLD, texts(0.3), "grpo", "shuffled"),
+    cells = {
+        "base": {"ordered": items("base", "ordered", 0.2)},
+        "grpo": {"ordered": items("grpo", "ordered", right), "shuffled": items("grpo", "shuffled", 0.3)},
     }
-    about = {model: {"uri": f"s3://b/{model}/", "fingerprint": model} for model in ("base", "grpo")}
-    result = conclude(rows, about, {}, config)
-    result |= {"data": {"uri": "s3://b/d/", "fingerprint": data}, "split": "test", "settings": {"max_items": None}}
+    result = stage_result([result_of(WORLD, cell, model, config) for model, cell in cells.items()], config)
+    result = result.model_copy(update={"data": DataReference(uri="s3://b/d/", fingerprint=data)})
     prefix = join(storage.config.root_uri, "evaluate", name + "/")
-    files = {"result": join(prefix, "result.json"), "items": join(prefix, "items.jsonl")}
-    storage.write_json(files["result"], result)
-    items = [json.dumps(row) for cell in rows.values() for row in cell]
-    storage.write_bytes(files["items"], "\n".join(items).encode())
+    files = EvaluationManifest.files_at(prefix, [])
+    storage.write_bytes(files["result"], result.model_dump_json(by_alias=True).encode())
+    lines = [item.to_line() for conditions in cells.values() for cell in conditions.values() for item in cell]
+    storage.write_bytes(files["items"], b"".join(lines))
     return Manifest(stage="evaluate", fingerprint=name, uri=prefix, files=files).write(storage)
 
 

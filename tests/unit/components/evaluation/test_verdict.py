@@ -5,12 +5,15 @@ import numpy as np
 import pytest
 from vthink.components.common.errors import UserError
 from vthink.components.evaluation.config import EvaluationConfig
-from vthink.components.evaluation.results import BenchmarkResult, compare, read_benchmark
+from vthink.components.evaluation.item import Item
+from vthink.components.evaluation.models.model import ModelIdentity
+from vthink.components.evaluation.results import HELD_OUT, BenchmarkResult, Cell, Result, Settings
 from vthink.components.evaluation.rules import GateRule
-from vthink.components.evaluation.statistics import cluster_mean, paired_difference
-from vthink.components.evaluation.verdict import HELD_OUT, holds, judge, results_of
+from vthink.components.evaluation.statistics import Estimate, cluster_mean, paired_difference
+from vthink.components.evaluation.summary import compare, summarize
+from vthink.components.evaluation.verdict import holds, judge, results_of
 
-from .test_report_page import benchmark_folders
+from .small_world import two_models
 
 CONFIG = EvaluationConfig(bootstrap_resamples=500)
 
@@ -23,25 +26,26 @@ def measured(
     model: str = "m", questions: str = "q", settings: dict | None = None, **conditions: Any
 ) -> BenchmarkResult:
     """A model on the held-out split: per condition the values of a metric, four questions to a video, of two kinds."""
-    rows, cells = {}, {}
+    items, cells = {}, {}
     for condition, metrics in conditions.items():
         values = metrics if isinstance(metrics, dict) else {"accuracy": metrics}
-        rows[condition] = [
-            {
-                "id": f"q{number}",
-                "video": f"v{number // 4}",
-                "problem_type": "multiple_choice",
-                "kind": ("direction", "count")[number % 2],
-                "metrics": {name: float(column[number]) for name, column in values.items()},
-            }
+        items[condition] = [
+            Item(
+                id=f"q{number}",
+                video=f"v{number // 4}",
+                condition=condition,
+                problem_type="multiple_choice",
+                kind=("direction", "count")[number % 2],
+                metrics={name: float(column[number]) for name, column in values.items()},
+            )
             for number in range(len(next(iter(values.values()))))
         ]
-        stated = {
-            name: {"value": round(float(np.mean(column)), 6), "n": len(column)} for name, column in values.items()
-        }
-        cells[condition] = {**stated, "scores": {}}
-    result = {"benchmark": HELD_OUT, "settings": {"questions": questions, **(settings or {})}, "conditions": cells}
-    return BenchmarkResult(model, f"s3://b/{model}/", result, rows)
+        cells[condition] = summarize(items[condition], {}, CONFIG.resampling)
+    about = ModelIdentity(prompt=(settings or {}).get("prompt", ""))
+    more = {name: value for name, value in (settings or {}).items() if name != "prompt"}
+    made = Settings(questions=questions, model=about, **more)
+    result = Result.model_construct(benchmark=HELD_OUT, settings=made, conditions=cells)
+    return BenchmarkResult(model, f"s3://b/{model}/", result, items)
 
 
 def share(right: int, of: int = 80) -> list[float]:
@@ -170,33 +174,34 @@ def test_a_rule_about_what_was_not_measured_is_a_mistake_and_no_verdict(fields, 
 
 
 @pytest.mark.parametrize(
-    ("cell", "rows"),
+    ("stated", "items"),
     [
-        ({"accuracy": {"value": 50.0, "n": 80}, "scores": {}}, None),
-        ({"accuracy": {"value": 0.76, "n": 80}, "scores": {}}, None),
-        ({"accuracy": {"value": 0.75, "n": 81}, "scores": {}}, None),
-        (None, GOOD.rows["ordered"][:40]),
+        (Estimate(50.0, 0.0, 1.0, 80), None),
+        (Estimate(0.76, 0.0, 1.0, 80), None),
+        (Estimate(0.75, 0.0, 1.0, 81), None),
+        (None, GOOD.items["ordered"][:40]),
     ],
 )
-def test_files_that_contradict_each_other_are_judged_by_no_rule(cell, rows):
+def test_files_that_contradict_each_other_are_judged_by_no_rule(stated, items):
+    cells = {"ordered": Cell(accuracy=stated)} if stated else GOOD.result.conditions
     changed = dataclasses.replace(
         GOOD,
-        result=GOOD.result | ({"conditions": {"ordered": cell}} if cell else {}),
-        rows={"ordered": rows or GOOD.rows["ordered"]},
+        result=GOOD.result.model_copy(update={"conditions": cells}),
+        items={"ordered": items or GOOD.items["ordered"]},
     )
     with pytest.raises(UserError, match=r"s3://b/good/.*result.json.* accuracy .* evaluate again"):
         judge([rule(at_least=0.5)], {"candidate": {HELD_OUT: changed}}, CONFIG)
 
 
 def test_items_that_were_emptied_are_no_reason_to_compare_without_pairs():
-    empty = dataclasses.replace(GOOD, rows={"ordered": []})
+    empty = dataclasses.replace(GOOD, items={"ordered": []})
     models = {"candidate": {HELD_OUT: GOOD}, "base": {HELD_OUT: empty}}
     with pytest.raises(UserError, match="condition 'ordered' of base was not measured"):
         judge([rule(above="base")], models, CONFIG)
 
 
 def test_a_value_that_no_metric_can_have_is_refused():
-    with pytest.raises(UserError, match="result.json: accuracy is 50, outside of 0 to 1"):
+    with pytest.raises(UserError, match=r"result.json: accuracy is 50, outside of 0 to 1"):
         judge([rule(at_least=0.5)], {"candidate": {HELD_OUT: measured(ordered=[50.0] * 8)}}, CONFIG)
 
 
@@ -207,8 +212,8 @@ def test_what_a_model_was_asked_with_differently_is_noted_once():
     models = {"candidate": {HELD_OUT: mine}, "champion": {HELD_OUT: theirs}}
     verdict = judge([rule(above="champion"), rule(not_worse_than="champion", by=0.1)], models, CONFIG)
     assert verdict.lines[2:] == [
-        "note  champion was asked differently: video {'num_frames': 16}, not {'num_frames': 8}; max_new_tokens 1024, not "
-        "64",
+        "note  champion was asked differently: video {'num_frames': 16}, not {'num_frames': 8}; max_new_tokens 1024, "
+        "not 64",
         "gate passed: 2 of 2 rules hold",
     ]
     assert not judge([rule(above="champion")], {**models, "champion": {HELD_OUT: mine}}, CONFIG).notes
@@ -218,9 +223,8 @@ def test_what_a_model_was_asked_with_differently_is_noted_once():
 
 
 @pytest.fixture(scope="module")
-def benchmarks(tmp_path_factory):
-    folders = benchmark_folders(tmp_path_factory.mktemp("results"))
-    return {name: read_benchmark(folder, name) for name, folder in folders.items()}
+def benchmarks():
+    return two_models()
 
 
 def test_candidate_and_champion_are_compared_on_a_benchmark_over_its_videos(benchmarks):
@@ -228,7 +232,7 @@ def test_candidate_and_champion_are_compared_on_a_benchmark_over_its_videos(benc
     about = rule(benchmark="video-holmes", not_worse_than="champion", by=0.01)
     verdict = judge([about, rule(benchmark="video-holmes", above=0.3)], {"candidate": ours, "champion": base}, CONFIG)
     assert verdict.passed
-    low = compare(benchmarks["ours"], benchmarks["base"], "accuracy", CONFIG).low
+    low = compare(benchmarks["ours"], benchmarks["base"], "accuracy", CONFIG.resampling).low
     assert f" [{low:+.4f}, " in verdict.lines[0]
     assert verdict.lines[0].endswith("over 60 questions of 30 videos, higher")
     turned = judge([about], {"candidate": base, "champion": ours}, CONFIG)
@@ -250,35 +254,38 @@ def test_pairs_on_a_benchmark_by_kind_and_between_orders_of_frames(benchmarks):
 def test_a_rule_without_a_benchmark_is_about_the_only_one_and_of_several_names_one(benchmarks):
     ours = benchmarks["ours"]
     assert judge([rule(above=0.3)], {"candidate": results_of([ours])}, CONFIG).passed
-    own = dataclasses.replace(ours, result=ours.result | {"benchmark": "my set"})
+    own = dataclasses.replace(ours, result=ours.result.model_copy(update={"benchmark": "my set"}))
     both = {"candidate": results_of([ours, own])}
     assert judge([rule(above=0.3, benchmark="my set")], both, CONFIG).passed
-    with pytest.raises(UserError, match="benchmark 'held-out split' of candidate was not measured; .*video-holmes, my"):
+    with pytest.raises(
+        UserError, match=r"benchmark 'held-out split' of candidate was not measured; .*video-holmes, my"
+    ):
         judge([rule(above=0.3)], both, CONFIG)
     with pytest.raises(UserError, match="'ours' has two results of one benchmark; give one"):
         results_of([ours, ours])
 
 
-def test_a_mean_of_means_is_judged_and_paired_as_it_is_measured(tmp_path):
+def test_a_mean_of_means_is_judged_and_paired_as_it_is_measured():
     """MVBench's mean over tasks: a task of few questions counts as much as one of many."""
-    folders = benchmark_folders(tmp_path, benchmark="mvbench")
-    results = []
+    models, results = two_models(benchmark="mvbench"), []
     for name in ("ours", "base"):
-        result = read_benchmark(folders[name], name)
-        kept = [row for row in result.rows["ordered"] if row["kind"] == "direction" or row["video"] < "videos/008"]
-        results.append(dataclasses.replace(result, rows={"ordered": kept}))
+        items = models[name].items["ordered"]
+        kept = [item for item in items if item.kind == "direction" or item.video < "videos/008"]
+        results.append(dataclasses.replace(models[name], items={"ordered": kept}))
 
     def mean(one, kind: str | None) -> float:
-        rows = [row["correct"] for row in one.rows["ordered"] if kind in (None, row["kind"])]
-        return sum(rows) / len(rows)
+        right = [item.correct for item in one.items["ordered"] if kind in (None, item.kind)]
+        return sum(right) / len(right)
 
     ours, base = results
     tasks = [mean(ours, kind) - mean(base, kind) for kind in ("direction", "how_bright")]
-    found = compare(ours, base, "accuracy_by_task", CONFIG)
+    found = compare(ours, base, "accuracy_by_task", CONFIG.resampling)
     assert found.value == pytest.approx(sum(tasks) / 2)
     assert found.value != pytest.approx(mean(ours, None) - mean(base, None))
-    assert compare(ours, base, "accuracy", CONFIG).value == pytest.approx(mean(ours, None) - mean(base, None))
-    whole = read_benchmark(folders["ours"], "ours")
+    assert compare(ours, base, "accuracy", CONFIG.resampling).value == pytest.approx(
+        mean(ours, None) - mean(base, None)
+    )
+    whole = models["ours"]
     lines = judge(
         [rule(metric="accuracy_by_task", benchmark="mvbench", above=0.1)], {"candidate": {"mvbench": whole}}, CONFIG
     ).lines
