@@ -1,4 +1,3 @@
-
 import pytest
 from vthink.components.common.errors import UserError
 from vthink.components.evaluation.benchmarks.entries import Entry
