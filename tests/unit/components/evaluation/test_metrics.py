@@ -23,7 +23,7 @@ def my_metrics(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         higher_is_better=False,
         bounded=False,
     )
-    module.TWIN = Metric(name="accuracy", description="", measure=lambda response: 1.0)
+    module.TWIN = Metric("accuracy", "", "", lambda response: 1.0)
     monkeypatch.setitem(sys.modules, "my_metrics", module)
     monkeypatch.setattr(METRICS, "_entries", dict(METRICS.items()))
     return module

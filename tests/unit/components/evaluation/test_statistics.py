@@ -195,8 +195,7 @@ def test_one_video_says_nothing_about_others():
 
 
 @pytest.mark.parametrize(
-    ("values", "clusters"),
-    [([], []), ([1.0], []), ([float("nan")], ["a"]), ([float("inf"), 0.0], ["a", "b"])],
+    ("values", "clusters"), [([], []), ([1.0], []), ([float("nan")], ["a"]), ([float("inf"), 0.0], ["a", "b"])]
 )
 def test_nothing_to_average_and_values_that_are_not_numbers_are_refused(values, clusters):
     with pytest.raises(ValueError):
