@@ -41,17 +41,22 @@ class World:
 
     samples: list[Sample] = field(default_factory=list)
     clips: list[Clip | Exception] = field(default_factory=list)
-    taken: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> PreparedSample:
-        self.taken.append(index)
         clip = self.clips[index]
         if isinstance(clip, Exception):
             raise clip
         return PreparedSample(self.samples[index], clip)
+
+    def clip(self, item_id: str) -> Clip:
+        """The clip of a question."""
+        clip = self.clips[next(place for place, sample in enumerate(self.samples) if sample.id == item_id)]
+        if isinstance(clip, Exception):
+            raise clip
+        return clip
 
 
 def make_world(videos: int = 12, images: int = 2) -> World:
@@ -163,7 +168,9 @@ HELD_OUT_SPLIT = Benchmark(
 )
 
 
-def graded(sample: Sample, text: str, model: str = "grpo", condition: str = "ordered", error: str | None = None) -> Item:
+def graded(
+    sample: Sample, text: str, model: str = "grpo", condition: str = "ordered", error: str | None = None
+) -> Item:
     """The item of one answer."""
     return grade_answer(sample, Answer(sample.id, text, error=error), model, condition, "video_thinker", HELD_OUT_SPLIT)
 
@@ -183,7 +190,9 @@ def result_of(
     """What is concluded from the items of a model, by condition."""
     questions = QuestionSet(benchmark, world.samples, {}, {})
     about = ModelIdentity(kind="folder", uri=f"/models/{model}", fingerprint=model, prompt="compact/1")
-    settings = Settings(benchmark=benchmark.name, model=about, questions="q", video={"num_frames": 8, "max_pixels": 784})
+    settings = Settings(
+        benchmark=benchmark.name, model=about, questions="q", video={"num_frames": 8, "max_pixels": 784}
+    )
     return BenchmarkResult(model, "", conclude(questions, items, settings, config), items)
 
 

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -77,7 +78,9 @@ def test_an_item_that_fails_is_recorded_and_touches_no_other(world):
     answers = Interview(world).ask(lambda: Model(fail_on=frozenset({"v001-start"})))
     failed = {key: answer.error for key, answer in answers.items() if answer.error}
     assert failed == {("ordered", "v001-start"): "RuntimeError: cannot answer v001-start"}
-    assert {k: a for k, a in answers.items() if k not in failed} == {k: a for k, a in healthy.items() if k not in failed}
+    assert {k: a for k, a in answers.items() if k not in failed} == {
+        k: a for k, a in healthy.items() if k not in failed
+    }
 
 
 def test_a_video_that_cannot_be_read_fails_alone_with_all_its_questions(world):
@@ -108,10 +111,8 @@ def test_a_killed_evaluation_asks_nothing_twice_and_gets_the_same_answers(world)
     interview, asked = Interview(world), []
     for stop_after in (0, 1, 2, None):
         model = Model(stop_after=stop_after)
-        try:
+        with suppress(KeyboardInterrupt):
             interview.ask(lambda model=model: model)
-        except KeyboardInterrupt:
-            pass
         asked += model.asked
     assert interview.answers == undisturbed
     assert sorted(asked) == sorted(sample.id for sample in world.samples)
