@@ -1,4 +1,5 @@
 import itertools
+import json
 import math
 import time
 
@@ -210,4 +211,4 @@ def test_pairs_of_different_length_are_refused():
 def test_estimates_are_rounded_for_the_result_file():
     written = TypeAdapter(Estimate).dump_python(Estimate(1 / 3, 0.1, math.inf, 7), mode="json")
     assert written == {"value": 0.333333, "low": 0.1, "high": None, "n": 7}
-    assert TypeAdapter(Estimate).validate_python(written) == Estimate(0.333333, 0.1, math.inf, 7)
+    assert TypeAdapter(Estimate).validate_json(json.dumps(written)) == Estimate(0.333333, 0.1, math.inf, 7)
