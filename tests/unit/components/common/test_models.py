@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from vthink.components.common.errors import UserError
 from vthink.components.common.model.config import ModelConfig, TinyModelConfig
-from vthink.components.common.model.folder import FAMILIES, ModelError, check_folder, read_card, save_model
+from vthink.components.common.model.folder import FAMILIES, check_folder, read_card, save_model
 from vthink.components.common.model.load import load_model
 from vthink.components.common.model.patch_embedding import PatchEmbedding
 from vthink.components.common.model.store import ensure_base_model, fetch_model
@@ -28,7 +29,7 @@ def test_damaged_weights_are_one_clear_error(tmp_path: Path) -> None:
     save_model(tmp_path / "m", model, processor, {"prompt": "compact/1", "video": VIDEO})
     weights = tmp_path / "m" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="cannot be loaded"):
         load_model(tmp_path / "m")
 
 
@@ -64,7 +65,7 @@ def test_a_process_that_is_not_the_first_waits_for_the_base_model(storage: Stora
     uri = ensure_base_model(storage, ModelConfig(), VIDEO, wait_s=60)
     assert storage.is_complete(uri)
     bringing.join()
-    with pytest.raises(ModelError, match=r"did not bring the base model within 0\.6 s"):
+    with pytest.raises(UserError, match=r"did not bring the base model within 0\.6 s"):
         ensure_base_model(storage, ModelConfig(seed=1), VIDEO, wait_s=0.6)
     assert [info.uri for info in storage.list(storage.config.root_uri) if not info.uri.startswith(uri)] == []
 
@@ -79,13 +80,13 @@ def test_a_local_folder_and_an_s3_prefix_are_base_models_too(storage: Storage, t
         names = {o.uri.removeprefix(prefix) for o in storage.list(prefix)}
         assert "model.safetensors" in names
         assert "optimizer.pt" not in names
-    with pytest.raises(ModelError, match="nothing there"):
+    with pytest.raises(UserError, match="nothing there"):
         ensure_base_model(storage, ModelConfig(name="s3://vthink-test/no/such/"), VIDEO)
 
 
 def test_an_unreachable_hub_model_is_one_clear_line(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ModelError, match="neither a folder here nor reachable on the hub") as caught:
+    with pytest.raises(UserError, match="neither a folder here nor reachable on the hub") as caught:
         ensure_base_model(storage, ModelConfig(name="no-such-org/no-such-model"), VIDEO)
     assert "\n" not in str(caught.value)
 
@@ -108,10 +109,10 @@ def test_unsafe_or_unsupported_folders_are_refused_with_the_reason(tmp_path: Pat
         (folder_with(tmp_path / "e", [1], model__safetensors=b"x"), "not a JSON object"),
     ]
     for folder, reason in cases:
-        with pytest.raises(ModelError, match=reason):
+        with pytest.raises(UserError, match=reason):
             check_folder(folder)
     (tmp_path / "f").mkdir()
-    with pytest.raises(ModelError, match=r"no config\.json"):
+    with pytest.raises(UserError, match=r"no config\.json"):
         check_folder(tmp_path / "f")
     check_folder(folder_with(tmp_path / "g", good, model__safetensors=b"x"))  # the control
 
@@ -123,16 +124,16 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     config["text_config"]["num_hidden_layers"] += 1
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="cannot be loaded"):  # it contradicts its own layer_types
+    with pytest.raises(UserError, match="cannot be loaded"):  # it contradicts its own layer_types
         load_model(tmp_path / "m")
     del config["text_config"]["layer_types"]
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="weights missing"):
+    with pytest.raises(UserError, match="weights missing"):
         load_model(tmp_path / "m")
 
 
 def test_a_model_without_its_card_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no vthink\.json"):
+    with pytest.raises(UserError, match=r"no vthink\.json"):
         read_card(tmp_path)
 
 
