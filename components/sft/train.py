@@ -14,7 +14,7 @@ from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
 
-from ..common.answers.writing import write_response
+from ..common.answers.formats import write_response
 from ..common.model.chat import ChatEncoder
 from ..common.rows.prepared import Split
 from ..common.training.arguments import adapter_config, freeze, trainer_arguments

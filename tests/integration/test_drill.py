@@ -446,7 +446,7 @@ def test_an_mlflow_that_stays_away_fails_a_finished_stage_but_not_one_that_is_be
     context = context.model_copy(update={"tracking": context.tracking.model_copy(update={"outage_s": 0.5})})
     tracker = Tracker.start(context, "sft", "0123", {}, {})
     gone = registry_client(context.tracking.model_copy(update={"uri": f"http://127.0.0.1:{free_port()}"}))
-    tracker._client = gone
+    tracker._client = tracker._outbox._client = gone
     tracker.log_metrics({"loss": 1.0}, step=1)
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt), tracker:

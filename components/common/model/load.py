@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from ..compat.torchvision import declare_torchvision_operators
 from ..errors import UserError
 from ..video.config import VideoConfig
+from .card import ModelCard
 from .chat import ChatEncoder
-from .folder import check_folder, read_card
+from .folder import check_folder
 from .patch_embedding import embed_patches_by_product
 
 
@@ -25,9 +26,13 @@ class LoadedModel:
 
     model: Any
     encoder: ChatEncoder
-    video: VideoConfig
-    prompt: str
+    card: ModelCard
     folder: Path
+
+    @property
+    def video(self) -> VideoConfig:
+        """How the videos that it was trained on became frames."""
+        return self.card.video
 
     @property
     def device(self) -> torch.device:
@@ -62,7 +67,7 @@ def load_model(
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     check_folder(folder)
-    card = read_card(folder)
+    card = ModelCard.read(folder)
     device = device or pick_device()
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
@@ -82,8 +87,8 @@ def load_model(
         broken = sorted(str(k) for k in [*missing, *info.get("mismatched_keys", ())])
         raise UserError(f"{folder}: weights missing or of another shape: {', '.join(broken[:5])}")
     embed_patches_by_product(model)
-    encoder = ChatEncoder(processor, card["prompt"], card["video"], tokens_per_second(model))
-    return LoadedModel(model.to(device).eval(), encoder, card["video"], card["prompt"], folder)
+    encoder = ChatEncoder(processor, card.prompt, card.video, tokens_per_second(model))
+    return LoadedModel(model.to(device).eval(), encoder, card, folder)
 
 
 def tokens_per_second(model: Any) -> float:

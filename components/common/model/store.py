@@ -10,8 +10,9 @@ from ..errors import UserError
 from ..storage.names import fingerprint, join
 from ..storage.s3 import Storage
 from ..video.config import VideoConfig
+from .card import Lineage, ModelCard
 from .config import ModelConfig
-from .folder import _WEIGHTS_THAT_RUN_CODE, _copy_safe, check_folder, write_card
+from .folder import WEIGHTS_THAT_RUN_CODE, check_folder, copy_safe
 from .tiny import build_tiny
 
 
@@ -51,10 +52,10 @@ def ensure_base_model(storage: Storage, config: ModelConfig, video: VideoConfig,
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
         else:
-            _copy_safe(_local_copy(storage, config, Path(scratch)), folder)
+            copy_safe(_local_copy(storage, config, Path(scratch)), folder)
         check_folder(folder)
-        lineage = {"base": config.name, "revision": config.revision, "fingerprint": key}
-        write_card(folder, config.prompt, video, lineage)
+        lineage = Lineage(base=config.name, revision=config.revision, fingerprint=key)
+        ModelCard(prompt=config.prompt, video=video, lineage=lineage).write(folder)
         if not storage.is_complete(prefix):  # another run may have brought it meanwhile
             storage.upload_dir(folder, prefix)
     return prefix
@@ -70,7 +71,7 @@ def _local_copy(storage: Storage, config: ModelConfig, scratch: Path) -> Path:
         source.mkdir()
         for item in objects:
             name = item.uri.removeprefix(prefix)
-            if Path(name).suffix not in _WEIGHTS_THAT_RUN_CODE:
+            if Path(name).suffix not in WEIGHTS_THAT_RUN_CODE:
                 storage.download_file(item.uri, source / name)
         return source
     if Path(config.name).is_dir():

@@ -12,7 +12,7 @@ from typing import Self
 
 from ..launch.process import LaunchError, Process, free_port, spawn, wait_until_ready
 from ..storage.config import StorageConfig
-from .client import _shown, mlflow_environment, tracking_uri
+from .client import mlflow_environment, tracking_uri, without_password
 from .config import TrackingConfig
 
 
@@ -47,7 +47,7 @@ def start_ui(
     """
     uri = tracking_uri(tracking)
     if uri.startswith(("http://", "https://")):
-        raise LaunchError(f"MLflow already runs at {_shown(uri)}: open it there")
+        raise LaunchError(f"MLflow already runs at {without_password(uri)}: open it there")
     port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     command = [

@@ -16,6 +16,7 @@ from transformers import PrinterCallback
 
 from ..compat.deepspeed import repartition
 from ..context import RunContext
+from ..model.card import Lineage
 from ..model.config import ModelConfig
 from ..model.load import LoadedModel, load_model
 from ..model.store import ensure_base_model, fetch_model
@@ -91,14 +92,14 @@ class TrainingJob:
         """Validate once more, write the model to the store, and the manifest last. Every rank must call it."""
         score = trainer.evaluate()
         key, prefix = self.job["fingerprint"], self.job["prefix"]
-        lineage = {
-            "stage": self.stage,
-            "fingerprint": key,
-            "base": self.base_uri,
-            "start": self.start_uri,
-            "data": self.job["data"],
-            "run_id": self.context.run_id,
-        }
+        lineage = Lineage(
+            stage=self.stage,
+            fingerprint=key,
+            base=self.base_uri,
+            start=self.start_uri,
+            data=self.job["data"],
+            run_id=self.context.run_id,
+        )
         export(trainer, self.loaded, self.work / "model", lineage, self.job["model"]["dtype"])
         leave_process_group()
         if self.tracker is None:

@@ -94,7 +94,7 @@ def serve(loaded: LoadedModel, config: ServerConfig) -> None:
     about: dict[str, Any] = {
         "max_model_len": engine._context,
         "vthink": {
-            "prompt": loaded.prompt,
+            "prompt": loaded.card.model_dump(mode="json")["prompt"],
             "lineage": engine.lineage,
             "max_video_bytes": config.max_video_bytes,
             "max_duration_s": config.max_duration_s,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vthink.components.common.answers.formats import ResponseError, follows_format, write_response
 from vthink.components.common.answers.grading import (
     grade,
     is_correct,
@@ -18,18 +19,11 @@ from vthink.components.common.answers.grading import (
     rouge_f,
     word_error_rate,
 )
-from vthink.components.common.answers.responses import (
-    MAX_SEGMENTS,
-    Segment,
-    follows_format,
-    is_video_r1_format,
-    is_video_thinker_format,
-    parse_response,
-    published_answer,
-)
+from vthink.components.common.answers.responses import MAX_SEGMENTS, Segment, parse_response, published_answer
 from vthink.components.common.answers.spans import format_span, grounding_scores, parse_spans, span_iou
 from vthink.components.common.answers.values import MAX_ANSWER_CHARS, extract_letter, extract_number
-from vthink.components.common.answers.writing import ResponseError, write_response
+from vthink.components.common.answers.video_r1 import is_video_r1_format
+from vthink.components.common.answers.video_thinker import is_video_thinker_format
 from vthink.components.common.rows.sample import Evidence, Media, Sample
 from vthink.components.data_prep.config import QuestionKind, SynthesizeConfig
 from vthink.components.data_prep.world.questions import rows
@@ -654,7 +648,7 @@ def test_a_row_without_a_trace_is_refused_by_name(style: str, row: Sample) -> No
 
 def test_importing_needs_neither_torch_nor_the_slow_rouge() -> None:
     code = (
-        "import sys, vthink.components.common.answers.grading, vthink.components.common.answers.writing;"
+        "import sys, vthink.components.common.answers.grading, vthink.components.common.answers.formats;"
         "assert not {'torch', 'transformers', 'rouge_score'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from vthink.components.common.errors import UserError
+from vthink.components.common.model.card import ModelCard
 from vthink.components.common.model.config import ModelConfig, TinyModelConfig
-from vthink.components.common.model.folder import FAMILIES, check_folder, read_card, save_model
+from vthink.components.common.model.families.registry import FAMILIES
+from vthink.components.common.model.folder import check_folder, save_model
 from vthink.components.common.model.load import load_model
 from vthink.components.common.model.patch_embedding import PatchEmbedding
 from vthink.components.common.model.store import ensure_base_model, fetch_model
@@ -26,7 +28,7 @@ def test_the_same_seed_gives_the_same_tiny_model_and_another_seed_another() -> N
 
 def test_damaged_weights_are_one_clear_error(tmp_path: Path) -> None:
     model, processor = build_tiny(TinyModelConfig(), VIDEO, 0)
-    save_model(tmp_path / "m", model, processor, {"prompt": "compact/1", "video": VIDEO})
+    save_model(tmp_path / "m", model, processor, ModelCard(prompt="compact/1", video=VIDEO))
     weights = tmp_path / "m" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be loaded"):
@@ -48,7 +50,7 @@ def test_a_base_model_goes_to_the_store_once_and_comes_back_the_same(
     built, _ = build_tiny(config.tiny, video, config.seed)
     for (name, expected), found in zip(built.named_parameters(), loaded.model.parameters(), strict=True):
         assert torch.equal(expected, found), name
-    assert (loaded.prompt, loaded.video) == ("compact/1", video)
+    assert (loaded.card.prompt, loaded.video) == ("compact/1", video)
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name, _ in listed)
 
 
@@ -72,7 +74,7 @@ def test_a_process_that_is_not_the_first_waits_for_the_base_model(storage: Stora
 
 def test_a_local_folder_and_an_s3_prefix_are_base_models_too(storage: Storage, tmp_path: Path) -> None:
     model, processor = build_tiny(TinyModelConfig(), VIDEO, 3)
-    save_model(tmp_path / "mine", model, processor, {"prompt": "compact/1", "video": VIDEO})
+    save_model(tmp_path / "mine", model, processor, ModelCard(prompt="compact/1", video=VIDEO))
     (tmp_path / "mine" / "optimizer.pt").write_bytes(b"pickled")
     uri = ensure_base_model(storage, ModelConfig(name=str(tmp_path / "mine")), VIDEO)
     again = ensure_base_model(storage, ModelConfig(name=uri), VIDEO)
@@ -119,7 +121,7 @@ def test_unsafe_or_unsupported_folders_are_refused_with_the_reason(tmp_path: Pat
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     model, processor = build_tiny(TinyModelConfig(), VIDEO, 0)
-    save_model(tmp_path / "m", model, processor, {"prompt": "compact/1", "video": VIDEO})
+    save_model(tmp_path / "m", model, processor, ModelCard(prompt="compact/1", video=VIDEO))
     load_model(tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     config["text_config"]["num_hidden_layers"] += 1
@@ -134,14 +136,14 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_a_model_without_its_card_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no vthink\.json"):
-        read_card(tmp_path)
+        ModelCard.read(tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_patches_are_embedded_by_a_product_as_by_the_convolution(tmp_path: Path, family: str) -> None:
     video = VideoConfig(size_multiple=28 if family == "qwen2_5_vl" else 32)
     model, processor = build_tiny(TinyModelConfig(family=family), video, 0)
-    save_model(tmp_path, model, processor, {"prompt": "compact/1", "video": video})
+    save_model(tmp_path, model, processor, ModelCard(prompt="compact/1", video=video))
     ours = load_model(tmp_path).model.train()
     assert type(ours.model.visual.patch_embed.proj) is PatchEmbedding
     assert ours.state_dict().keys() == model.state_dict().keys()

@@ -25,8 +25,9 @@ from vthink.components.common.tracking.client import TrackingError, mlflow_envir
 from vthink.components.common.tracking.config import TrackingConfig
 from vthink.components.common.tracking.links import experiment_url, model_version_url, run_url
 from vthink.components.common.tracking.pipeline import begin_pipeline, finish_parent, finish_pipeline, start_parent
-from vthink.components.common.tracking.run import Trace, Tracker
+from vthink.components.common.tracking.run import Tracker
 from vthink.components.common.tracking.server import start_ui
+from vthink.components.common.tracking.traces import Trace
 
 
 @pytest.fixture
@@ -413,7 +414,8 @@ def test_recording_prints_nothing(child: RunContext) -> None:
     program = """
         import sys
         from vthink.components.common.context import RunContext
-        from vthink.components.common.tracking.run import Trace, Tracker
+        from vthink.components.common.tracking.run import Tracker
+        from vthink.components.common.tracking.traces import Trace
         with Tracker.start(RunContext.load(sys.argv[1]), "sft", "quiet", {}, {}) as tracker:
             tracker.log_metrics({"sft/loss": 1.0}, step=1)
             tracker.log_text("a", "b")
