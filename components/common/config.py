@@ -1,8 +1,6 @@
-"""The typed configuration that stages share, and the error a mistake in it gives.
+"""`Section`, of which every part of the configuration is one, and the error that a mistake in it gives.
 
-Each stage owns its section in ``components/<stage>/config.py``; ``pipelines/config.py`` assembles them. What two or
-more stages need (the model, how a video becomes frames, where bytes and metrics go, how processes are started)
-stands here. Nothing here imports torch.
+Each stage and each subject owns its sections in a ``config.py`` of its own; ``pipelines/config.py`` assembles them.
 """
 
 from __future__ import annotations

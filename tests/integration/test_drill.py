@@ -374,7 +374,7 @@ class MlflowServer:
 
     def start(self) -> None:
         from vthink.components.common.launch.process import wait_until_ready
-        from vthink.components.common.tracking.server import _answers
+        from vthink.components.common.tracking.server import answers
 
         command = [
             sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.database, "--host", "127.0.0.1",
@@ -382,7 +382,7 @@ class MlflowServer:
         ]  # fmt: skip
         env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
         self.process = spawn(command, env={k: v for k, v in env.items() if k != "MLFLOW_TRACKING_URI"}, log=self.log)
-        wait_until_ready(self.process, "MLflow", lambda: _answers(f"{self.uri}/health"), timeout_s=120)
+        wait_until_ready(self.process, "MLflow", lambda: answers(f"{self.uri}/health"), timeout_s=120)
 
     def stop(self) -> None:
         self.process.stop(5)

@@ -12,7 +12,7 @@ from .config import TinyModelConfig
 from .families.family import ModelFamily
 from .families.registry import FAMILIES
 
-_CHAT_TEMPLATE = """{%- for message in messages %}
+CHAT_TEMPLATE = """{%- for message in messages %}
 {{- '<|im_start|>' + message['role'] + '\\n' }}
 {%- if message['content'] is string %}{{- message['content'] }}
 {%- else %}
@@ -94,7 +94,7 @@ def _tiny_processor(family: ModelFamily, video: VideoConfig) -> Any:
         video=layout | {"do_sample_frames": False},
         image_processor=Qwen2VLImageProcessor(**layout),
         tokenizer=_tiny_tokenizer(),
-        chat_template=_CHAT_TEMPLATE,
+        chat_template=CHAT_TEMPLATE,
     )
 
 

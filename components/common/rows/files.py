@@ -1,11 +1,7 @@
-"""The row: one question about one video or image, its answer, and what is known about why. And the prepared
-data set.
+"""Files of rows, JSONL and Parquet: read one row at a time, and written.
 
-Everything downstream knows only `Sample`; data sets and benchmarks are adapters into it. Rows come from
-strangers, so reading never fails on a row: a bad one comes out as a `RowError` with its line and reason, and
-reading goes on.
-
-Neither torch nor, at import, pyarrow is needed.
+Rows come from strangers, so reading never fails on a row: a bad one comes out as a `RowError` with its line and reason,
+and reading goes on. Neither torch nor, at import, pyarrow is needed.
 """
 
 from __future__ import annotations

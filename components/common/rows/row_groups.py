@@ -13,16 +13,16 @@ import numpy as np
 
 from ..errors import UserError
 from .files import RowError, parse_row
-from .remote_file import _RemoteFile
+from .remote_file import RemoteFile
 from .sample import Sample
 
 _ROW_GROUPS_KEPT = 64
 
 
-class _Groups:
+class RowGroups:
     """Row groups of Parquet files, the last used ones kept. Survives a fork and pickling."""
 
-    def __init__(self, sources: Sequence[Path | _RemoteFile], columns: Sequence[str] | None, keep: int):
+    def __init__(self, sources: Sequence[Path | RemoteFile], columns: Sequence[str] | None, keep: int):
         self._sources = list(sources)
         self._columns = None if columns is None else list(columns)
         self._keep = keep
@@ -72,14 +72,14 @@ class _Groups:
             return table
 
 
-class _RowFiles:
+class RowFiles:
     """The Parquet files of a split's rows, as one row of rows."""
 
     def __init__(self, paths: Sequence[Path]):
         import pyarrow.parquet as pq
 
         self._paths = list(paths)
-        self._groups = _Groups(paths, None, _ROW_GROUPS_KEPT)
+        self._groups = RowGroups(paths, None, _ROW_GROUPS_KEPT)
         self._places: list[tuple[int, int]] = []
         sizes: list[int] = []
         for number, path in enumerate(paths):
@@ -97,6 +97,7 @@ class _RowFiles:
         return table, index - int(self._ends[place]) + table.num_rows
 
     def row(self, index: int) -> Sample:
+        """One row, by its number in the split."""
         table, row = self._find(index)
         (values,) = table.slice(row, 1).to_pylist()
         return self._parse(values, index)
@@ -118,5 +119,6 @@ class _RowFiles:
         return sample
 
     def media_id(self, index: int) -> str:
+        """Which medium a row is about."""
         table, row = self._find(index)
         return str(table["media_id"][row].as_py())

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
+from ..errors import first_line
 from ..retry import retry
 from .config import StorageConfig
 from .names import StorageError
@@ -189,12 +190,6 @@ def _cause(error: BaseException) -> BaseException:
         if within is None:
             return error
         error = within
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its class."""
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 @functools.cache

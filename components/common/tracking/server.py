@@ -60,15 +60,15 @@ def start_ui(
     env.pop("MLFLOW_TRACKING_URI", None)
     process = spawn(command, env=env, log=log)
     try:
-        wait_until_ready(process, "MLflow", lambda: _answers(f"{url}/health"), timeout_s=240)
+        wait_until_ready(process, "MLflow", lambda: answers(f"{url}/health"), timeout_s=240)
     except LaunchError:
         process.stop(1)
         raise
     return Ui(url, process)
 
 
-def _answers(url: str) -> bool:
-    # No proxy: the server is on this machine.
+def answers(url: str) -> bool:
+    """Whether a server on this machine answers there; no proxy is asked."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=2) as response:

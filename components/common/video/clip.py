@@ -65,8 +65,3 @@ class FileRequest:
     path: str | Path
     kind: MediaKind = "video"
     parts: tuple[Part, ...] = (WHOLE,)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]
