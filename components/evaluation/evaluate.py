@@ -19,6 +19,7 @@ from ..common.context import RunContext
 from ..common.errors import UserError
 from ..common.launch.process import die_with_owner
 from ..common.model.config import ModelConfig
+from ..common.model.prompts import get_template
 from ..common.provenance import git_commit
 from ..common.storage.manifest import Manifest
 from ..common.storage.names import fingerprint, join, stage_prefix
@@ -140,7 +141,7 @@ class _Stage:
             conditions, left_out = which_conditions(config.condition_names, split.questions.samples)
             on_split, on_benchmarks = [], []
             for name, about in models.items():
-                about = about.model_copy(update={"prompt": self.model.prompt})
+                about = about.model_copy(update={"prompt": get_template(self.model.prompt).name})
                 model = LocalModel(lambda uri=about.uri: self._fetch(uri), self.model, config, about)  # type: ignore[misc]
                 on_split.append(self._measure_split(name, model, split, conditions, prepared.video))
                 on_benchmarks += [
@@ -182,7 +183,7 @@ class _Stage:
                 videos=len({video_of(sample) for sample in samples}),
                 left_out=left_out | left_out_metrics(samples),
                 data=DataReference(uri=self.data.manifest_uri, fingerprint=self.data.fingerprint),
-                prompt=self.model.prompt,
+                prompt=get_template(self.model.prompt).name,
                 settings=config.model_dump(mode="json", exclude={"gate"}),
             )
             items = [item for one in on_split for cell in one.items.values() for item in cell]

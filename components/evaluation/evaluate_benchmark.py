@@ -70,7 +70,7 @@ def evaluate_benchmark(
         The contents of ``result.json``.
 
     Raises:
-        UserError, ModelError, StorageError: in one line.
+        UserError, StorageError: in one line.
     """
     config, override = under_protocol(config, protocol, num_frames)
     questions, source = open_questions(name, data, config, storage, work_dir)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..common.model.prompts import AnswerFormat
 from ..common.rows.sample import Sample
 from .answers import Answer
 from .benchmarks.benchmark import Benchmark
@@ -12,7 +11,7 @@ from .metrics import Response, measure
 
 
 def grade_answer(
-    sample: Sample, answer: Answer, model: str, condition: str, answer_format: AnswerFormat, benchmark: Benchmark
+    sample: Sample, answer: Answer, model: str, condition: str, answer_format: str, benchmark: Benchmark
 ) -> Item:
     """The item of an answer. One that failed has every metric at its worst.
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 from ..common.answers import grading, responses
+from ..common.answers.formats import follows_format
 from ..common.answers.values import MAX_ANSWER_CHARS
 from ..common.errors import UserError
-from ..common.model.prompts import AnswerFormat
 from ..common.registry import Registry
 from ..common.rows.sample import Sample
 from .captions import captioning
@@ -29,7 +29,7 @@ class Response:
 
     sample: Sample
     text: str
-    answer_format: AnswerFormat
+    answer_format: str
     """The shape that the model was asked for."""
     rule: Rule | None = None
     """Grades the questions that name a rule of their benchmark (``metadata.rule``)."""
@@ -95,8 +95,8 @@ def _score(response: Response) -> float:
     return grading.grade(response.sample, response.parsed.answer) if own is None else own
 
 
-def _format(response: Response, style: AnswerFormat | None = None) -> float:
-    return float(responses.follows_format(response.sample, response.text, style or response.answer_format))
+def _format(response: Response, style: str | None = None) -> float:
+    return float(follows_format(response.sample, response.text, style or response.answer_format))
 
 
 def _mra(response: Response, inclusive: bool) -> float | None:

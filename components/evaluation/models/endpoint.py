@@ -74,10 +74,9 @@ class EndpointModel:
                     f"{url} answers with at most {limit} tokens; ask for no more "
                     f"(--set evaluation.max_new_tokens={limit}), or serve with more"
                 )
-        prompt = str(own.get("prompt")) if isinstance(own, Mapping) else model.prompt
+        self._template = get_template(own.get("prompt", "") if isinstance(own, Mapping) else model.prompt)
         # Ours refuses a question without its video.
         self.conditions: Sequence[str] = () if self._is_ours else ("blind",)
-        self._template = get_template(prompt)
         self.answer_format = self._template.answer_format
         base_url = server.base_url.removesuffix("/v1")
         self.about = ModelIdentity(
@@ -85,7 +84,7 @@ class EndpointModel:
             uri=base_url,
             name=name,
             fingerprint=fingerprint("endpoint", base_url, name, own or None),
-            prompt=prompt,
+            prompt=self._template.name,
             frames="the server's own",
         )
         self._server = server.model_copy(update={"model": name, "retries": config.request_attempts - 1})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...common.model.config import ModelConfig
-from ...common.model.prompts import AnswerFormat, get_template
+from ...common.model.prompts import PromptTemplate, get_template
 from ...common.rows.sample import Sample
 from ...common.video.config import VideoConfig
 from ..answers import Completion, Predict
@@ -18,6 +18,7 @@ from ..config import EvaluationConfig
 from .model import ModelIdentity
 
 if TYPE_CHECKING:
+    from ...common.model.card import ModelCard
     from ...common.model.chat import ChatEncoder
     from ...common.model.prompt import EncodedPrompt
     from ...common.video.clip import Clip
@@ -57,7 +58,7 @@ class LocalModel:
         """Where it is.
 
         Raises:
-            ModelError: it is not a model folder.
+            UserError: it is not a model folder.
         """
         from ...common.model.folder import check_folder
 
@@ -66,26 +67,31 @@ class LocalModel:
         return folder
 
     @cached_property
+    def card(self) -> ModelCard:
+        """What its ``vthink.json`` says."""
+        from ...common.model.card import ModelCard
+
+        return ModelCard.read(self.folder)
+
+    @property
+    def template(self) -> PromptTemplate:
+        """The prompt template: the configuration's where its name was given, else the card's."""
+        return get_template(self._model.prompt) if self._about.prompt else self.card.template
+
+    @cached_property
     def video(self) -> VideoConfig:
         """See `Model`."""
-        from ...common.model.folder import read_card
-
-        trained = read_card(self.folder)["video"].model_dump()
-        return VideoConfig.load({**trained, **self._override}, str(self.folder))
+        return VideoConfig.load({**self.card.video.model_dump(), **self._override}, str(self.folder))
 
     @cached_property
     def about(self) -> ModelIdentity:
-        """See `Model`; the prompt is that of ``vthink.json`` where it was not given."""
-        if self._about.prompt:
-            return self._about
-        from ...common.model.folder import read_card
-
-        return self._about.model_copy(update={"prompt": str(read_card(self.folder)["prompt"])})
+        """See `Model`."""
+        return self._about.model_copy(update={"prompt": self.template.name})
 
     @property
-    def answer_format(self) -> AnswerFormat:
+    def answer_format(self) -> str:
         """See `Model`."""
-        return get_template(self.about.prompt).answer_format
+        return self.template.answer_format
 
     def predict(self) -> Predict:
         """See `Model`."""

@@ -7,7 +7,6 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from ...common.model.prompts import AnswerFormat
 from ...common.video.config import VideoConfig
 from ..answers import Predict
 
@@ -54,7 +53,7 @@ class Model(Protocol):
         """Under which conditions it can be asked, besides ``ordered``."""
 
     @property
-    def answer_format(self) -> AnswerFormat:
+    def answer_format(self) -> str:
         """The shape of response that it is asked for."""
 
     @property

@@ -54,7 +54,6 @@ def open_model(
 
     Raises:
         UserError: there is no such model.
-        ModelError: it cannot be used.
         StorageError: the store lacks it.
     """
     video = video or VideoConfig()
@@ -112,7 +111,8 @@ def _folder_fingerprint(folder: Path) -> str:
 
 def _with_card(folder: Path, reference: str, model: ModelConfig, video: VideoConfig, work_dir: Path) -> Path:
     """A folder that is the model with its ``vthink.json``; a Hugging Face folder gets one beside links to its files."""
-    from ...common.model.folder import CARD, check_folder, write_card
+    from ...common.model.card import CARD, Lineage, ModelCard
+    from ...common.model.folder import check_folder
 
     if (folder / CARD).is_file():
         return folder
@@ -122,5 +122,5 @@ def _with_card(folder: Path, reference: str, model: ModelConfig, video: VideoCon
     for path in folder.iterdir():
         if path.is_file():
             (linked / path.name).symlink_to(path)
-    write_card(linked, model.prompt, video, {"base": reference})
+    ModelCard(prompt=model.prompt, video=video, lineage=Lineage(base=reference)).write(linked)
     return linked
