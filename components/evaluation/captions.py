@@ -23,16 +23,16 @@ def captioning(segments: Sequence[responses.Segment], sample: Sample) -> dict[st
     scores = []
     for truth in sample.evidence:
         span = (truth.start_s, truth.end_s)
-        overlap, _, said = max(
+        overlap, _, caption = max(
             ((spans.span_iou((s.start_s, s.end_s), span), -i, s.caption) for i, s in enumerate(segments)),
             default=(0.0, 0, ""),
         )
-        scores.append(_caption_scores(said if overlap > 0 else "", truth.caption))
+        scores.append(_caption_scores(caption if overlap > 0 else "", truth.caption))
     return {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
 
 
-def _caption_scores(said: str, truth: str) -> dict[str, float]:
-    words, wanted = (_words(text[:_MAX_CAPTION_CHARS]) for text in (said, truth))
+def _caption_scores(caption: str, truth: str) -> dict[str, float]:
+    words, wanted = (_words(text[:_MAX_CAPTION_CHARS]) for text in (caption, truth))
     names = ("caption_rouge_l", "caption_bleu_1", "caption_bleu_4", *(("caption_meteor",) if _meteor() else ()))
     if not words or not wanted:
         return dict.fromkeys(names, 0.0)
@@ -43,10 +43,10 @@ def _caption_scores(said: str, truth: str) -> dict[str, float]:
     bleu = [
         float(sentence_bleu([wanted], words, weights, smoothing_function=smooth)) for weights in ((1,), (0.25,) * 4)
     ]
-    found = [float(rouge), *bleu]
+    measured = [float(rouge), *bleu]
     if (meteor := _meteor()) is not None:
-        found.append(float(meteor(wanted, words)))
-    return dict(zip(names, found, strict=True))
+        measured.append(float(meteor(wanted, words)))
+    return dict(zip(names, measured, strict=True))
 
 
 def _words(text: str) -> list[str]:
@@ -83,7 +83,7 @@ def _meteor() -> Callable[[list[str], list[str]], float] | None:
         single_meteor_score(["a"], ["a"])
     except LookupError:
         return None
-    return lambda truth, said: float(single_meteor_score(truth, said))
+    return lambda truth, caption: float(single_meteor_score(truth, caption))
 
 
 def left_out_metrics(samples: Iterable[Sample]) -> dict[str, str]:

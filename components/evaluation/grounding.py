@@ -22,8 +22,8 @@ def grounding(predicted: Sequence[spans_module.Span], sample: Sample) -> dict[st
     definition), and the IoU of their unions (``clue_iou``, CG-Bench's run/utils.py)."""
     truth = [(span.start_s, span.end_s) for span in sample.evidence]
     scores = spans_module.grounding_scores(predicted, truth)
-    found = {"miou": scores["miou"]} | {f"recall_at_{k}": scores[f"r@0.{k // 10}"] for k in (30, 50, 70)}
-    return found | {"clue_iou": union_iou(predicted[:MAX_CLUES], truth)}
+    measured = {"miou": scores["miou"]} | {f"recall_at_{k}": scores[f"r@0.{k // 10}"] for k in (30, 50, 70)}
+    return measured | {"clue_iou": union_iou(predicted[:MAX_CLUES], truth)}
 
 
 def union_iou(first: Sequence[spans_module.Span], second: Sequence[spans_module.Span]) -> float:

@@ -100,10 +100,10 @@ class Entry:
         if value is None or value == "":
             return {}
         if isinstance(value, Mapping):
-            found = {str(letter).strip(" .():").upper(): text for letter, text in value.items()}
-            if len(found) < len(value) or any(len(letter) != 1 or not letter.isupper() for letter in found):
+            lettered = {str(letter).strip(" .():").upper(): text for letter, text in value.items()}
+            if len(lettered) < len(value) or any(len(letter) != 1 or not letter.isupper() for letter in lettered):
                 raise self.error(name, "options must be keyed by letters")
-            pairs = sorted(found.items())
+            pairs = sorted(lettered.items())
         elif isinstance(value, Sequence):
             pairs = list(zip(string.ascii_uppercase, value, strict=False))
             if len(value) > MAX_OPTIONS:
@@ -157,13 +157,13 @@ def _spelled(text: str) -> Any:
 def distinct(texts: Mapping[str, str]) -> dict[str, str]:
     """The same options, those of equal text told apart by spaces at the end (CG-Bench has some)."""
     taken: set[str] = set()
-    found = {}
+    told_apart = {}
     for letter, text in texts.items():
         while text in taken:
             text += " "
         taken.add(text)
-        found[letter] = text
-    return found
+        told_apart[letter] = text
+    return told_apart
 
 
 def folded(text: str) -> str:

@@ -39,9 +39,9 @@ class DataFolder:
             UserError: there is none.
         """
         for patterns in alternatives:
-            found = [name for name in self.names if any(PurePosixPath(name).match(p) for p in patterns)]
-            if found:
-                return found
+            matching = [name for name in self.names if any(PurePosixPath(name).match(p) for p in patterns)]
+            if matching:
+                return matching
         wanted = " or ".join(dict.fromkeys(patterns[0] for patterns in alternatives))
         raise UserError(f"{self.where}: no annotation file; expected {wanted} (as published) somewhere in it")
 
@@ -62,9 +62,9 @@ class DataFolder:
                 if f"/{_stem(name)}".endswith(f"/{stem}")
             ]
             same = [name for name in alike if name.endswith(candidate)]
-            for found in (same, alike):
-                if len(found) == 1:
-                    return found[0]
+            for candidates_there in (same, alike):
+                if len(candidates_there) == 1:
+                    return candidates_there[0]
         return None
 
 
@@ -98,12 +98,12 @@ def load_questions(benchmark: Benchmark, folder: DataFolder, local: Callable[[st
                 seen[sample.id] = seen.get(sample.id, 0) + 1
                 if seen[sample.id] > 1:  # published ids repeat
                     sample = sample.model_copy(update={"id": f"{sample.id}#{seen[sample.id]}"})
-                found = folder.video(question.videos)
-                if found is None:
+                name_in_folder = folder.video(question.videos)
+                if name_in_folder is None:
                     missing[sample.id] = f"no video: none of {', '.join(question.videos[:3])} in {folder.where}"
                 else:
-                    changed: dict[str, Any] = {"uri": found}
-                    if PurePosixPath(found).parent.name.endswith(CUT_ALREADY):
+                    changed: dict[str, Any] = {"uri": name_in_folder}
+                    if PurePosixPath(name_in_folder).parent.name.endswith(CUT_ALREADY):
                         changed |= {"start_s": None, "end_s": None}
                     media = sample.media.model_copy(update=changed)
                     sample = sample.model_copy(update={"media": media})

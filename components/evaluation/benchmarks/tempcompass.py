@@ -69,17 +69,17 @@ def _tempcompass_question(entry: Entry, task: str, video: str, dim: str, place: 
         letter = match[1].upper() if match[1].isalpha() else string.ascii_uppercase[int(match[1]) - 1]
         options[letter], heads[letter] = match[2].strip(), folded(line)
     wanted = folded(answer)
-    found = [letter for letter in options if wanted in (heads[letter], folded(options[letter]))]
-    letter = found[0] if found else entry.letter("answer", options)
+    matching = [letter for letter in options if wanted in (heads[letter], folded(options[letter]))]
+    letter = matching[0] if matching else entry.letter("answer", options)
     return choice(entry, videos, question=first, options=distinct(options), answer=letter, **about)
 
 
-def _tempcompass_grade(sample: Sample, said: str | None) -> float:
-    said = (said or "")[: values_module.MAX_ANSWER_CHARS]
+def _tempcompass_grade(sample: Sample, answer: str | None) -> float:
+    answer = (answer or "")[: values_module.MAX_ANSWER_CHARS]
     if sample.metadata["rule"] == "yes_no":
-        words = re.findall(r"[a-z]+", said.lower())
+        words = re.findall(r"[a-z]+", answer.lower())
         return float(bool(words) and words[0] == sample.answer and not {"yes", "no"} <= set(words))
-    return float(_nearest_information(sample.question, said) == sample.answer[0])
+    return float(_nearest_information(sample.question, answer) == sample.answer[0])
 
 
 def _nearest_information(question: str, caption: str) -> str | None:
@@ -91,10 +91,10 @@ def _nearest_information(question: str, caption: str) -> str | None:
         if match is None:
             continue
         try:
-            said = ast.literal_eval(match[2])
+            information = ast.literal_eval(match[2])
         except (ValueError, SyntaxError, RecursionError, MemoryError):
-            said = match[2]
-        values = " ".join(map(str, said.values())) if isinstance(said, Mapping) else str(said)
+            information = match[2]
+        values = " ".join(map(str, information.values())) if isinstance(information, Mapping) else str(information)
         wanted = set(re.findall(r"[a-z0-9]+", values.lower()))
         shares[match[1]] = len(wanted & words) / len(wanted) if wanted else 0.0
     best = max(shares.values(), default=0.0)

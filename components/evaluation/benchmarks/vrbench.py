@@ -40,14 +40,14 @@ def _vrbench(entry: Entry, summary: bool = False) -> Iterator[Question]:
 def _vrbench_steps(entry: Entry) -> list[dict[str, Any]]:
     """The reasoning steps that name their time; some do not, and some name an impossible one."""
     steps = entry.data.get("reasoning_process")
-    found = []
+    evidence = []
     for step in steps.values() if isinstance(steps, Mapping) else ():
         match = _VRBENCH_STEP.search(str(step))
         spans = spans_module.parse_spans(f"{match[1]}-{match[2]}") if match else []
         caption = _VRBENCH_STEP.sub("", str(step)).strip(" .")
         if spans and caption:
-            found.append({"start_s": spans[0][0], "end_s": spans[0][1], "caption": caption})
-    return found
+            evidence.append({"start_s": spans[0][0], "end_s": spans[0][1], "caption": caption})
+    return evidence
 
 
 _VRBENCH_TRAP = "with the video's summary in the prompt (vrbench-summary) a model need not see the video: never mix"
