@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 
 from ..common.config import Section
 
+SYNTHESIZE = "synthesize"
+"""`DataPrepConfig.source` of the generated world."""
+
 QuestionKind = Literal["direction", "order", "count", "ocr", "speed", "duration", "describe"]
 
 
@@ -51,12 +54,12 @@ class SynthesizeConfig(Section):
 class DataPrepConfig(Section):
     """Where the rows come from, which of them are used, and how the work is cut."""
 
-    source: str = "synthesize"
+    source: str = SYNTHESIZE
     """Rows as ``.jsonl``, ``.json`` (a list), ``.parquet`` or ``.csv``: a path, an ``s3://`` URI, or a file on the hub
     (``hf://datasets/<owner>/<name>/<file>``); or ``synthesize``, the generated world below."""
     format: str | None = None
-    """How the rows are written: ``vthink``, ``plain``, ``video_r1``, ``video_thinker``, ``vrbench``; null: as the first
-    row looks."""
+    """How the rows are written: a name of `formats.registry.FORMATS`, or ``my_module:FORMAT``; null: as the first rows
+    look."""
     roots: dict[str, str] = Field(default={})
     """Where the media of a source are, by the row's ``source``; ``*``: of all others. A path, or an ``s3://`` or
     ``hf://`` prefix; media that no root is given for count from the file of rows."""

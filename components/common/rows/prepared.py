@@ -15,9 +15,9 @@ import numpy as np
 from ..storage.manifest import Manifest
 from ..storage.s3 import Storage
 from ..video.clip import Clip
-from ..video.config import VideoConfig
 from .clips import _Clips
 from .files import SamplesError
+from .prepared_manifest import PreparedManifest
 from .row_groups import _RowFiles
 from .sample import Sample
 
@@ -28,10 +28,6 @@ class PreparedSample:
 
     sample: Sample
     clip: Clip
-
-
-INDEX = "index"
-"""Key in a manifest's details: name of the file that says where each medium stands."""
 
 
 _VERIFIED = ".verified.json"
@@ -52,8 +48,9 @@ class PreparedSet:
         """Args: ``remote``: store and prefix of the frames, where they are not in ``folder``."""
         self.folder = folder
         self.manifest = manifest
-        self.video = VideoConfig.load(manifest.details["video"], manifest.manifest_uri)
-        self._clips = _Clips(folder, manifest.details[INDEX], self.video, cache_bytes, remote)
+        self._details = PreparedManifest.of(manifest).details
+        self.video = self._details.video
+        self._clips = _Clips(folder, self._details.index, self.video, cache_bytes, remote)
         self._splits: dict[str, Split] = {}
 
     @classmethod
@@ -98,7 +95,7 @@ class PreparedSet:
 
     def _row_paths(self) -> list[Path]:
         """The files of rows that the manifest vouches for; an attempt that was cut off may have left others."""
-        return sorted(self.folder / name for name in self.manifest.details["files"] if name.startswith("rows/"))
+        return sorted(self.folder / name for name in self._details.files if name.startswith("rows/"))
 
     def split(self, name: str) -> Split:
         """The rows of a split, in the order of the set.

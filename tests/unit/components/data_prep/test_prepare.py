@@ -28,11 +28,11 @@ from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.video.codec import stored
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.decode import read_clip
-from vthink.components.data_prep import component, merge, objects, prepare, validate
+from vthink.components.common.errors import UserError
+from vthink.components.data_prep import component, fetch, merge, prepare, validate
 from vthink.components.data_prep import plan as plan_module
 from vthink.components.data_prep import shard as shard_module
 from vthink.components.data_prep import source as source_module
-from vthink.components.data_prep import task as task_module
 from vthink.components.data_prep.config import DataPrepConfig, SynthesizeConfig
 
 from .conftest import make_row, write_rows
@@ -279,7 +279,7 @@ def test_videos_shorter_than_wanted_are_left_out(wanted: int, run: Run, source: 
 
 def test_a_source_that_is_mostly_bad_stops_the_stage_and_may_be_tolerated_later(run: Run, source: Source) -> None:
     path = source([make_row(0, "videos/0.mp4"), make_row(1, "nowhere/1.mp4")])
-    with pytest.raises(task_module.PrepareError, match=r"1 of 2 rows cannot be used .*line 2 .*no such file") as error:
+    with pytest.raises(UserError, match=r"1 of 2 rows cannot be used .*line 2 .*no such file") as error:
         run(path)
     assert "\n" not in str(error.value)
     assert run(path, max_quarantined=0.5).counts["rows_out"] == 1
@@ -287,12 +287,12 @@ def test_a_source_that_is_mostly_bad_stops_the_stage_and_may_be_tolerated_later(
 
 @pytest.mark.parametrize("rows", [[], ["", "  "]])
 def test_a_source_without_rows_is_an_error(rows: list[str], run: Run, source: Source) -> None:
-    with pytest.raises(task_module.PrepareError, match="no rows"):
+    with pytest.raises(UserError, match="no rows"):
         run(source(rows))
 
 
 def test_a_source_that_cannot_be_read_is_one_clear_error(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(objects.FormatError, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         run(str(tmp_path / "missing.jsonl"))
     (tmp_path / "rows.parquet").write_bytes(b"no parquet")
     with pytest.raises(SamplesError, match="Parquet"):
@@ -351,11 +351,11 @@ def test_a_killed_shard_goes_on_where_it_was_and_gives_the_same_files(
     script = (
         "import sys\n"
         "from vthink.components.common.storage.s3 import Storage\n"
-        "from vthink.components.data_prep import prepare\n"
-        "prepare.PART_MEDIA = 3\n"
+        "from vthink.components.data_prep import shard\n"
+        "shard.PART_MEDIA = 3\n"
         "send = Storage.write_json\n"
         "Storage.write_json = lambda *a: (send(*a), print('part', flush=True), sys.stdin.readline())\n"
-        "prepare.prepare_shard(*sys.argv[1:])\n"
+        "shard.prepare_shard(*sys.argv[1:])\n"
     )
     killed = subprocess.Popen(
         [sys.executable, "-c", script, *arguments, shard],
@@ -381,9 +381,9 @@ def test_a_killed_shard_goes_on_where_it_was_and_gives_the_same_files(
     assert len(before) == 2
     monkeypatch.setattr(shard_module, "PART_MEDIA", 3)
     decoded: list[str] = []
-    fetch = shard_module._Fetcher.__call__
+    fetch_file = fetch.Fetcher.__call__
     monkeypatch.setattr(
-        shard_module._Fetcher, "__call__", lambda self, file: (decoded.append(file.uri), fetch(self, file))[1]
+        fetch.Fetcher, "__call__", lambda self, file: (decoded.append(file.uri), fetch_file(self, file))[1]
     )
     done = shard_module.prepare_shard(*arguments, shard)
     assert len(decoded) == 12 - 6
@@ -410,7 +410,7 @@ def test_merging_needs_every_shard_once(run: Run, source: Source) -> None:
     arguments = run.arguments(source(rows_of(4)), shards=2)
     done = [shard_module.prepare_shard(*arguments, shard) for shard in plan_module.plan_data(*arguments)]
     for wrong in ([], done[:1], [done[0], done[0]]):
-        with pytest.raises(task_module.PrepareError, match="not all shards"):
+        with pytest.raises(UserError, match="not all shards"):
             merge.merge_data(*arguments, wrong)
     assert Manifest.read(run.storage, merge.merge_data(*arguments, done[::-1])).counts["rows_out"] == 4
 
@@ -546,7 +546,7 @@ def test_a_mixture_has_the_wanted_proportions_and_says_what_it_leaves_out(run: R
     assert 75 <= sources["a"] <= 125
     assert manifest.counts["left_out_weights"] == len(rows) - manifest.counts["rows_out"]
     assert card["splits"]["train"]["by_type"] == {"multiple_choice": manifest.counts["rows_out"]}
-    with pytest.raises(task_module.PrepareError, match=r"data\.weights: no training row .* is in the group 'c'"):
+    with pytest.raises(UserError, match=r"data\.weights: no training row .* is in the group 'c'"):
         run(source(rows), weights={"a": 1, "c": 1})
 
 
@@ -613,9 +613,9 @@ def test_a_file_is_fetched_and_decoded_once_for_all_its_parts(
     rows = [make_row(n, "", media=part) for n, part in enumerate(parts)]
     rows.append(make_row(40, "", media={**parts[0], "end_s": 9, "start_s": 8}))
     fetched: list[int] = []
-    fetch = shard_module._Fetcher.__call__
+    fetch_file = fetch.Fetcher.__call__
     monkeypatch.setattr(
-        shard_module._Fetcher, "__call__", lambda self, file: (fetched.append(len(file.parts)), fetch(self, file))[1]
+        fetch.Fetcher, "__call__", lambda self, file: (fetched.append(len(file.parts)), fetch_file(self, file))[1]
     )
     manifest = run(source(rows), max_quarantined=0.1)
     assert sorted(fetched) == [9, 32]  # so many at once fit into memory
@@ -691,10 +691,10 @@ def test_a_second_start_reads_nothing_again_that_was_verified(
 
 _SLOWLY = """
 import sys
-from vthink.components.data_prep import prepare
-prepare.PART_MEDIA = 2
-fetch = prepare._Fetcher.__call__
-prepare._Fetcher.__call__ = lambda self, file: (print(file.uri, flush=True), fetch(self, file))[1]
+from vthink.components.data_prep import fetch, prepare, shard
+shard.PART_MEDIA = 2
+fetch_file = fetch.Fetcher.__call__
+fetch.Fetcher.__call__ = lambda self, file: (print(file.uri, flush=True), fetch_file(self, file))[1]
 print(prepare.prepare_data(*sys.argv[1:]), flush=True)
 """
 
