@@ -11,7 +11,17 @@ from ...common.answers.responses import parse_response
 from .fields import BadRowError, first_folder, media_kind, plain_answer, plain_options, problem_type_of
 from .format import Format, Row
 
-_FIELDS = {"problem_id", "problem", "data_type", "problem_type", "options", "solution", "path", "data_source", "process"}
+_FIELDS = {
+    "problem_id",
+    "problem",
+    "data_type",
+    "problem_type",
+    "options",
+    "solution",
+    "path",
+    "data_source",
+    "process",
+}
 
 
 def _read(row: Row, number: int) -> Iterator[Row]:

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from kfp import compiler, dsl, local
 from vthink.components.common.context import RunContext
+from vthink.components.common.errors import UserError
 from vthink.components.common.rows.files import SamplesError, write_samples
 from vthink.components.common.rows.prepared import PreparedSet
 from vthink.components.common.rows.sample import Sample
@@ -28,7 +29,6 @@ from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.video.codec import stored
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.decode import read_clip
-from vthink.components.common.errors import UserError
 from vthink.components.data_prep import component, fetch, merge, prepare, validate
 from vthink.components.data_prep import plan as plan_module
 from vthink.components.data_prep import shard as shard_module

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from vthink.components.common.answers.responses import is_video_thinker_format
 from vthink.components.common.answers.spans import format_span
 from vthink.components.common.answers.writing import write_response
+from vthink.components.common.errors import UserError
 from vthink.components.common.rows.files import RowError, SamplesError
 from vthink.components.common.rows.sample import Evidence, Media, Sample
-from vthink.components.common.errors import UserError
 from vthink.components.data_prep import source as source_module
 from vthink.components.data_prep.formats import objects
 from vthink.components.data_prep.formats.read import SourceRows, read_rows
