@@ -98,5 +98,5 @@ def write_rows(path: Path, samples: Iterable[Sample], format_name: str) -> int:
             writer.writerows({k: json.dumps(v) if k in NESTED else v for k, v in row.items()} for row in rows)
     else:
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-        path.write_text("[" + ",\n".join(lines) + "]" if path.suffix == ".json" else "\n".join(lines) + "\n")
+        path.write_text("[\n" + ",\n".join(lines) + "\n]" if path.suffix == ".json" else "\n".join(lines) + "\n")
     return len(rows)

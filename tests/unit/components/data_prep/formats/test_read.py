@@ -303,7 +303,7 @@ def test_no_values_make_an_adapter_fail(name: str, data: st.DataObject) -> None:
 def test_lines_of_a_list_are_those_of_the_file(tmp_path: Path) -> None:
     text = json.dumps([R1, 5, R1 | {"problem_type": "essay"}], indent=2)
     (tmp_path / "rows.json").write_text("\n\n" + text)
-    rows = list(read_rows(tmp_path / "rows.json"))
+    found = list(read_rows(tmp_path / "rows.json"))
     lines = ("\n\n" + text).splitlines()
     assert [isinstance(row, RowError) for _, row in found] == [False, True, True]
     assert [lines[line - 1].strip()[0] for line, _ in found] == ["{", "5", "{"]
@@ -382,7 +382,7 @@ def test_files_that_fit_no_format_are_refused_in_one_line(tmp_path: Path) -> Non
 
 def test_a_json_file_of_lines_is_read_as_lines(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(R1) + "\n" + json.dumps(R1 | {"problem_id": 8}) + "\n{")
-    rows = list(read_rows(tmp_path / "rows.json"))
+    found = list(read_rows(tmp_path / "rows.json"))
     assert [line for line, _ in found] == [1, 2, 3]
     assert isinstance(found[2][1], RowError)
 
