@@ -27,9 +27,7 @@ def merge_data(run: str, config: str, video: str, shards: Sequence[str], report:
     """Write the rows whose media could be decoded, the quarantine, the data set card, the report and the manifest.
 
     Args:
-        run: `RunContext` as JSON.
-        config: `DataPrepConfig` as JSON.
-        video: `VideoConfig` as JSON.
+        run, config, video: as for `plan_data`.
         shards: what `prepare_shard` returned, for every shard.
         report: also write the HTML report to this file.
 

@@ -21,19 +21,17 @@ from ..common.video.workers import map_in_order
 from .config import SYNTHESIZE, DataPrepConfig
 from .dataset.leaks import kept_split
 from .formats.read import SourceRows, read_rows
+from .progress import progress_bar
 from .records import LAYOUT, Plan, Quarantined, Shard, ShardFile, media_id
 from .selection import IDS_TABLE, Mixture, check_row, excluding_setting, hold_out
 from .source import open_source
-from .task import STAGE, TRANSFERS, PrepareTask, in_use, log, open_ledger, progress_bar, world_folder
+from .task import STAGE, TRANSFERS, PrepareTask, in_use, log, open_ledger, world_folder
 
 
 def plan_data(run: str, config: str, video: str) -> list[str]:
     """Read the rows, choose which are used, spread their files over the shards, and write each shard's rows.
 
-    Args:
-        run: `RunContext` as JSON.
-        config: `DataPrepConfig` as JSON.
-        video: `VideoConfig` as JSON.
+    Args: ``run``: `RunContext`, ``config``: `DataPrepConfig`, ``video``: `VideoConfig`, as JSON.
 
     Returns:
         One `Shard` as JSON for each; the same ones when called again.

@@ -18,8 +18,9 @@ from ..common.video.codec import DecodedFile
 from ..common.video.workers import Decoder, map_in_order
 from .dataset.media_file import MediaFile, MediaRecord
 from .fetch import FetchedFile, Fetcher
+from .progress import progress_bar
 from .records import FileOutcome, MediaOutcome, PartOutcome, Reason, Shard, ShardFile, ShardOutcome
-from .task import TRANSFERS, PrepareTask, in_use, log, progress_bar, world_folder
+from .task import TRANSFERS, PrepareTask, in_use, log, world_folder
 
 PART_MEDIA = 512
 """Media in a part of a shard: what a killed shard may have to do again."""
@@ -35,14 +36,7 @@ def prepare_shard(run: str, config: str, video: str, shard: str) -> str:
 
     A video that cannot be decoded is recorded with its reason; it does not stop the shard.
 
-    Args:
-        run: `RunContext` as JSON.
-        config: `DataPrepConfig` as JSON.
-        video: `VideoConfig` as JSON.
-        shard: `Shard` as JSON.
-
-    Returns:
-        URI of the shard's outcome.
+    Args: as for `plan_data`, and one of the `Shard` texts that it returned; the URI of the shard's outcome.
     """
     task = PrepareTask.read(run, config, video)
     work = Shard.load(shard, "shard")

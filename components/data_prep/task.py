@@ -1,4 +1,4 @@
-"""What the three tasks of data preparation share: their arguments, a scratch folder, and progress."""
+"""What the three tasks of data preparation share: their arguments, scratch folder, ledger and log."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +20,6 @@ from .config import SYNTHESIZE, DataPrepConfig
 STAGE = "prepare"
 TRANSFERS = 8
 """Files that are fetched or sent at once."""
-_BETWEEN_LINES_S = 10.0
-"""Where there is no terminal, a line about the progress comes this often."""
 
 
 @dataclass(frozen=True)
@@ -94,26 +90,3 @@ def open_ledger(folder: Path, tables: str) -> sqlite3.Connection:
 def log(text: str) -> None:
     """A line for the log of the task."""
     print(text, flush=True)
-
-
-@contextlib.contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, a line now and then elsewhere; call it with (done, in all)."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(label, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        return
-    last = time.monotonic()
-
-    def line(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _BETWEEN_LINES_S and done < total:
-            last = time.monotonic()
-            log(f"{label}: {done} of {total}")
-
-    yield line

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ...components.data_prep.curation.curate import Summary
     from ...components.data_prep.curation.estimate import Estimate
+    from ...components.data_prep.curation.output import Summary
 
 UNFINISHED = 3
 """Exit code of a curation that has something left to do: the budget is spent, or calls failed."""
@@ -48,29 +44,6 @@ def print_summary(summary: Summary, output: Path) -> None:
         print(f"{reason}{summary.items - summary.decided} are left: repeat the command to go on")
 
 
-@contextmanager
-def curation_progress() -> Iterator[Callable[[Summary], None]]:
-    """A progress bar with the cost on a terminal, a line now and then elsewhere."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        cost = TextColumn("{task.fields[cost]}")
-        columns = (TextColumn("curate"), BarColumn(), MofNCompleteColumn(), cost, TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("curate", total=None, cost="")
-            yield lambda now: bar.update(task, completed=now.decided, total=now.items, cost=_cost(now))
-        return
-    last = time.monotonic()
-
-    def line(now: Summary) -> None:
-        nonlocal last
-        if time.monotonic() - last >= 10:
-            last = time.monotonic()
-            print(f"curate: {now.decided} of {now.items}, {_cost(now)}", file=sys.stderr, flush=True)
-
-    yield line
-
-
-def _cost(now: Summary) -> str:
+def cost_so_far(now: Summary) -> str:
+    """Calls and money, for the progress."""
     return f"{now.account.calls.total():,} calls, ${now.account.usd:.2f}"

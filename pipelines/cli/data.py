@@ -46,20 +46,12 @@ def synthesize(
     processes: Annotated[int, typer.Option(min=1, help="Encode in so many processes.")] = 1,
 ) -> None:
     """Generate a video-reasoning world: real mp4 files and images, with questions whose answers are known."""
-    from rich.progress import Progress
-
+    from ...components.data_prep.progress import progress_bar
     from ...components.data_prep.world.synthesize import synthesize as write_world
 
     config = load(preset, overrides)
-    with Progress(transient=True) as progress:
-        task = progress.add_task("files")
-        rows = write_world(
-            config.data.synthesize,
-            folder,
-            lambda done, total: progress.update(task, completed=done, total=total),
-            processes,
-        )
-    print(rows)
+    with progress_bar("files") as progress:
+        print(write_world(config.data.synthesize, folder, progress, processes))
 
 
 @app.command(
@@ -156,8 +148,6 @@ def difficulty(
     `vthink data prepare rated.jsonl --set data.min_pass_rate=0.1 --set data.max_pass_rate=0.9`. A run that was cut off
     goes on.
     """
-    from rich.progress import Progress
-
     from ...components.common.errors import UserError
     from ...components.common.model.generation import Sampling
     from ...components.common.model.load import load_model
@@ -165,6 +155,7 @@ def difficulty(
     from ...components.common.rows.prepared import PreparedSet
     from ...components.common.storage.manifest import Manifest
     from ...components.data_prep.difficulty import rate_counts, rate_rows
+    from ...components.data_prep.progress import progress_bar
     from ..run.session import find_data, find_manifest, session
 
     if output.suffix != ".jsonl":
@@ -181,17 +172,8 @@ def difficulty(
         sampling = Sampling(
             max_new_tokens=grpo.max_new_tokens, temperature=grpo.temperature, top_p=grpo.top_p, seed=grpo.seed
         )
-        with Progress(transient=True) as progress:
-            task = progress.add_task("questions")
-            rate_rows(
-                model,
-                uri,
-                prepared,
-                output,
-                rollouts,
-                sampling,
-                progress=lambda done, total: progress.update(task, completed=done, total=total),
-            )
+        with progress_bar("questions") as progress:
+            rate_rows(model, uri, prepared, output, rollouts, sampling, progress=progress)
     counts = rate_counts(output)
     print(", ".join(f"{name} right: {count}" for name, count in counts.items()))
     print(output)
@@ -225,15 +207,23 @@ def curate(
     from ...components.common.storage.s3 import Storage
     from ...components.data_prep.curation.curate import curate as curate_rows
     from ...components.data_prep.curation.estimate import estimate
-    from .curation import UNFINISHED, curation_progress, print_estimate, print_summary
+    from ...components.data_prep.progress import progress_bar
+    from .curation import UNFINISHED, cost_so_far, print_estimate, print_summary
 
     config = load(preset, overrides)
     storage, rows = Storage(config.storage), (row_format or config.data.format, config.data.roots)
     if dry_run:
         print_estimate(estimate(source, output, config.curation, storage, *rows))
         return
-    with curation_progress() as progress:
-        summary = curate_rows(source, output, config.curation, storage, progress, *rows)
+    with progress_bar("curate") as progress:
+        summary = curate_rows(
+            source,
+            output,
+            config.curation,
+            storage,
+            lambda now: progress(now.decided, now.items, cost_so_far(now)),
+            *rows,
+        )
     print_summary(summary, output)
     if not summary.complete:
         raise typer.Exit(UNFINISHED)

@@ -29,7 +29,8 @@ from vthink.components.common.errors import UserError
 from vthink.components.common.rows.files import read_samples
 from vthink.components.common.rows.sample import Sample
 from vthink.components.data_prep.config import CurationConfig
-from vthink.components.data_prep.curation.curate import Summary, curate
+from vthink.components.data_prep.curation.curate import curate
+from vthink.components.data_prep.curation.output import Summary
 from vthink.components.data_prep.validate import validate_rows
 from vthink.components.data_prep.world.draw import write_mp4
 
@@ -426,7 +427,7 @@ def test_of_captioned_segments_exactly_what_the_rules_say_is_kept(models, folder
 
 @pytest.mark.parametrize(("when_never_right", "judge_sees_video"), [("drop", False), ("keep", True)])
 def test_of_questions_exactly_what_the_rules_say_is_kept(models, folder, when_never_right, judge_sees_video):
-    count = 60
+    count = 40
     changes = {"when_never_right": when_never_right, "judge_sees_video": judge_sees_video, "max_regenerations": 1}
     config = config_of(models, folder, **changes)
     models.shown_frames |= {"judge"} if judge_sees_video else set()
@@ -442,7 +443,7 @@ def test_of_questions_exactly_what_the_rules_say_is_kept(models, folder, when_ne
 
 
 def test_of_sampled_traces_those_above_the_threshold_are_kept(models, folder):
-    count = 60
+    count = 40
     config = config_of(models, folder, method="cot", max_kept=2)
     output = folder / "curated.jsonl"
     models.troubles = {name: share for name, share in TROUBLES.items() if name not in ("refused", "dead")}
@@ -480,7 +481,7 @@ def wait_for_answers(models: Models, process: subprocess.Popen[str], count: int)
 
 
 def test_killed_at_any_time_it_asks_nothing_twice_that_is_in_its_journal(models, folder):
-    count = 60
+    count = 40
     source, output = captioned(folder, count), folder / "curated.jsonl"
     changes = settings(models, folder)
     models.delay_s = 0.03

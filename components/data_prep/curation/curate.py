@@ -16,9 +16,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...common.chat_endpoint.endpoint import CallFailedError, EndpointUnusableError
@@ -38,36 +36,11 @@ from .items import DropItemError, Item, deciding_settings, read_items
 from .journal import CallJournal, Decision
 from .media import MediaReader
 from .model import CurationModel
-from .output import checked_output, write_output
+from .output import Summary, checked_output, write_output
 from .prompts import Prompts
 
 _ABOUT_MEDIA = ("missing_media", "damaged_media", "not_a_video", "bad_segments")
 """Reasons that cost no call and may be gone tomorrow: looked for anew each time, not journalled."""
-
-
-@dataclass
-class Summary:
-    """What came of a source."""
-
-    items: int = 0
-    """Videos or questions in it."""
-    decided: int = 0
-    """Of those, the ones of which it is known what comes of them."""
-    rows: int = 0
-    """Rows written."""
-    dropped: Counter[str] = field(default_factory=Counter)
-    """Items of which nothing came, by reason."""
-    failed: list[str] = field(default_factory=list)
-    """Items whose calls failed, with the reason; they are asked again when the command is repeated."""
-    account: Account = field(default_factory=Account)
-    """Calls, tokens and money; those of this run, but for the money, which is that of all runs."""
-    replayed: int = 0
-    """Answers that came from the journal."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether every item is decided."""
-        return self.decided == self.items
 
 
 Progress = Callable[[Summary], None]
@@ -239,5 +212,4 @@ class _Curation:
             digest = item.digest(self._settings)
             return self._unusable.get(digest) or journal.decision(digest)
 
-        written = write_output(output, self._items(), decision_of)
-        self.summary.decided, self.summary.rows, self.summary.dropped = written.decided, written.rows, written.dropped
+        write_output(output, self._items(), decision_of, self.summary)

@@ -47,13 +47,13 @@ async def curate_in_hindsight(item: Item, clip: Clip, calls: Calls) -> Sample:
     if clip.kind != "video":
         raise DropItemError("not_a_video", "an image has no segments")
     question, segments, steps, malformed = await _question_and_segments(item, clip, calls)
-    asked, answer = with_options(question), _in_words(question)
+    question_text, answer = with_options(question), _in_words(question)
     failed_captions, judged = None, None
     for attempt in range(config.max_regenerations + 1):
         prompt = prompts.render(
             "trace",
             segments=numbered_segments(segments),
-            question=asked,
+            question=question_text,
             answer=answer,
             failed_captions=failed_captions,
         )

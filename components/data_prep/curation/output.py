@@ -1,4 +1,4 @@
-"""The files that a curation writes: rows, and why nothing came of an item."""
+"""What comes of a curation: rows, why nothing came of an item, and a summary."""
 
 from __future__ import annotations
 
@@ -14,23 +14,38 @@ from typing import IO
 from ...common.errors import UserError
 from ...common.rows.files import RowError
 from ..config import CurationConfig
+from .account import Account
 from .items import Item
 from .journal import Decision
 
 
 @dataclass
-class Written:
-    """What was written."""
+class Summary:
+    """What came of a source."""
 
+    items: int = 0
+    """Videos or questions in it."""
     decided: int = 0
-    """Items of which it is known what comes of them."""
+    """Of those, the ones of which it is known what comes of them."""
     rows: int = 0
+    """Rows summary."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Items of which nothing came, by reason."""
+    failed: list[str] = field(default_factory=list)
+    """Items whose calls failed, with the reason; they are asked again when the command is repeated."""
+    account: Account = field(default_factory=Account)
+    """Calls, tokens and money; those of this run, but for the money, which is that of all runs."""
+    replayed: int = 0
+    """Answers that came from the journal."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every item is decided."""
+        return self.decided == self.items
 
 
 def checked_output(source: str | Path, output: Path, config: CurationConfig) -> CurationConfig:
-    """The settings with a name for the source, when the output can be written.
+    """The settings with a name for the source, when the output can be summary.
 
     Raises:
         UserError: it cannot, or would replace something.
@@ -45,20 +60,20 @@ def checked_output(source: str | Path, output: Path, config: CurationConfig) -> 
 
 
 def write_output(
-    output: Path, items: Iterable[Item | RowError], decision_of: Callable[[Item], Decision | None]
-) -> Written:
-    """Write what is decided, in the order of the items; the files appear when they are whole."""
-    written = Written()
+    output: Path, items: Iterable[Item | RowError], decision_of: Callable[[Item], Decision | None], summary: Summary
+) -> None:
+    """Write and count what is decided, in the order of the items; the files appear when they are whole."""
+    summary.decided, summary.rows, summary.dropped = 0, 0, Counter()
     with _replacing(output) as rows, _replacing(output.with_suffix(".dropped.jsonl")) as dropped:
         for item in items:
             decision = _of_bad_row(item) if isinstance(item, RowError) else decision_of(item)
             if decision is None:
                 continue
-            written.decided += 1
-            written.rows += len(decision.rows)
+            summary.decided += 1
+            summary.rows += len(decision.rows)
             rows.writelines(line + "\n" for line in decision.rows)
             if decision.dropped:
-                written.dropped[decision.dropped] += 1
+                summary.dropped[decision.dropped] += 1
                 entry = {
                     "line": item.line,
                     "id": decision.id,
@@ -66,7 +81,6 @@ def write_output(
                     "detail": decision.detail,
                 }
                 dropped.write(json.dumps(entry, ensure_ascii=True) + "\n")
-    return written
 
 
 def _of_bad_row(row: RowError) -> Decision:
