@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
+from pydantic import ConfigDict, Field
+
 from ..common.config import Section
 from ..common.rows.sample import Media, Sample
 from ..common.storage.names import fingerprint, join
@@ -185,21 +187,24 @@ class FileOutcome(Section):
 
 
 class PartOutcome(Record):
-    """What became of the media of one part of a shard, and the files that hold their frames."""
+    """What became of the media of one part of a shard, and the files that hold their frames. Counted up while it is
+    made."""
 
-    lines: int
+    model_config = ConfigDict(frozen=False)
+
+    lines: int = 0
     """How many lines of the shard's files it has dealt with."""
-    media: dict[str, MediaOutcome]
+    media: dict[str, MediaOutcome] = Field(default_factory=dict)
     """By media id."""
-    sources: list[FileOutcome]
+    sources: list[FileOutcome] = Field(default_factory=list)
     """The files that could be decoded."""
-    files: dict[str, tuple[int, str]]
+    files: dict[str, tuple[int, str]] = Field(default_factory=dict)
     """Size and SHA-256 by name below the prefix."""
-    frames: int
+    frames: int = 0
     """Frames that were sampled."""
-    stored_bytes: int
+    stored_bytes: int = 0
     """Bytes that hold them: frames or, where these would be larger, the file itself."""
-    originals: int
+    originals: int = 0
     """How many files are kept themselves."""
 
 

@@ -113,16 +113,18 @@ def _write_part(results: Iterator[Decoded], shard: Shard, number: int, task: Pre
     """Store the frames of the next files; an outcome without media when there are none left."""
     with contextlib.ExitStack() as stack:
         part = _Part(f"{shard.index:05d}-{number:05d}", scratch, task.config.store == "smallest", stack)
+        outcome = part.outcome
         for fetched, decoded in results:
-            part.lines += 1
+            outcome.lines += 1
             if reason := _unusable(fetched, decoded, task.config.min_video_frames):
                 lost = MediaOutcome(sha256=fetched.sha256 or None, reason=reason[0], detail=reason[1])
-                part.media.update((media_id, lost) for media_id, _, _ in fetched.file.parts)
+                outcome.media.update((media_id, lost) for media_id, _, _ in fetched.file.parts)
             elif isinstance(decoded, DecodedFile):
                 part.add(fetched, decoded)
-            if len(part.media) >= PART_MEDIA or part.stored_bytes >= PART_BYTES:
+            if len(outcome.media) >= PART_MEDIA or outcome.stored_bytes >= PART_BYTES:
                 break
-        return part.send(task.storage, shard.prefix)
+        part.send(task.storage, shard.prefix)
+        return outcome
 
 
 def _unusable(
@@ -149,12 +151,7 @@ class _Part:
     """Whether a file is kept itself where its frames would be larger."""
     stack: contextlib.ExitStack
     """Closes and removes its files."""
-    lines: int = 0
-    media: dict[str, MediaOutcome] = field(default_factory=dict)
-    sources: list[FileOutcome] = field(default_factory=list)
-    frames: int = 0
-    stored_bytes: int = 0
-    originals: int = 0
+    outcome: PartOutcome = field(default_factory=PartOutcome)
     _files: dict[str, MediaFile] = field(default_factory=dict)
     _places: dict[str, tuple[str, int, int]] = field(default_factory=dict)
 
@@ -168,8 +165,8 @@ class _Part:
     def add(self, fetched: FetchedFile, decoded: DecodedFile) -> None:
         """Store the frames of a file, once for each of its parts, or the file itself."""
         assert fetched.path is not None
-        file, size = fetched.file, fetched.path.stat().st_size
-        self.sources.append(
+        file, size, outcome = fetched.file, fetched.path.stat().st_size, self.outcome
+        outcome.sources.append(
             FileOutcome(
                 sha256=fetched.sha256,
                 kind=file.kind,
@@ -182,14 +179,14 @@ class _Part:
         )
         frame_bytes = sum(len(f) for c in decoded.clips if not isinstance(c, DecodeError) for f in c.frames)
         keep_file = self.smallest and size < frame_bytes
-        self.stored_bytes += size if keep_file else frame_bytes
-        self.originals += keep_file
+        outcome.stored_bytes += size if keep_file else frame_bytes
+        outcome.originals += keep_file
         holder: str | None = None
         for (media_id, start_s, end_s), clip in zip(file.parts, decoded.clips, strict=True):
             if isinstance(clip, DecodeError):
-                self.media[media_id] = MediaOutcome(sha256=fetched.sha256, reason="damaged_media", detail=str(clip))
+                outcome.media[media_id] = MediaOutcome(sha256=fetched.sha256, reason="damaged_media", detail=str(clip))
                 continue
-            self.media[media_id] = MediaOutcome(sha256=fetched.sha256, duration_s=clip.duration_s)
+            outcome.media[media_id] = MediaOutcome(sha256=fetched.sha256, duration_s=clip.duration_s)
             record = MediaRecord(
                 media_id=media_id,
                 kind=clip.kind,
@@ -207,26 +204,16 @@ class _Part:
             )
             self._places[media_id] = (file.split, *self._media_file(file.split).add(record))
             holder = holder or media_id
-            self.frames += len(clip.frames)
+            outcome.frames += len(clip.frames)
 
-    def send(self, storage: Storage, prefix: str) -> PartOutcome:
+    def send(self, storage: Storage, prefix: str) -> None:
         """Finish the files and send them, each named by its content."""
-        infos: dict[str, tuple[int, str]] = {}
-        names: dict[str, str] = {}
+        outcome, names = self.outcome, dict[str, str]()
         for split, written in self._files.items():
             written.close()
             sha256 = sha256_file(written.path)
             name = names[split] = f"media/{written.path.stem}-{sha256[:8]}.parquet"
-            infos[name] = (written.path.stat().st_size, sha256)
+            outcome.files[name] = (written.path.stat().st_size, sha256)
             storage.upload_file(written.path, join(prefix, name))
         for media_id, (split, group, row) in self._places.items():
-            self.media[media_id] = self.media[media_id].model_copy(update={"place": (names[split], group, row)})
-        return PartOutcome(
-            lines=self.lines,
-            media=self.media,
-            sources=self.sources,
-            files=infos,
-            frames=self.frames,
-            stored_bytes=self.stored_bytes,
-            originals=self.originals,
-        )
+            outcome.media[media_id] = outcome.media[media_id].model_copy(update={"place": (names[split], group, row)})

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from ...common.errors import UserError
 from ...common.html import page
 from ...common.rows.prepared import PreparedSet
+from ...common.rows.prepared_manifest import PreparedManifest
 from ...common.rows.sample import Sample
 from ...common.storage.manifest import Manifest
 from ...common.storage.s3 import Storage
@@ -45,12 +45,9 @@ def write_report(
         count_tokens: tokens of a text; None: estimated from its characters.
 
     Raises:
-        UserError: the set has no card.
-        StorageError: it is missing, unfinished or damaged.
+        StorageError: the set is missing, unfinished, damaged, or of another version.
     """
-    if "card" not in manifest.files:
-        raise UserError(f"{manifest.uri} has no card (an older vthink made it); prepare the data again")
-    uri = manifest.files["card"]
+    uri = PreparedManifest.of(manifest).files.card
     card = DataCard.load(storage.read_json(uri), uri)
     names = [name for name in storage.tree(manifest.uri).files if not name.startswith("media/")]
     storage.download_dir(manifest.uri, folder, names=names)

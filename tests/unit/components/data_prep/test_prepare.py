@@ -19,6 +19,7 @@ from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.names import StorageError, join, sha256_file
 from vthink.components.data_prep import prepare
 from vthink.components.data_prep.config import SynthesizeConfig
+from vthink.components.data_prep.plan import plan_data
 
 from .conftest import Run, Source, make_row, rows_of, write_rows
 
@@ -148,8 +149,11 @@ def test_the_same_work_is_done_once_and_other_work_goes_elsewhere(run: Run, sour
     assert run(path, workers=1).uri == first.uri
     other_video = Run(run.context, run.video.model_copy(update={"num_frames": 2}))
     redone = Run(run.context.model_copy(update={"redo": {"prepare": 1}}), run.video)
+    prefixes = {first.uri}
+    for other in (other_video, redone):
+        prefixes |= {json.loads(shard)["prefix"] for shard in plan_data(*other.arguments(path))}
     write_rows(Path(path), rows_of(3))
-    prefixes = {first.uri, run(path).uri, other_video(path).uri, redone(path).uri}
+    prefixes |= {json.loads(shard)["prefix"] for shard in plan_data(*run.arguments(path))}
     assert len(prefixes) == 4
 
 
