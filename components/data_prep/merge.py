@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..common.errors import UserError
 from ..common.provenance import git_commit
-from ..common.rows.prepared_manifest import PreparedDetails, PreparedFiles
+from ..common.rows.prepared import PreparedDetails, PreparedFiles
 from ..common.storage.manifest import Manifest
 from ..common.storage.names import join
 from ..common.tracking.run import Tracker

@@ -37,7 +37,7 @@ def plan_data(run: str, config: str, video: str) -> list[str]:
         One `Shard` as JSON for each; the same ones when called again.
 
     Raises:
-        SamplesError, UserError: the source cannot be read at all, has no rows, or ``weights`` names none of them.
+        UserError: the source cannot be read at all, has no rows, or ``weights`` names none of them.
     """
     task = PrepareTask.read(run, config, video)
     start = time.monotonic()

@@ -70,7 +70,7 @@ def curate(
         roots: see `read_items`.
 
     Raises:
-        SamplesError, UserError: the source, the prompts or the journal cannot be used.
+        UserError: the source, the prompts or the journal cannot be used.
         EndpointError: a server cannot be used as it is set up; what is decided has been written.
         KeyboardInterrupt: told to stop (SIGINT, SIGTERM); calls under way were waited for, what is decided has been
             written.

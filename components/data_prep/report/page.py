@@ -13,8 +13,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from ...common.html import page
-from ...common.rows.prepared import PreparedSet
-from ...common.rows.prepared_manifest import PreparedManifest
+from ...common.rows.prepared import PreparedFiles, PreparedSet
 from ...common.rows.sample import Sample
 from ...common.storage.manifest import Manifest
 from ...common.storage.s3 import Storage
@@ -47,7 +46,7 @@ def write_report(
     Raises:
         StorageError: the set is missing, unfinished, damaged, or of another version.
     """
-    uri = PreparedManifest.of(manifest).files.card
+    uri = PreparedFiles.load(manifest.files, f"{manifest.manifest_uri}, made by another version").card
     card = DataCard.load(storage.read_json(uri), uri)
     names = [name for name in storage.tree(manifest.uri).files if not name.startswith("media/")]
     storage.download_dir(manifest.uri, folder, names=names)

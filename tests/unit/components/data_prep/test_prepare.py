@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from vthink.components.common.errors import UserError
-from vthink.components.common.rows.files import SamplesError, write_samples
+from vthink.components.common.rows.files import write_samples
 from vthink.components.common.rows.sample import Sample
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.names import StorageError, join, sha256_file
@@ -136,7 +136,7 @@ def test_a_source_that_cannot_be_read_is_one_clear_error(run: Run, tmp_path: Pat
     with pytest.raises(UserError, match="no such file"):
         run(str(tmp_path / "missing.jsonl"))
     (tmp_path / "rows.parquet").write_bytes(b"no parquet")
-    with pytest.raises(SamplesError, match="Parquet"):
+    with pytest.raises(UserError, match="Parquet"):
         run(str(tmp_path / "rows.parquet"))
     with pytest.raises(StorageError, match="does not exist"):
         run(join(run.context.storage.root_uri, "missing.jsonl"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from vthink.components.common.answers.formats import write_response
 from vthink.components.common.answers.responses import parse_response
-from vthink.components.common.answers.writing import write_response
 from vthink.components.data_prep.config import CurationConfig
 from vthink.components.data_prep.curation import replies
 from vthink.components.data_prep.curation.replies import UnusableError

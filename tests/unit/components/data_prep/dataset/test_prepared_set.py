@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from vthink.components.common.context import RunContext
-from vthink.components.common.rows.files import SamplesError
+from vthink.components.common.errors import UserError
 from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.names import StorageError, join, sha256_file
@@ -79,7 +79,7 @@ def test_rows_come_back_with_exactly_the_frames_that_the_server_would_make(
         assert row.clip.times_s.tolist() == expected.times_s.tolist()
         assert (row.clip.duration_s, row.clip.kind) == (expected.duration_s, "video")
         assert row.sample.media.sha256 == sha256_file(file)
-    with pytest.raises(SamplesError, match="there are: test, train"):
+    with pytest.raises(UserError, match="there are: test, train"):
         data.split("validation")
 
 
@@ -156,7 +156,7 @@ def test_a_reader_that_streams_notices_a_damaged_page(run: Run, copied: tuple[Ma
     data = bytearray(file.read_bytes())
     data[data.index(b"\xff\xd8\xff") + 100] ^= 0xFF
     file.write_bytes(data)
-    with pytest.raises(SamplesError, match=r"media/train.*damaged"):
+    with pytest.raises(UserError, match=r"media/train.*damaged"):
         _ = run.open(manifest, tmp_path / "damaged", stream=True).split("train")[0].clip
 
 

@@ -13,7 +13,6 @@ from vthink.components.common.errors import UserError
 from vthink.components.common.rows import files, row_groups
 from vthink.components.common.rows.sample import Sample
 from vthink.components.common.storage.manifest import Manifest
-from vthink.components.common.storage.names import StorageError
 from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.tracking.client import registry_client
 from vthink.components.common.tracking.config import TrackingConfig
@@ -152,7 +151,7 @@ def test_a_video_that_cannot_be_read_again_is_said_beside_its_row(mixed, tmp_pat
 
 def test_a_set_of_an_older_vthink_is_refused_in_one_line(mixed, tmp_path):
     old = mixed.manifest.model_copy(update={"files": {"data": mixed.manifest.uri}})
-    with pytest.raises(StorageError, match=r"files.quarantine.*prepare the data again"):
+    with pytest.raises(UserError, match=r"another version: 'quarantine'"):
         replace(mixed, manifest=old).page(tmp_path)
 
 
