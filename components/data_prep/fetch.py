@@ -9,7 +9,7 @@ from pathlib import Path
 from ..common.storage.names import sha256_file
 from ..common.storage.s3 import Storage
 from .records import ShardFile
-from .source import HUB, HubError, fetch_from_hub
+from .source import MissingMediaError, fetch_media
 
 
 @dataclass(frozen=True)
@@ -41,24 +41,11 @@ class Fetcher:
     def __call__(self, file: ShardFile) -> FetchedFile:
         """Fetch a file; its failure is what is returned."""
         uri = file.uri
-        path, temporary = Path(uri), False
+        target = self.scratch / f"{file.parts[0][0]}{posixpath.splitext(uri)[1][:8]}"
+        path = self.world_folder / uri.removeprefix(self.world_uri) if uri.startswith(self.world_uri) else target
         try:
-            if uri.startswith(self.world_uri):
-                path = self.world_folder / uri.removeprefix(self.world_uri)
-            if uri.startswith(HUB):
-                path = fetch_from_hub(uri)
-            if uri.startswith("s3://") and not path.is_file():
-                if not self.storage.exists(uri):
-                    return FetchedFile(file, None, detail="there is no such object")
-                name = f"{file.parts[0][0]}{posixpath.splitext(uri)[1][:8]}"
-                path, temporary = self.scratch / name, True
-                self.storage.download_file(uri, path)
-            if not path.is_file():
-                return FetchedFile(file, None, detail="there is no such file")
-            return FetchedFile(file, path, sha256_file(path), temporary=temporary)
-        except HubError as error:
+            if path == target or not path.is_file():
+                path = fetch_media(uri, self.storage, target)
+            return FetchedFile(file, path, sha256_file(path), temporary=path == target)
+        except MissingMediaError as error:
             return FetchedFile(file, None, detail=str(error))
-        except OSError as error:
-            return FetchedFile(file, None, detail=f"cannot read the file: {error.strerror}")
-        except ValueError as error:  # a path with a null byte, for example
-            return FetchedFile(file, None, detail=f"not a path: {error}")

@@ -14,8 +14,8 @@ from ..common.storage.s3 import Storage
 HUB = "hf://"
 
 
-class HubError(UserError):
-    """A file on the hub that cannot be fetched, for those who can do without it."""
+class MissingMediaError(Exception):
+    """A video or image that is not there, or cannot be fetched, and why."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,48 @@ def fetch_from_hub(uri: str) -> Path:
     cache on this machine.
 
     Raises:
-        HubError: another kind of URI, or the hub cannot be reached or refuses.
+        UserError: another kind of URI, or the hub cannot be reached or refuses.
     """
     from huggingface_hub import hf_hub_download
 
     match = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?/([^@]+)", uri)
     if match is None:
-        raise HubError(f"{uri}: expected hf://datasets/<owner>/<name>[@<revision>]/<file>")
+        raise UserError(f"{uri}: expected hf://datasets/<owner>/<name>[@<revision>]/<file>")
     try:
         return Path(hf_hub_download(match[1], match[3], repo_type="dataset", revision=match[2]))
     except Exception as error:  # huggingface_hub raises its own, httpx's and OSError
         lines = str(error).strip().splitlines()
-        raise HubError(
+        raise UserError(
             f"{uri}: cannot be fetched from the hub ({lines[0][:150] if lines else type(error).__name__}); "
             "see HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE"
         ) from None
+
+
+def fetch_media(uri: str, storage: Storage | None, target: Path) -> Path:
+    """A video or image on this machine: where it is, in the hub's cache, or fetched to ``target``.
+
+    Raises:
+        MissingMediaError: it is not there.
+        StorageError: the store cannot be reached.
+    """
+    if uri.startswith(HUB):
+        try:
+            return fetch_from_hub(uri)
+        except UserError as error:
+            raise MissingMediaError(str(error)) from None
+    if uri.startswith("s3://") and storage is not None:
+        if not storage.exists(uri):
+            raise MissingMediaError("there is no such object")
+        storage.download_file(uri, target)
+        return target
+    try:
+        if Path(uri).is_file():
+            return Path(uri)
+    except OSError as error:
+        raise MissingMediaError(f"cannot read the file: {error.strerror}") from None
+    except ValueError as error:  # a path with a null byte, for example
+        raise MissingMediaError(f"not a path: {error}") from None
+    raise MissingMediaError("there is no such file")
 
 
 def resolve_uri(uri: str, base: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from ...common.rows.sample import Media
 from ...common.storage.s3 import Storage
 from ...common.video.clip import Clip, DecodeError
 from ...common.video.workers import Decoder
-from ..source import HUB, HubError, fetch_from_hub
+from ..source import MissingMediaError, fetch_media
 from .items import DropItemError
 
 _QUALITY = 85
@@ -41,24 +40,12 @@ class MediaReader:
             DropItemError: it is not there, or cannot be decoded.
         """
         self.check(media)
-        with contextlib.ExitStack() as stack:
-            path = Path(media.uri)
-            if self.storage is not None and media.uri.startswith("s3://"):
-                if not self.storage.exists(media.uri):
-                    raise DropItemError("missing_media", f"there is no object {media.uri}")
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vthink-curate-"))
-                path = Path(folder) / ("media" + Path(media.uri).suffix[:8])
-                self.storage.download_file(media.uri, path)
+        with tempfile.TemporaryDirectory(prefix="vthink-curate-") as folder:
             try:
-                if media.uri.startswith(HUB):
-                    path = fetch_from_hub(media.uri)
-                if not path.is_file():
-                    raise DropItemError("missing_media", f"there is no file {media.uri}")
+                path = fetch_media(media.uri, self.storage, Path(folder) / f"media{Path(media.uri).suffix[:8]}")
                 return self.decoder.read(path, media.kind, media.start_s, media.end_s)
-            except HubError as error:
-                raise DropItemError("missing_media", str(error)) from None
-            except OSError as error:
-                raise DropItemError("missing_media", f"{media.uri}: {error.strerror or error}") from None
+            except MissingMediaError as error:
+                raise DropItemError("missing_media", f"{media.uri}: {error}") from None
             except DecodeError as error:
                 raise DropItemError("damaged_media", f"{media.uri}: {error}") from None
 
