@@ -24,7 +24,7 @@ from ..source import Source, resolve_uri
 from .prompts import STEPS, Prompts
 from .replies import clean
 
-Reason = Literal[
+DropReason = Literal[
     "unreadable_row",
     "duplicate_id",
     "missing_media",
@@ -45,9 +45,9 @@ MAX_SOURCE_BYTES = 512 * 2**20
 class DropItemError(Exception):
     """Nothing comes of this row."""
 
-    def __init__(self, reason: Reason, detail: str):
+    def __init__(self, reason: DropReason, detail: str):
         super().__init__(detail)
-        self.reason: Reason = reason
+        self.reason: DropReason = reason
 
 
 Settings = list[Any]
