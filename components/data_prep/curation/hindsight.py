@@ -104,10 +104,7 @@ async def _question_and_segments(
     if segments:
         return item.sample, segments, [], 0
     prompt = prompts.render(
-        "captions",
-        question=with_options(item.sample),
-        answer=_in_words(item.sample),
-        duration_s=clip.duration_s,
+        "captions", question=with_options(item.sample), answer=_in_words(item.sample), duration_s=clip.duration_s
     )
     segments, malformed = await calls.usable(
         item, "captions", prompt, lambda text: checked_captions(text, clip.duration_s), clip=clip

@@ -74,12 +74,7 @@ def write_output(
             rows.writelines(line + "\n" for line in decision.rows)
             if decision.dropped:
                 summary.dropped[decision.dropped] += 1
-                entry = {
-                    "line": item.line,
-                    "id": decision.id,
-                    "reason": decision.dropped,
-                    "detail": decision.detail,
-                }
+                entry = {"line": item.line, "id": decision.id, "reason": decision.dropped, "detail": decision.detail}
                 dropped.write(json.dumps(entry, ensure_ascii=True) + "\n")
 
 

@@ -43,8 +43,5 @@ def _seconds(value: Any, name: str) -> float:
 
 
 PLAIN = Format(
-    name="plain",
-    fits=lambda row: "question" in row and any(key in row for key in _MEDIA),
-    read=_read,
-    unique_ids=True,
+    name="plain", fits=lambda row: "question" in row and any(key in row for key in _MEDIA), read=_read, unique_ids=True
 )

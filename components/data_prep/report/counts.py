@@ -82,10 +82,7 @@ def contamination(card: DataCard) -> Markup:
         ("files that several splits share, byte for byte", shared.files_in_several_splits),
         ("pairs of files that look the same, in whatever splits", shared.near_duplicate_pairs),
         ("rows left out because the same video is in another split", shared.rows_that_leak["split_leak"]),
-        (
-            f"rows {like} a video that looks the same is in another split",
-            shared.rows_that_leak["near_duplicate_leak"],
-        ),
+        (f"rows {like} a video that looks the same is in another split", shared.rows_that_leak["near_duplicate_leak"]),
     ]
     for split, questions in shared.questions.items():
         label = f"rows of {split} whose question, with its options, is also one of train"

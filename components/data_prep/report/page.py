@@ -28,11 +28,7 @@ SAMPLED_ROWS = 2000
 
 
 def write_report(
-    manifest: Manifest,
-    storage: Storage,
-    folder: Path,
-    items: int = ITEMS,
-    count_tokens: CountTokens | None = None,
+    manifest: Manifest, storage: Storage, folder: Path, items: int = ITEMS, count_tokens: CountTokens | None = None
 ) -> str:
     """The page of a prepared set. Its rows are fetched, of its frames only those that are shown.
 
@@ -69,10 +65,7 @@ def report_page(
     ]
     if (rates := counts.pass_rates(card)) is not None:
         sections.append(("Pass rates", rates))
-    sections += [
-        ("Duplicates and contamination", counts.contamination(card)),
-        ("Quarantine", counts.quarantine(card)),
-    ]
+    sections += [("Duplicates and contamination", counts.contamination(card)), ("Quarantine", counts.quarantine(card))]
     if shown := choose_items(sampled, items):
         title = f"{len(shown)} of {card.rows.rows_out:,} rows"
         sections.append((title, item_list(prepared, sampled, shown)))

@@ -19,10 +19,7 @@ from .scenes import scenes
 
 
 def synthesize(
-    config: SynthesizeConfig,
-    folder: Path,
-    progress: Callable[[int, int], None] | None = None,
-    processes: int = 1,
+    config: SynthesizeConfig, folder: Path, progress: Callable[[int, int], None] | None = None, processes: int = 1
 ) -> Path:
     """Write the world to ``folder``: ``videos/*.mp4``, ``images/*.png`` and, last, ``rows.jsonl``.
 
