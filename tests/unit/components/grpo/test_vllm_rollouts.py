@@ -89,7 +89,7 @@ def test_qwen2_5_vl_gets_one_video_with_its_time_and_qwen3_vl_one_image_per_time
 ) -> None:
     prompt = prompt_of(encoder, clip_of(encoder))
     items = ask(encoder, prompt).items
-    if encoder.timestamps:
+    if encoder.family.time_in_text:
         assert [item.modality for item in items] == ["image"] * 4
         assert set(items[0].fields()) == {"pixel_values", "image_grid_thw"}
         assert items[0].fields()["image_grid_thw"].tolist() == [1, *prompt.grid_thw[1:].tolist()]
@@ -132,7 +132,7 @@ def test_keys_depend_on_pixels_time_and_weights(encoder: ChatEncoder) -> None:
     assert ask(encoder, prompt, salt="weights-2").items[0].key != key
     # The same frames over more seconds: the features are the same, but the positions in the cached prefix are not.
     slower = replace(prompt, second_per_grid_s=1.4)
-    assert (ask(encoder, slower).items[0].key != key) is (not encoder.timestamps)
+    assert (ask(encoder, slower).items[0].key != key) is (not encoder.family.time_in_text)
 
 
 def test_the_same_seed_and_key_give_the_same_request_and_others_another_seed(encoder: ChatEncoder) -> None:
@@ -633,7 +633,7 @@ if importlib.util.find_spec("vllm") is not None:
         def test_normalising_twice_is_seen_in_the_gap(self, real: VLLMRollouts) -> None:
             prompt = prompt_of(real.encoder, clip_of(real.encoder, seed=4))
             if not real._normalises:
-                assert real.encoder.timestamps
+                assert real.encoder.family.time_in_text
                 return
             real._normalises = False
             try:
