@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from ..common.chat_endpoint.config import ChatEndpointConfig
 from ..common.config import Section
+
+SYNTHESIZE = "synthesize"
+"""`DataPrepConfig.source` of the generated world."""
 
 QuestionKind = Literal["direction", "order", "count", "ocr", "speed", "duration", "describe"]
 
@@ -51,12 +54,12 @@ class SynthesizeConfig(Section):
 class DataPrepConfig(Section):
     """Where the rows come from, which of them are used, and how the work is cut."""
 
-    source: str = "synthesize"
+    source: str = SYNTHESIZE
     """Rows as ``.jsonl``, ``.json`` (a list), ``.parquet`` or ``.csv``: a path, an ``s3://`` URI, or a file on the hub
     (``hf://datasets/<owner>/<name>/<file>``); or ``synthesize``, the generated world below."""
     format: str | None = None
-    """How the rows are written: ``vthink``, ``plain``, ``video_r1``, ``video_thinker``, ``vrbench``; null: as the first
-    row looks."""
+    """How the rows are written: a name of `formats.registry.FORMATS`, or ``my_module:FORMAT``; null: as the first rows
+    look."""
     roots: dict[str, str] = Field(default={})
     """Where the media of a source are, by the row's ``source``; ``*``: of all others. A path, or an ``s3://`` or
     ``hf://`` prefix; media that no root is given for count from the file of rows."""
@@ -114,15 +117,9 @@ class DataPrepConfig(Section):
         return self
 
 
-class EndpointConfig(Section):
-    """A server of OpenAI chat completions, what to ask it with, and how patiently."""
+class TeacherConfig(ChatEndpointConfig):
+    """A model behind a server of OpenAI chat completions, how it samples, and what it costs."""
 
-    url: str | None = None
-    """Base URL with its ``/v1``, such as ``http://127.0.0.1:8000/v1``."""
-    model: str = ""
-    """Name of the model, as the server knows it."""
-    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Name of the environment variable that holds the API key; null: none is sent."""
     temperature: float | None = Field(default=0.7, ge=0, le=2)
     """Sampling temperature; null: the server's own."""
     max_tokens: int = Field(default=4096, ge=1)
@@ -130,16 +127,6 @@ class EndpointConfig(Section):
     extra: dict[str, Any] = Field(default={})
     """Further fields of every request, such as ``{"response_format": {"type": "json_object"}}``; a null removes one
     (``{"max_tokens": null, "max_completion_tokens": 4096}``)."""
-    concurrency: int = Field(default=8, ge=1, le=1024)
-    """Calls under way at once."""
-    timeout_s: float = Field(default=300.0, gt=0)
-    """A call that takes longer is given up and repeated."""
-    retries: int = Field(default=6, ge=0, le=100)
-    """How often a call is repeated when the server fails, is busy (HTTP 429) or cannot be reached."""
-    backoff_s: float = Field(default=1.0, gt=0)
-    """Longest wait before the first repetition; it doubles each time, and the actual wait is random below it."""
-    max_backoff_s: float = Field(default=60.0, gt=0)
-    """Longest such wait. A server that asks for a longer one (Retry-After) gets it, up to ten times this."""
     usd_per_million_input_tokens: float = Field(default=0.0, ge=0)
     """Price of what is sent."""
     usd_per_million_output_tokens: float = Field(default=0.0, ge=0)
@@ -147,20 +134,28 @@ class EndpointConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.url is not None:
-            parts = urlsplit(self.url)
-            _ = parts.port  # raises where it is none
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-                raise ValueError(f"url must look like http://127.0.0.1:8000/v1 (got {self.url!r})")
-            if parts.username or parts.password:
-                raise ValueError("url must not hold a name or password; keys come from api_key_env")
         fixed = {"model", "messages", "stream", "n"} & self.extra.keys()
         if fixed:
             raise ValueError(f"extra cannot set {', '.join(sorted(fixed))}")
         return self
 
+    def sampling(self) -> dict[str, Any]:
+        """The fields of a request that say how to sample."""
+        return {"temperature": self.temperature, "max_tokens": self.max_tokens, **self.extra}
 
-class JudgeConfig(EndpointConfig):
+    @property
+    def most_output_tokens(self) -> int:
+        """The longest reply that a request allows."""
+        renamed = self.extra.get("max_completion_tokens")
+        return renamed if isinstance(renamed, int) else self.max_tokens
+
+    def usd(self, input_tokens: int, output_tokens: int) -> float:
+        """What so many tokens cost."""
+        input_usd = input_tokens * self.usd_per_million_input_tokens
+        return (input_usd + output_tokens * self.usd_per_million_output_tokens) / 1e6
+
+
+class JudgeConfig(TeacherConfig):
     """The judge's server: it answers, it does not invent."""
 
     temperature: float | None = Field(default=0.0, ge=0, le=2)
@@ -179,7 +174,7 @@ class CurationConfig(Section):
 
     method: Literal["hindsight", "cot"] = "hindsight"
     """Which of the two."""
-    teacher: EndpointConfig = EndpointConfig()
+    teacher: TeacherConfig = TeacherConfig()
     """Writes questions, captions and traces."""
     judge: JudgeConfig = JudgeConfig()
     """Answers from the captions (`hindsight` only). Video-Thinker: Qwen2.5-VL-7B-Instruct."""
@@ -232,9 +227,8 @@ class CurationConfig(Section):
             raise ValueError("min_options must not exceed max_options")
         if self.max_kept > self.num_traces:
             raise ValueError("max_kept must not exceed num_traces")
-        asked = [self.teacher, self.judge] if self.method == "hindsight" else [self.teacher]
         if self.budget_usd is not None:
-            for name, endpoint in zip(("teacher", "judge"), asked, strict=False):
-                if not (endpoint.usd_per_million_input_tokens or endpoint.usd_per_million_output_tokens):
-                    raise ValueError(f"budget_usd needs the prices of the {name} (usd_per_million_input_tokens, …)")
+            models = {"teacher": self.teacher, **({"judge": self.judge} if self.method == "hindsight" else {})}
+            if free := [name for name, model in models.items() if not model.usd(1, 1)]:
+                raise ValueError(f"budget_usd needs the prices of the {free[0]} (usd_per_million_input_tokens, …)")
         return self

@@ -60,15 +60,15 @@ def rate_rows(
 ) -> int:
     """Write all rows of a prepared set, those of ``splits`` with their pass rate, for `vthink data prepare`.
 
-    A run that was cut off goes on: what has been asked is in a file beside ``output``.
+    A run that was cut off goes on: what has been rated is in a file beside ``output``.
 
     Args:
         policy: which model it is, for ``metadata.pass_rate_policy``.
         output: ``.jsonl``; appears when it is whole.
-        progress: told (rows asked, rows to ask).
+        progress: called with (rows rated, rows to rate).
 
     Returns:
-        How many rows were asked now.
+        How many rows were rated now.
     """
     settings = fingerprint(data.manifest.fingerprint, policy, rollouts, sampling.temperature, sampling.top_p,
                            sampling.max_new_tokens, sampling.seed)  # fmt: skip
@@ -76,12 +76,12 @@ def rate_rows(
     total = sum(len(data.split(name)) for name in splits)
     output.parent.mkdir(parents=True, exist_ok=True)
     done = _finished(journal)
-    asked = 0
+    rated_now = 0
     with journal.open("a", encoding="utf-8") as file:
         for name in splits:
             split = data.split(name)
             todo = [index for index, row in enumerate(split.samples) if row.id not in done]
-            progress(len(done) + asked, total)
+            progress(len(done) + rated_now, total)
             for index, rate in pass_rates(model, split, todo, rollouts, sampling, batch_size):
                 row = split.samples[index]
                 about = {"pass_rate": rate, "pass_rate_rollouts": rollouts, "pass_rate_policy": policy}
@@ -89,17 +89,17 @@ def rate_rows(
                 file.write(to_line(rated) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-                asked += 1
-                progress(len(done) + asked, total)
+                rated_now += 1
+                progress(len(done) + rated_now, total)
         for name in data.split_names:
             if name not in splits:
                 file.writelines(to_line(row) + "\n" for row in data.split(name).samples if row.id not in done)
     journal.replace(output)
-    return asked
+    return rated_now
 
 
 def _finished(journal: Path) -> set[str]:
-    """Ids of the rows that an earlier run has asked; a line of it that was cut off is removed."""
+    """Ids of the rows that an earlier run has rated; a line of it that was cut off is removed."""
     done: set[str] = set()
     if not journal.exists():
         return done

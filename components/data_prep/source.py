@@ -7,11 +7,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.errors import UserError
 from ..common.storage.names import split_uri
 from ..common.storage.s3 import Storage
-from .objects import FormatError
 
 HUB = "hf://"
+
+
+class MissingMediaError(Exception):
+    """A video or image that is not there, or cannot be fetched, and why."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,9 @@ class Source:
     """A file of rows, brought to this machine."""
 
     name: str
-    """As it was given."""
+    """As the user wrote it."""
     path: Path
-    """Here."""
+    """Where it is on this machine."""
     base: str
     """What relative media count from: a folder, ``s3://…/`` or ``hf://…/``."""
 
@@ -30,12 +34,12 @@ def open_source(name: str, storage: Storage | None, folder: Path) -> Source:
     """Find the rows, and fetch them to ``folder`` where they are in a store or on the hub.
 
     Raises:
-        FormatError: there is no such file, or it cannot be fetched.
+        UserError: there is no such file, or it cannot be fetched.
         StorageError: the store cannot be reached.
     """
     if name.startswith("s3://"):
         if storage is None:
-            raise FormatError(f"{name} is in a store; say which one (storage section, AWS_ENDPOINT_URL_S3)")
+            raise UserError(f"{name} is in a store; say which one (storage section, AWS_ENDPOINT_URL_S3)")
         path = folder / posixpath.basename(name)
         storage.download_file(name, path)
         return Source(name, path, posixpath.dirname(name) + "/")
@@ -43,7 +47,7 @@ def open_source(name: str, storage: Storage | None, folder: Path) -> Source:
         return Source(name, fetch_from_hub(name), posixpath.dirname(name) + "/")
     path = Path(name).expanduser().absolute()
     if not path.is_file():
-        raise FormatError(f"{name}: there is no such file")
+        raise UserError(f"{name}: there is no such file")
     return Source(name, path, str(path.parent))
 
 
@@ -52,21 +56,48 @@ def fetch_from_hub(uri: str) -> Path:
     cache on this machine.
 
     Raises:
-        FormatError: another kind of URI, or the hub cannot be reached or refuses.
+        UserError: another kind of URI, or the hub cannot be reached or refuses.
     """
     from huggingface_hub import hf_hub_download
 
     match = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?/([^@]+)", uri)
     if match is None:
-        raise FormatError(f"{uri}: expected hf://datasets/<owner>/<name>[@<revision>]/<file>")
+        raise UserError(f"{uri}: expected hf://datasets/<owner>/<name>[@<revision>]/<file>")
     try:
         return Path(hf_hub_download(match[1], match[3], repo_type="dataset", revision=match[2]))
     except Exception as error:  # huggingface_hub raises its own, httpx's and OSError
         lines = str(error).strip().splitlines()
-        raise FormatError(
+        raise UserError(
             f"{uri}: cannot be fetched from the hub ({lines[0][:150] if lines else type(error).__name__}); "
             "see HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE"
         ) from None
+
+
+def fetch_media(uri: str, storage: Storage | None, target: Path) -> Path:
+    """A video or image on this machine: where it is, in the hub's cache, or fetched to ``target``.
+
+    Raises:
+        MissingMediaError: it is not there.
+        StorageError: the store cannot be reached.
+    """
+    if uri.startswith(HUB):
+        try:
+            return fetch_from_hub(uri)
+        except UserError as error:
+            raise MissingMediaError(str(error)) from None
+    if uri.startswith("s3://") and storage is not None:
+        if not storage.exists(uri):
+            raise MissingMediaError("there is no such object")
+        storage.download_file(uri, target)
+        return target
+    try:
+        if Path(uri).is_file():
+            return Path(uri)
+    except OSError as error:
+        raise MissingMediaError(f"cannot read the file: {error.strerror}") from None
+    except ValueError as error:  # a path with a null byte, for example
+        raise MissingMediaError(f"not a path: {error}") from None
+    raise MissingMediaError("there is no such file")
 
 
 def resolve_uri(uri: str, base: str) -> str:

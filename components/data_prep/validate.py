@@ -1,4 +1,4 @@
-"""What `vthink data validate` finds in files of rows, without decoding anything."""
+"""Files of rows checked without decoding anything, for `vthink data validate`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..common.storage.s3 import Storage
-from .formats.registry import read_rows
-from .outcomes import Quarantined, Reason
-from .plan import check_row
+from .formats.read import read_rows
+from .records import Quarantined, Reason
+from .selection import IDS_TABLE, check_row
 from .source import HUB, open_source
 from .task import open_ledger
 
-LISTED = 10_000
+PROBLEMS_LISTED = 10_000
 """Most problems that are kept per file; all are counted."""
-_TABLES = """
-CREATE TABLE ids (id TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID;
+_TABLES = f"""
+{IDS_TABLE}
 CREATE TABLE files (uri TEXT PRIMARY KEY, present INTEGER, split TEXT) WITHOUT ROWID;
 """
 
@@ -38,7 +38,7 @@ class Problem:
 
 @dataclass
 class FileReport:
-    """What was found in one file of rows."""
+    """The rows of one file, and what is wrong with them."""
 
     path: str
     format: str = ""
@@ -58,7 +58,7 @@ class FileReport:
     missing_media: int = 0
     """Those of them that are not there."""
     problems: list[Problem] = field(default_factory=list)
-    """The first `LISTED` of them, in the order of the lines."""
+    """The first `PROBLEMS_LISTED` of them, in the order of the lines."""
 
     @property
     def ok(self) -> bool:
@@ -68,7 +68,7 @@ class FileReport:
     def add(self, problem: Problem) -> None:
         """Note a problem."""
         self.bad += 1
-        if len(self.problems) < LISTED:
+        if len(self.problems) < PROBLEMS_LISTED:
             self.problems.append(problem)
 
 
@@ -88,7 +88,7 @@ def validate_rows(
         roots: where the media of each source are (`DataPrepConfig.roots`).
 
     Raises:
-        UserError, FormatError: a file cannot be read at all.
+        UserError: a file cannot be read at all.
         StorageError: the store cannot be reached.
     """
     return [_validate(source, storage, format_name, roots) for source in sources]
@@ -110,13 +110,13 @@ def _validate(
                 report.add(Problem(line, checked.reason, checked.detail))
                 continue
             uri = checked.media.uri
-            found = ledger.execute("SELECT present, split FROM files WHERE uri = ?", (uri,)).fetchone()
-            if found is None:
-                found = (_is_there(uri, storage), checked.split)
-                ledger.execute("INSERT INTO files VALUES (?, ?, ?)", (uri, *found))
+            file = ledger.execute("SELECT present, split FROM files WHERE uri = ?", (uri,)).fetchone()
+            if file is None:
+                file = (_is_there(uri, storage), checked.split)
+                ledger.execute("INSERT INTO files VALUES (?, ?, ?)", (uri, *file))
                 report.media += 1
-                report.missing_media += not found[0]
-            present, split = found
+                report.missing_media += not file[0]
+            present, split = file
             if not present:
                 report.add(Problem(line, "missing_media", f"{uri} is not there"))
                 continue

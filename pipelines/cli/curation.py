@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ...components.data_prep.curation.curate import Summary
     from ...components.data_prep.curation.estimate import Estimate
+    from ...components.data_prep.curation.output import Summary
 
 UNFINISHED = 3
 """Exit code of a curation that has something left to do: the budget is spent, or calls failed."""
 _SHOWN_FAILURES = 5
 
 
-def say_estimate(found: Estimate) -> None:
+def print_estimate(total: Estimate) -> None:
     """What a curation would take."""
-    print(f"{found.items} videos or questions, {found.items - found.decided} of them to do")
-    print(f"calls: {found.min_calls:,} to {found.max_calls:,}")
-    if found.max_usd:
-        print(f"cost: about ${found.min_usd:.2f}, at most ${found.max_usd:.2f} (already spent: ${found.spent_usd:.2f})")
+    print(f"{total.items} videos or questions, {total.items - total.decided} of them to do")
+    print(f"calls: {total.min_calls:,} to {total.max_calls:,}")
+    if total.max_usd:
+        print(f"cost: about ${total.min_usd:.2f}, at most ${total.max_usd:.2f} (already spent: ${total.spent_usd:.2f})")
     else:
         print("cost: no prices are set (curation.teacher.usd_per_million_input_tokens, …)")
 
 
-def say_summary(summary: Summary, output: Path) -> None:
+def print_summary(summary: Summary, output: Path) -> None:
     """What came of a curation."""
     account = summary.account
     print(f"{output}: {summary.rows} rows of {summary.items} videos or questions")
@@ -36,7 +32,7 @@ def say_summary(summary: Summary, output: Path) -> None:
         reasons = ", ".join(f"{reason} {count}" for reason, count in summary.dropped.most_common())
         print(f"dropped {summary.dropped.total()}: {reasons}; {output.with_suffix('.dropped.jsonl')} says why")
     calls = ", ".join(f"{role} {count}" for role, count in sorted(account.calls.items())) or "none"
-    print(f"calls: {calls}; {account.repeated} attempts repeated, {summary.replayed} answers from the journal")
+    print(f"calls: {calls}; {account.failed_attempts} attempts failed, {summary.replayed} answers from the journal")
     tokens = f"{account.input_tokens:,} tokens in, {account.output_tokens:,} out"
     print(f"{tokens}; ${account.usd:.4f} spent on this output, earlier runs included")
     for failure in summary.failed[:_SHOWN_FAILURES]:
@@ -44,33 +40,10 @@ def say_summary(summary: Summary, output: Path) -> None:
     if len(summary.failed) > _SHOWN_FAILURES:
         print(f"and {len(summary.failed) - _SHOWN_FAILURES} more failed")
     if not summary.complete:
-        why = f"{account.stopped_why}; " if account.stopped_why else ""
-        print(f"{why}{summary.items - summary.decided} are left: repeat the command to go on")
+        reason = f"{account.stop_reason}; " if account.stop_reason else ""
+        print(f"{reason}{summary.items - summary.decided} are left: repeat the command to go on")
 
 
-@contextmanager
-def shown() -> Iterator[Callable[[Summary], None]]:
-    """A progress bar with the cost on a terminal, a line now and then elsewhere."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        cost = TextColumn("{task.fields[cost]}")
-        columns = (TextColumn("curate"), BarColumn(), MofNCompleteColumn(), cost, TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("curate", total=None, cost="")
-            yield lambda now: bar.update(task, completed=now.decided, total=now.items, cost=_cost(now))
-        return
-    last = time.monotonic()
-
-    def line(now: Summary) -> None:
-        nonlocal last
-        if time.monotonic() - last >= 10:
-            last = time.monotonic()
-            print(f"curate: {now.decided} of {now.items}, {_cost(now)}", file=sys.stderr, flush=True)
-
-    yield line
-
-
-def _cost(now: Summary) -> str:
+def cost_so_far(now: Summary) -> str:
+    """Calls and money, for the progress."""
     return f"{now.account.calls.total():,} calls, ${now.account.usd:.2f}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from .options import WORKSPACE, Folder, Overrides, Preset, load
 from .train import Data
@@ -15,9 +16,24 @@ RowFormat = Annotated[
     typer.Option(
         "--format",
         metavar="NAME",
-        help="How the rows are written: vthink, plain, video_r1, video_thinker, vrbench; default: as they look.",
+        help="How the rows are written; default: as they look.",  # the names are added when it is printed
     ),
 ]
+
+
+class _NamesFormats(TyperCommand):
+    """A command whose help names the formats of rows; they are loaded only then."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help."""
+        from ...components.data_prep.formats.registry import FORMATS
+
+        for option in self.params:
+            if isinstance(option, TyperOption) and option.name == "row_format":
+                names = ", ".join(FORMATS)
+                option.help = f"How the rows are written: {names}, or my_module:FORMAT; default: as they look."
+        super().format_help(ctx, formatter)
+
 
 app = typer.Typer(help="Generate, check and prepare rows and videos.", no_args_is_help=True)
 
@@ -30,23 +46,17 @@ def synthesize(
     processes: Annotated[int, typer.Option(min=1, help="Encode in so many processes.")] = 1,
 ) -> None:
     """Generate a video-reasoning world: real mp4 files and images, with questions whose answers are known."""
-    from rich.progress import Progress
-
-    from ...components.data_prep.world import synthesize as synthesize_module
+    from ...components.data_prep.progress import progress_bar
+    from ...components.data_prep.world.synthesize import synthesize as write_world
 
     config = load(preset, overrides)
-    with Progress(transient=True) as progress:
-        task = progress.add_task("files")
-        rows = synthesize_module.synthesize(
-            config.data.synthesize,
-            folder,
-            lambda done, total: progress.update(task, completed=done, total=total),
-            processes,
-        )
-    print(rows)
+    with progress_bar("files") as progress:
+        print(write_world(config.data.synthesize, folder, progress, processes))
 
 
-@app.command(epilog="Example: vthink data prepare Video-R1-COT-165k.json --set data.roots.*=s3://videos/")
+@app.command(
+    cls=_NamesFormats, epilog="Example: vthink data prepare Video-R1-COT-165k.json --set data.roots.*=s3://videos/"
+)
 def prepare(
     rows: Annotated[
         str | None,
@@ -74,7 +84,10 @@ def prepare(
         print(uri)
 
 
-@app.command(epilog="Example: vthink data validate world/rows.jsonl Video-R1-260k.json --root '*=/data/video-r1'")
+@app.command(
+    cls=_NamesFormats,
+    epilog="Example: vthink data validate world/rows.jsonl Video-R1-260k.json --root '*=/data/video-r1'",
+)
 def validate(
     rows: Annotated[
         list[str], typer.Argument(help="Files of rows: .jsonl, .json, .parquet, .csv; paths, s3:// or hf:// URIs.")
@@ -90,13 +103,13 @@ def validate(
 
     A mistake is one line with file and line. The exit code is 1 when there is any.
     """
-    from ...components.common.config import ConfigError
+    from ...components.common.errors import UserError
     from ...components.common.storage.config import StorageConfig
     from ...components.common.storage.s3 import Storage
     from ...components.data_prep.validate import validate_rows
 
     if bad := [root for root in roots or () if "=" not in root]:
-        raise ConfigError(f"--root {bad[0]}: expected SOURCE=FOLDER")
+        raise UserError(f"--root {bad[0]}: expected SOURCE=FOLDER")
     store = Storage(StorageConfig()) if any(name.startswith("s3://") for name in rows) else None
     reports = []
     for name in rows:
@@ -135,19 +148,18 @@ def difficulty(
     `vthink data prepare rated.jsonl --set data.min_pass_rate=0.1 --set data.max_pass_rate=0.9`. A run that was cut off
     goes on.
     """
-    from rich.progress import Progress
-
-    from ...components.common.config import ConfigError
+    from ...components.common.errors import UserError
     from ...components.common.model.generation import Sampling
     from ...components.common.model.load import load_model
     from ...components.common.model.store import ensure_base_model, fetch_model
     from ...components.common.rows.prepared import PreparedSet
     from ...components.common.storage.manifest import Manifest
     from ...components.data_prep.difficulty import rate_counts, rate_rows
+    from ...components.data_prep.progress import progress_bar
     from ..run.session import find_data, find_manifest, session
 
     if output.suffix != ".jsonl":
-        raise ConfigError(f"{output}: rows are written as .jsonl")
+        raise UserError(f"{output}: rows are written as .jsonl")
     config = load(preset, overrides)
     grpo = config.grpo
     with session(config, workspace) as opened:
@@ -160,26 +172,18 @@ def difficulty(
         sampling = Sampling(
             max_new_tokens=grpo.max_new_tokens, temperature=grpo.temperature, top_p=grpo.top_p, seed=grpo.seed
         )
-        with Progress(transient=True) as progress:
-            task = progress.add_task("questions")
-            rate_rows(
-                model,
-                uri,
-                prepared,
-                output,
-                rollouts,
-                sampling,
-                progress=lambda done, total: progress.update(task, completed=done, total=total),
-            )
+        with progress_bar("questions") as progress:
+            rate_rows(model, uri, prepared, output, rollouts, sampling, progress=progress)
     counts = rate_counts(output)
     print(", ".join(f"{name} right: {count}" for name, count in counts.items()))
     print(output)
 
 
 @app.command(
+    cls=_NamesFormats,
     epilog="Example: vthink data curate captions.json -o curated.jsonl "
     "--set curation.teacher.url=http://127.0.0.1:8000/v1 --set curation.teacher.model=Qwen/Qwen2.5-72B-Instruct "
-    "--set curation.judge.url=http://127.0.0.1:8001/v1 --set curation.judge.model=Qwen/Qwen2.5-VL-7B-Instruct"
+    "--set curation.judge.url=http://127.0.0.1:8001/v1 --set curation.judge.model=Qwen/Qwen2.5-VL-7B-Instruct",
 )
 def curate(
     source: Annotated[
@@ -201,18 +205,26 @@ def curate(
     are. The exit code is 3 when something is left to do.
     """
     from ...components.common.storage.s3 import Storage
-    from ...components.data_prep.curation import curate as curate_module
-    from ...components.data_prep.curation import estimate
-    from .curation import UNFINISHED, say_estimate, say_summary, shown
+    from ...components.data_prep.curation.curate import curate as curate_rows
+    from ...components.data_prep.curation.estimate import estimate
+    from ...components.data_prep.progress import progress_bar
+    from .curation import UNFINISHED, cost_so_far, print_estimate, print_summary
 
     config = load(preset, overrides)
     storage, rows = Storage(config.storage), (row_format or config.data.format, config.data.roots)
     if dry_run:
-        say_estimate(estimate.estimate(source, output, config.curation, storage, *rows))
+        print_estimate(estimate(source, output, config.curation, storage, *rows))
         return
-    with shown() as progress:
-        summary = curate_module.curate(source, output, config.curation, storage, progress, *rows)
-    say_summary(summary, output)
+    with progress_bar("curate") as progress:
+        summary = curate_rows(
+            source,
+            output,
+            config.curation,
+            storage,
+            lambda now: progress(now.decided, now.items, cost_so_far(now)),
+            *rows,
+        )
+    print_summary(summary, output)
     if not summary.complete:
         raise typer.Exit(UNFINISHED)
 
@@ -233,7 +245,8 @@ def report(
 ) -> None:
     """Write a prepared set as one HTML page: counts, lengths, answers, duplicates, quarantine, and rows to look at."""
     from ...components.common.storage.manifest import Manifest
-    from ...components.data_prep.report.page import token_counter, write_report
+    from ...components.data_prep.report.lengths import token_counter
+    from ...components.data_prep.report.page import write_report
     from ..run.session import find_data, session
 
     count_tokens = None if tokenizer is None else token_counter(tokenizer)

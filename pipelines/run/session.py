@@ -96,7 +96,7 @@ def prepare_data(opened: Session, source: str | None = None) -> str:
 
 def find_data(opened: Session, given: str | None) -> str:
     """The manifest of the prepared set that a person means: a set, rows to prepare, or the configuration's rows."""
-    from ...components.data_prep.objects import SUFFIXES
+    from ...components.data_prep.formats.objects import SUFFIXES
 
     if given is None or (given.endswith(SUFFIXES) and posixpath.basename(given) != MANIFEST):
         return prepare_data(opened, given)

@@ -48,7 +48,7 @@ ELSEWHERE = {
     "vthink run --from grpo": "test_run.py",
     "vthink run --set launch.processes=8": "options here; two processes in test_run.py",
     "vthink data prepare rows.jsonl": "test_run.py",
-    "vthink data report rows.jsonl": "test_data_report.py",
+    "vthink data report rows.jsonl": "data_prep/report/test_page.py",
     "vthink data curate captions.json -o curated.jsonl --dry-run": "test_curate.py",
     "vthink train sft --data rows.jsonl": "test_run.py",
     "vthink evaluate --benchmark vsi-bench --data DIR --model M --output OUT": "options; test_evaluate_benchmark.py",

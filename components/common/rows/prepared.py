@@ -31,8 +31,19 @@ class PreparedSample:
     clip: Clip
 
 
-INDEX = "index"
-"""Key in a manifest's details: name of the file that says where each medium stands."""
+class PreparedFiles(Section):
+    """What the manifest of a prepared set says in its ``files``: URIs."""
+
+    data: str
+    """The set's prefix."""
+    quarantine: str
+    """Every row that is left out, with its reason."""
+    card: str
+    """What is in it, in numbers."""
+    contamination: str
+    """What training and evaluation share."""
+    report: str
+    """All of this as an HTML page."""
 
 
 class PreparedDetails(Section):

@@ -1,4 +1,4 @@
-"""What a curation would take."""
+"""What a curation would take: calls and money, without asking anything."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...common.rows.files import RowError
 from ...common.storage.s3 import Storage
-from ..config import CurationConfig
+from ..config import CurationConfig, TeacherConfig
 from ..source import open_source
-from .curate import _checked, _settings
-from .endpoint import IMAGE_TOKENS, usd
-from .items import Item, read_items
-from .journal import Journal
+from .items import Item, deciding_settings, read_items
+from .journal import CallJournal
+from .model import IMAGE_TOKENS
+from .output import checked_output
 from .prompts import Prompts
 from .replies import as_asked
 
@@ -50,41 +49,52 @@ def estimate(
     roots: Mapping[str, str] | None = None,
 ) -> Estimate:
     """How many calls `curate` would make, and what they could cost; nothing is asked, and no video is opened."""
-    config = _checked(source, output, config)
+    config = checked_output(source, output, config)
     prompts = Prompts.read(config.prompts)
-    settings, journal_path, counted = _settings(config, prompts), output.with_suffix(".journal.jsonl"), Estimate()
+    settings, journal_path, total = deciding_settings(config, prompts), output.with_suffix(".journal.jsonl"), Estimate()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vthink-curate-"))
-        found = open_source(str(source), storage, Path(folder))
-        journal = stack.enter_context(Journal(journal_path)) if journal_path.exists() else None
-        counted.spent_usd = journal.spent_usd if journal is not None else 0.0
-        for item in read_items(found, config, format_name, roots):
-            counted.items += 1
-            if isinstance(item, RowError) or (journal and journal.find(item.digest(settings)) is not None):
-                counted.decided += 1
+        rows = open_source(str(source), storage, Path(folder))
+        journal = stack.enter_context(CallJournal(journal_path)) if journal_path.exists() else None
+        total.spent_usd = journal.spent_usd if journal is not None else 0.0
+        for item in read_items(rows, config, format_name, roots):
+            total.items += 1
+            if isinstance(item, RowError) or (journal is not None and item.digest(settings) in journal):
+                total.decided += 1
                 continue
-            for role, fewest, most, text_bytes, frames in _calls(item, config, prompts):
-                endpoint: Any = getattr(config, role)
-                tokens = text_bytes // 4 + IMAGE_TOKENS * frames
-                counted.min_calls += fewest
-                counted.max_calls += most
-                counted.min_usd += fewest * usd(endpoint, tokens, endpoint.max_tokens // 10)
-                counted.max_usd += most * usd(endpoint, tokens, endpoint.max_tokens)
-    return counted
+            for step in _steps(item, config, prompts):
+                tokens = step.text_bytes // 4 + IMAGE_TOKENS * step.frames
+                total.min_calls += step.fewest
+                total.max_calls += step.most
+                total.min_usd += step.fewest * step.model.usd(tokens, step.model.max_tokens // 10)
+                total.max_usd += step.most * step.model.usd(tokens, step.model.max_tokens)
+    return total
 
 
-def _calls(item: Item, config: CurationConfig, prompts: Prompts) -> Iterator[tuple[str, int, int, int, int]]:
-    """Role, fewest and most calls, bytes of text and frames of each step of an item."""
+@dataclass(frozen=True)
+class _Step:
+    """The calls of one step of an item."""
+
+    model: TeacherConfig
+    fewest: int
+    most: int
+    text_bytes: int
+    frames: int = 0
+
+
+def _steps(item: Item, config: CurationConfig, prompts: Prompts) -> Iterator[_Step]:
+    teacher, frames = config.teacher, config.num_frames
     again, traces = 1 + config.max_malformed, 1 + config.max_regenerations
     captions = sum(len(segment.caption.encode()) + 40 for segment in item.segments) or 1000
-    asked = 600 if item.sample is None else len(as_asked(item.sample).encode())
-    size = {name: len(prompts.texts[name].encode()) for name in prompts.texts}
+    question = 600 if item.sample is None else len(as_asked(item.sample).encode())
+    size = {name: len(text.encode()) for name, text in prompts.texts.items()}
     if config.method == "cot":
-        yield "teacher", config.num_traces, config.num_traces, size["cot"] + asked, config.num_frames
+        yield _Step(teacher, config.num_traces, config.num_traces, size["cot"] + question, frames)
         return
     if item.sample is None:
-        yield "teacher", 1, again, size["question"] + captions, 0
+        yield _Step(teacher, 1, again, size["question"] + captions)
     elif not item.segments:
-        yield "teacher", 1, again, size["captions"] + asked, config.num_frames
-    yield "teacher", 1, again * traces, size["trace"] + captions + asked, 0
-    yield "judge", 1, traces, size["judge"] + captions + asked, config.num_frames if config.judge_sees_video else 0
+        yield _Step(teacher, 1, again, size["captions"] + question, frames)
+    yield _Step(teacher, 1, again * traces, size["trace"] + captions + question)
+    judge_frames = frames if config.judge_sees_video else 0
+    yield _Step(config.judge, 1, traces, size["judge"] + captions + question, judge_frames)

@@ -1,4 +1,4 @@
-"""What is curated: captioned videos, or questions."""
+"""What is curated: captioned videos, or questions; and what identifies the outcome of each."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from .... import __version__
 from ...common.config import describe
+from ...common.errors import UserError
 from ...common.rows.files import RowError
 from ...common.rows.sample import Evidence, Media, Sample
 from ...common.storage.names import canonical_json
 from ..config import CurationConfig
-from ..formats.registry import read_rows
+from ..formats.read import read_rows
 from ..source import Source, resolve_uri
+from .prompts import STEPS, Prompts
 from .replies import clean
 
-Reason = Literal[
+DropReason = Literal[
     "unreadable_row",
     "duplicate_id",
     "missing_media",
@@ -35,26 +38,33 @@ Reason = Literal[
 """Why nothing comes of a row: it is no row; its id was taken; its file is not there; its file cannot be decoded; an
 image has no segments; its segments do not fit the video, or are too few; the teacher's replies cannot be used; the
 judge never found the answer; no trace earned enough."""
-
-
 MAX_SOURCE_BYTES = 512 * 2**20
 """A larger file of captioned segments is refused, because it is read as a whole."""
 
 
-_BEYOND_END_S = 0.5
-"""Segments of a data set may end so far behind the video's end, where rounding has put them; they are cut there."""
-
-
-class _DropError(Exception):
+class DropItemError(Exception):
     """Nothing comes of this row."""
 
-    def __init__(self, reason: Reason, detail: str):
+    def __init__(self, reason: DropReason, detail: str):
         super().__init__(detail)
-        self.reason: Reason = reason
+        self.reason: DropReason = reason
 
 
-class CurateError(RuntimeError):
-    """Curation cannot begin or go on; one line for a person."""
+Settings = list[Any]
+"""What has a say in what comes of an item, as plain values."""
+
+
+def deciding_settings(config: CurationConfig, prompts: Prompts) -> Settings:
+    """The settings that have a say in what comes of an item: not where servers are, their patience or their price."""
+    roles = {"teacher": config.teacher, "judge": config.judge}
+    if config.method == "cot":
+        del roles["judge"]
+    shared = config.model_dump(
+        mode="json", exclude={"teacher", "judge", "prompts", "budget_usd", "max_items", "videos"}
+    )
+    sampling = {"model", "temperature", "max_tokens", "extra"}
+    models = {role: model.model_dump(mode="json", include=sampling) for role, model in roles.items()}
+    return [shared, models, prompts.hashes(STEPS[config.method]), __version__]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +80,9 @@ class Item:
     segments: tuple[Evidence, ...]
     """Captioned segments; empty: they are to be found."""
 
-    def digest(self, settings: Any) -> str:
+    def digest(self, settings: Settings) -> str:
         """Identifies what becomes of it: what it says, and the settings that have a say in it."""
-        said = None if self.sample is None else self.sample.model_dump(mode="json")
-        segments = [segment.model_dump(mode="json") for segment in self.segments]
-        text = canonical_json([self.id, self.media.model_dump(mode="json"), said, segments, settings])
+        text = canonical_json([self.id, self.media, self.sample, self.segments, settings])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -91,14 +99,14 @@ def read_items(
         roots: where the media of rows are, by source (`DataPrepConfig.roots`).
 
     Raises:
-        CurateError: the file of segments cannot be read at all.
-        UserError, FormatError: the file of rows cannot be read at all.
+        UserError: the file of segments cannot be read at all.
+        UserError: the file of rows cannot be read at all.
     """
     captioned = None if format_name else _captioned_videos(source.path)
     rows = read_rows(source.path, format_name, roots) if captioned is None else None
-    found = _captioned(captioned, config) if rows is None else rows
+    entries = _captioned(captioned, config) if rows is None else rows
     ids: dict[str, int] = {}
-    for number, (line, row) in enumerate(found):
+    for number, (line, row) in enumerate(entries):
         if config.max_items is not None and number >= config.max_items:
             return
         if isinstance(row, RowError):
@@ -129,15 +137,15 @@ def _captioned_videos(source: Path) -> dict[str, Any] | None:
         if not file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
             return None
     if source.stat().st_size > MAX_SOURCE_BYTES:
-        raise CurateError(f"{source}: larger than {MAX_SOURCE_BYTES} bytes; split it")
+        raise UserError(f"{source}: larger than {MAX_SOURCE_BYTES} bytes; split it")
     try:
         videos = json.loads(source.read_text("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         if str(error).startswith("Extra data"):  # an object a line
             return None
-        raise CurateError(f"{source}: not JSON ({str(error)[:100]})") from None
+        raise UserError(f"{source}: not JSON ({str(error)[:100]})") from None
     if not all(isinstance(about, dict) for about in videos.values()):
-        raise CurateError(f"{source}: expected {{video: {{timestamps, sentences}}}}, or rows")
+        raise UserError(f"{source}: expected {{video: {{timestamps, sentences}}}}, or rows")
     return dict(videos)
 
 
@@ -146,9 +154,9 @@ def _captioned(videos: Mapping[str, Any] | None, config: CurationConfig) -> Iter
         try:
             yield number, _captioned_item(number, key, about, config)
         except (ValueError, TypeError, KeyError) as error:
-            said = describe(error, Evidence) if isinstance(error, ValidationError) else str(error)
-            said = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else said
-            yield number, RowError(number, f"bad_segments: '{key[:100]}': {said}", json.dumps(about)[:2000])
+            problem = describe(error, Evidence) if isinstance(error, ValidationError) else str(error)
+            problem = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else problem
+            yield number, RowError(number, f"bad_segments: '{key[:100]}': {problem}", json.dumps(about)[:2000])
 
 
 def _captioned_item(number: int, key: str, about: dict[str, Any], config: CurationConfig) -> Item:

@@ -1,4 +1,4 @@
-"""The prompts of a curation."""
+"""The prompts of a curation: files beside this module, which a user can replace."""
 
 from __future__ import annotations
 
@@ -11,15 +11,10 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
+from ...common.errors import UserError
+
 PROMPTS = Path(__file__).with_name("prompt_files")
 """Our prompts."""
-
-
-_LIMITS = {"question": 1000, "option": 300, "caption": 1000, "thought": 2000, "reasoning": 8000}
-
-
-class PromptFileError(ValueError):
-    """A prompt that cannot be used; names the file."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +30,17 @@ class Prompts:
         """Ours, those replaced that ``folder`` has.
 
         Raises:
-            PromptFileError: naming file and line of a template that cannot be used.
+            UserError: naming file and line of a template that cannot be used.
         """
         own = {path.stem: path for path in sorted(PROMPTS.glob("*.jinja"))}
         paths = dict(own)
         if folder is not None:
             if not Path(folder).is_dir():
-                raise PromptFileError(f"curation.prompts: there is no folder {folder}")
+                raise UserError(f"curation.prompts: there is no folder {folder}")
             theirs = {path.stem: path for path in sorted(Path(folder).glob("*.jinja"))}
             if unknown := set(theirs) - set(own):
                 names = ", ".join(f"{name}.jinja" for name in own)
-                raise PromptFileError(f"{theirs[min(unknown)]}: no step uses it; prompts are called {names}")
+                raise UserError(f"{theirs[min(unknown)]}: no step uses it; prompts are called {names}")
             paths |= theirs
         environment = jinja2.sandbox.SandboxedEnvironment(
             undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -57,11 +52,11 @@ class Prompts:
                 templates[name] = environment.from_string(texts[name])
                 templates[name].render(_EXAMPLE[name])
             except UnicodeDecodeError:
-                raise PromptFileError(f"{path}: not UTF-8 text") from None
+                raise UserError(f"{path}: not UTF-8 text") from None
             except jinja2.TemplateSyntaxError as error:
-                raise PromptFileError(f"{path}:{error.lineno}: {error.message}") from None
+                raise UserError(f"{path}:{error.lineno}: {error.message}") from None
             except Exception as error:  # a template can fail in any way
-                raise PromptFileError(f"{path}: {error} (there are: {', '.join(_EXAMPLE[name])})") from None
+                raise UserError(f"{path}: {error} (there are: {', '.join(_EXAMPLE[name])})") from None
         return cls(texts, templates)
 
     def hashes(self, names: Sequence[str]) -> dict[str, str]:

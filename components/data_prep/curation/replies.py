@@ -1,8 +1,8 @@
-"""What curation asks a teacher and a judge, and the checks on what they write.
+"""The checks on what a teacher writes.
 
-The prompts are files beside this module that a user can replace. What models write is hostile until checked: JSON of
-exactly the asked shape, no tags and no control characters, letters among the options, times inside the video and in
-order, and a row from which the training target can be written and read back.
+What models write is hostile until checked: JSON of exactly the asked shape, no tags and no control characters, letters
+among the options, times inside the video and in order, and a row from which the training target can be written and
+read back.
 """
 
 from __future__ import annotations
@@ -26,29 +26,17 @@ from ...common.config import Section, describe
 from ...common.model.prompts import get_template, question_text
 from ...common.rows.sample import Evidence, Media, Sample
 from ..config import CurationConfig
-from .prompts import _LIMITS
 
+_MAX_CHARACTERS = {"question": 1000, "option": 300, "caption": 1000, "thought": 2000, "reasoning": 8000}
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
 # A tag of ours, of HTML, or a special token of a model (<|im_end|>): none has a place in a text that is trained on.
 _TAG = re.compile(r"<[/!|?A-Za-z]")
-
-
 _NAMES_LETTER = re.compile(r"\b(?i:answer|option|choice)s?\b[\s:]*(?:is\b|are\b|letter\b)?[\s:]*[(\"'*]*[A-Z]\b(?!')")
-
-
 _REFERS_TO_OPTIONS = re.compile(
     r"\b(?:all|none|both|neither) of the (?:above|others?|options)\b|\boptions? [A-Z]\b", re.I
 )
-
-
 _FENCED = re.compile(r"\s*```(?:json)?[ \t]*\n(.*)\n\s*```\s*", re.DOTALL | re.IGNORECASE)
-
-
 _THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
-
-
 _R = TypeVar("_R", bound="_Reply")
 
 
@@ -66,7 +54,7 @@ def with_options(sample: Sample) -> str:
     return question_text(sample.question, sample.options, sample.problem_type, get_template("compact/1"))
 
 
-def listed(segments: Sequence[Evidence]) -> list[dict[str, Any]]:
+def numbered_segments(segments: Sequence[Evidence]) -> list[dict[str, Any]]:
     """Segments as the prompts list them: number, time, caption."""
     return [
         {"number": number, "time": format_span(s.start_s, s.end_s), "caption": s.caption}
@@ -135,8 +123,8 @@ def clean(text: Any, what: str) -> str:
     line = " ".join(text.split())
     if not line:
         raise UnusableError(f"a {what} is empty")
-    if len(line) > _LIMITS[what]:
-        raise UnusableError(f"a {what} has {len(line)} characters; at most {_LIMITS[what]} are allowed")
+    if len(line) > _MAX_CHARACTERS[what]:
+        raise UnusableError(f"a {what} has {len(line)} characters; at most {_MAX_CHARACTERS[what]} are allowed")
     return line
 
 
@@ -152,8 +140,8 @@ def checked_question(
     if len({option.casefold() for option in options}) < len(options):
         raise UnusableError("two options are the same")
     for option in options:
-        if found := _REFERS_TO_OPTIONS.search(option):
-            raise UnusableError(f"an option refers to others ('{found[0]}')")
+        if reference := _REFERS_TO_OPTIONS.search(option):
+            raise UnusableError(f"an option refers to others ('{reference[0]}')")
     if len(reply.answer) != 1 or reply.answer not in string.ascii_uppercase[: len(options)]:
         raise UnusableError(f"the answer '{reply.answer[:40]}' is not the letter of an option")
     needed = set(reply.segments)

@@ -1,4 +1,8 @@
-"""Fields of foreign rows in our terms."""
+"""What the fields of published rows mean: problem types, options, answers and kinds of media, however they are spelt.
+
+What is seen in the wild is tolerated where it has one meaning ("A." for "A", "1,000", options with or without letters);
+what cannot be right is a `BadRowError`.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +18,12 @@ from ...common.answers.values import extract_letter
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
-class _BadRowError(ValueError):
+class BadRowError(ValueError):
     """What is wrong with a row."""
 
 
-_WRONG = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
-"""What an adapter raises on a row that is not what it should be."""
-
-
+ROW_FAULTS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
+"""What a format raises on a row that is not what it should be."""
 _TYPES = {
     "multiplechoice": "multiple_choice",
     "mc": "multiple_choice",
@@ -33,14 +35,8 @@ _TYPES = {
     "openended": "free_form",
     "regression": "regression",
 }
-
-
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-
-
 _LETTERED = re.compile(r"\s*\(?([A-Za-z])[.):]\s*(.*)", re.DOTALL)
-
-
 _WITH_UNIT = re.compile(
     r"[$€£]?\s*([-+−]?(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.?\d+)?(?<=\d)(?:[eE][-+]?\d+)?)\s*(?:[%°]|[^\W\d_]{1,12}[²³]?)?\.?"
 )
@@ -51,7 +47,7 @@ def problem_type_of(text: Any) -> str:
     """Our name of a problem type, however it is spelt."""
     name = re.sub(r"[\s_-]", "", str(text or "")).lower()
     if name not in _TYPES:
-        raise _BadRowError(f"unknown problem_type '{str(text)[:40]}'; known: {', '.join(sorted(set(_TYPES.values())))}")
+        raise BadRowError(f"unknown problem_type '{str(text)[:40]}'; known: {', '.join(sorted(set(_TYPES.values())))}")
     return _TYPES[name]
 
 
@@ -61,17 +57,17 @@ def plain_options(options: Any) -> list[str]:
         try:
             options = json.loads(options)
         except ValueError:
-            raise _BadRowError(f"options are no list: '{options[:40]}'") from None
+            raise BadRowError(f"options are no list: '{options[:40]}'") from None
     if isinstance(options, Mapping):
-        given = {str(letter).strip().upper(): text for letter, text in options.items() if text is not None}
-        letters = list(string.ascii_uppercase[: len(given)])
-        if sorted(given) != letters:
-            raise _BadRowError(f"options are lettered {', '.join(sorted(given))[:60]}, not A, B, C and so on")
-        options = [given[letter] for letter in letters]
+        by_letter = {str(letter).strip().upper(): text for letter, text in options.items() if text is not None}
+        letters = list(string.ascii_uppercase[: len(by_letter)])
+        if sorted(by_letter) != letters:
+            raise BadRowError(f"options are lettered {', '.join(sorted(by_letter))[:60]}, not A, B, C and so on")
+        options = [by_letter[letter] for letter in letters]
     if options is None:
         return []
     if not isinstance(options, list | tuple) or not all(isinstance(o, str | int | float) for o in options):
-        raise _BadRowError("options are no list of texts")
+        raise BadRowError("options are no list of texts")
     texts = [str(option).strip() for option in options]
     lettered = [_LETTERED.fullmatch(text) for text in texts]
     if texts and all(m and m[1].upper() == letter for m, letter in zip(lettered, string.ascii_uppercase, strict=False)):
@@ -82,17 +78,17 @@ def plain_options(options: Any) -> list[str]:
 def plain_answer(solution: Any, problem_type: str, options: Sequence[str]) -> str:
     """The answer as `Sample` has it: without tags; a letter; a number without thousands separators and unit."""
     if not isinstance(solution, str | int | float) or isinstance(solution, bool):
-        raise _BadRowError(f"the answer is no text but {type(solution).__name__}")
-    found = _ANSWER.findall(str(solution))
-    text = (found[-1] if found else str(solution)).strip()
+        raise BadRowError(f"the answer is no text but {type(solution).__name__}")
+    tagged = _ANSWER.findall(str(solution))
+    text = (tagged[-1] if tagged else str(solution)).strip()
     if not text:
-        raise _BadRowError("the answer is empty")
+        raise BadRowError("the answer is empty")
     if problem_type == "multiple_choice":
         return _letter(text, options)
     if problem_type in ("numerical", "regression"):
         match = _WITH_UNIT.fullmatch(text)
         if match is None:
-            raise _BadRowError(f"the answer of a {problem_type} question must be a number, not '{text[:40]}'")
+            raise BadRowError(f"the answer of a {problem_type} question must be a number, not '{text[:40]}'")
         return match[1].replace(",", "").replace("−", "-")
     return text
 
@@ -105,14 +101,12 @@ def _letter(text: str, options: Sequence[str]) -> str:
     if len(same) == 1 and (letter is None or len(text) > 1):
         return same[0]
     if letter is None:
-        raise _BadRowError(
-            f"the answer '{text[:40]}' is neither a letter of the {len(options)} options nor one of them"
-        )
+        raise BadRowError(f"the answer '{text[:40]}' is neither a letter of the {len(options)} options nor one of them")
     lettered = _LETTERED.fullmatch(text)
     rest = lettered[2].strip().casefold() if lettered else ""
     named = [l for l, o in zip(string.ascii_uppercase, options, strict=False) if rest and o.casefold() == rest]  # noqa: E741
     if named and letter not in named:
-        raise _BadRowError(f"the answer '{text[:40]}' has the letter {letter} and the text of option {named[0]}")
+        raise BadRowError(f"the answer '{text[:40]}' has the letter {letter} and the text of option {named[0]}")
     return letter
 
 
@@ -124,6 +118,7 @@ def media_kind(data_type: Any, path: str) -> str:
     return "image" if posixpath.splitext(path)[1].lower() in _IMAGE_SUFFIXES else "video"
 
 
-def _first_folder(path: str) -> str:
+def first_folder(path: str) -> str:
+    """The first folder of a relative path; empty where there is none."""
     parts = [part for part in path.split("/") if part not in ("", ".", "..")]
     return parts[0] if len(parts) > 1 else ""

@@ -1,55 +1,47 @@
-"""Rows of a table with plain columns."""
+"""Rows of a table with plain columns: your own."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from ...common.rows.files import to_line
-from ...common.rows.sample import Sample
-from .fields import _BadRowError, media_kind, plain_answer, plain_options, problem_type_of
+from .fields import BadRowError, media_kind, plain_answer, plain_options, problem_type_of
+from .format import Format, Row
 
-_PLAIN = {"id", "video", "image", "path", "question", "options", "problem_type", "answer", "start_s", "end_s"}
-
-
-_PLAIN |= {"reasoning", "evidence", "source", "split"}
+_MEDIA = ("video", "image", "path")
+_FIELDS = {*_MEDIA, "id", "question", "options", "problem_type", "answer", "start_s", "end_s"}
+_FIELDS |= {"reasoning", "evidence", "source", "split"}
 
 
-def _read_plain(row: Mapping[str, Any], number: int) -> Iterator[Mapping[str, Any]]:
+def _read(row: Row, number: int) -> Iterator[Row]:
     row = {key: value for key, value in row.items() if value is not None and value != ""}
-    places = [key for key in ("video", "image", "path") if key in row]
+    places = [key for key in _MEDIA if key in row]
     if len(places) != 1:
-        raise _BadRowError("a row needs exactly one of video, image and path")
+        raise BadRowError("a row needs exactly one of video, image and path")
     path = str(row[places[0]]).strip()
     kind = media_kind(None, path) if places == ["path"] else places[0]
     options = plain_options(row.get("options"))
     problem_type = problem_type_of(row.get("problem_type", "multiple_choice" if options else "free_form"))
-    part = {key: float(row[key]) for key in ("start_s", "end_s") if key in row and _is_number(row[key], key)}
-    known: dict[str, Any] = {key: row[key] for key in ("reasoning", "evidence", "source", "split") if key in row}
     yield {
         "id": str(row.get("id", f"row-{number}")),
-        "media": {"kind": kind, "uri": path, **part},
+        "media": {"kind": kind, "uri": path, **{k: _seconds(row[k], k) for k in ("start_s", "end_s") if k in row}},
         "question": row["question"],
         "options": options,
         "problem_type": problem_type,
         "answer": plain_answer(row["answer"], problem_type, options),
-        **known,
-        "metadata": {key: value for key, value in row.items() if key not in _PLAIN and key != "metadata"}
+        **{key: row[key] for key in ("reasoning", "evidence", "source", "split") if key in row},
+        "metadata": {key: value for key, value in row.items() if key not in _FIELDS and key != "metadata"}
         | dict(row.get("metadata", {})),
     }
 
 
-def _is_number(value: Any, name: str) -> bool:
+def _seconds(value: Any, name: str) -> float:
     try:
-        float(value)
+        return float(value)
     except (TypeError, ValueError):
-        raise _BadRowError(f"{name} is no number: '{str(value)[:40]}'") from None
-    return True
+        raise BadRowError(f"{name} is no number: '{str(value)[:40]}'") from None
 
 
-def _write_plain(samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:
-    for sample in samples:
-        row = json.loads(to_line(sample))
-        media = row.pop("media")
-        yield {**row, media["kind"]: media["uri"], **{k: media[k] for k in ("start_s", "end_s") if k in media}}
+PLAIN = Format(
+    name="plain", fits=lambda row: "question" in row and any(key in row for key in _MEDIA), read=_read, unique_ids=True
+)

@@ -1,27 +1,33 @@
-"""Rows of Video-R1 and Video-Thinker."""
+"""Rows of Video-R1 (arXiv 2503.21776) and Video-Thinker (arXiv 2510.23473): the same fields, with and without an id."""
 
 from __future__ import annotations
 
 import posixpath
 import re
-import string
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from ...common.answers.responses import parse_response
-from ...common.rows.sample import Sample
-from .fields import _BadRowError, _first_folder, media_kind, plain_answer, plain_options, problem_type_of
+from .fields import BadRowError, first_folder, media_kind, plain_answer, plain_options, problem_type_of
+from .format import Format, Row
 
-_R1_FIELDS = {"problem_id", "problem", "data_type", "problem_type", "options", "solution", "path", "data_source"}
+_FIELDS = {
+    "problem_id",
+    "problem",
+    "data_type",
+    "problem_type",
+    "options",
+    "solution",
+    "path",
+    "data_source",
+    "process",
+}
 
 
-_R1_FIELDS |= {"process"}
-
-
-def _read_r1(row: Mapping[str, Any], number: int) -> Iterator[Mapping[str, Any]]:
+def _read(row: Row, number: int) -> Iterator[Row]:
     path = row["path"]
     if not isinstance(path, str) or not path.strip():
-        raise _BadRowError("there is no path to a video or image")
+        raise BadRowError("there is no path to a video or image")
     path = posixpath.normpath(path.strip()) if "://" not in path else path.strip()
     problem_type = problem_type_of(row["problem_type"])
     options = plain_options(row.get("options"))
@@ -36,12 +42,12 @@ def _read_r1(row: Mapping[str, Any], number: int) -> Iterator[Mapping[str, Any]]
         "answer": plain_answer(row["solution"], problem_type, options),
         "reasoning": reasoning,
         "evidence": evidence,
-        "source": str(row.get("data_source") or "").strip() or _first_folder(path),
-        "metadata": {key: value for key, value in row.items() if key not in _R1_FIELDS and value is not None},
+        "source": str(row.get("data_source") or "").strip() or first_folder(path),
+        "metadata": {key: value for key, value in row.items() if key not in _FIELDS and value is not None},
     }
 
 
-def _trace(process: Any) -> tuple[str | None, list[dict[str, Any]]]:
+def _trace(process: Any) -> tuple[str | None, list[Row]]:
     """Reasoning and evidence of a published trace. One ``<think>`` is taken off; a trace with segments stays as it is,
     because its order is what is learned."""
     if process is None or not str(process).strip():
@@ -55,21 +61,7 @@ def _trace(process: Any) -> tuple[str | None, list[dict[str, Any]]]:
     return (whole[1].strip() if whole and "<think>" not in whole[1] else text) or None, []
 
 
-def _write_r1(samples: Iterable[Sample], with_ids: bool = True) -> Iterator[dict[str, Any]]:
-    names = {"multiple_choice": "multiple choice", "free_form": "free-form", "ocr": "OCR"}
-    for sample in samples:
-        reasoning = sample.reasoning
-        if reasoning is not None and not parse_response(reasoning).segments:
-            reasoning = f"<think>{reasoning}</think>"
-        yield {
-            **({"problem_id": int(sample.id) if sample.id.isdecimal() else sample.id} if with_ids else {}),
-            "problem": sample.question,
-            "data_type": sample.media.kind,
-            "problem_type": names.get(sample.problem_type, sample.problem_type),
-            "options": [f"{a}. {o}" for a, o in zip(string.ascii_uppercase, sample.options, strict=False)],
-            "solution": f"<answer>{sample.answer}</answer>",
-            "path": sample.media.uri if posixpath.isabs(sample.media.uri) else f"./{sample.media.uri}",
-            "data_source": sample.source,
-            **({"process": reasoning} if reasoning is not None else {}),
-            **sample.metadata,
-        }
+# Video-R1-260k and Video-R1-COT-165k (which adds `process`).
+VIDEO_R1 = Format(name="video_r1", fits=lambda row: {"problem_id", "solution"} <= set(row), read=_read)
+# Video-Thinker-10K: `process` holds segments.
+VIDEO_THINKER = Format(name="video_thinker", fits=lambda row: {"problem", "solution"} <= set(row), read=_read)

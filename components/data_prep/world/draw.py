@@ -12,18 +12,13 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from ..config import SynthesizeConfig
-from .things import COLOURS, Scene
+from .scene import COLOURS, Scene
 
 NOISE_LEVEL = 38
 """Brightest value of the background, of 255."""
-
-
 CRF = 22
 """Quality of the H.264 files (lower is better)."""
-
-
-# Digits, five pixels wide and seven high.
-_FONT = {
+FONT = {
     "0": "01110 10001 10011 10101 11001 10001 01110",
     "1": "00100 01100 00100 00100 00100 00100 01110",
     "2": "01110 10001 00001 00110 01000 10000 11111",
@@ -35,13 +30,14 @@ _FONT = {
     "8": "01110 10001 10001 01110 10001 10001 01110",
     "9": "01110 10001 10001 01111 00001 00010 01100",
 }
+"""Digits, five pixels wide and seven high."""
 
 
 @lru_cache(maxsize=64)
 def mask(form: str, height: int) -> np.ndarray:
     """Where a form or digit has ink: (height, width) bool."""
-    if form in _FONT:
-        rows = np.array([[pixel == "1" for pixel in row] for row in _FONT[form].split()])
+    if form in FONT:
+        rows = np.array([[pixel == "1" for pixel in row] for row in FONT[form].split()])
         scale = max(1, height // len(rows))
         return np.kron(rows, np.ones((scale, scale))).astype(bool)
     y, x = (np.mgrid[0:height, 0:height] + 0.5) / height
@@ -59,14 +55,14 @@ def render(scene: Scene, config: SynthesizeConfig) -> np.ndarray:
     count = 1 if scene.kind == "still" else config.native_frames
     rng = np.random.default_rng(list(f"{config.seed}/{scene.id}".encode()))
     frames = rng.integers(0, NOISE_LEVEL, (count, config.size, config.size, 3), np.uint8, endpoint=True)
-    for thing in scene.things:
-        ink = mask(thing.form, thing.size)
+    for shape in scene.shapes:
+        ink = mask(shape.form, shape.size)
         height, width = ink.shape
-        way = np.subtract(thing.end_xy, thing.start_xy)
+        way = np.subtract(shape.end_xy, shape.start_xy)
         for t in range(count):
-            if scene.kind == "still" or thing.start_s <= t / config.fps < thing.end_s:
-                x, y = np.rint(thing.start_xy + way * t / max(1, count - 1)).astype(int)
-                frames[t, y : y + height, x : x + width][ink] = COLOURS[thing.colour]
+            if scene.kind == "still" or shape.start_s <= t / config.fps < shape.end_s:
+                x, y = np.rint(shape.start_xy + way * t / max(1, count - 1)).astype(int)
+                frames[t, y : y + height, x : x + width][ink] = COLOURS[shape.colour]
     return frames
 
 

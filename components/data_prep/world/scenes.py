@@ -1,4 +1,4 @@
-"""The scenes of a configuration."""
+"""Which scenes a configuration has, and which questions are asked about each."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from ...common.config import ConfigError
 from ..config import SynthesizeConfig
-from .compose import _COMPOSE, _seconds
-from .things import SCENES, Kind, Scene, SceneKind
+from .compose import COMPOSERS, whole_seconds
+from .scene import SCENES, Kind, Scene, SceneKind
 
 
 def scenes(config: SynthesizeConfig) -> Iterator[Scene]:
@@ -35,8 +35,8 @@ def _shares(config: SynthesizeConfig) -> dict[SceneKind, float]:
     videos = (1 - config.images) / sum(weights.values())
     shares = {scene: weight * videos for scene, weight in weights.items()} | {"still": config.images}
     shares = {scene: share for scene, share in shares.items() if share > 0}
-    short = {"pair", "digits"} & set(shares) if _seconds(config) < 2 else set()
-    short |= {"crowd"} & set(shares) if _seconds(config) < 1 else set()
+    short = {"pair", "digits"} & set(shares) if whole_seconds(config) < 2 else set()
+    short |= {"crowd"} & set(shares) if whole_seconds(config) < 1 else set()
     if short:
         kinds = " and ".join(kind for kind in config.mix if SCENES[kind] in short)
         raise ConfigError(
@@ -50,14 +50,10 @@ def scene_for(config: SynthesizeConfig, split: str, kind: SceneKind, number: int
     """Scene ``number`` of its kind and split: the same for the same seed, however many there are."""
     key = f"{config.seed}/{split}/{kind}"
     rng = random.Random(f"{key}/{number}")
-    things, facts = _COMPOSE[kind](config, key, number, rng)
+    content = COMPOSERS[kind](config, key, number, rng)
     weights = {k: w for k, w in config.mix.items() if SCENES[k] == kind and w > 0}
     # A kind with half the weight of another about the same scene is asked about every second one.
     often = {k: w / max(weights.values()) for k, w in weights.items()}
-    asked: list[Kind] = [k for k, f in often.items() if int((number + 1) * f + 1e-9) > int(number * f + 1e-9)]
-    questions = ("colour", "image_count") if kind == "still" else tuple(asked)
-    return Scene(f"{split}-{kind}-{number:06d}", kind, split, questions, things, **facts)
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:] + "."
+    due: list[Kind] = [k for k, f in often.items() if int((number + 1) * f + 1e-9) > int(number * f + 1e-9)]
+    questions = ("colour", "image_count") if kind == "still" else tuple(due)
+    return Scene(f"{split}-{kind}-{number:06d}", kind, split, questions, content)

@@ -1,9 +1,10 @@
-"""The world as files."""
+"""The generated world as files: videos, pictures, and rows about them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -11,18 +12,14 @@ from PIL import Image
 
 from ...common.rows.files import write_samples
 from ..config import SynthesizeConfig
-from .compose import T
 from .draw import render, write_mp4
 from .questions import rows
+from .scene import Scene
 from .scenes import scenes
-from .things import Scene
 
 
 def synthesize(
-    config: SynthesizeConfig,
-    folder: Path,
-    progress: Callable[[int, int], None] | None = None,
-    processes: int = 1,
+    config: SynthesizeConfig, folder: Path, progress: Callable[[int, int], None] | None = None, processes: int = 1
 ) -> Path:
     """Write the world to ``folder``: ``videos/*.mp4``, ``images/*.png`` and, last, ``rows.jsonl``.
 
@@ -43,11 +40,12 @@ def synthesize(
     for name in ("videos", "images"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     jobs = [(world[start : start + 64], config, folder) for start in range(0, len(world), 64)]
-    written = 0
-    for count in _each(_write_media, jobs, processes):
-        written += count
-        if progress:
-            progress(written, len(world))
+    parallel, written = processes > 1 and len(jobs) > 1, 0
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) if parallel else nullcontext() as pool:
+        for count in pool.map(_write_media, jobs) if pool else map(_write_media, jobs):
+            written += count
+            if progress:
+                progress(written, len(world))
     path = folder / "rows.jsonl"
     write_samples(path, (row for scene in world for row in rows(scene)))
     return path
@@ -62,11 +60,3 @@ def _write_media(job: tuple[list[Scene], SynthesizeConfig, Path]) -> int:
         else:
             write_mp4(folder / scene.media_path, frames, config.fps)
     return len(chunk)
-
-
-def _each(function: Callable[[T], int], jobs: Sequence[T], processes: int) -> Iterator[int]:
-    if processes <= 1 or len(jobs) <= 1:
-        yield from map(function, jobs)
-        return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(function, jobs)

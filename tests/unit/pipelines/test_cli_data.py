@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from vthink.components.common.rows.files import read_samples
 from vthink.components.common.rows.sample import Sample
 from vthink.components.data_prep.config import SynthesizeConfig
-from vthink.components.data_prep.formats.registry import write_rows
 from vthink.components.data_prep.world.synthesize import synthesize
 from vthink.pipelines.cli.data import app
+from vthink.tests.fakes.foreign_rows import write_rows
 
 
 @pytest.fixture(scope="module")

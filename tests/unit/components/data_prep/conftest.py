@@ -9,8 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vthink.components.common.context import RunContext
+from vthink.components.common.rows.prepared import PreparedSet
+from vthink.components.common.storage.manifest import Manifest
+from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.video.config import VideoConfig
+from vthink.components.data_prep import prepare
+from vthink.components.data_prep.config import DataPrepConfig
 from vthink.components.data_prep.world.draw import write_mp4
+
+Source = Callable[[Sequence[Mapping[str, Any] | str]], str]
+"""Writes rows next to the videos of `squares`; returns their path."""
 
 
 def square_at(seed: int) -> np.ndarray:
@@ -54,7 +63,7 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def source(squares: Path, tmp_path: Path) -> Callable[[Sequence[Mapping[str, Any] | str]], str]:
+def source(squares: Path, tmp_path: Path) -> Source:
     """Writes rows next to the videos of `squares`, in a folder of this test's own; returns their path."""
     folder = tmp_path / "source"
     folder.mkdir()
@@ -65,3 +74,38 @@ def source(squares: Path, tmp_path: Path) -> Callable[[Sequence[Mapping[str, Any
 @pytest.fixture
 def video() -> VideoConfig:
     return VideoConfig(num_frames=4, min_pixels=56 * 56, max_pixels=56 * 56)
+
+
+class Run:
+    """Data preparation in this process, with its results at hand."""
+
+    def __init__(self, context: RunContext, video: VideoConfig):
+        self.context = context
+        self.video = video
+        self.storage = Storage(context.storage)
+
+    def arguments(self, source: str, **section: Any) -> tuple[str, str, str]:
+        config = DataPrepConfig(source=source, **{"workers": 1, **section})
+        return self.context.to_json(), config.to_json(), self.video.to_json()
+
+    def __call__(self, source: str, **section: Any) -> Manifest:
+        return Manifest.read(self.storage, prepare.prepare_data(*self.arguments(source, **section)))
+
+    def quarantine(self, manifest: Manifest) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.storage.read_bytes(manifest.files["quarantine"]).splitlines()]
+
+    def read_json(self, manifest: Manifest, name: str) -> Any:
+        """One of the manifest's files."""
+        return self.storage.read_json(manifest.files[name])
+
+    def open(self, manifest: Manifest, folder: Path, **options: Any) -> PreparedSet:
+        return PreparedSet.open(self.storage, manifest.manifest_uri, folder, **options)
+
+
+@pytest.fixture
+def run(context: RunContext, video: VideoConfig) -> Run:
+    return Run(context, video)
+
+
+def rows_of(count: int, **changes: Any) -> list[dict[str, Any]]:
+    return [make_row(number, f"videos/{number}.mp4", **changes) for number in range(count)]

@@ -19,13 +19,14 @@ from vthink.components.common.video.codec import stored
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.decode import read_clip
 from vthink.components.data_prep.config import QuestionKind, SynthesizeConfig
-from vthink.components.data_prep.world.compose import deal
+from vthink.components.data_prep.world.compose import balanced_choice
 from vthink.components.data_prep.world.draw import render, write_mp4
-from vthink.components.data_prep.world.oracle import oracle_answer
 from vthink.components.data_prep.world.questions import rows
+from vthink.components.data_prep.world.scene import COLOURS, DIRECTIONS, SCENES
 from vthink.components.data_prep.world.scenes import scene_for, scenes
 from vthink.components.data_prep.world.synthesize import synthesize
-from vthink.components.data_prep.world.things import COLOURS, DIRECTIONS, SCENES
+
+from .oracle import oracle_answer
 
 ALL_KINDS: dict[QuestionKind, float] = dict.fromkeys(
     ("direction", "order", "count", "ocr", "speed", "duration", "describe"), 1.0
@@ -241,7 +242,7 @@ def test_a_moving_square_moves_all_the_time_and_where_its_caption_says() -> None
 def test_an_order_scene_never_shows_both_shapes_at_once() -> None:
     for scene in scenes(EVENTS):
         if scene.kind == "pair":
-            first, second = scene.things
+            first, second = scene.shapes
             assert first.end_s <= second.start_s
             assert first.colour != second.colour
 
@@ -304,9 +305,10 @@ def test_letters_stay_with_their_options(many: list[Sample]) -> None:
     assert options["order"] == options["colour"] == {("red", "green", "blue", "yellow")}
 
 
-def test_dealing_gives_every_card_equally_often() -> None:
-    assert Counter(deal("key", index, "abc") for index in range(30)) == {"a": 10, "b": 10, "c": 10}
-    assert [deal("key", i, "abcdef") for i in range(6)] != [deal("key", i, "abcdef") for i in range(6, 12)]
+def test_balanced_choices_are_equally_frequent() -> None:
+    assert Counter(balanced_choice("key", index, "abc") for index in range(30)) == {"a": 10, "b": 10, "c": 10}
+    first, second = ([balanced_choice("key", 6 * deck + i, "abcdef") for i in range(6)] for deck in (0, 1))
+    assert first != second
 
 
 # -------------------------------------------------------------------------------------------------- the oracle
@@ -351,8 +353,8 @@ def test_the_oracle_answers_every_kind_from_the_stored_frames(small: Path) -> No
 
 def test_the_oracle_is_wrong_about_frames_of_another_video() -> None:
     config = SMALL.model_copy(update={"mix": {"direction": 1.0}, "images": 0.0})
-    left = next(s for i in range(99) if (s := scene_for(config, "train", "motion", i)).direction == "left")
-    up = next(s for i in range(99) if (s := scene_for(config, "train", "motion", i)).direction == "up")
+    left = next(s for i in range(99) if (s := scene_for(config, "train", "motion", i)).content.direction == "left")
+    up = next(s for i in range(99) if (s := scene_for(config, "train", "motion", i)).content.direction == "up")
     frames = render(left, config)
     clip = Clip(frames, np.arange(16) / 4, 4.0)
     assert oracle_answer(clip, rows(left)[0]) == "A" == rows(left)[0].answer

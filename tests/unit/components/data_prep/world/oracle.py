@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-
-from ...common.rows.sample import Sample
-from ...common.video.clip import Clip
-from .draw import _FONT, mask
-from .scenes import _sentence
-from .things import COLOURS, FORMS
+from vthink.components.common.rows.sample import Sample
+from vthink.components.common.video.clip import Clip
+from vthink.components.data_prep.world.draw import FONT, mask
+from vthink.components.data_prep.world.questions import sentence
+from vthink.components.data_prep.world.scene import COLOURS, FORMS
 
 
 def oracle_answer(clip: Clip, sample: Sample) -> str:
@@ -36,7 +35,7 @@ def oracle_answer(clip: Clip, sample: Sample) -> str:
     else:
         colour = max(COLOURS, key=lambda colour: int(ink[colour].sum()))
         if kind == "ocr":
-            read = [_nearest(where, tuple(_FONT)) for where in ink[colour] if where.any()]
+            read = [_nearest(where, tuple(FONT)) for where in ink[colour] if where.any()]
             return " ".join(d for i, d in enumerate(read) if i == 0 or d != read[i - 1])
         places = [np.argwhere(where).mean(0) for where in ink[colour] if where.any()]
         y, x = (np.array(places) - np.mean(places, 0)).T
@@ -47,7 +46,7 @@ def oracle_answer(clip: Clip, sample: Sample) -> str:
         onwards = ((x if sideways else y) * np.arange(len(x))).sum() > 0
         answer = ("right" if onwards else "left") if sideways else ("down" if onwards else "up")
         if kind == "describe":
-            return _sentence(f"the {colour} square moves {answer}")
+            return sentence(f"the {colour} square moves {answer}")
     return "ABCD"[sample.options.index(answer)] if answer in sample.options else ""
 
 

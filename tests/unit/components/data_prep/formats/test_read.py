@@ -18,11 +18,11 @@ from vthink.components.common.answers.video_thinker import is_video_thinker_form
 from vthink.components.common.errors import UserError
 from vthink.components.common.rows.files import RowError
 from vthink.components.common.rows.sample import Evidence, Media, Sample
-from vthink.components.data_prep import objects
 from vthink.components.data_prep import source as source_module
-from vthink.components.data_prep.formats import registry, vrbench
-from vthink.components.data_prep.formats.registry import FORMATS, read_rows, write_rows
-from vthink.components.data_prep.objects import FormatError
+from vthink.components.data_prep.formats import objects
+from vthink.components.data_prep.formats.read import SourceRows, read_rows
+from vthink.components.data_prep.formats.registry import FORMATS
+from vthink.tests.fakes.foreign_rows import WRITERS, format_vrbench_span, write_rows
 
 THINKER_TRACE = (
     "Let me look.<time>00:01-00:03</time><caption>A man lifts a box.</caption><think>It looks heavy.</think>"
@@ -128,7 +128,7 @@ def test_a_published_vrbench_file_loads() -> None:
 
 
 def test_a_vrbench_span_is_written_as_it_is_published() -> None:
-    assert vrbench.format_vrbench_span(464, 3700) == "[00:07:44->01:01:40]"
+    assert format_vrbench_span(464, 3700) == "[00:07:44->01:01:40]"
 
 
 def test_a_published_trace_keeps_its_segments_and_can_be_trained_on(tmp_path: Path) -> None:
@@ -286,13 +286,13 @@ JSON = st.recursive(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_no_values_make_an_adapter_fail(name: str, data: st.DataObject) -> None:
-    (good,) = FORMATS[name].write(EXPRESSIBLE[name][:1])
+    (good,) = WRITERS[name](EXPRESSIBLE[name][:1])
     places = [good, *(value for value in good.values() if isinstance(value, dict) and value)]
     if name == "vrbench":
         places.append(next(iter(good["mcq"].values())))
     place = data.draw(st.sampled_from(places))
     place[data.draw(st.sampled_from(sorted(place)))] = data.draw(JSON)
-    rows = registry.SourceRows(Path("x"), FORMATS[name], {}, iter([(1, good)]))
+    rows = SourceRows(Path("x"), FORMATS.get(name), {}, iter([(1, good)]))
     for _, row in rows:
         assert isinstance(row, Sample | RowError)
 
@@ -371,9 +371,9 @@ def test_a_list_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
 
 def test_files_that_fit_no_format_are_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
-    with pytest.raises(FormatError, match=r"no format fits rows with the fields text; known formats: vthink, video_r1"):
+    with pytest.raises(UserError, match=r"no format fits rows with the fields text; known formats: vthink, video_r1"):
         read_rows(tmp_path / "rows.jsonl")
-    with pytest.raises(FormatError, match="unknown format 'x'"):
+    with pytest.raises(UserError, match="unknown format 'x'"):
         read_rows(tmp_path / "rows.jsonl", "x")
     (tmp_path / "rows.xml").touch()
     with pytest.raises(UserError, match=r"rows come as \.jsonl"):
@@ -392,11 +392,11 @@ def test_the_hub_out_of_reach_is_one_clear_line(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FormatError, match=r"hf://datasets/a/b/rows\.json: cannot be fetched from the hub") as error:
+    with pytest.raises(UserError, match=r"hf://datasets/a/b/rows\.json: cannot be fetched from the hub") as error:
         source_module.open_source("hf://datasets/a/b/rows.json", None, tmp_path)
     assert "\n" not in str(error.value)
     for wrong in ("hf://models/a/b/rows.json", "hf://datasets/a/rows.json", "hf://datasets/a/b/"):
-        with pytest.raises(FormatError, match="expected hf://datasets/"):
+        with pytest.raises(UserError, match="expected hf://datasets/"):
             source_module.open_source(wrong, None, tmp_path)
 
 

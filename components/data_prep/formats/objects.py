@@ -1,4 +1,4 @@
-"""Files of rows as Python values, read piece by piece."""
+"""Files of rows (JSON, JSONL, Parquet, CSV) as Python values, read piece by piece whatever their size."""
 
 from __future__ import annotations
 
@@ -10,21 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ..common.errors import UserError
-from ..common.rows.files import MAX_LINE_BYTES, RowError, numbered_objects, raw_text, refuse_constant
+from ...common.errors import UserError
+from ...common.rows.files import MAX_LINE_BYTES, RowError, numbered_objects, raw_text, refuse_constant
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 """Kinds of files that rows come in."""
-
-
 _CHUNK_CHARACTERS = 2**20
-
-
 _SPACE = re.compile(r"[ \t\r\n]*")
-
-
-class FormatError(ValueError):
-    """A source that no adapter fits; one line for a person."""
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, Any]]:
@@ -111,9 +103,9 @@ class _List:
                 return ""
 
     def _expect(self, character: str) -> None:
-        found = self._next()
-        if found != character:
-            raise self._error(f"expected '{character}', found " + (f"'{found}'" if found else "the end of the file"))
+        actual = self._next()
+        if actual != character:
+            raise self._error(f"expected '{character}', found " + (f"'{actual}'" if actual else "the end of the file"))
         self._skip(1)
 
     def _value(self) -> Any:
@@ -134,7 +126,7 @@ class _List:
                 raise self._error(f"not JSON ({reason})")
 
 
-_NESTED = ("media", "options", "evidence", "metadata")
+NESTED = ("media", "options", "evidence", "metadata")
 """Columns of a table whose cells are JSON."""
 
 
@@ -154,8 +146,8 @@ def _from_table(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
                 continue
             row: dict[str, Any] = {name: cell for name, cell in cells.items() if cell != ""}
             try:
-                row |= {name: json.loads(row[name], parse_constant=refuse_constant) for name in _NESTED if name in row}
+                row |= {name: json.loads(row[name], parse_constant=refuse_constant) for name in NESTED if name in row}
             except (ValueError, RecursionError):
-                yield line, RowError(line, f"one of the cells {', '.join(_NESTED)} is not JSON", raw_text(cells))
+                yield line, RowError(line, f"one of the cells {', '.join(NESTED)} is not JSON", raw_text(cells))
                 continue
             yield line, row

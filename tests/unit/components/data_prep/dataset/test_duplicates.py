@@ -13,7 +13,7 @@ from vthink.components.common.video.codec import DecodedFile
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.signature import SIGNATURE_BYTES
 from vthink.components.common.video.workers import Decoder
-from vthink.components.data_prep.duplicates import Groups, near_pairs
+from vthink.components.data_prep.dataset.duplicates import Groups, near_pairs
 
 
 def brute_force(signatures: np.ndarray, limit: float) -> set[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Scenes and the things in them."""
+"""What a scene is, before it is drawn: shapes of a colour that are there for a time, and move."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import Literal
 from ..config import QuestionKind
 
 SceneKind = Literal["motion", "drift", "pair", "crowd", "digits", "still"]
-
-
 Kind = QuestionKind | Literal["colour", "image_count"]
-
 
 SCENES: dict[Kind, SceneKind] = {
     "direction": "motion",
@@ -26,24 +23,19 @@ SCENES: dict[Kind, SceneKind] = {
 }
 """The scene that each kind of question is asked about."""
 
-
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (255, 25, 25),
     "green": (25, 255, 25),
     "blue": (25, 25, 255),
     "yellow": (255, 255, 25),
 }
-
-
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-
-
 FORMS = ("square", "circle", "triangle", "cross")
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
-    """One thing in a scene: what it is, when it is there, and where (pixels of its top left corner)."""
+class Shape:
+    """One shape in a scene: what it is, when it is there, and where (pixels of its top left corner)."""
 
     form: str
     """A form of `FORMS`, or a digit."""
@@ -62,6 +54,19 @@ class Thing:
 
 
 @dataclass(frozen=True, slots=True)
+class Composition:
+    """What happens in a scene."""
+
+    shapes: tuple[Shape, ...]
+    queried: int = 0
+    """Index of the shape that `duration` asks about."""
+    direction: str = ""
+    """Where the shape of `motion` or `drift` goes."""
+    percent_per_s: float = 0.0
+    """How fast, in percent of the picture's width per second."""
+
+
+@dataclass(frozen=True, slots=True)
 class Scene:
     """One video or picture of the world, before it is drawn."""
 
@@ -69,13 +74,12 @@ class Scene:
     kind: SceneKind
     split: str
     questions: tuple[Kind, ...]
-    things: tuple[Thing, ...]
-    asked: int = 0
-    """Index of the thing that `duration` asks about."""
-    direction: str = ""
-    """Where the thing of `motion` or `drift` goes."""
-    percent_per_s: float = 0.0
-    """How fast, in percent of the picture's width per second."""
+    content: Composition
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The shapes in it, in the order of time."""
+        return self.content.shapes
 
     @property
     def media_path(self) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from vthink.components.common.context import RunContext
+from vthink.components.common.errors import UserError
 from vthink.components.common.rows import files, row_groups
 from vthink.components.common.rows.sample import Sample
 from vthink.components.common.storage.manifest import Manifest
@@ -17,22 +18,19 @@ from vthink.components.common.tracking.client import registry_client
 from vthink.components.common.tracking.config import TrackingConfig
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.data_prep.config import DataPrepConfig
+from vthink.components.data_prep.dataset.data_card import Histogram
 from vthink.components.data_prep.merge import merge_data
 from vthink.components.data_prep.plan import plan_data
 from vthink.components.data_prep.prepare import prepare_data
 from vthink.components.data_prep.report import page as page_module
+from vthink.components.data_prep.report.answers import longest_option
+from vthink.components.data_prep.report.bars import histogram_bars
 from vthink.components.data_prep.report.items import ITEMS
-from vthink.components.data_prep.report.page import (
-    ReportError,
-    _histogram,
-    _longest_option,
-    _visual_tokens,
-    token_counter,
-    write_report,
-)
+from vthink.components.data_prep.report.lengths import token_counter, visual_tokens
+from vthink.components.data_prep.report.page import write_report
 from vthink.components.data_prep.shard import prepare_shard
 
-from .conftest import make_row, write_rows
+from ..conftest import make_row, write_rows
 
 CHROMIUM = Path("/usr/bin/chromium")
 CHROMIUM_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
@@ -153,7 +151,7 @@ def test_a_video_that_cannot_be_read_again_is_said_beside_its_row(mixed, tmp_pat
 
 def test_a_set_of_an_older_vthink_is_refused_in_one_line(mixed, tmp_path):
     old = mixed.manifest.model_copy(update={"files": {"data": mixed.manifest.uri}})
-    with pytest.raises(ReportError, match="has no card"):
+    with pytest.raises(UserError, match=r"another version: 'quarantine'"):
         replace(mixed, manifest=old).page(tmp_path)
 
 
@@ -167,7 +165,7 @@ def test_the_page_and_its_work_do_not_grow_with_the_rows(prepare, tmp_path, monk
 
     sizes = []
     monkeypatch.setattr(page_module, "SAMPLED_ROWS", 200)
-    for count in (100, 1500):
+    for count in (100, 500):
         made = prepare([make_row(n, f"videos/{n % 3}.mp4", question=f"Which way {n:05d}?") for n in range(count)])
         with monkeypatch.context() as patch:
             patch.setattr(row_groups, "parse_row", counted)
@@ -195,26 +193,25 @@ def test_questions_whose_longest_option_is_right_are_pointed_out():
     given_away = [choice(["no", "a much longer one", "n"], "B")] * 40
     fair = [choice(["no", "a much longer one", "n"], "ABC"[n % 3]) for n in range(42)]
     ties = [choice(["one", "two"], "A")] * 40
-    assert _longest_option("train", given_away) == (
+    assert longest_option("train", given_away) == (
         "train: the longest option is right in 100 % of 40 sampled questions (by chance: 33 %).",
         "warn",
     )
-    assert _longest_option("train", fair)[1] == "plain"
-    assert _longest_option("train", ties)[1] == "plain"
+    assert longest_option("train", fair)[1] == "plain"
+    assert longest_option("train", ties)[1] == "plain"
 
 
 def test_visual_tokens_follow_from_resolution_and_frames(video):
-    card = {"media": {"resolutions": {"video": {"64x64": 3, "other": 9}, "image": {"64x64": 1}}}}
+    resolutions = {"video": {"64x64": 3, "other": 9}, "image": {"64x64": 1}}
     # 64 × 64 becomes 56 × 56: 2 × 2 tokens for each pair of 4 frames, and for the image.
-    assert _visual_tokens(card, video) == [(8.0, 3), (4.0, 1)]
+    assert visual_tokens(resolutions, video) == [(8.0, 3), (4.0, 1)]
 
 
 def test_a_histogram_shows_the_bins_from_the_first_to_the_last_that_hold_something():
-    histogram = {"edges": [0, 1, 2, 5], "counts": [0, 3, 0, 1]}
-    html = _histogram(histogram, lambda low, high: f"{low} to {high}")
-    assert re.findall(r"bar-label\">(.*?)<", html) == ["1 to 2", "2 to 5", "5 to None"]
+    html = histogram_bars(Histogram(edges=(0, 1, 2, 5), counts=[0, 3, 0, 1]), " s")
+    assert re.findall(r"bar-label\">(.*?)<", html) == ["1 – 2 s", "2 – 5 s", "5 s or more"]
     assert "75 %" in html
-    assert "none" in _histogram({"edges": [0, 1], "counts": [0, 0]}, lambda low, high: "")
+    assert "none" in histogram_bars(Histogram.empty((0, 1)))
 
 
 def test_tokens_are_counted_with_a_tokenizer(mixed, tmp_path):
@@ -229,7 +226,7 @@ def test_tokens_are_counted_with_a_tokenizer(mixed, tmp_path):
     assert "data-item " not in html
     assert re.search(r"question and options</td><td class=\"num\">4<", html)
     (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(ReportError, match=r"bad\.json: not a tokenizer\.json"):
+    with pytest.raises(UserError, match=r"bad\.json: not a tokenizer\.json"):
         token_counter(tmp_path / "bad.json")
 
 
