@@ -11,8 +11,7 @@ from vthink.components.common.html import page as page_module
 from vthink.components.common.html.blocks import Filter, FilteredItem
 from vthink.components.common.html.charts import Bar
 from vthink.components.common.html.images import Span, Track
-from vthink.components.grpo import rollout_page
-from vthink.components.grpo.rollout_page import RolloutCompletion, RolloutRow
+from vthink.components.grpo.rollout_table import RolloutCompletion, RolloutRow, rollout_table
 
 ATTACK = "<script>alert('x')</script>\" onmouseover=\"alert(1)"
 
@@ -67,7 +66,7 @@ def every_block(text: str) -> Markup:
                 [FilteredItem(content=page_module.paragraph(text), values={"kind": ["a"]})],
             ),
             images.frame_strip([picture()], [0.0]),
-            rollout_page.rollout_table([rollout_row()]),
+            rollout_table([rollout_row()]),
         ]
     )
 
@@ -168,7 +167,7 @@ def test_filter_buttons_count_the_entries_they_would_show():
 
 
 def test_a_rollout_row_shows_rewards_advantages_and_both_orders():
-    html = rollout_page.rollout_table([rollout_row()])
+    html = rollout_table([rollout_row()])
     assert "Ordered frames" in html
     assert "Shuffled frames" in html
     assert "+0.87" in html
@@ -180,11 +179,7 @@ def test_a_rollout_row_shows_rewards_advantages_and_both_orders():
 
 def test_a_rollout_row_without_shuffled_frames_has_one_side():
     row = RolloutRow(prompt="q", truth="A", frames_ordered=[picture()], completions_ordered=[])
-    assert "Shuffled" not in rollout_page.rollout_table([row])
-
-
-def test_a_rollout_page_is_a_page():
-    assert rollout_page.rollout_page("step 10", [rollout_row()]).startswith("<!doctype html>")
+    assert "Shuffled" not in rollout_table([row])
 
 
 def test_the_templates_lie_beside_the_module():
