@@ -19,7 +19,7 @@ class Registry(Generic[T]):
     """
 
     def __init__(self, kind: str, entry_type: Any, entries: Mapping[str, T] | None = None):
-        """``kind`` names an entry in messages; entries from outside must be of ``entry_type``, a class or `Callable`."""
+        """``kind`` names an entry in messages; those from outside must be of ``entry_type``, a class or `Callable`."""
         self.kind = kind
         self._type = entry_type
         self._entries = dict(entries or {})

@@ -1,6 +1,6 @@
 """GRPO's training process.
 
-Started by torchrun, once per process: ``python -m vthink.components.grpo.train --job URI``.
+`train` is called in each process that torchrun starts: ``python -m vthink.components.grpo --job URI``.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from trl import GRPOConfig as TRLConfig
 from ..common.launch.job import TrainingJob
 from ..common.training.arguments import adapter_config
 from ..common.training.run import TrainingRun
-from ..common.training.worker import run_worker
 from .config import GRPOConfig
 from .rollout_table import RolloutTable
 from .rollouts import prompt_rows
 from .trainer import VideoGRPOTrainer
 
 
-def train_grpo(job: TrainingJob) -> None:
+def train(job: TrainingJob) -> None:
     """Improve the policy to the end, from the newest checkpoint if there is one; rank 0 writes the manifest last."""
     config = GRPOConfig.load(job.config, "job")
     run = TrainingRun.open(job, config)
@@ -78,7 +77,3 @@ def trl_arguments(config: GRPOConfig, rollout_url: str | None = None) -> dict[st
             "vllm_enable_sleep_mode": config.vllm.sleep and config.vllm.mode == "colocate",
         }
     return arguments
-
-
-if __name__ == "__main__":
-    run_worker(train_grpo)

@@ -1,6 +1,6 @@
 """SFT's training process: TRL's SFTTrainer with a collator that brings the video and scores the response alone.
 
-Started by torchrun, once per process: ``python -m vthink.components.sft.train --job URI``.
+`train` is called in each process that torchrun starts: ``python -m vthink.components.sft --job URI``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from ..common.training.arguments import adapter_config
 from ..common.training.run import TrainingRun
 from ..common.training.trainer import VideoTrainer
 from ..common.training.validation import Validation
-from ..common.training.worker import run_worker
 from .config import SFTConfig
 
 
@@ -66,7 +65,7 @@ class VideoSFTTrainer(VideoTrainer, SFTTrainer):
         return metrics
 
 
-def train_sft(job: TrainingJob) -> None:
+def train(job: TrainingJob) -> None:
     """Fine-tune to the end, from the newest checkpoint if there is one; rank 0 writes the manifest last."""
     config = SFTConfig.load(job.config, "job")
     run = TrainingRun.open(job, config)
@@ -89,7 +88,3 @@ def train_sft(job: TrainingJob) -> None:
     )
     run.fit(trainer)
     run.finish(trainer, counts={"samples": len(run.rows)})
-
-
-if __name__ == "__main__":
-    run_worker(train_sft)

@@ -12,14 +12,16 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import DynamicCache
 
 from .chat import ChatEncoder
 from .load import LoadedModel
 from .prompt import EncodedPrompt
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 
 class NonFiniteError(RuntimeError):
@@ -173,6 +175,8 @@ def _decode(
 
     Row ``i * n + j`` is completion j of prompt i.
     """
+    from transformers import DynamicCache
+
     cache = DynamicCache(config=model.config.get_text_config())
     logits, next_position, mask = _prefill(model, encoder, prompts, cache, blind)
     if not bool(torch.isfinite(logits).all()):

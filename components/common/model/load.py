@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
+from ..compat.torchvision import declare_torchvision_operators
 from ..video.config import VideoConfig
 from .chat import ChatEncoder
 from .folder import ModelError, check_folder, read_card
@@ -56,6 +57,7 @@ def load_model(
     Raises:
         ModelError: see `check_folder`, or weights that do not fit the configuration.
     """
+    declare_torchvision_operators()
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     check_folder(folder)
