@@ -12,12 +12,12 @@ from typing import Any
 from trl import GRPOConfig as TRLConfig
 
 from ..common.html.page import page
-from ..common.launch.job import read_job
-from ..common.launch.process import die_with_owner
+from ..common.launch.job import TrainingJob
+from ..common.launch.lifetime import end_with_owner
 from ..common.tracking.run import Tracker
 from ..common.training.arguments import adapter_config, freeze, trainer_arguments
 from ..common.training.callbacks import CheckpointCallback, ProgressCallback, StopOnSignal
-from ..common.training.job import TrainingJob
+from ..common.training.job import TrainingRun
 from ..common.training.validation import pick_items
 from ..common.video.codec import encode_frames
 from ..common.video.config import VideoConfig
@@ -89,10 +89,13 @@ def table_writer(tracker: Tracker, video: VideoConfig, names: Sequence[str]) -> 
     return write
 
 
-def train(job: dict[str, Any]) -> None:
+def train(job: TrainingJob) -> None:
     """Run the job to its end, from its newest checkpoint if it has one; rank 0 writes the manifest last."""
-    config = GRPOConfig.load(job["config"], "job")
-    opened = TrainingJob.open("grpo", job)
+    config = GRPOConfig.load(job.config, "job")
+    if config.vllm is not None and job.node.rollout_url is not None:
+        vllm = config.vllm.model_copy(update={"server_url": job.node.rollout_url})
+        config = config.model_copy(update={"vllm": vllm})
+    opened = TrainingRun.open("grpo", job)
     model, encoder = opened.loaded.model, opened.loaded.encoder
     freeze(model, config)
     training, held_out = opened.data.split("train"), opened.data.split("validation")
@@ -104,8 +107,8 @@ def train(job: dict[str, Any]) -> None:
             config,
             opened.store.folder,
             opened.loaded.device.type == "cpu",
-            opened.job["model"]["dtype"],
-            opened.job.get("processes"),
+            opened.job.model["dtype"],
+            opened.job.processes,
         ),
         per_device_train_batch_size=batch,
         per_device_eval_batch_size=batch,
@@ -177,8 +180,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="GRPO training process; started by the grpo stage")
     parser.add_argument("--job", required=True, help="URI of job.json")
     arguments = parser.parse_args()
-    die_with_owner()
-    train(read_job(arguments.job))
+    end_with_owner()
+    train(TrainingJob.read(arguments.job).on_this_node())
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
 
 from ..common.answers.writing import write_response
-from ..common.launch.job import read_job
-from ..common.launch.process import die_with_owner
+from ..common.launch.job import TrainingJob
+from ..common.launch.lifetime import end_with_owner
 from ..common.model.chat import ChatEncoder
 from ..common.rows.prepared import Split
 from ..common.training.arguments import adapter_config, freeze, trainer_arguments
 from ..common.training.callbacks import CheckpointCallback, ProgressCallback, StopOnSignal
-from ..common.training.job import TrainingJob
+from ..common.training.job import TrainingRun
 from ..common.training.resume import WholeCheckpoints
 from ..common.training.validation import pick_items, validate
 from .config import SFTConfig
@@ -89,10 +89,10 @@ class VideoSFTTrainer(WholeCheckpoints, SFTTrainer):
         return metrics
 
 
-def train(job: dict[str, Any]) -> None:
+def train(job: TrainingJob) -> None:
     """Run the job to its end, from its newest checkpoint if it has one; rank 0 writes the manifest last."""
-    config = SFTConfig.load(job["config"], "job")
-    opened = TrainingJob.open("sft", job)
+    config = SFTConfig.load(job.config, "job")
+    opened = TrainingRun.open("sft", job)
     model, encoder = opened.loaded.model, opened.loaded.encoder
     freeze(model, config)
     training, held_out = opened.data.split("train"), opened.data.split("validation")
@@ -103,8 +103,8 @@ def train(job: dict[str, Any]) -> None:
             config,
             opened.store.folder,
             opened.loaded.device.type == "cpu",
-            opened.job["model"]["dtype"],
-            opened.job.get("processes"),
+            opened.job.model["dtype"],
+            opened.job.processes,
         ),
         per_device_train_batch_size=config.batch_size,
         max_length=None,
@@ -134,8 +134,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="SFT training process; started by the sft stage")
     parser.add_argument("--job", required=True, help="URI of job.json")
     arguments = parser.parse_args()
-    die_with_owner()
-    train(read_job(arguments.job))
+    end_with_owner()
+    train(TrainingJob.read(arguments.job).on_this_node())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from vthink.components.common.compat.deepspeed import repartition
-from vthink.components.common.launch.process import end_quickly
+from vthink.components.common.launch.lifetime import skip_garbage_collection_at_exit
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.load import tokens_per_second
@@ -65,7 +65,7 @@ class Traced(VideoGRPOTrainer):
 
 
 def main() -> None:
-    end_quickly()
+    skip_garbage_collection_at_exit()
     job = json.loads(Path(sys.argv[1]).read_text())
     sys.modules["grpo_worker_rewards"] = sys.modules["__main__"]
     storage = Storage(StorageConfig.load(job["storage"], "job"))

@@ -16,6 +16,7 @@ from transformers import PrinterCallback
 
 from ..compat.deepspeed import repartition
 from ..context import RunContext
+from ..launch.job import TrainingJob
 from ..model.config import ModelConfig
 from ..model.load import LoadedModel, load_model
 from ..model.store import ensure_base_model, fetch_model
@@ -36,11 +37,11 @@ torch.serialization.register_package(
 
 
 @dataclass(slots=True)
-class TrainingJob:
+class TrainingRun:
     """What a training process works with, opened from the job that the stage's launcher wrote."""
 
     stage: str
-    job: dict[str, Any]
+    job: TrainingJob
     context: RunContext
     storage: Storage
     work: Path
@@ -57,30 +58,30 @@ class TrainingJob:
     started: float
 
     @classmethod
-    def open(cls, stage: str, job: dict[str, Any]) -> TrainingJob:
+    def open(cls, stage: str, job: TrainingJob) -> TrainingRun:
         """Fetch data and model (verified), and start tracking."""
         started = time.monotonic()
-        context = RunContext.load(job["run"], "job")
-        model = ModelConfig.load(job["model"], "job")
+        context = job.run
+        model = ModelConfig.load(job.model, "job")
         storage = Storage(context.storage)
-        scratch = Path(context.work_dir or tempfile.mkdtemp(prefix="vthink-"))
+        scratch = Path(job.node.work_dir or context.work_dir or tempfile.mkdtemp(prefix="vthink-"))
         rank = int(os.environ.get("RANK", "0"))
         # Ranks of one machine share the caches: the first fills them, the others find them full.
         with first_rank_first():
-            data = PreparedSet.open(storage, job["data"], scratch / "data")
+            data = PreparedSet.open(storage, job.data, scratch / "data")
             base_uri = ensure_base_model(storage, model, data.video, None if rank == 0 else _BASE_MODEL_WAIT_S)
-            policy = job.get("policy") or ""
-            start_uri = Manifest.read(storage, policy).files["model"] if policy else base_uri
+            start_uri = Manifest.read(storage, job.policy).files["model"] if job.policy else base_uri
             folder = fetch_model(storage, start_uri, scratch)
         # A step of 1e-6 is lost in bfloat16: the weights are float32, unless DeepSpeed keeps such a copy of its own.
-        dtype = model.dtype if job["config"]["deepspeed"] != "none" else "float32"
+        dtype = model.dtype if job.config["deepspeed"] != "none" else "float32"
         loaded = load_model(folder, dtype=dtype, attention=model.attention)
-        work = scratch / stage / job["fingerprint"]
-        store = CheckpointStore(storage, join(job["prefix"], "checkpoints") + "/", work / "checkpoints")
+        work = scratch / stage / job.fingerprint
+        store = CheckpointStore(storage, join(job.prefix, "checkpoints") + "/", work / "checkpoints")
         tracker = None
         if rank == 0:
-            inputs = {"data": job["data"], "model": start_uri}
-            tracker = Tracker.start(context, stage, job["fingerprint"], job["config"], inputs)
+            inputs = {"data": job.data, "model": start_uri}
+            tracker = Tracker.start(context, stage, job.fingerprint, job.config, inputs)
+            tracker.log_params({"node": job.node.model_dump(exclude_none=True)})
         return cls(stage, job, context, storage, work, data, base_uri, start_uri, loaded, store, tracker, started)
 
     def run(self, trainer: Any) -> None:
@@ -96,16 +97,16 @@ class TrainingJob:
     def finish(self, trainer: Any, counts: dict[str, int], details: dict[str, Any] | None = None) -> None:
         """Validate once more, write the model to the store, and the manifest last. Every rank must call it."""
         score = trainer.evaluate()
-        key, prefix = self.job["fingerprint"], self.job["prefix"]
+        key, prefix = self.job.fingerprint, self.job.prefix
         lineage = {
             "stage": self.stage,
             "fingerprint": key,
             "base": self.base_uri,
             "start": self.start_uri,
-            "data": self.job["data"],
+            "data": self.job.data,
             "run_id": self.context.run_id,
         }
-        export(trainer, self.loaded, self.work / "model", lineage, self.job["model"]["dtype"])
+        export(trainer, self.loaded, self.work / "model", lineage, self.job.model["dtype"])
         leave_process_group()
         if self.tracker is None:
             return
@@ -119,11 +120,11 @@ class TrainingJob:
             stage=self.stage,
             fingerprint=key,
             uri=prefix,
-            inputs={"data": self.job["data"], "base": self.base_uri, "start": self.start_uri},
+            inputs={"data": self.job.data, "base": self.base_uri, "start": self.start_uri},
             counts={"steps": trainer.state.global_step, **counts},
             metrics=metrics,
             files={"model": model_uri},
-            config=self.job["config"],
+            config=self.job.config,
             details=details or {},
             mlflow_run_id=self.tracker.run_id,
             seconds=seconds,
