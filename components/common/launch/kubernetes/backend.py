@@ -1,4 +1,4 @@
-"""Training as a `TrainJob` of Kubeflow Trainer: jobs say how they are, results are read from the store, not from logs."""
+"""Training as a `TrainJob` of Kubeflow Trainer: jobs say how they are; results are read from the store, not logs."""
 
 from __future__ import annotations
 
