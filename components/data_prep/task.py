@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.context import RunContext
-from ..common.launch.process import die_with_owner
+from ..common.launch.lifetime import end_with_owner
 from ..common.rows.sample import Sample
 from ..common.storage.s3 import Storage
 from ..common.video.config import VideoConfig
@@ -51,7 +51,7 @@ class _Job:
 
     @classmethod
     def read(cls, run: str, config: str, video: str) -> _Job:
-        die_with_owner()
+        end_with_owner()
         context = RunContext.load(run, "run")
         return cls(
             context, DataPrepConfig.load(config, "data"), VideoConfig.load(video, "video"), Storage(context.storage)

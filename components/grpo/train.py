@@ -1,6 +1,6 @@
 """GRPO's training process.
 
-`train` is called in each process that torchrun starts: ``python -m vthink.components.grpo --job URI``.
+`train_grpo` is called in each process that torchrun starts: ``python -m vthink.components.grpo --job URI``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .rollouts import prompt_rows
 from .trainer import VideoGRPOTrainer
 
 
-def train(job: TrainingJob) -> None:
+def train_grpo(job: TrainingJob) -> None:
     """Improve the policy to the end, from the newest checkpoint if there is one; rank 0 writes the manifest last."""
     config = GRPOConfig.load(job.config, "job")
     run = TrainingRun.open(job, config)

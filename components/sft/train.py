@@ -1,6 +1,6 @@
 """SFT's training process: TRL's SFTTrainer with a collator that brings the video and scores the response alone.
 
-`train` is called in each process that torchrun starts: ``python -m vthink.components.sft --job URI``.
+`train_sft` is called in each process that torchrun starts: ``python -m vthink.components.sft --job URI``.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class VideoSFTTrainer(VideoTrainer, SFTTrainer):
         return metrics
 
 
-def train(job: TrainingJob) -> None:
+def train_sft(job: TrainingJob) -> None:
     """Fine-tune to the end, from the newest checkpoint if there is one; rank 0 writes the manifest last."""
     config = SFTConfig.load(job.config, "job")
     run = TrainingRun.open(job, config)

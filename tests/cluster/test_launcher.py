@@ -15,21 +15,22 @@ from typing import Any
 
 import pytest
 from vthink.components.common.context import RunContext
+from vthink.components.common.launch.backend import choose_backend
 from vthink.components.common.launch.config import LaunchConfig
-from vthink.components.common.launch.kubernetes import backend, trainjob
-from vthink.components.common.launch.kubernetes import owner as owner_module
+from vthink.components.common.launch.job import TrainingJob
+from vthink.components.common.launch.kubernetes import trainjob
+from vthink.components.common.launch.kubernetes.backend import KubernetesBackend
 from vthink.components.common.launch.kubernetes.client import POD, TRAIN_JOB, WORKFLOW, Cluster, condition, is_true
-from vthink.components.common.launch.local import run_training
+from vthink.components.common.launch.kubernetes.workflow import WorkflowOwner
 from vthink.components.common.launch.process import LaunchError, free_port
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.names import join
 from vthink.components.common.storage.s3 import Storage
 from vthink.tests.cluster import validation
-from vthink.tests.cluster.api_server import ApiServer
-from vthink.tests.cluster.controllers import Hand, until
+from vthink.tests.fakes.controllers import Hand, until
+from vthink.tests.fakes.kubernetes_api import ApiServer
 
 Object = dict[str, Any]
-JOB = {"config": {"learning_rate": 1e-6}, "model": {}, "data": "s3://b/data/manifest.json"}
 KEY = "f" * 16
 
 
@@ -39,13 +40,28 @@ def context_of(storage: Storage, **launch: Any) -> RunContext:
     return RunContext(run_id="video_r1_7b-20261121-0800", storage=storage.config, launch=settings)
 
 
+def job_of(context: RunContext, stage: Any = "sft", **changes: Any) -> TrainingJob:
+    """A stage's job as its launcher makes it."""
+    fields = {
+        "stage": stage,
+        "worker": "vthink.components.sft",
+        "fingerprint": KEY,
+        "prefix": join(context.storage.root_uri, f"sft/{KEY}/"),
+        "run": context,
+        "config": {"learning_rate": 1e-6},
+        "model": {},
+        "data": "s3://b/data/manifest.json",
+        "processes": context.launch.processes * context.launch.nodes,
+    }
+    return TrainingJob(**{**fields, **changes})
+
+
 class Launcher:
     """A launcher in a thread, and the training that it waits for."""
 
     def __init__(self, cluster: Cluster, context: RunContext) -> None:
-        self.cluster, self.context = cluster, context
+        self.cluster, self.job = cluster, job_of(context)
         self.storage = Storage(context.storage)
-        self.prefix = join(context.storage.root_uri, f"sft/{KEY}/")
         self.lines: list[str] = []
         self.result: Manifest | None = None
         self.error: BaseException | None = None
@@ -53,15 +69,14 @@ class Launcher:
         self._thread.start()
 
     def _run(self) -> None:
-        arguments = (self.context, "sft", "vthink.components.sft.train", JOB, KEY, self.prefix)
         try:
-            self.result = backend.run(*arguments, self.lines.append, self.cluster, tick_s=1.0)
+            self.result = KubernetesBackend(self.cluster, tick_s=1.0).train(self.job, self.lines.append)
         except BaseException as error:
             self.error = error
 
     def trained(self) -> Manifest:
         """What the training process does last."""
-        made = Manifest(stage="sft", fingerprint=KEY, uri=self.prefix)
+        made = Manifest(stage="sft", fingerprint=KEY, uri=self.job.prefix)
         made.write(self.storage)
         return made
 
@@ -93,8 +108,7 @@ def launcher(cluster: Cluster, storage: Storage) -> Callable[..., Launcher]:
 
 
 def built(context: RunContext, stage: Any = "sft", attempt: int = 1) -> Object:
-    command = trainjob.command(context, "vthink.components.sft.train", "s3://b/p/job.json")
-    return trainjob.train_job(context, stage, trainjob.job_name(context, stage, JOB), attempt, command)
+    return trainjob.train_job(job_of(context, stage), attempt)
 
 
 LAYOUTS: dict[str, Object] = {
@@ -162,8 +176,8 @@ def test_the_pool_becomes_a_queue_or_a_place(storage: Storage) -> None:
 
 def test_a_rollout_server_is_the_runtimes_second_job_with_our_model(crds: Path, storage: Storage) -> None:
     context = context_of(storage, cluster={"rollout_servers": 1, "queues": False})
-    arguments = (trainjob.job_name(context, "grpo", JOB), 1, ["torchrun"], None, "Qwen/Qwen2.5-VL-7B-Instruct")
-    body = trainjob.train_job(context, "grpo", *arguments)
+    job = job_of(context, "grpo", model={"name": "Qwen/Qwen2.5-VL-7B-Instruct"})
+    body = trainjob.train_job(job, 1)
     assert validation.validate(body) == []
     assert body["spec"]["runtimeRef"]["name"] == "vthink-torch-vllm"
     jobs = body["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
@@ -173,7 +187,7 @@ def test_a_rollout_server_is_the_runtimes_second_job_with_our_model(crds: Path, 
     name = body["metadata"]["name"]
     env = {entry["name"]: entry.get("value") for entry in body["spec"]["trainer"]["env"]}
     assert env["VTHINK_ROLLOUT_URL"] == f"http://{name}-vllm-0-0.{name}:8000"
-    assert trainjob.train_job(context, "sft", *arguments)["spec"]["runtimeRef"]["name"] == "vthink-torch"
+    assert built(context, "sft")["spec"]["runtimeRef"]["name"] == "vthink-torch"
 
 
 def test_a_job_on_fewer_nodes_keeps_its_name_and_place(storage: Storage) -> None:
@@ -205,17 +219,17 @@ def test_stores_are_forwarded_and_keys_are_not(storage: Storage, monkeypatch: py
 
 def test_the_name_follows_from_run_stage_and_settings(storage: Storage) -> None:
     first, resized = context_of(storage, nodes=2), context_of(storage, nodes=1)
-    name = trainjob.job_name(first, "sft", JOB)
-    assert name == trainjob.job_name(resized, "sft", json.loads(json.dumps(JOB)))
+    name = trainjob.job_name(job_of(first))
+    assert name == trainjob.job_name(TrainingJob.load(job_of(resized).to_json()))
     others = {
-        trainjob.job_name(first, "grpo", JOB),
-        trainjob.job_name(first, "sft", JOB | {"data": "s3://b/other/manifest.json"}),
-        trainjob.job_name(first.model_copy(update={"run_id": "another"}), "sft", JOB),
-        trainjob.job_name(first.model_copy(update={"redo": {"sft": 1}}), "sft", JOB),
+        trainjob.job_name(job_of(first, "grpo")),
+        trainjob.job_name(job_of(first, data="s3://b/other/manifest.json")),
+        trainjob.job_name(job_of(first.model_copy(update={"run_id": "another"}))),
+        trainjob.job_name(job_of(first.model_copy(update={"redo": {"sft": 1}}))),
     }
     assert len(others | {name}) == 5
     for run_id in ("0815", "_", "-" * 50, "Ünïcode/../x", "a" * 200):
-        hostile = trainjob.job_name(first.model_copy(update={"run_id": run_id}), "evaluate", JOB)
+        hostile = trainjob.job_name(job_of(first.model_copy(update={"run_id": run_id}), "evaluate"))
         assert validation._LABEL.fullmatch(hostile), hostile
 
 
@@ -278,15 +292,12 @@ def test_success_without_a_result_is_a_failure(launcher: Callable[..., Launcher]
 def test_a_retry_adopts_the_job(
     launcher: Callable[..., Launcher], hand: Hand, cluster: Cluster, storage: Storage, state: str
 ) -> None:
-    context = context_of(storage)
-    name = trainjob.job_name(context, "sft", JOB)
-    uri = join(context.storage.root_uri, f"sft/{KEY}/job.json")
-    command = trainjob.command(context, "vthink.components.sft.train", uri)
-    job = cluster.create(TRAIN_JOB, trainjob.train_job(context, "sft", name, 1, command))
+    job = cluster.create(TRAIN_JOB, built(context_of(storage)))
+    name = job["metadata"]["name"]
     if state == "suspended":
         hand.suspend(job, True)
     if state == "complete":
-        Manifest(stage="sft", fingerprint=KEY, uri=join(context.storage.root_uri, f"sft/{KEY}/")).write(storage)
+        Manifest(stage="sft", fingerprint=KEY, uri=join(storage.config.root_uri, f"sft/{KEY}/")).write(storage)
         hand.finish(job)
     running = launcher()
     if state != "complete":
@@ -319,11 +330,7 @@ def test_a_failed_job_gets_a_successor_that_a_third_launcher_adopts(
 def test_a_resized_job_is_replaced_once_its_pods_are_gone(
     launcher: Callable[..., Launcher], hand: Hand, cluster: Cluster, storage: Storage
 ) -> None:
-    small = context_of(storage, nodes=2)
-    command = trainjob.command(
-        small, "vthink.components.sft.train", join(storage.config.root_uri, f"sft/{KEY}/job.json")
-    )
-    old = cluster.create(TRAIN_JOB, trainjob.train_job(small, "sft", trainjob.job_name(small, "sft", JOB), 1, command))
+    old = cluster.create(TRAIN_JOB, built(context_of(storage, nodes=2)))
     pod = hand.pod(old)
     # A pod that still writes its last checkpoint: nothing owns it, so that only the test ends it.
     cluster.update(POD, pod, lambda found: {**found, "metadata": {**found["metadata"], "ownerReferences": []}})
@@ -370,16 +377,14 @@ def test_preemption_by_kueue_is_a_wait_not_a_failure(launcher: Callable[..., Lau
 
 WORKER = """
 import argparse, os
-from vthink.components.common.context import RunContext
-from vthink.components.common.launch.job import read_job
+from vthink.components.common.launch.job import TrainingJob
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.s3 import Storage
 parser = argparse.ArgumentParser()
 parser.add_argument("--job")
-job = read_job(parser.parse_args().job)
-run = RunContext.load(job["run"])
-print(f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} in {run.work_dir}", flush=True)
-Manifest(stage=job["stage"], fingerprint=job["fingerprint"], uri=job["prefix"]).write(Storage(run.storage))
+job = TrainingJob.read(parser.parse_args().job).on_this_node()
+print(f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} in {job.node.work_dir}", flush=True)
+Manifest(stage=job.stage, fingerprint=job.fingerprint, uri=job.prefix).write(Storage(job.run.storage))
 """
 
 
@@ -392,10 +397,9 @@ def test_what_the_object_says_is_what_a_kubelet_can_run(
     context = context.model_copy(update={"launch": context.launch.model_copy(update={"processes": 1})})
     lines: list[str] = []
     results: list[Manifest] = []
-    prefix = join(storage.config.root_uri, "trained/")
 
     def launch() -> None:  # by the front door: the cluster is found through KUBECONFIG
-        results.append(run_training(context, "sft", "tiny_worker", {"data": "x"}, KEY, prefix, lines.append))
+        results.append(choose_backend(context.launch).train(job_of(context, worker="tiny_worker"), lines.append))
 
     thread = threading.Thread(target=launch, daemon=True)
     thread.start()
@@ -546,11 +550,11 @@ def test_a_missing_right_is_said_at_once(launcher: Callable[..., Launcher], trou
 
 PROGRAM = """
 import sys
-from vthink.components.common.context import RunContext
-from vthink.components.common.launch.kubernetes import backend
-context, job = RunContext.load(sys.argv[1]), {"config": {"learning_rate": 1e-6}, "model": {}, "data": "s3://b/data/manifest.json"}
-said = lambda line: print(line, flush=True)
-backend.run(context, "sft", "vthink.components.sft.train", job, sys.argv[2], sys.argv[3], said, tick_s=1.0)
+from vthink.components.common.launch.job import TrainingJob
+from vthink.components.common.launch.kubernetes.backend import KubernetesBackend
+from vthink.components.common.launch.kubernetes.client import Cluster
+job = TrainingJob.load(sys.argv[1])
+KubernetesBackend(Cluster.connect(), tick_s=1.0).train(job, lambda line: print(line, flush=True))
 print("RESULT", flush=True)
 """
 
@@ -559,9 +563,10 @@ class LauncherPod:
     """A launcher in a process of its own, as in its pod."""
 
     def __init__(self, context: RunContext, namespace: str, pod: str = "", **env: str) -> None:
-        self.prefix = join(context.storage.root_uri, f"sft/{KEY}/")
+        job = job_of(context)
+        self.prefix = job.prefix
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, context.to_json(), KEY, self.prefix],
+            [sys.executable, "-c", PROGRAM, job.to_json()],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env={**os.environ, "KFP_POD_NAME": pod, "VTHINK_POD_NAMESPACE": namespace, **env},
         )  # fmt: skip
@@ -646,11 +651,11 @@ def test_an_owner_in_another_namespace_is_left_out(
     hand.workflow("run-3")
     monkeypatch.setenv("KFP_POD_NAME", "run-3-launcher")
     monkeypatch.setenv("VTHINK_POD_NAMESPACE", cluster.namespace)
-    found = owner_module.Owner.find(cluster)
+    found = WorkflowOwner.find(cluster)
     assert found is not None
     assert found.reference["name"] == "run-3"
     monkeypatch.setenv("VTHINK_POD_NAMESPACE", "another")
-    assert owner_module.Owner.find(cluster) is None
+    assert WorkflowOwner.find(cluster) is None
 
 
 def test_conditions_are_read_as_the_api_writes_them(hand: Hand, launcher: Callable[..., Launcher]) -> None:

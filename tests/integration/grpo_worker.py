@@ -22,7 +22,7 @@ from vthink.components.common.compat.torchvision import declare_torchvision_oper
 declare_torchvision_operators()
 load_to_numbered_cpus()
 from vthink.components.common.compat.deepspeed import repartition
-from vthink.components.common.launch.process import end_quickly
+from vthink.components.common.launch.lifetime import skip_garbage_collection_at_exit
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.load import tokens_per_second
@@ -73,7 +73,7 @@ class Traced(VideoGRPOTrainer):
 
 
 def main() -> None:
-    end_quickly()
+    skip_garbage_collection_at_exit()
     job = json.loads(Path(sys.argv[1]).read_text())
     sys.modules["grpo_worker_rewards"] = sys.modules["__main__"]
     storage = Storage(StorageConfig.load(job["storage"], "job"))

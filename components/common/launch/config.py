@@ -12,16 +12,10 @@ from ..config import Section, Stage
 POOL_LABEL = "vthink.dev/pool"
 """Label, and taint, of a pool's nodes."""
 
-
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-
-
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 
-
 _DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
-
-
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
 
 
@@ -103,7 +97,7 @@ class LaunchConfig(Section):
     nodes: int = Field(default=1, ge=1)
     """Nodes; `local` has one."""
     threads: int = Field(default=1, ge=0)
-    """CPU threads per training process (``OMP_NUM_THREADS``); 0: the library's default."""
+    """CPU threads of each process that runs a model (``OMP_NUM_THREADS``); 0: the library's default."""
     pool: dict[Stage, str] = Field(default_factory=dict)
     """Pool of machines per stage on a cluster, e.g. ``{sft: gpu, grpo: gpu-spot, evaluate: gpu, deploy: gpu}``."""
     cluster: ClusterConfig = ClusterConfig()
@@ -131,7 +125,7 @@ class LaunchConfig(Section):
             if self.cluster.priority is not None:
                 labels[PRIORITY_LABEL] = self.cluster.priority
             return Placement(labels=labels)
-        accepted = [Toleration(key=POOL_LABEL, value=pool, effect="NoSchedule")]
+        tolerations = [Toleration(key=POOL_LABEL, value=pool, effect="NoSchedule")]
         if self.cluster.accelerator is not None:
-            accepted.append(Toleration(key=self.cluster.accelerator, operator="Exists", effect="NoSchedule"))
-        return Placement(node_selector={POOL_LABEL: pool}, tolerations=(*accepted, *self.cluster.tolerations))
+            tolerations.append(Toleration(key=self.cluster.accelerator, operator="Exists", effect="NoSchedule"))
+        return Placement(node_selector={POOL_LABEL: pool}, tolerations=(*tolerations, *self.cluster.tolerations))

@@ -14,8 +14,8 @@ from ..launch.job import TrainingJob
 from ..launch.lifetime import end_with_owner
 
 
-def start(module: str) -> None:
-    """Run the job named on the command line with the ``train`` function of a module, which is imported here.
+def start(module: str, function: str) -> None:
+    """Run the job named on the command line with a function of a module, which is imported here.
 
     The garbage collector rests meanwhile: imports make a million objects that live as long as the process, and looking
     for garbage among them takes a fifth of the time.
@@ -27,7 +27,7 @@ def start(module: str) -> None:
     gc.disable()
     declare_torchvision_operators()
     load_to_numbered_cpus()
-    train = importlib.import_module(module).train
+    train = getattr(importlib.import_module(module), function)
     gc.enable()
     gc.freeze()
     try:

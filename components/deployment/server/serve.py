@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...common.config import ConfigError
-from ...common.launch.process import die_with_owner
+from ...common.launch.lifetime import end_with_owner
 from ...common.storage.config import StorageConfig
 from ...common.storage.names import StorageError
 from ...common.storage.s3 import Storage
@@ -163,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--storage", default="{}", help="the storage section of the configuration, as JSON")
     parser.add_argument("--cache-dir", type=Path, help="where a downloaded model is kept")
     given = parser.parse_args(arguments)
-    die_with_owner()
+    end_with_owner()
     # Until KServe takes the signals over, one ends the process as usual, with its cleanup.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     from ...common.model.folder import ModelError

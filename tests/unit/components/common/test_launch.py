@@ -840,7 +840,7 @@ def test_importing_the_launcher_needs_only_the_standard_library() -> None:
 def test_a_process_of_ours_ends_without_looking_for_garbage() -> None:
     code = """
 import sys
-from vthink.components.common.launch.process import end_quickly
+from vthink.components.common.launch.lifetime import skip_garbage_collection_at_exit
 class Knot:
     def __init__(self): self.itself = self
     def __del__(self): print("found")

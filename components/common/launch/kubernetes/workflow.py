@@ -1,4 +1,4 @@
-"""The Workflow that owns a stage's jobs."""
+"""The Workflow of the run that a stage's jobs belong to."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .client import POD, WORKFLOW, Cluster, Object, own_namespace
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
+class WorkflowOwner:
     """The Workflow of the run that this launcher's pod belongs to."""
 
     reference: Object
     """As in ``metadata.ownerReferences``."""
 
     @classmethod
-    def find(cls, cluster: Cluster) -> Owner | None:
+    def find(cls, cluster: Cluster) -> WorkflowOwner | None:
         """The owner of this pod; None outside of a run, or in another namespace, which a reference cannot reach."""
         namespace = own_namespace() or os.environ.get("VTHINK_POD_NAMESPACE")
         name = os.environ.get("KFP_POD_NAME") or os.environ.get("HOSTNAME")

@@ -5,8 +5,21 @@ the real API does with a write, this one does: it refuses unknown names, stale r
 fields and a status that comes with the object; it serves lists with selectors, watches that expire, deletion with
 preconditions, and pods' logs. There are no controllers: a test plays them, over the same HTTP.
 
-Left out: roles, admission webhooks, server-side apply, and CEL rules other than those in `_CEL`. The methods of
-`ApiServer` that are not on a real API (`fail`, `expire`, `print_line`) exist to make trouble.
+The methods of `ApiServer` that are not on a real API (`fail`, `expire`, `print_line`) exist to make trouble.
+
+Compared with: kube-apiserver 1.34 with the CRDs and webhooks of Trainer 2.3.0, JobSet 0.12.0, Kueue 0.20-devel and
+KServe 0.20, on 2026-12-01, by running tests/cluster against it (`KUBECONFIG`): 79 passed, 8 failed, 18 skipped.
+The same as there: strict decoding (400), a PUT without version (422), an unsupported field selector (400), an expired
+watch (410), lengths of labels (422).
+Known to differ:
+
+- no roles, no admission webhooks (so no defaults of theirs), no quotas and their 403s, no priorities;
+- no server-side apply, and no CEL rules other than those in `_CEL`;
+- an object of another kind than the path's is refused with 400; a real API accepts it;
+- a namespace need not exist; a real API answers 404 to a creation in none;
+- Workloads and Workflows have no schema: what Kueue requires of a condition (``lastTransitionTime``) is not checked;
+- an owner whose uid nobody has is kept; the real garbage collector deletes such an object within seconds;
+- a number given as text (``numNodes: "two"``) is 422; with Trainer's webhook it is 400.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from vthink.components.common.launch.kubernetes.client import (
     Kind,
     condition,
 )
-from vthink.tests.cluster.api_server import ApiServer
-from vthink.tests.cluster.controllers import Hand, until
+from vthink.tests.fakes.controllers import Hand, until
+from vthink.tests.fakes.kubernetes_api import ApiServer
 
 Object = dict[str, Any]
 
@@ -54,7 +54,7 @@ def test_unknown_fields_are_refused_when_strict_and_dropped_otherwise(cluster: C
     assert status == 400
     assert 'unknown field "spec.numNodez"' in message
     assert 'unknown field "spec.trainer.imagee"' in message
-    made = cluster._call("POST", TRAIN_JOB.path(cluster.namespace), body=wrong)
+    made = cluster.request("POST", TRAIN_JOB.path(cluster.namespace), body=wrong)
     assert "numNodez" not in made["spec"]
     assert "imagee" not in made["spec"]["trainer"]
     assert made["spec"]["trainer"]["numNodes"] == 2  # the control: what is known stays
@@ -113,11 +113,11 @@ def test_a_name_is_given_out_once_and_generated_names_differ(cluster: Cluster) -
 def test_a_stale_version_is_a_conflict_and_none_at_all_is_invalid(cluster: Cluster) -> None:
     made = cluster.create(TRAIN_JOB, train_job())
     path = TRAIN_JOB.path(cluster.namespace, "t1")
-    newer = cluster._call("PUT", path, body={**made, "spec": {**made["spec"], "suspend": True}})
+    newer = cluster.request("PUT", path, body={**made, "spec": {**made["spec"], "suspend": True}})
     assert newer["metadata"]["generation"] == 2
-    assert refused(cluster._call, "PUT", path, body=made)[0] == 409
+    assert refused(cluster.request, "PUT", path, body=made)[0] == 409
     unversioned = {**made, "metadata": {"name": "t1"}}
-    assert refused(cluster._call, "PUT", path, body=unversioned)[0] == 422
+    assert refused(cluster.request, "PUT", path, body=unversioned)[0] == 422
 
 
 def test_immutable_fields_stay(cluster: Cluster) -> None:
@@ -152,10 +152,10 @@ def test_status_is_written_through_its_subresource_only(cluster: Cluster, hand: 
     assert condition(written, "Complete")["status"] == "True"  # not forged
     assert written["spec"]["suspend"] is True
     path = TRAIN_JOB.path(cluster.namespace, "t1", "status")
-    cluster._call("PUT", path, body={**written, "spec": {**written["spec"], "suspend": False}})
+    cluster.request("PUT", path, body={**written, "spec": {**written["spec"], "suspend": False}})
     assert cluster.get(TRAIN_JOB, "t1")["spec"]["suspend"] is True  # type: ignore[index]
     bad = {**cluster.get(TRAIN_JOB, "t1"), "status": {"conditions": [{"type": "X", "status": "Maybe"}]}}  # type: ignore[dict-item]
-    assert refused(cluster._call, "PUT", path, body=bad)[0] == 422
+    assert refused(cluster.request, "PUT", path, body=bad)[0] == 422
 
 
 def test_selectors_choose_and_unknown_ones_are_refused(cluster: Cluster, hand: Hand) -> None:
@@ -223,7 +223,7 @@ def test_patience_ends_and_a_refusal_is_not_tried_again(cluster: Cluster, troubl
 
 def test_a_change_is_made_again_when_somebody_else_wrote_in_between(cluster: Cluster) -> None:
     cluster.create(TRAIN_JOB, train_job())
-    other = Cluster(cluster._client, cluster.namespace)
+    other = Cluster(cluster.api_client, cluster.namespace)
     interrupted = []
 
     def label(found: Object) -> Object:
