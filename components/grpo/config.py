@@ -19,12 +19,11 @@ def _reward_field(reward: Reward) -> tuple[Any, Any]:
     return reward.settings | None, Field(default=None, description=reward.description)
 
 
-_BuiltInRewards: Any = create_model(
-    "_BuiltInRewards", __base__=Section, **{name: _reward_field(reward) for name, reward in REWARDS.items()}
-)
+_REWARD_FIELDS: dict[str, Any] = {name: _reward_field(reward) for name, reward in REWARDS.items()}
+_BuiltInRewards: Any = create_model("_BuiltInRewards", __base__=Section, **_REWARD_FIELDS)
 
 
-class RewardConfig(_BuiltInRewards, Section):  # type: ignore[misc]
+class RewardConfig(_BuiltInRewards, Section):
     """What a completion is worth: a key for each entry of `REWARDS`, and rewards of your own."""
 
     correct_above: float = Field(default=0.1, ge=0, lt=1)

@@ -41,12 +41,10 @@ class SightedLogProbs:
             prompts: B; completions of a group have the same object.
 
         Raises:
-            BlindInputError: a prompt without its pixels, not one prompt per row, or a completion with vision tokens
-                (which only sampling without suppressing them can produce).
+            BlindInputError: a prompt without its pixels, or a completion with vision tokens (which only sampling
+                without suppressing them can produce).
             NonFiniteError: a log-probability is not a finite number.
         """
-        if len(prompts) != len(completion_ids):
-            raise BlindInputError(f"{len(completion_ids)} completions, and the pixels of {len(prompts)} of them")
         seen = completion_mask.bool()
         vision = torch.tensor(self.encoder.vision_token_ids, device=completion_ids.device)
         if bool((torch.isin(completion_ids, vision) & seen).any()):
@@ -70,7 +68,9 @@ class SightedLogProbs:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Each prompt once, in front of its completions: (ΣC,) and (ΣC,)."""
         groups = group_slices(prompts)
-        packed = pack(self.encoder, [prompts[group.start] for group in groups], [completions[group] for group in groups])
+        packed = pack(
+            self.encoder, [prompts[group.start] for group in groups], [completions[group] for group in groups]
+        )
         return log_probs(model, packed, "mask" if self.config.shared_prefix == "mask" else "two_call")
 
     def plain_forward(

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..common.model.prompt import EncodedPrompt
+from ..common.model.prompt import BlindInputError, EncodedPrompt
 from .config import GRPOConfig
 
 
@@ -53,6 +53,10 @@ class TrainingBatch:
     importance_weights: torch.Tensor | None = None
     """(B, C) w; None: all 1."""
 
+    def __post_init__(self) -> None:
+        if len(self.prompts) != len(self.completion_ids):
+            raise BlindInputError(f"{len(self.completion_ids)} completions, and the pixels of {len(self.prompts)}")
+
     def __len__(self) -> int:
         return len(self.prompts)
 
@@ -61,11 +65,7 @@ class TrainingBatch:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(
             self,
-            **{
-                name: value[rows]
-                for name, value in values.items()
-                if value is not None and name != "num_loss_tokens"
-            },
+            **{name: value[rows] for name, value in values.items() if value is not None and name != "num_loss_tokens"},
         )
 
     def split(self, count: int) -> list[TrainingBatch]:

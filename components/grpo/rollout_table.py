@@ -65,7 +65,9 @@ def rollout_rows(rollouts: Rollouts, video: VideoConfig, names: Sequence[str]) -
     rows = []
     for i, item in enumerate(rollouts.items[:_SHOWN_PROMPTS]):
         clip, rewards = rollouts.shuffled_clips[i], rollouts.rewards[i]
-        ordered = zip(rollouts.completions[i], rewards.components.tolist(), rollouts.advantages[i].tolist(), strict=True)
+        ordered = zip(
+            rollouts.completions[i], rewards.components.tolist(), rollouts.advantages[i].tolist(), strict=True
+        )
         shuffled = zip(rollouts.shuffled_completions[i], rewards.shuffled_accuracy.tolist(), strict=True)
         rows.append(
             RolloutRow(

@@ -57,7 +57,7 @@ class Rollouts:
 
     def replace(self, position: int, other: Rollouts, source: int) -> None:
         """Put group ``source`` of ``other`` in the place of group ``position``."""
-        for name in (field.name for field in fields(self) if field.name != "advantages"):
+        for name in {entry.name for entry in fields(self)} - {"advantages"}:
             getattr(self, name)[position] = getattr(other, name)[source]
 
 

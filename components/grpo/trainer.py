@@ -36,8 +36,8 @@ from .losses import TrainingBatch, group_advantages, loss_denominator, policy_lo
 from .metrics import rollout_metrics
 from .prefetch import Prefetcher
 from .rollouts import RolloutGenerator, Rollouts
+from .vllm.engine import VLLMEngine
 from .vllm.importance import importance_weights, sampler_log_probs
-from .vllm.rollouts import VLLMRollouts
 
 
 class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
@@ -76,7 +76,7 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         self.add_callback(_CloseStep(self))
         engine: RolloutEngine = TrainingModelEngine(self, encoder, settings.prompts_per_step)
         if settings.vllm is not None:
-            engine = VLLMRollouts(self.vllm_generation, encoder)
+            engine = VLLMEngine(self.vllm_generation, encoder)
         rows = self.train_dataset["row"]
         self.generator = RolloutGenerator(settings, encoder, engine, self.prefetcher, self.clock, rows)
         models = [model for model in (self.model, self.ref_model) if model is not None]
@@ -209,7 +209,9 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
             result = policy_loss(self.settings, log_probs, part, denominator)
             loss = result.loss * counts
             if counts:
-                entropy = (entropies.detach() * part.loss_mask).sum() if entropies is not None else torch.zeros_like(total)
+                entropy = (
+                    (entropies.detach() * part.loss_mask).sum() if entropies is not None else torch.zeros_like(total)
+                )
                 figures = (result.num_tokens, result.kl, entropy, result.clipped_low, result.clipped_high)
                 sums += torch.stack([figure.float() for figure in figures])
             self.clock.lap("forward")
@@ -246,7 +248,9 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         sums = self.accelerator.reduce(sums, reduction="sum")
         kl, entropy, low, high = (sums[1:] / sums[0].clamp(min=1)).tolist()
         metrics = {"entropy": entropy, "clip_ratio/low_mean": low, "clip_ratio/high_mean": high}
-        self._log(metrics | {"clip_ratio/region_mean": low + high} | ({"kl": kl} if self.settings.kl_coefficient else {}))
+        self._log(
+            metrics | {"clip_ratio/region_mean": low + high} | ({"kl": kl} if self.settings.kl_coefficient else {})
+        )
         if not kl <= self.settings.max_kl:
             raise UserError(
                 f"step {self.state.global_step}: KL to the start of this stage is {kl:.3g} per token, above "

@@ -115,9 +115,7 @@ class TrainingRun:
     def trainer_arguments(self) -> dict[str, Any]:
         """Keyword arguments that TRL's SFTConfig and GRPOConfig share."""
         on_cpu = self.loaded.device.type == "cpu"
-        return trainer_arguments(
-            self.config, self.store.folder, on_cpu, self.model_config.dtype, self.job.processes
-        )
+        return trainer_arguments(self.config, self.store.folder, on_cpu, self.model_config.dtype, self.job.processes)
 
     def callbacks(self, stop_every_steps: int = 1) -> list[TrainerCallback]:
         """Checkpoints, SIGTERM and metrics, in the order in which they must be called.

@@ -66,7 +66,7 @@ def importance_weights(
 
 
 def sampler_log_probs(completions: Sequence[Completion], like: torch.Tensor) -> torch.Tensor:
-    """(B, C) float32 with what each completion was sampled with, 0 after its end; in the shape and place of ``like``."""
+    """(B, C) what each completion's tokens were sampled with, 0 after its end; ``like`` gives shape and device."""
     values = torch.zeros(like.shape, device=like.device)
     for row, completion in enumerate(completions):
         if isinstance(completion, SampledCompletion):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 from trl import GRPOConfig as TRLConfig
-from trl import GRPOTrainer
-from vthink.components.common.config import ConfigError
+from vthink.components.common.errors import UserError
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.generation import NonFiniteError, Sampling, sample
@@ -24,12 +24,20 @@ from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.training.arguments import trainer_arguments
 from vthink.components.common.training.callbacks import CheckpointCallback
 from vthink.components.common.training.checkpoints import CheckpointStore
+from vthink.components.common.training.validation import Validation
 from vthink.components.common.video.clip import Clip
-from vthink.components.grpo.config import BUILT_IN_REWARDS, GRPOConfig, VLLMConfig
-from vthink.components.grpo.prefetch import DataStallError, Prefetcher
-from vthink.components.grpo.rewards import Group, GroupRewards, RewardError, group_advantages
-from vthink.components.grpo.rollouts import frame_order, prompt_rows
-from vthink.components.grpo.trainer import DivergedError, VideoGRPOTrainer
+from vthink.components.grpo import engine as engine_module
+from vthink.components.grpo import rollouts as rollouts_module
+from vthink.components.grpo.config import GRPOConfig, VLLMConfig
+from vthink.components.grpo.log_probs import SightedLogProbs
+from vthink.components.grpo.losses import TrainingBatch, group_advantages
+from vthink.components.grpo.prefetch import Prefetcher
+from vthink.components.grpo.rewards.built_in import REWARDS
+from vthink.components.grpo.rewards.group import Group
+from vthink.components.grpo.rewards.score import GroupRewards
+from vthink.components.grpo.rollouts import Rollouts, frame_order, prompt_rows
+from vthink.components.grpo.train import trl_arguments
+from vthink.components.grpo.trainer import VideoGRPOTrainer
 from vthink.components.grpo.vllm.answer import SampledCompletion
 
 G = 4
@@ -65,32 +73,22 @@ def build(prepared: PreparedSet, storage: Storage, tmp_path: Path) -> Build:
         encoder = ChatEncoder(processor, "compact/1", prepared.video, tokens_per_second(model))
         split, held_out = prepared.split("train"), prepared.split("validation")
         store = CheckpointStore(storage, f"{storage.config.root_uri}{folder}/", tmp_path / folder)
-        batch = settings.prompts_per_step * G
-        arguments = TRLConfig(
-            **trainer_arguments(settings, store.folder, True),
-            per_device_train_batch_size=batch,
-            num_generations=G,
-            max_completion_length=settings.max_new_tokens,
-            beta=settings.kl_coefficient,
-            epsilon_high=settings.epsilon_high,
-            num_iterations=settings.num_iterations,
-            loss_type="grpo" if settings.loss == "gspo" else settings.loss,
-            importance_sampling_level="sequence" if settings.loss == "gspo" else "token",
-            optim=optimizer,
-        )
         trainer = VideoGRPOTrainer(
             model=model,
-            args=arguments,
+            # Log-probabilities at temperature 1: at that of the rollouts, where it is low, steps would be far too long.
+            args=TRLConfig(
+                **trainer_arguments(settings, store.folder, True),
+                **(trl_arguments(settings) | {"temperature": 1.0}),
+                optim=optimizer,
+            ),
             train_dataset=prompt_rows(rows if rows is not None else list(range(len(split)))),
             eval_dataset=prompt_rows([0]),
             processing_class=processor,
-            reward_funcs=[lambda **_: [0.0]],
             callbacks=[CheckpointCallback(store)],
             settings=settings,
             encoder=encoder,
             split=split,
-            held_out=held_out,
-            asked=range(4),
+            validation=Validation(encoder, held_out, settings.validation),
         )
         trainer.model.train()
         trainer.current_gradient_accumulation_steps = 1  # as within `train`
@@ -107,83 +105,83 @@ def rows_of_kind(prepared: PreparedSet, kind: str, count: int) -> list[int]:
     return [i for i, s in enumerate(prepared.split("train").samples) if s.media.kind == kind][:count]
 
 
-def plain_log_probs(trainer: VideoGRPOTrainer, generated: dict[str, Any]) -> torch.Tensor:
+def roll_out(trainer: VideoGRPOTrainer, rows: list[int]) -> Rollouts:
+    return trainer.generator.roll_out(rows, trainer.state.global_step)
+
+
+def log_probs(trainer: VideoGRPOTrainer, batch: TrainingBatch) -> torch.Tensor:
+    return trainer.log_probs(trainer.model, batch.prompts, batch.completion_ids, batch.completion_mask)[0]
+
+
+def plain_log_probs(trainer: VideoGRPOTrainer, batch: TrainingBatch) -> torch.Tensor:
     """(B, C) log-probabilities row by row through the model's ordinary forward, no batch, no fused head."""
     rows = []
-    for index, prompt in enumerate(generated["prompts"]):
-        length = int(generated["completion_mask"][index].sum())
-        completion = generated["completion_ids"][index, :length].tolist()
-        batch = trainer.encoder.collate([prompt], [completion])
-        logits = trainer.model(**batch, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    for index, prompt in enumerate(batch.prompts):
+        length = int(batch.completion_mask[index].sum())
+        completion = batch.completion_ids[index, :length].tolist()
+        inputs = trainer.encoder.collate([prompt], [completion])
+        logits = trainer.model(**inputs, use_cache=False).logits[0, len(prompt) - 1 : -1]
         picked = torch.log_softmax(logits, -1).gather(-1, torch.tensor(completion)[:, None])[:, 0]
-        rows.append(torch.nn.functional.pad(picked, (0, generated["completion_ids"].shape[1] - length)))
+        rows.append(torch.nn.functional.pad(picked, (0, batch.completion_ids.shape[1] - length)))
     return torch.stack(rows)
 
 
-def test_log_probabilities_see_the_pixels_and_stock_trl_does_not(build: Build, prepared: PreparedSet) -> None:
+def test_log_probabilities_see_the_pixels_and_stock_trl_does_not(
+    build: Build, prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = build()
     rows = rows_of_kind(prepared, "video", 2) + rows_of_kind(prepared, "image", 1)
-    generated = trainer._generate_and_score_completions(inputs_for(rows))
-    ids = torch.cat([generated["prompt_ids"], generated["completion_ids"]], 1)
-    mask = torch.cat([generated["prompt_mask"], generated["completion_mask"]], 1)
-    keep, seen = generated["completion_ids"].shape[1], generated["completion_mask"].bool()
-    trainer._rows = generated["prompts"]
+    batch = trainer.generate_batch(inputs_for(rows))
+    seen, keep = batch.completion_mask.bool(), batch.completion_ids.shape[1]
+    collated = trainer.encoder.collate(
+        batch.prompts, [ids[kept].tolist() for ids, kept in zip(batch.completion_ids, seen, strict=True)]
+    )
     with torch.no_grad():
-        ours, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, keep)
-        plain = plain_log_probs(trainer, generated)
-        assert (ours - plain)[seen].abs().max() < 1e-5
+        plain = plain_log_probs(trainer, batch)
+        assert (log_probs(trainer, batch) - plain)[seen].abs().max() < 1e-5
         # The controls: stock TRL's forward, which has no pixels; and the pixels of another video.
-        blind, _, _ = GRPOTrainer._get_per_token_logps_and_entropies(trainer, trainer.model, ids, mask, keep)
+        ids, mask = collated["input_ids"], collated["attention_mask"]
+        blind, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, keep)
         assert (blind - plain)[seen].abs().max() > 1e-2
         media = trainer.encoder.media
-        trainer.encoder.media = lambda prompts: (
-            media(prompts)
-            | {  # type: ignore[method-assign]
-                "pixel_values_videos": media(prompts)["pixel_values_videos"].flip(0)
-            }
+        swapped = lambda prompts: (  # noqa: E731
+            media(prompts) | {"pixel_values_videos": media(prompts)["pixel_values_videos"].flip(0)}
         )
-        swapped, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, keep)
-        assert (swapped - plain)[seen].abs().max() > 1e-2
+        monkeypatch.setattr(trainer.encoder, "media", swapped)
+        assert (log_probs(trainer, batch) - plain)[seen].abs().max() > 1e-2
 
 
-def test_a_forward_without_pixels_or_with_another_rows_pixels_is_refused(build: Build, prepared: PreparedSet) -> None:
-    trainer = build()
-    generated = trainer._generate_and_score_completions(inputs_for(rows_of_kind(prepared, "video", 3)))
-    ids = torch.cat([generated["prompt_ids"], generated["completion_ids"]], 1)
-    mask = torch.cat([generated["prompt_mask"], generated["completion_mask"]], 1)
-    keep = generated["completion_ids"].shape[1]
-    trainer._rows = None
-    with pytest.raises(BlindInputError, match="without the pixels"):
-        trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, keep)
-    with pytest.raises(BlindInputError, match="without the pixels"):
-        trainer._compute_loss(trainer.model, generated | {"prompts": generated["prompts"][:-1]})
-    other = prepared.split("train")[rows_of_kind(prepared, "image", 1)[0]]
-    trainer._rows = [trainer.encoder.encode_sample(other)] * len(ids)
-    with pytest.raises(BlindInputError, match="not the prompt"):
-        trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, keep)
+@pytest.mark.parametrize("shared_prefix", ["two_call", "off"])
+def test_a_forward_without_pixels_is_refused(build: Build, prepared: PreparedSet, shared_prefix: str) -> None:
+    trainer = build(shared_prefix=shared_prefix)
+    batch = trainer.generate_batch(inputs_for(rows_of_kind(prepared, "video", 3)))
+    with pytest.raises(BlindInputError, match="12 completions, and the pixels of 11"):
+        trainer.compute_loss(trainer.model, replace(batch, prompts=batch.prompts[:-1]))
+    for pixels in (None, batch.prompts[0].pixel_values[:-1]):
+        blind = [replace(prompt, pixel_values=pixels) for prompt in batch.prompts]  # type: ignore[arg-type]
+        with pytest.raises(BlindInputError, match="vision placeholders and"):
+            trainer.compute_loss(trainer.model, replace(batch, prompts=blind))
 
 
 def test_shuffled_rollouts_see_the_same_frames_in_another_order(
     build: Build, prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vthink.components.grpo.trainer as module
-
     asked: list[list[Any]] = []
-    real = module.sample
+    real = engine_module.sample
 
     def recording(model: Any, encoder: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
         asked.append(list(prompts))
         return real(model, encoder, prompts, *args, **kwargs)
 
-    monkeypatch.setattr(module, "sample", recording)
+    monkeypatch.setattr(engine_module, "sample", recording)
     trainer = build()
     videos, images = rows_of_kind(prepared, "video", 2), rows_of_kind(prepared, "image", 1)
-    rollouts = trainer._roll_out([*videos, *images])
+    rollouts = roll_out(trainer, [*videos, *images])
     ordered, shuffled = asked
     assert len(ordered) == 3
     assert len(shuffled) == 2  # the image has no order
     assert [len(group) for group in rollouts.completions] == [G, G, G]
-    assert [len(group) for group in rollouts.shuffled] == [G // 2, G // 2, 0]
+    assert [len(group) for group in rollouts.shuffled_completions] == [G // 2, G // 2, 0]
     for row, plain, other in zip(videos, ordered, shuffled, strict=False):
         clip = prepared.split("train")[row].clip
         order = frame_order(0, 0, row, len(clip.frames))
@@ -211,46 +209,35 @@ def test_frame_orders_are_permutations_never_the_identity_and_differ_between_ste
 def test_advantages_are_taken_within_each_prompts_group(
     build: Build, prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vthink.components.grpo.trainer as module
-
     # Groups of different level and spread: statistics over all of them would give other advantages.
-    drawn = [
-        10.0**i * torch.rand(G, len(BUILT_IN_REWARDS), generator=torch.Generator().manual_seed(i)) for i in range(3)
-    ]
+    drawn = [10.0**i * torch.rand(G, len(REWARDS), generator=torch.Generator().manual_seed(i)) for i in range(3)]
     earned = iter([GroupRewards(components=r, accuracy=r[:, 0], shuffled_accuracy=torch.tensor([])) for r in drawn])
-    monkeypatch.setattr(module, "group_rewards", lambda *_: next(earned))
-    generated = build()._generate_and_score_completions(inputs_for(rows_of_kind(prepared, "video", 3)))
+    monkeypatch.setattr(rollouts_module, "score_group", lambda *_: next(earned))
+    generated = build().generate_batch(inputs_for(rows_of_kind(prepared, "video", 3)))
     expected = torch.cat([group_advantages(rewards.sum(-1)) for rewards in drawn])
-    assert torch.allclose(generated["advantages"], expected)
+    assert torch.allclose(generated.advantages, expected)
     assert not torch.allclose(group_advantages(torch.cat(drawn).sum(-1)), expected)  # the control
 
 
 def test_a_group_spread_over_processes_is_refused(build: Build) -> None:
     with pytest.raises(RuntimeError, match="multiple of G"):
-        build()._generate_and_score_completions([{"prompt": "", "row": row} for row in (0, 1, 0, 1)])
+        build().generate_batch([{"prompt": "", "row": row} for row in (0, 1, 0, 1)])
 
 
 def test_permuted_rewards_keep_a_groups_rewards_but_not_their_owners(
     build: Build, prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vthink.components.grpo.trainer as module
-
-    rewards = torch.arange(G * len(BUILT_IN_REWARDS), dtype=torch.float32).view(G, -1)
+    rewards = torch.arange(G * len(REWARDS), dtype=torch.float32).view(G, -1)
     monkeypatch.setattr(
-        module,
-        "group_rewards",
+        rollouts_module,
+        "score_group",
         lambda *_: GroupRewards(components=rewards, accuracy=rewards[:, 0], shuffled_accuracy=torch.tensor([])),
     )
     rows = rows_of_kind(prepared, "video", 3)
-    plain, control = build(), build(permute_rewards=True)
-    rollouts = plain._roll_out(rows)
-    results = []
-    for trainer in (plain, control):
-        trainer._score(rollouts)
-        trainer._set_advantages(rollouts)
-        results.append(rollouts.advantages.clone())
-    assert torch.allclose(results[0].sort(-1).values, results[1].sort(-1).values)
-    assert not torch.allclose(results[0], results[1])
+    results = [build(**changes).generate_batch(inputs_for(rows)) for changes in ({}, {"permute_rewards": True})]
+    plain, control = (batch.advantages.view(3, G) for batch in results)
+    assert torch.allclose(plain.sort(-1).values, control.sort(-1).values)
+    assert not torch.allclose(plain, control)
 
 
 def brevity(group: Group) -> list[float]:
@@ -289,26 +276,27 @@ def trace(trainer: VideoGRPOTrainer) -> Trace:
     ids: list[torch.Tensor] = []
     rewards: list[torch.Tensor] = []
     values: list[torch.Tensor] = []
-    generate, score = trainer._generate_and_score_completions, trainer._set_advantages
-    forward = trainer._get_per_token_logps_and_entropies
+    generate, make = trainer.generate_batch, trainer.generator.roll_out
 
-    def generated(inputs: Any) -> Any:
-        output = generate(inputs)
-        ids.append(output["completion_ids"] * output["completion_mask"])
-        return output
+    def generated(examples: Any) -> Any:
+        batch = generate(examples)
+        ids.append(batch.completion_ids * batch.completion_mask)
+        return batch
 
-    def scored(rollouts: Any) -> None:
-        score(rollouts)
-        rewards.append(rollouts.rewards)
+    def rolled_out(*args: Any) -> Any:
+        rollouts = make(*args)
+        rewards.append(rollouts.components)
+        return rollouts
 
-    def forwarded(*args: Any, **kwargs: Any) -> Any:
-        result = forward(*args, **kwargs)
-        values.append(result[0].detach())
-        return result
+    class Recording(SightedLogProbs):
+        def __call__(self, *args: Any) -> Any:
+            result = super().__call__(*args)
+            values.append(result[0].detach())
+            return result
 
-    trainer._generate_and_score_completions = generated  # type: ignore[method-assign]
-    trainer._set_advantages = scored  # type: ignore[method-assign]
-    trainer._get_per_token_logps_and_entropies = forwarded  # type: ignore[method-assign]
+    trainer.generate_batch = generated  # type: ignore[method-assign]
+    trainer.generator.roll_out = rolled_out  # type: ignore[method-assign]
+    trainer.log_probs.__class__ = Recording
     trainer.train()
     norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
     return Trace(ids, rewards, values, norms, {n: p.detach().clone() for n, p in trainer.model.named_parameters()})
@@ -380,7 +368,7 @@ def test_a_blind_forward_fails_the_comparison_with_the_plain_trainer(
         plain_trace_cache["plain"] = trace(build("plain", **TWENTY_STEPS, shared_prefix="off"))
     blind = build("blind", **TWENTY_STEPS)
     media = blind.encoder.media
-    forward = blind._packed_forward
+    forward = blind.log_probs.packed_forward
 
     def without_pixels(*args: Any) -> Any:
         blind.encoder.media = lambda prompts: {k: v * 0 if "pixel" in k else v for k, v in media(prompts).items()}  # type: ignore[method-assign]
@@ -389,7 +377,7 @@ def test_a_blind_forward_fails_the_comparison_with_the_plain_trainer(
         finally:
             blind.encoder.media = media  # type: ignore[method-assign]
 
-    blind._packed_forward = without_pixels  # type: ignore[method-assign]
+    blind.log_probs.packed_forward = without_pixels  # type: ignore[method-assign]
     apart = differences(trace(blind), plain_trace_cache["plain"])
     assert apart["weights"] > 1e-3
     assert apart["log_probs"] > 1e-3
@@ -425,11 +413,9 @@ _NORMS = pytest.StashKey[dict[str, list[list[float]]]]()
 def test_groups_without_signal_are_tried_again_with_other_prompts_or_left_out(
     build: Build, prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vthink.components.grpo.trainer as module
-
     rows = rows_of_kind(prepared, "video", 3)
     hopeless = prepared.split("train").samples[rows[0]].id
-    real = module.group_rewards
+    real = rollouts_module.score_group
 
     def some_signal(group: Group, *args: Any) -> GroupRewards:
         earned = real(group, *args)
@@ -438,27 +424,27 @@ def test_groups_without_signal_are_tried_again_with_other_prompts_or_left_out(
             values[0, 0] = 1.0
         return GroupRewards(components=values, accuracy=values[:, 0], shuffled_accuracy=torch.tensor([]))
 
-    monkeypatch.setattr(module, "group_rewards", some_signal)
+    monkeypatch.setattr(rollouts_module, "score_group", some_signal)
     dropped = build(dynamic_sampling=1, rows=[rows[0]])  # the only other prompt is the same one
-    generated = dropped._generate_and_score_completions(inputs_for(rows))
-    counted = generated["tool_mask"].sum(1)
+    generated = dropped.generate_batch(inputs_for(rows))
+    counted = generated.loss_mask.sum(1)
     assert counted[:G].tolist() == [0] * G
     assert bool((counted[G:] > 0).all())
-    assert int(generated["num_items_in_batch"]) == int(counted.sum())
-    replaced = build(dynamic_sampling=3, rows=rows[1:])._roll_out(rows)
+    assert int(generated.num_loss_tokens) == int(counted.sum())
+    replaced = roll_out(build(dynamic_sampling=3, rows=rows[1:]), rows)
     assert replaced.without_signal == []
     assert replaced.items[0].sample.id != hopeless
-    kept = build(rows=rows)._roll_out(rows)
+    kept = roll_out(build(rows=rows), rows)
     assert kept.without_signal == [0]
 
 
 def test_a_truncated_completion_is_left_out_of_the_loss_when_asked(build: Build, prepared: PreparedSet) -> None:
     rows = rows_of_kind(prepared, "video", 3)
     plain, masked = build(max_new_tokens=3), build(max_new_tokens=3, mask_truncated=True)
-    assert bool((plain._generate_and_score_completions(inputs_for(rows))["tool_mask"].sum(1) > 0).all())
-    generated = masked._generate_and_score_completions(inputs_for(rows))
-    ended = (generated["completion_ids"] == masked.encoder.eos_token_id).any(1)
-    assert (generated["tool_mask"].sum(1) > 0).tolist() == ended.tolist()
+    assert bool((plain.generate_batch(inputs_for(rows)).loss_mask.sum(1) > 0).all())
+    generated = masked.generate_batch(inputs_for(rows))
+    ended = (generated.completion_ids == masked.encoder.eos_token_id).any(1)
+    assert (generated.loss_mask.sum(1) > 0).tolist() == ended.tolist()
 
 
 @pytest.mark.parametrize(
@@ -476,12 +462,12 @@ def test_a_reward_that_fails_or_is_no_reward_stops_the_training_by_name(
 
     sys.modules["test_trainer_rewards"].broken = reward  # type: ignore[attr-defined]
     trainer = build(rewards={"extra": {"test_trainer_rewards:broken": 1.0}})
-    with pytest.raises(RewardError, match=message):
-        trainer._roll_out(rows_of_kind(prepared, "video", 1))
+    with pytest.raises(UserError, match=message):
+        roll_out(trainer, rows_of_kind(prepared, "video", 1))
 
 
 def test_a_reward_that_does_not_exist_is_refused_before_training(build: Build) -> None:
-    with pytest.raises(ConfigError, match=r"grpo\.rewards\.extra: 'no_such_module:reward' cannot be loaded"):
+    with pytest.raises(UserError, match=r"grpo\.rewards\.extra: reward 'no_such_module:reward': cannot import"):
         build(rewards={"extra": {"no_such_module:reward": 1.0}})
     with pytest.raises(ValueError, match="not of the form"):
         GRPOConfig(**(SETTINGS | {"rewards": {"extra": {"brevity": 1.0}}}))
@@ -492,28 +478,33 @@ def test_a_reward_that_does_not_exist_is_refused_before_training(build: Build) -
 def test_broken_numbers_stop_the_training_before_the_weights(build: Build, prepared: PreparedSet) -> None:
     rows = rows_of_kind(prepared, "video", 3)
     trainer = build()
-    generated = trainer._generate_and_score_completions(inputs_for(rows))
+    batch = trainer.generate_batch(inputs_for(rows))
     # Frames that are not finite: a hostile normalisation in a model folder would make them so.
-    broken = replace(generated["prompts"][0], pixel_values=generated["prompts"][0].pixel_values * float("nan"))
+    first = batch.prompts[0]
+    broken = replace(first, pixel_values=first.pixel_values * float("nan"))
+
+    def loss(**changes: Any) -> torch.Tensor:
+        return trainer.compute_loss(trainer.model, replace(batch, **changes))
+
     with pytest.raises(NonFiniteError, match="log-probabilities of rows"):
-        trainer._compute_loss(trainer.model, generated | {"prompts": [broken] * G + generated["prompts"][G:]})
+        loss(prompts=[broken] * G + batch.prompts[G:])
     with pytest.raises(NonFiniteError, match="logits are not finite"):
         sample(trainer.model, trainer.encoder, [broken], Sampling(max_new_tokens=2))
     # A completion made of vision tokens.
-    hostile = generated["completion_ids"].clone()
+    hostile = batch.completion_ids.clone()
     hostile[1, 0] = trainer.encoder.video_token_id
     with pytest.raises(BlindInputError, match="holds vision tokens"):
-        trainer._compute_loss(trainer.model, generated | {"completion_ids": hostile})
+        loss(completion_ids=hostile)
     # A policy that has left the reference far behind.
-    far = generated["ref_per_token_logps"] + 5.0
-    with pytest.raises(DivergedError, match=r"KL .* above grpo.max_kl"):
-        trainer._compute_loss(trainer.model, generated | {"ref_per_token_logps": far})
+    assert batch.ref_log_probs is not None
+    with pytest.raises(UserError, match=r"KL .* above grpo.max_kl"):
+        loss(ref_log_probs=batch.ref_log_probs + 5.0)
     with pytest.raises(NonFiniteError, match="the loss is"):
-        trainer._compute_loss(trainer.model, generated | {"advantages": generated["advantages"] * float("inf")})
+        loss(advantages=batch.advantages * float("inf"))
     with pytest.raises(NonFiniteError, match="norm of the gradients"):
         trainer._get_grad_norm(trainer.model, grad_norm=torch.tensor(float("nan")))
     # The control: the batch as it was.
-    assert torch.isfinite(trainer._compute_loss(trainer.model, generated))
+    assert torch.isfinite(loss())
 
 
 def test_empty_completions_and_a_video_of_one_frame_are_trained_on_without_harm(
@@ -521,29 +512,29 @@ def test_empty_completions_and_a_video_of_one_frame_are_trained_on_without_harm(
 ) -> None:
     rows = rows_of_kind(prepared, "video", 3)
     trainer = build()
-    generated = trainer._generate_and_score_completions(inputs_for(rows))
-    mask, counted = generated["completion_mask"].clone(), generated["tool_mask"].clone()
-    mask[0], counted[0] = 0, 0  # one is empty, and so is a whole group
-    mask[G : 2 * G], counted[G : 2 * G] = 0, 0
-    loss = trainer._compute_loss(trainer.model, generated | {"completion_mask": mask, "tool_mask": counted})
+    batch = trainer.generate_batch(inputs_for(rows))
+    mask, loss_mask = batch.completion_mask.clone(), batch.loss_mask.clone()
+    mask[0], loss_mask[0] = 0, 0  # one is empty, and so is a whole group
+    mask[G : 2 * G], loss_mask[G : 2 * G] = 0, 0
+    loss = trainer.compute_loss(trainer.model, replace(batch, completion_mask=mask, loss_mask=loss_mask))
     assert torch.isfinite(loss)
     loss.backward()
     item = prepared.split("train")[rows[0]]
     single = Clip(item.clip.frames[:1], item.clip.times_s[:1], item.clip.duration_s, "video")
     trainer.prefetcher.take = lambda rows: [PreparedSample(item.sample, single) for _ in rows]  # type: ignore[method-assign]
-    rollouts = trainer._roll_out(rows[:1])
-    assert rollouts.shuffled == [[]]  # one frame has no order: no shuffled rollouts, no bonus
+    rollouts = roll_out(trainer, rows[:1])
+    assert rollouts.shuffled_completions == [[]]  # one frame has no order: no shuffled rollouts, no bonus
 
 
 class PlaysVLLM:
-    """Stands in for `VLLMRollouts`, which needs vLLM: our engine's completions, each log-probability ``gap`` lower."""
+    """Stands in for `VLLMEngine`, which needs vLLM: our engine's completions, each log-probability ``gap`` lower."""
+
+    is_policy = False
 
     def __init__(self, trainer: VideoGRPOTrainer, gap: float) -> None:
         self.trainer, self.gap, self.asked = trainer, gap, []  # type: ignore[var-annotated]
 
     def policy(self, step: int) -> Any:
-        from contextlib import nullcontext
-
         return nullcontext()
 
     def generate(self, prompts: Any, sampling: Sampling, n: int, keys: Any) -> list[list[SampledCompletion]]:
@@ -553,7 +544,7 @@ class PlaysVLLM:
             prompts, sample(trainer.model, trainer.encoder, prompts, sampling, n, keys=keys), strict=True
         ):
             with torch.no_grad():
-                values, _ = trainer._plain_forward(trainer.model, [prompt] * n, [c.token_ids for c in group])
+                values, _ = trainer.log_probs.plain_forward(trainer.model, [prompt] * n, [c.token_ids for c in group])
             parts = values.split([len(c.token_ids) for c in group])
             groups.append(
                 [
@@ -577,14 +568,13 @@ def test_rollouts_of_another_engine_are_weighted_by_how_far_its_probabilities_ar
     for gap in (0.0, 0.1, 5.0):
         trainer = build(vllm=None, kl_coefficient=0.0, rewards=BREVITY)
         trainer.settings = trainer.settings.model_copy(update={"vllm": VLLMConfig(importance_cap=2.0)})
-        trainer.vllm = PlaysVLLM(trainer, gap)  # type: ignore[assignment]
-        trainer.use_vllm = trainer.vllm_importance_sampling_correction = True
-        generated = trainer._generate_and_score_completions(inputs_for(rows))
-        ordered, shuffled = trainer.vllm.asked  # type: ignore[union-attr]
+        trainer.generator.engine = engine = PlaysVLLM(trainer, gap)
+        batch = trainer.generate_batch(inputs_for(rows))
+        ordered, shuffled = engine.asked
         assert (ordered[1], shuffled[1]) == (G, G // 2)
         assert not torch.equal(ordered[0][0].pixel_values, shuffled[0][0].pixel_values)
         # Positive advantages only, so that the weighted loss is not zero.
-        losses[gap] = trainer._compute_loss(trainer.model, generated | {"advantages": torch.ones(3 * G)}).item()
+        losses[gap] = trainer.compute_loss(trainer.model, replace(batch, advantages=torch.ones(3 * G))).item()
         assert trainer._metrics["train"]["grpo/sampler_gap"][-1] == pytest.approx(gap, abs=1e-4)
     assert losses[0.0] == pytest.approx(-1.0, rel=1e-4)
     assert losses[0.1] == pytest.approx(-np.exp(0.1), rel=1e-4)
@@ -594,9 +584,9 @@ def test_rollouts_of_another_engine_are_weighted_by_how_far_its_probabilities_ar
 def test_a_run_without_any_signal_stops_and_says_why(build: Build, prepared: PreparedSet) -> None:
     trainer = build(max_steps_without_signal=2, rewards="video_thinker")  # an untrained model earns nothing at all
     rows = rows_of_kind(prepared, "video", 3)
-    trainer._generate_and_score_completions(inputs_for(rows))
-    with pytest.raises(DivergedError, match="every completion of every prompt earned the same"):
-        trainer._generate_and_score_completions(inputs_for(rows))
+    trainer.generate_batch(inputs_for(rows))
+    with pytest.raises(UserError, match="every completion of every prompt earned the same"):
+        trainer.generate_batch(inputs_for(rows))
 
 
 def test_clips_are_decoded_ahead_and_a_stall_is_named(prepared: PreparedSet) -> None:
@@ -615,7 +605,7 @@ def test_clips_are_decoded_ahead_and_a_stall_is_named(prepared: PreparedSet) -> 
 
     prefetcher = Prefetcher(Slow(), workers=2, timeout_s=0.05)  # type: ignore[arg-type]
     prefetcher.announce([0, 0, 1])
-    with pytest.raises(DataStallError, match=r"row 0 .* was not decoded within 0.05 s"):
+    with pytest.raises(UserError, match=r"row 0 .* was not decoded within 0.05 s"):
         prefetcher.take([0])
     gate.set()
     prefetcher.timeout_s = 5

@@ -1,21 +1,11 @@
+"""Checkpoints on a real S3 server: which is the newest whole one, here or in the store, of one node or several."""
+
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
-from vthink.components.common.config import ConfigError
-from vthink.components.common.model.config import TinyModelConfig
-from vthink.components.common.model.folder import ModelError
-from vthink.components.common.model.tiny import build_tiny
-from vthink.components.common.storage.names import join
 from vthink.components.common.storage.s3 import Storage
-from vthink.components.common.training.arguments import accumulation
-from vthink.components.common.training.callbacks import CheckpointCallback
 from vthink.components.common.training.checkpoints import CheckpointStore
-from vthink.components.common.training.config import TrainingConfig
-from vthink.components.common.training.resume import load_weights
-from vthink.components.common.video.config import VideoConfig
 
 
 def write(folder: Path, step: int, text: str = "weights") -> Path:
@@ -79,19 +69,6 @@ def test_a_failed_upload_is_reported_when_it_is_waited_for(store: CheckpointStor
         store.wait()
 
 
-def test_loading_weights_loads_all_of_them_or_refuses(tmp_path: Path) -> None:
-    video = VideoConfig()
-    saved, _ = build_tiny(TinyModelConfig(), video, 1)
-    saved.save_pretrained(tmp_path / "saved")
-    model, _ = build_tiny(TinyModelConfig(), video, 2)
-    load_weights(model, tmp_path / "saved")
-    for (name, expected), found in zip(saved.named_parameters(), model.parameters(), strict=True):
-        assert torch.equal(expected, found), name
-    deeper, _ = build_tiny(TinyModelConfig(num_layers=3), video, 2)
-    with pytest.raises((ModelError, RuntimeError)):
-        load_weights(deeper, tmp_path / "saved")
-
-
 def test_a_checkpoint_of_several_nodes_counts_when_all_of_them_have_sent_theirs(
     store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,36 +108,3 @@ def test_the_best_checkpoint_comes_along_to_a_new_machine(store: CheckpointStore
     best = Path(json.loads((found / "trainer_state.json").read_text())["best_model_checkpoint"])
     assert best == tmp_path / "elsewhere" / "checkpoint-2"
     assert CheckpointStore.is_sealed(best)
-
-
-@pytest.mark.parametrize(("processes", "planned", "expected"), [("1", None, 2), ("1", 4, 8), ("4", 4, 2), ("2", 4, 4)])
-def test_fewer_processes_take_more_micro_batches_for_the_planned_batch(
-    processes: str, planned: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", processes)
-    assert accumulation(TrainingConfig(gradient_accumulation=2), planned) == expected
-
-
-def test_a_number_of_processes_that_cannot_share_the_batch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ConfigError, match="3 processes cannot share; start a number of them that divides 4"):
-        accumulation(TrainingConfig(), 4)
-
-
-def test_another_node_keeps_its_disk_from_filling_and_sends_its_part_first(
-    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {"RANK": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    store = CheckpointStore(storage, join(storage.config.root_uri, "checkpoints/"), tmp_path)
-    args = SimpleNamespace(output_dir=str(tmp_path), save_total_limit=1)
-    for step in (1, 2, 3, 4):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "shard.bin").write_bytes(b"x" * step)
-        best = str(tmp_path / "checkpoint-2") if step >= 2 else None
-        state = SimpleNamespace(global_step=step, is_world_process_zero=False, best_model_checkpoint=best)
-        CheckpointCallback(store).on_save(args, state, None)
-    store.wait()
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
-    parts = [join(store.prefix_uri, f"checkpoint-{step}/node-1-of-2/") for step in (1, 2, 3, 4)]
-    assert all(storage.is_complete(part) for part in parts)

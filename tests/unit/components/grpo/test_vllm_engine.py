@@ -1,7 +1,7 @@
 """Rollouts in vLLM.
 
 vLLM pins versions that other parts of the environment do not admit, so it is not installed here, and most tests give
-`VLLMRollouts` a fake that plays its interface. The tests in `TestWithVLLM` run the real engine where ``import vllm``
+`VLLMEngine` a fake that plays its interface. The tests in `TestWithVLLM` run the real engine where ``import vllm``
 works, on a CPU too (checked with vLLM 0.31: ``python -m pytest tests/unit/components/grpo/test_vllm_rollouts.py``).
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from vthink.components.common.errors import UserError
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.generation import Sampling
@@ -28,12 +29,13 @@ from vthink.components.common.model.prompt import EncodedPrompt
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.video.clip import Clip
 from vthink.components.common.video.config import VideoConfig
+from vthink.components.grpo.vllm import engine as engine_module
 from vthink.components.grpo.vllm import request as request_module
-from vthink.components.grpo.vllm import rollouts as rollouts_module
-from vthink.components.grpo.vllm.answer import PromptMismatchError, SampledCompletion
+from vthink.components.grpo.vllm import server as server_module
+from vthink.components.grpo.vllm.answer import SampledCompletion
+from vthink.components.grpo.vllm.engine import VLLMEngine
 from vthink.components.grpo.vllm.importance import importance_weights
-from vthink.components.grpo.vllm.request import Request, RolloutError, request
-from vthink.components.grpo.vllm.rollouts import VLLMRollouts
+from vthink.components.grpo.vllm.request import Request, make_request
 
 FAMILIES = {"qwen2_5_vl": 28, "qwen3_vl": 32}
 SAMPLING = Sampling(max_new_tokens=12, temperature=1.0, seed=5)
@@ -66,7 +68,7 @@ def prompt_of(encoder: ChatEncoder, clip: Clip) -> EncodedPrompt:
 
 def ask(encoder: ChatEncoder, prompt: EncodedPrompt, key: int = 1, **changes: Any) -> Request:
     arguments = {"n": 3, "salt": "weights-1", "dtype": torch.float32} | changes
-    return request(prompt, encoder, SAMPLING, key=key, **arguments)
+    return make_request(prompt, encoder, SAMPLING, key=key, **arguments)
 
 
 # -- the request ------------------------------------------------------------------------------------------------------
@@ -105,7 +107,7 @@ def test_bytes_for_a_vllm_that_normalises_are_exactly_the_frames(encoder: ChatEn
     clip = clip_of(encoder)
     prompt = prompt_of(encoder, clip)
     if encoder.normalisation["image"] != encoder.normalisation["video"]:
-        with pytest.raises(RolloutError, match="mm_device_do_normalize"):
+        with pytest.raises(UserError, match="mm_device_do_normalize"):
             ask(encoder, prompt, dtype=torch.uint8)
         return
     untouched, _ = patchify(clip.frames, [0.0] * 3, [1 / 255] * 3, encoder.patch, encoder.merge, encoder.temporal_patch)
@@ -141,7 +143,7 @@ def test_the_same_seed_and_key_give_the_same_request_and_others_another_seed(enc
     assert first.sampling == again.sampling
     # vLLM seeds completion i with seed + i: groups must not overlap.
     assert abs(first.sampling["seed"] - other.sampling["seed"]) > 1000
-    reseeded = request(prompt, encoder, replace(SAMPLING, seed=6), 3, 1, "weights-1", torch.float32)
+    reseeded = make_request(prompt, encoder, replace(SAMPLING, seed=6), 3, 1, "weights-1", torch.float32)
     assert reseeded.sampling["seed"] != first.sampling["seed"]
 
 
@@ -157,7 +159,7 @@ def test_only_the_end_of_turn_ends_a_completion_and_vision_tokens_are_suppressed
 
 
 class FakeVLLM:
-    """Plays TRL's ``VLLMGeneration`` around a ``vllm.LLM`` in this process, as far as `VLLMRollouts` uses them."""
+    """Plays TRL's ``VLLMGeneration`` around a ``vllm.LLM`` in this process, as far as `VLLMEngine` uses them."""
 
     mode, tensor_parallel_size, enable_sleep_mode = "colocate", 1, False
     longest = 10_000
@@ -219,12 +221,12 @@ def output(prompt: list[int], *completions: tuple[list[int], str | None]) -> Sim
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeVLLM]:
     """The fake takes requests as they are, where vLLM has types of its own."""
-    monkeypatch.setattr(rollouts_module, "engine_request", lambda asked: (asked, None))
+    monkeypatch.setattr(engine_module, "engine_request", lambda asked: (asked, None))
     return FakeVLLM
 
 
 def run(engine: FakeVLLM, encoder: ChatEncoder, prompts: list[EncodedPrompt], n: int = 2) -> list:
-    rollouts = VLLMRollouts(engine, encoder)
+    rollouts = VLLMEngine(engine, encoder)
     with rollouts.policy(0):
         return rollouts.generate(prompts, SAMPLING, n, keys=list(range(len(prompts))))
 
@@ -268,7 +270,7 @@ def test_another_prompt_than_the_trainers_is_refused(encoder: ChatEncoder, fake:
     engine = fake(
         lambda asked: output(asked.token_ids[:place] + asked.token_ids[place + 1 :], ([9], "stop"), ([9], "stop"))
     )
-    with pytest.raises(PromptMismatchError, match=rf"{len(prompt) - 1} tokens, the trainer's has {len(prompt)}"):
+    with pytest.raises(UserError, match=rf"{len(prompt) - 1} tokens, the trainer's has {len(prompt)}"):
         run(engine, encoder, [prompt])
 
 
@@ -286,7 +288,7 @@ def test_an_answer_that_must_not_be_trained_on_is_refused(
     encoder: ChatEncoder, fake: type[FakeVLLM], completions: list, message: str
 ) -> None:
     engine = fake(lambda asked: output(asked.token_ids, *completions))
-    with pytest.raises(RolloutError) as error:
+    with pytest.raises(UserError) as error:
         run(engine, encoder, [prompt_of(encoder, clip_of(encoder))])
     assert message in str(error.value)
 
@@ -296,7 +298,7 @@ def test_a_completion_of_vision_tokens_and_a_log_probability_that_is_no_number_a
 ) -> None:
     prompt = prompt_of(encoder, clip_of(encoder))
     engine = fake(lambda asked: output(asked.token_ids, ([9, encoder.video_token_id], "stop"), ([9], "stop")))
-    with pytest.raises(RolloutError, match="vision tokens"):
+    with pytest.raises(UserError, match="vision tokens"):
         run(engine, encoder, [prompt])
 
     def not_a_number(asked: Request) -> Any:
@@ -304,11 +306,11 @@ def test_a_completion_of_vision_tokens_and_a_log_probability_that_is_no_number_a
         answer.outputs[0].logprobs[1][10].logprob = float("nan")
         return answer
 
-    with pytest.raises(RolloutError, match="not a log-probability for each"):
+    with pytest.raises(UserError, match="not a log-probability for each"):
         run(fake(not_a_number), encoder, [prompt])
     # what a server writes where it has none
     engine = fake(lambda asked: output(asked.token_ids, ([9, 999_900], "stop"), ([9], "stop")))
-    with pytest.raises(RolloutError, match="not a log-probability for each"):
+    with pytest.raises(UserError, match="not a log-probability for each"):
         run(engine, encoder, [prompt])
 
 
@@ -316,7 +318,7 @@ def test_a_prompt_that_vllm_refuses_leaves_nothing_behind(encoder: ChatEncoder, 
     clip = clip_of(encoder)
     short, long = (encoder.encode("Left? " * count, ["a", "b"], "multiple_choice", clip) for count in (1, 50))
     engine = fake(lambda asked: output(asked.token_ids, ([9], "stop"), ([9], "stop")), longest=len(short))
-    with pytest.raises(RolloutError, match=f"refused a prompt of {len(long)} tokens: ValueError: longer than"):
+    with pytest.raises(UserError, match=f"refused a prompt of {len(long)} tokens: ValueError: longer than"):
         run(engine, encoder, [short, long])
     assert not engine.waiting
     assert len(run(engine, encoder, [short])) == 1
@@ -324,9 +326,9 @@ def test_a_prompt_that_vllm_refuses_leaves_nothing_behind(encoder: ChatEncoder, 
 
 def test_weights_move_once_per_step_and_change_every_cache_key(encoder: ChatEncoder, fake: type[FakeVLLM]) -> None:
     engine = fake(lambda asked: output(asked.token_ids, ([9], "stop")))
-    rollouts = VLLMRollouts(engine, encoder)
+    rollouts = VLLMEngine(engine, encoder)
     prompt = prompt_of(encoder, clip_of(encoder))
-    with pytest.raises(RolloutError, match="policy"):
+    with pytest.raises(UserError, match="policy"):
         rollouts.generate([prompt], SAMPLING)
     for step in (0, 0, 1):
         with rollouts.policy(step):
@@ -339,7 +341,7 @@ def test_weights_move_once_per_step_and_change_every_cache_key(encoder: ChatEnco
 
 def test_an_engine_that_slept_gets_its_weights_again(encoder: ChatEncoder, fake: type[FakeVLLM]) -> None:
     engine = fake(lambda asked: output(asked.token_ids, ([9], "stop")), enable_sleep_mode=True)
-    rollouts = VLLMRollouts(engine, encoder)
+    rollouts = VLLMEngine(engine, encoder)
     for _ in range(2):
         with rollouts.policy(0):
             rollouts.generate([prompt_of(encoder, clip_of(encoder))], SAMPLING)
@@ -347,10 +349,10 @@ def test_an_engine_that_slept_gets_its_weights_again(encoder: ChatEncoder, fake:
 
 
 def test_settings_that_would_give_wrong_rollouts_are_refused(encoder: ChatEncoder, fake: type[FakeVLLM]) -> None:
-    with pytest.raises(RolloutError, match="vllm_tensor_parallel_size is 2"):
-        VLLMRollouts(fake(output, tensor_parallel_size=2), encoder)
-    with pytest.raises(RolloutError, match="--logprobs-mode processed_logprobs"):
-        VLLMRollouts(fake(output, logprobs_mode="raw_logprobs"), encoder)
+    with pytest.raises(UserError, match="vllm_tensor_parallel_size is 2"):
+        VLLMEngine(fake(output, tensor_parallel_size=2), encoder)
+    with pytest.raises(UserError, match="--logprobs-mode processed_logprobs"):
+        VLLMEngine(fake(output, logprobs_mode="raw_logprobs"), encoder)
 
 
 # -- a server, played by a fake over real HTTP ------------------------------------------------------------------------
@@ -405,7 +407,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FakeServer]
 
     # The features are in vLLM's own serialisation; `TestWithVLLM` checks the real body.
     monkeypatch.setattr(
-        rollouts_module, "server_payload", lambda asked: {"token_ids": asked.token_ids, "seed": asked.sampling["seed"]}
+        server_module, "server_payload", lambda asked: {"token_ids": asked.token_ids, "seed": asked.sampling["seed"]}
     )
     yield start
     for server in servers:
@@ -453,7 +455,7 @@ def test_a_server_that_cannot_be_used_is_an_error_that_says_what_to_do(
     encoder: ChatEncoder, serve: Callable[..., FakeServer], answer: tuple[int, Any], message: str
 ) -> None:
     server = serve(lambda body: answer)
-    with pytest.raises(RolloutError) as error:
+    with pytest.raises(UserError) as error:
         run(server.engine, encoder, [prompt_of(encoder, clip_of(encoder))])  # type: ignore[arg-type]
     assert message in str(error.value)
     assert "\n" not in str(error.value)
@@ -463,11 +465,11 @@ def test_a_server_that_is_down_or_returns_other_log_probabilities_is_refused(
     encoder: ChatEncoder, serve: Callable[..., FakeServer]
 ) -> None:
     server = serve(lambda body: (200, {}), mode="raw_logprobs")
-    with pytest.raises(RolloutError, match="start it with --logprobs-mode processed_logprobs"):
-        VLLMRollouts(server.engine, encoder)
+    with pytest.raises(UserError, match="start it with --logprobs-mode processed_logprobs"):
+        VLLMEngine(server.engine, encoder)
     engine = SimpleNamespace(mode="server", server_base_url="http://127.0.0.1:9")
-    with pytest.raises(RolloutError, match="is the vLLM server up"):
-        VLLMRollouts(engine, encoder)
+    with pytest.raises(UserError, match="is the vLLM server up"):
+        VLLMEngine(engine, encoder)
 
 
 # -- the correction ---------------------------------------------------------------------------------------------------
@@ -493,7 +495,7 @@ def test_padding_counts_for_nothing_whatever_it_holds() -> None:
     result = importance_weights(trainer, sampler, torch.tensor([1, 0]))
     assert result.weights.tolist() == [1.0, 1.0]
     assert result.max_gap == 0
-    with pytest.raises(RolloutError, match="row 1"):
+    with pytest.raises(UserError, match="row 1"):
         importance_weights(trainer, sampler, torch.tensor([1, 1]))
 
 
@@ -546,10 +548,10 @@ if importlib.util.find_spec("vllm") is not None:
         folder = tmp_path_factory.mktemp(request.param)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        return VLLMRollouts(InThisProcess(model, folder), encoder)
+        return VLLMEngine(InThisProcess(model, folder), encoder)
 
     @torch.no_grad()
-    def gap(rollouts: VLLMRollouts, prompt: EncodedPrompt, completion: SampledCompletion) -> float:
+    def gap(rollouts: VLLMEngine, prompt: EncodedPrompt, completion: SampledCompletion) -> float:
         """Largest difference of a token's log-probability to the trainer's on ``prompt``."""
         encoder, ids = rollouts.encoder, torch.tensor(completion.token_ids)
         batch = encoder.collate([prompt], [completion.token_ids])
@@ -560,7 +562,7 @@ if importlib.util.find_spec("vllm") is not None:
 
     class TestWithVLLM:
         @pytest.mark.parametrize("kind", ["video", "image"])
-        def test_its_log_probabilities_are_the_trainers(self, real: VLLMRollouts, kind: str) -> None:
+        def test_its_log_probabilities_are_the_trainers(self, real: VLLMEngine, kind: str) -> None:
             prompt = prompt_of(real.encoder, clip_of(real.encoder, kind))
             other = prompt_of(real.encoder, clip_of(real.encoder, kind, seed=1))
             with real.policy(0):
@@ -575,7 +577,7 @@ if importlib.util.find_spec("vllm") is not None:
             assert min(gap(real, other, completion) for completion in groups[0]) > 1e-2
 
         def test_shuffled_frames_are_seen_shuffled_and_would_not_be_under_the_ordered_ones_key(
-            self, real: VLLMRollouts, monkeypatch: pytest.MonkeyPatch
+            self, real: VLLMEngine, monkeypatch: pytest.MonkeyPatch
         ) -> None:
             clip = clip_of(real.encoder, seed=2)
             ordered = prompt_of(real.encoder, clip)
@@ -598,7 +600,7 @@ if importlib.util.find_spec("vllm") is not None:
                 ((blind,),) = real.generate([shuffled], SAMPLING)
             assert gap(real, ordered, blind) < 1e-4 < 1e-2 < gap(real, shuffled, blind)
 
-        def test_new_weights_are_used_and_nothing_of_the_old_ones_is(self, real: VLLMRollouts) -> None:
+        def test_new_weights_are_used_and_nothing_of_the_old_ones_is(self, real: VLLMEngine) -> None:
             prompt = prompt_of(real.encoder, clip_of(real.encoder, seed=3))
             with real.policy(0):
                 real.generate([prompt], SAMPLING)
@@ -622,15 +624,15 @@ if importlib.util.find_spec("vllm") is not None:
                 ((fresh,),) = real.generate([prompt], SAMPLING)
                 assert gap(real, prompt, fresh) < 1e-4
 
-        def test_a_prompt_longer_than_the_context_is_refused_by_name(self, real: VLLMRollouts) -> None:
+        def test_a_prompt_longer_than_the_context_is_refused_by_name(self, real: VLLMEngine) -> None:
             clip = clip_of(real.encoder)
             short, long = (real.encoder.encode("Left? " * n, ["a", "b"], "multiple_choice", clip) for n in (1, 600))
             with real.policy(0):
-                with pytest.raises(RolloutError, match=r"refused a prompt of .* tokens: VLLMValidationError"):
+                with pytest.raises(UserError, match=r"refused a prompt of .* tokens: VLLMValidationError"):
                     real.generate([short, long], SAMPLING)
                 assert len(real.generate([short], SAMPLING)) == 1
 
-        def test_normalising_twice_is_seen_in_the_gap(self, real: VLLMRollouts) -> None:
+        def test_normalising_twice_is_seen_in_the_gap(self, real: VLLMEngine) -> None:
             prompt = prompt_of(real.encoder, clip_of(real.encoder, seed=4))
             if not real._normalises:
                 assert real.encoder.timestamps
