@@ -123,9 +123,9 @@ def differences(found: Trace, expected: Trace) -> dict[str, float]:
 
 
 MANY_STEPS: dict[str, Any] = {
-    "max_steps": 8,
-    "save_every_steps": 8,
-    "validation": {"every_steps": 8, "num_items": 2, "max_new_tokens": 4},
+    "max_steps": 20,
+    "save_every_steps": 20,
+    "validation": {"every_steps": 20, "num_items": 2, "max_new_tokens": 4},
     "kl_coefficient": 0.04,
     "num_iterations": 2,
     "temperature": 0.25,  # an untrained model's 900 tokens are nearly equally likely: the last bit would pick another
