@@ -21,7 +21,7 @@ from .trainer import VideoGRPOTrainer
 def train_grpo(job: TrainingJob) -> None:
     """Improve the policy to the end, from the newest checkpoint if there is one; rank 0 writes the manifest last."""
     config = GRPOConfig.load(job.config, "job")
-    run = TrainingRun.open(job, config)
+    run = TrainingRun(job, config)
     table = RolloutTable(run.tracker, run.loaded.video, config.reward_config.names) if run.tracker else None
     trainer = VideoGRPOTrainer(
         model=run.model,

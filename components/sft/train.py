@@ -68,7 +68,7 @@ class VideoSFTTrainer(VideoTrainer, SFTTrainer):
 def train_sft(job: TrainingJob) -> None:
     """Fine-tune to the end, from the newest checkpoint if there is one; rank 0 writes the manifest last."""
     config = SFTConfig.load(job.config, "job")
-    run = TrainingRun.open(job, config)
+    run = TrainingRun(job, config)
     trainer = VideoSFTTrainer(
         model=run.model,
         args=TRLConfig(

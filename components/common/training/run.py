@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
 
 from ..compat.deepspeed import repartition
 from ..launch.job import TrainingJob
-from ..model.chat import ChatEncoder
 from ..model.config import ModelConfig
-from ..model.load import LoadedModel, load_model
+from ..model.load import load_model
 from ..model.store import ensure_base_model, fetch_model
 from ..provenance import git_commit
-from ..rows.prepared import PreparedSet, Split
+from ..rows.prepared import PreparedSet
 from ..storage.manifest import Manifest
 from ..storage.names import join
 from ..storage.s3 import Storage
@@ -35,82 +33,40 @@ _BASE_MODEL_WAIT_S = 3600.0
 """How long other ranks wait for the first to bring the base model into the store: a hub's 7B takes minutes."""
 
 
-@dataclass(kw_only=True, slots=True)
 class TrainingRun:
     """What a training process works with, opened from the job that the stage's launcher wrote."""
 
-    job: TrainingJob
-    config: TrainingConfig
-    """The stage's section."""
-    model_config: ModelConfig
-    storage: Storage
-    work: Path
-    """Scratch folder of this training; it outlives a killed process."""
-    base_uri: str
-    """Prefix of the base model."""
-    start_uri: str
-    """Prefix of the model that training starts from."""
-    loaded: LoadedModel
-    train: Split
-    """Training rows, not all of which are wanted."""
-    rows: list[int]
-    """Those that are."""
-    validation: Validation
-    store: CheckpointStore
-    tracker: Tracker | None
-    """MLflow run; only on rank 0."""
-    started: float
+    def __init__(self, job: TrainingJob, config: TrainingConfig) -> None:
+        """Fetch data and model (verified), freeze what is to stay as it is, and start tracking on rank 0.
 
-    @classmethod
-    def open(cls, job: TrainingJob, config: TrainingConfig) -> Self:
-        """Fetch data and model (verified), freeze what is to stay as it is, and start tracking."""
-        started = time.monotonic()
-        model_config = ModelConfig.load(job.model, "job")
-        storage = Storage(job.run.storage)
+        Args:
+            config: the stage's section, as the job has it.
+        """
+        self.job, self.config, self.started = job, config, time.monotonic()
+        self.model_config = ModelConfig.load(job.model, "job")
+        self.storage = Storage(job.run.storage)
         scratch = Path(job.node.work_dir or job.run.work_dir or tempfile.mkdtemp(prefix="vthink-"))
         with first_of_node_first():
-            data = PreparedSet.open(storage, job.data, scratch / "data")
+            data = PreparedSet.open(self.storage, job.data, scratch / "data")
             wait_s = None if rank() == 0 else _BASE_MODEL_WAIT_S
-            base_uri = ensure_base_model(storage, model_config, data.video, wait_s)
-            start_uri = Manifest.read(storage, job.policy).files["model"] if job.policy else base_uri
-            folder = fetch_model(storage, start_uri, scratch)
+            self.base_uri = ensure_base_model(self.storage, self.model_config, data.video, wait_s)
+            self.start_uri = Manifest.read(self.storage, job.policy).files["model"] if job.policy else self.base_uri
+            folder = fetch_model(self.storage, self.start_uri, scratch)
         # A step of 1e-6 is lost in bfloat16: the weights are float32, unless DeepSpeed keeps such a copy of its own.
-        dtype = model_config.dtype if config.deepspeed != "none" else "float32"
-        loaded = load_model(folder, dtype=dtype, attention=model_config.attention)
-        freeze(loaded.model, config)
-        train = data.split("train")
-        work = scratch / job.stage / job.fingerprint
-        tracker = None
+        dtype = self.model_config.dtype if config.deepspeed != "none" else "float32"
+        self.loaded = load_model(folder, dtype=dtype, attention=self.model_config.attention)
+        self.model, self.encoder = self.loaded.model, self.loaded.encoder
+        freeze(self.model, config)
+        self.train = data.split("train")
+        self.rows = pick_rows(self.train, config.kinds, config.images)  # those of them that are trained on
+        self.validation = Validation(self.encoder, data.split("validation"), config.validation)
+        self.work = scratch / job.stage / job.fingerprint  # it outlives a killed process
+        self.store = CheckpointStore(self.storage, join(job.prefix, "checkpoints") + "/", self.work / "checkpoints")
+        self.tracker: Tracker | None = None
         if rank() == 0:
-            inputs = {"data": job.data, "model": start_uri}
-            tracker = Tracker.start(job.run, job.stage, job.fingerprint, job.config, inputs)
-            tracker.log_params({"node": job.node.model_dump(exclude_none=True)})
-        return cls(
-            job=job,
-            config=config,
-            model_config=model_config,
-            storage=storage,
-            work=work,
-            base_uri=base_uri,
-            start_uri=start_uri,
-            loaded=loaded,
-            train=train,
-            rows=pick_rows(train, config.kinds, config.images),
-            validation=Validation(loaded.encoder, data.split("validation"), config.validation),
-            store=CheckpointStore(storage, join(job.prefix, "checkpoints") + "/", work / "checkpoints"),
-            tracker=tracker,
-            started=started,
-        )
-
-    @property
-    def model(self) -> Any:
-        """The policy, or whatever is trained."""
-        return self.loaded.model
-
-    @property
-    def encoder(self) -> ChatEncoder:
-        """Of the model."""
-        return self.loaded.encoder
+            inputs = {"data": job.data, "model": self.start_uri}
+            self.tracker = Tracker.start(job.run, job.stage, job.fingerprint, job.config, inputs)
+            self.tracker.log_params({"node": job.node.model_dump(exclude_none=True)})
 
     def trainer_arguments(self) -> dict[str, Any]:
         """Keyword arguments that TRL's SFTConfig and GRPOConfig share."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -28,20 +28,20 @@ class Reward:
 
     description: str
     """Documents its key in ``grpo.rewards``."""
-    function: Callable[[Group, Any], Sequence[float]]
-    """From a group and the value of that key to a number for each completion."""
+    function: Callable[..., Sequence[float]]
+    """From a group and ``settings``, the value of that key, to a number for each completion."""
     settings: type[Section] | None = None
     """Its own settings, off where they are null; None: the key is a weight, 1 by default."""
 
 
-def accuracy(group: Group, weight: float) -> list[float]:
+def accuracy(group: Group, settings: float) -> list[float]:
     """The graded answers."""
-    return [weight * accuracy for accuracy in group.accuracy]
+    return [settings * accuracy for accuracy in group.accuracy]
 
 
-def well_formed(group: Group, weight: float) -> list[float]:
-    """``weight`` where the whole completion has the shape that the prompt asked for, else 0."""
-    return [weight * follows_format(group.sample, text, group.answer_format) for text in group.texts]
+def well_formed(group: Group, settings: float) -> list[float]:
+    """The weight where the whole completion has the shape that the prompt asked for, else 0."""
+    return [settings * follows_format(group.sample, text, group.answer_format) for text in group.texts]
 
 
 class TemporalConfig(Section):
@@ -55,15 +55,15 @@ class TemporalConfig(Section):
     """Shuffled rollouts per ordered one (G // 2 in Video-R1)."""
 
 
-def temporal_bonus(group: Group, config: TemporalConfig) -> list[float]:
+def temporal_bonus(group: Group, settings: TemporalConfig) -> list[float]:
     """α for each correct ordered rollout when mean(ordered) ≥ μ · mean(shuffled) (Video-R1, equations 1 and 2).
 
     None for an image, which has no order to lose.
     """
     if not group.shuffled_accuracy:
         return [0.0] * len(group.texts)
-    in_order = fmean(group.accuracy) >= config.ratio * fmean(group.shuffled_accuracy) - _ROUNDING
-    return [config.bonus * (correct and in_order) for correct in group.correct]
+    in_order = fmean(group.accuracy) >= settings.ratio * fmean(group.shuffled_accuracy) - _ROUNDING
+    return [settings.bonus * (correct and in_order) for correct in group.correct]
 
 
 class LengthConfig(Section):
@@ -83,12 +83,12 @@ class LengthConfig(Section):
         return self
 
 
-def length_bonus(group: Group, config: LengthConfig) -> list[float]:
+def length_bonus(group: Group, settings: LengthConfig) -> list[float]:
     """ω for each correct rollout within the window, when the group has more than one correct rollout (equation 3)."""
     if sum(group.correct) <= 1:
         return [0.0] * len(group.texts)
     return [
-        config.bonus * (correct and config.min_tokens <= count <= config.max_tokens)
+        settings.bonus * (correct and settings.min_tokens <= count <= settings.max_tokens)
         for correct, count in zip(group.correct, group.token_counts, strict=True)
     ]
 
@@ -110,11 +110,11 @@ class OverlongConfig(Section):
         return self
 
 
-def overlong_penalty(group: Group, config: OverlongConfig) -> list[float]:
+def overlong_penalty(group: Group, settings: OverlongConfig) -> list[float]:
     """0 up to ``start_tokens``, then linearly down to −``penalty`` at ``max_tokens`` (DAPO, equation 13)."""
-    room = config.max_tokens - config.start_tokens
-    excess = [(count - config.start_tokens) / room for count in group.token_counts]
-    return [-config.penalty * min(max(value, 0.0), 1.0) for value in excess]
+    room = settings.max_tokens - settings.start_tokens
+    excess = [(count - settings.start_tokens) / room for count in group.token_counts]
+    return [-settings.penalty * min(max(value, 0.0), 1.0) for value in excess]
 
 
 REWARDS: Registry[Reward] = Registry(

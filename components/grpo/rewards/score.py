@@ -33,30 +33,30 @@ class GroupRewards:
     """(G̃,) graded answers of the shuffled rollouts."""
 
 
-def reward_functions(config: RewardConfig) -> dict[str, RewardFunction | None]:
-    """The functions behind `RewardConfig.names`, in that order; None: it is off.
+def reward_functions(config: RewardConfig) -> dict[str, RewardFunction]:
+    """The functions behind `RewardConfig.names`, weighted, in that order.
 
     Raises:
         UserError: there is no function of a name in ``config.extra``.
     """
-    functions: dict[str, RewardFunction | None] = {}
+    functions: dict[str, RewardFunction] = {}
     for name, reward in REWARDS.items():
         settings = getattr(config, name)
-        functions[name] = None if settings is None else partial(_built_in, reward.function, settings)
+        functions[name] = _nothing if settings is None else partial(reward.function, settings=settings)
     for path, weight in config.extra.items():
-        functions[path] = partial(_weighted, _OUTSIDE.get(path), weight)
+        functions[path] = partial(_weighted, function=_OUTSIDE.get(path), weight=weight)
     return functions
 
 
-def _built_in(function: Callable[[Group, object], Sequence[float]], settings: object, group: Group) -> Sequence[float]:
-    return function(group, settings)
+def _nothing(group: Group) -> list[float]:
+    return [0.0] * len(group.texts)
 
 
-def _weighted(function: RewardFunction, weight: float, group: Group) -> Sequence[float]:
+def _weighted(group: Group, function: RewardFunction, weight: float) -> list[float]:
     return [weight * float(value) for value in function(group)]
 
 
-def score_group(group: Group, functions: Mapping[str, RewardFunction | None]) -> GroupRewards:
+def score_group(group: Group, functions: Mapping[str, RewardFunction]) -> GroupRewards:
     """Reward the completions of one prompt.
 
     Args:
@@ -68,7 +68,7 @@ def score_group(group: Group, functions: Mapping[str, RewardFunction | None]) ->
     columns = []
     for name, function in functions.items():
         try:
-            values = [float(value) for value in function(group)] if function else [0.0] * len(group.texts)
+            values = [float(value) for value in function(group)]
         except Exception as error:
             raise UserError(
                 f"reward {name} failed on sample {group.sample.id}: {type(error).__name__}: {error}"
