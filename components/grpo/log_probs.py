@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from ..common.errors import UserError
 from ..common.model.chat import ChatEncoder
-from ..common.model.generation import NonFiniteError
 from ..common.model.prompt import BlindInputError, EncodedPrompt
 from .config import GRPOConfig
 from .shared_prefix.log_probs import install, log_probs
@@ -43,7 +43,7 @@ class SightedLogProbs:
         Raises:
             BlindInputError: a prompt without its pixels, or a completion with vision tokens (which only sampling
                 without suppressing them can produce).
-            NonFiniteError: a log-probability is not a finite number.
+            UserError: a log-probability is not a finite number.
         """
         seen = completion_mask.bool()
         vision = torch.tensor(self.encoder.vision_token_ids, device=completion_ids.device)
@@ -55,7 +55,7 @@ class SightedLogProbs:
             values, entropies = forward(model, prompts, completions)
         if not bool(torch.isfinite(values).all()):
             rows = sorted({int(row) for row in seen.nonzero()[~torch.isfinite(values)][:, 0]})
-            raise NonFiniteError(
+            raise UserError(
                 f"log-probabilities of rows {rows} of the batch are not finite; "
                 "are the weights, or the frames' normalisation, damaged?"
             )

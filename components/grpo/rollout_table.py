@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ..common.html.images import frame_strip
-from ..common.html.page import _block, page
+from ..common.html.page import page, template_block
 from ..common.tracking.run import Tracker
 from ..common.video.codec import encode_frames
 from ..common.video.config import VideoConfig
@@ -57,7 +57,7 @@ def rollout_table(rows: Iterable[RolloutRow]) -> Markup:
             strip = frame_strip(frames)
             sides.append({"heading": heading, "strip": strip, "names": names, "completions": list(completions)})
         shown.append({"prompt": row.prompt, "truth": row.truth, "sides": sides})
-    return _block("rollouts", rows=shown)
+    return template_block("rollouts", rows=shown)
 
 
 def rollout_rows(rollouts: Rollouts, video: VideoConfig, names: Sequence[str]) -> list[RolloutRow]:

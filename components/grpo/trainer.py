@@ -24,7 +24,6 @@ from trl import GRPOTrainer
 from ..common.compat.trl import no_reward
 from ..common.errors import UserError
 from ..common.model.chat import ChatEncoder
-from ..common.model.generation import NonFiniteError
 from ..common.rows.prepared import Split
 from ..common.training.trainer import VideoTrainer
 from ..common.training.validation import Validation
@@ -240,11 +239,10 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
             sums: tokens, KL, entropy, tokens clipped at the low and at the high end.
 
         Raises:
-            NonFiniteError: the loss is not a number.
-            UserError: the policy has come apart from where it started.
+            UserError: the loss is not a number, or the policy has come apart from where it started.
         """
         if not bool(torch.isfinite(loss)):
-            raise NonFiniteError(f"step {self.state.global_step}: the loss is {float(loss.detach())}")
+            raise UserError(f"step {self.state.global_step}: the loss is {float(loss.detach())}")
         sums = self.accelerator.reduce(sums, reduction="sum")
         kl, entropy, low, high = (sums[1:] / sums[0].clamp(min=1)).tolist()
         metrics = {"entropy": entropy, "clip_ratio/low_mean": low, "clip_ratio/high_mean": high}
@@ -260,7 +258,7 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and not np.isfinite(float(norm)):
-            raise NonFiniteError(f"step {self.state.global_step}: the norm of the gradients is {float(norm)}")
+            raise UserError(f"step {self.state.global_step}: the norm of the gradients is {float(norm)}")
         return norm
 
 

@@ -13,7 +13,7 @@ from datasets import Dataset
 from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 
-from ..common.answers.writing import write_response
+from ..common.answers.formats import write_response
 from ..common.compat.trl import average_over_all_tokens
 from ..common.launch.job import TrainingJob
 from ..common.model.chat import ChatEncoder

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from ..rows.sample import ProblemType, Sample
-from .values import MAX_ANSWER_CHARS, _bare, extract_letter, extract_number
+from .values import MAX_ANSWER_CHARS, bare, extract_letter, extract_number
 
 GradingMode = Literal["strict", "paper"]
 """``strict``: ours, for rewards and for evaluation. ``paper``: Video-R1's published rules, to compare with its
@@ -44,14 +44,14 @@ def grade(sample: Sample, answer: str | None, mode: GradingMode = "strict") -> f
         return _grade_as_published(sample, answer)
     if len(answer) > MAX_ANSWER_CHARS:
         return 0.0
-    answer = _bare(_without_question(answer, sample.question))
+    answer = bare(_without_question(answer, sample.question))
     if not answer:
         return 0.0
     if sample.problem_type == "multiple_choice":
         letter = extract_letter(answer, len(sample.options), sample.options)
         return float(letter == sample.answer.strip().upper())
     if sample.problem_type == "ocr":
-        return max(0.0, 1.0 - word_error_rate(answer.lower(), _bare(sample.answer).lower()))
+        return max(0.0, 1.0 - word_error_rate(answer.lower(), bare(sample.answer).lower()))
     if sample.problem_type == "free_form":
         return rouge_f(answer, sample.answer)
     predicted, truth = extract_number(answer), float(sample.answer.replace(",", ""))

@@ -83,7 +83,7 @@ _WRAPPERS = (
 )
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
     """The text with single spaces and without what is merely wrapped around all of it: ``**B**``, ``$3$``."""
     text = " ".join(text.split())
     for _ in range(16):
@@ -123,7 +123,7 @@ def extract_letter(text: str | None, num_options: int = 26, options: Sequence[st
     """
     if not isinstance(text, str):
         return None
-    text = _bare(text[:MAX_ANSWER_CHARS])
+    text = bare(text[:MAX_ANSWER_CHARS])
     match = _LETTER.match(text)
     if match is None:
         return None
@@ -156,9 +156,9 @@ def extract_number(text: str | None) -> float | None:
     """
     if not isinstance(text, str):
         return None
-    text = _bare(text[:MAX_ANSWER_CHARS]).replace("{,}", ",")
+    text = bare(text[:MAX_ANSWER_CHARS]).replace("{,}", ",")
     if "\\" in text:
-        text = _bare(re.sub(r"\\[,;! ]", "", text).replace("\\%", "%"))
+        text = bare(re.sub(r"\\[,;! ]", "", text).replace("\\%", "%"))
         text = re.sub(r"\\(?:text|mathrm)\{([^{}]{0,40})\}", r" \1", text)
     if "\\" in text:
         return _latex_number(text)

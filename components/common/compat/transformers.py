@@ -11,17 +11,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..model.folder import ModelError
+from ..errors import UserError
 
 
 def load_weights(model: Any, folder: Path) -> None:
     """Load a saved model's weights into ``model``, all of them.
 
     Raises:
-        ModelError: a weight is missing or left over.
+        UserError: a weight is missing or left over.
     """
     source, info = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
     if info["missing_keys"] or info["unexpected_keys"]:
         odd = sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"]]))
-        raise ModelError(f"{folder}: {len(odd)} weights do not fit the model, among them {', '.join(odd[:3])}")
+        raise UserError(f"{folder}: {len(odd)} weights do not fit the model, among them {', '.join(odd[:3])}")
     model.load_state_dict(source.state_dict(), strict=True)

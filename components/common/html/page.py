@@ -40,7 +40,8 @@ def render(template: str, **values: Any) -> Markup:
     return Markup(_environment().get_template(template).render(**values))
 
 
-def _block(name: str, **values: Any) -> Markup:
+def template_block(name: str, **values: Any) -> Markup:
+    """Render a macro of ``blocks.jinja``."""
     blocks: Any = _environment().get_template("common/html/blocks.jinja").module
     return Markup(getattr(blocks, name)(**values))
 

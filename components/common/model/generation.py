@@ -16,16 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from ..errors import UserError
 from .chat import ChatEncoder
 from .load import LoadedModel
 from .prompt import EncodedPrompt
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
-
-
-class NonFiniteError(RuntimeError):
-    """A result that should be a finite number is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,7 +177,7 @@ def _decode(
     cache = DynamicCache(config=model.config.get_text_config())
     logits, next_position, mask = _prefill(model, encoder, prompts, cache, blind)
     if not bool(torch.isfinite(logits).all()):
-        raise NonFiniteError("the model's logits are not finite numbers; are its weights, or the frames, damaged?")
+        raise UserError("the model's logits are not finite numbers; are its weights, or the frames, damaged?")
     padded = bool((mask == 0).any())
     if n > 1:
         cache.batch_repeat_interleave(n)

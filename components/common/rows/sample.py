@@ -1,4 +1,7 @@
-"""The canonical row: one question about one video or image."""
+"""The canonical row: one question about one video or image, its answer, and what is known about why.
+
+Everything downstream knows only `Sample`; data sets and benchmarks are adapters into it.
+"""
 
 from __future__ import annotations
 

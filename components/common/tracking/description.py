@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +11,10 @@ from ..context import RunContext
 from ..storage.manifest import Manifest
 from ..storage.names import MANIFEST, StorageError
 from ..storage.s3 import Storage
-from .client import _first_line, _log, _set_tags
+from .client import first_line, set_tags
 from .links import curves_url, model_version_url, run_url
+
+_log = logging.getLogger(__name__)
 
 _NOTE = "mlflow.note.content"
 """Tag with a run's description, in Markdown."""
@@ -38,9 +41,9 @@ def describe_pipeline(client: Any, context: RunContext) -> None:
         parent = client.get_run(context.parent_run_id)
         written = _description(client, context, parent)
         by_hand, _, _ = parent.data.tags.get(_NOTE, "").partition(_NOTE_HEADING)
-        _set_tags(client, context.parent_run_id, {_NOTE: f"{by_hand}{_NOTE_HEADING}\n{written}"})
+        set_tags(client, context.parent_run_id, {_NOTE: f"{by_hand}{_NOTE_HEADING}\n{written}"})
     except Exception as error:
-        _log.warning("cannot describe the MLflow run %s: %s", context.parent_run_id, _first_line(error))
+        _log.warning("cannot describe the MLflow run %s: %s", context.parent_run_id, first_line(error))
 
 
 def _description(client: Any, context: RunContext, parent: Any) -> str:

@@ -11,6 +11,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from ..compat.deepspeed import repartition
 from ..launch.job import TrainingJob
+from ..model.card import Lineage
 from ..model.config import ModelConfig
 from ..model.load import load_model
 from ..model.store import ensure_base_model, fetch_model
@@ -99,14 +100,14 @@ class TrainingRun:
         """Validate once more, write the model to the store, and the manifest last. Every rank must call it."""
         score = trainer.evaluate()
         job = self.job
-        lineage = {
-            "stage": job.stage,
-            "fingerprint": job.fingerprint,
-            "base": self.base_uri,
-            "start": self.start_uri,
-            "data": job.data,
-            "run_id": job.run.run_id,
-        }
+        lineage = Lineage(
+            stage=job.stage,
+            fingerprint=job.fingerprint,
+            base=self.base_uri,
+            start=self.start_uri,
+            data=job.data,
+            run_id=job.run.run_id,
+        )
         export(trainer, self.loaded, self.work / "model", lineage, self.model_config.dtype)
         leave_group()
         if self.tracker is None:

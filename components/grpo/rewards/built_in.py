@@ -13,7 +13,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from ...common.answers.responses import follows_format
+from ...common.answers.formats import follows_format
 from ...common.config import Section
 from ...common.registry import Registry
 from .group import Group

@@ -8,7 +8,6 @@ from functools import cached_property
 
 from ...common.answers.grading import grade
 from ...common.answers.responses import parse_response
-from ...common.model.prompts import AnswerFormat
 from ...common.rows.sample import Sample
 
 
@@ -23,7 +22,7 @@ class Group:
     """Their lengths in tokens."""
     shuffled_texts: Sequence[str] = ()
     """Completions on permuted frames; empty for images and for plain GRPO."""
-    answer_format: AnswerFormat = "video_r1"
+    answer_format: str = "video_r1"
     """What the prompt asked for."""
     correct_above: float = 0.1
     """`RewardConfig.correct_above`."""
