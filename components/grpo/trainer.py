@@ -5,8 +5,8 @@ rewards into advantages within each group, and computes the log-probabilities th
 An update (`VideoGRPOTrainer.compute_loss`) computes the policy's log-probabilities and `losses.policy_loss`. Each row
 carries its encoded prompt, pixels included, from the rollout into every forward pass.
 
-T-GRPO (Video-R1, arXiv 2503.21776 §3.1): the shuffled rollouts only decide a bonus; they never enter the loss. Sampler,
-reference model, fused head, vLLM's start and DeepSpeed stay TRL's.
+T-GRPO (Video-R1, arXiv 2503.21776 §3.1): the shuffled rollouts only decide a bonus (`rewards.built_in.temporal_bonus`);
+they never enter the loss. Sampler, reference model, fused head, vLLM's start and DeepSpeed stay TRL's.
 """
 
 from __future__ import annotations

@@ -281,6 +281,7 @@ def test_a_steps_time_is_accounted_for(build: Build) -> None:
         assert sum(entry[f"time/{part}_s"] for part in parts) == pytest.approx(entry["time/step_s"], rel=1e-3)
         assert all(entry[f"time/{part}_s"] > 0 for part in parts)
         assert entry["time/tokens_per_s"] > 0
+        assert {"kl", "entropy", "clip_ratio/high_mean"} <= entry.keys()
         for group in ("grpo/accuracy/type/", "grpo/accuracy/source/", "grpo/reward/"):
             assert any(name.startswith(group) for name in entry), group
 
