@@ -348,7 +348,7 @@ if importlib.util.find_spec("vllm") is not None:
         def test_normalising_twice_is_seen_in_the_gap(self, real: VLLMEngine) -> None:
             prompt = prompt_of(real.encoder, clip_of(real.encoder, seed=4))
             if not real._normalises:
-                assert real.encoder.timestamps
+                assert real.encoder.family.time_in_text
                 return
             real._normalises = False
             try:

@@ -28,7 +28,7 @@ def test_qwen2_5_vl_gets_one_video_with_its_time_and_qwen3_vl_one_image_per_time
 ) -> None:
     prompt = prompt_of(encoder, clip_of(encoder))
     items = ask(encoder, prompt).items
-    if encoder.timestamps:
+    if encoder.family.time_in_text:
         assert [item.modality for item in items] == ["image"] * 4
         assert set(items[0].fields()) == {"pixel_values", "image_grid_thw"}
         assert items[0].fields()["image_grid_thw"].tolist() == [1, *prompt.grid_thw[1:].tolist()]
@@ -71,7 +71,7 @@ def test_keys_depend_on_pixels_time_and_weights(encoder: ChatEncoder) -> None:
     assert ask(encoder, prompt, salt="weights-2").items[0].key != key
     # The same frames over more seconds: the features are the same, but the positions in the cached prefix are not.
     slower = replace(prompt, second_per_grid_s=1.4)
-    assert (ask(encoder, slower).items[0].key != key) is (not encoder.timestamps)
+    assert (ask(encoder, slower).items[0].key != key) is (not encoder.family.time_in_text)
 
 
 def test_the_same_seed_and_key_give_the_same_request_and_others_another_seed(encoder: ChatEncoder) -> None:
