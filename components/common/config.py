@@ -17,7 +17,6 @@ from .errors import UserError
 
 Stage = Literal["prepare", "sft", "grpo", "evaluate", "gate", "register", "deploy"]
 
-
 STAGES: tuple[Stage, ...] = typing.get_args(Stage)
 """The stages in the order of the pipeline."""
 
@@ -85,8 +84,8 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         hint = f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(known)}"
         return f"unknown key '{key}'; {hint}"
     message = first["msg"].removeprefix("Value error, ")
-    given = repr(first.get("input"))
-    return f"'{key}': {message} (got {given[:80]})" if key else message
+    value = repr(first.get("input"))
+    return f"'{key}': {message} (got {value[:80]})" if key else message
 
 
 def key_path(model: type[BaseModel], location: tuple[str | int, ...]) -> tuple[str | int, ...]:

@@ -14,7 +14,6 @@ GradingMode = Literal["strict", "paper"]
 """``strict``: ours, for rewards and for evaluation. ``paper``: Video-R1's published rules, to compare with its
 figures."""
 
-
 CORRECT_AT: dict[ProblemType, float] = {
     "multiple_choice": 1.0,
     "numerical": 1.0,
@@ -77,11 +76,11 @@ def _grade_as_published(sample: Sample, answer: str) -> float:
         scores = _rouge_scorer().score(truth[:MAX_ANSWER_CHARS], answer[:MAX_ANSWER_CHARS])
         return float(sum(score.fmeasure for score in scores.values()) / len(scores))
     try:
-        said, true = float(answer.replace(",", "")), float(truth.replace(",", ""))
+        predicted, true = float(answer.replace(",", "")), float(truth.replace(",", ""))
         if sample.problem_type == "regression":
-            return 1.0 - min(1.0, max(0.0, (abs(said - true) + 1e-9) / (abs(true) + 1e-9)))
+            return 1.0 - min(1.0, max(0.0, (abs(predicted - true) + 1e-9) / (abs(true) + 1e-9)))
         pointed = [any(mark in text for mark in ".,") for text in (answer, truth)]
-        return float(pointed[0] == pointed[1] and round(said, 2) == round(true, 2))
+        return float(pointed[0] == pointed[1] and round(predicted, 2) == round(true, 2))
     except (ValueError, OverflowError):  # not a number; an infinity cannot be rounded
         return 0.0
 

@@ -13,17 +13,11 @@ from .values import MAX_ANSWER_CHARS, extract_letter
 MAX_SEGMENTS = 1_000
 """Further segments of a response are not read."""
 
-
 TAGS = frozenset({"time", "caption", "think", "answer"})
 """Every tag of either format."""
 
-
 _TAG = re.compile(r"<(/?)(time|caption|think|answer)>", re.IGNORECASE)
-
-
 _FINAL_ANSWER = re.compile(r"final answer[\s*_]{0,4}(?:is\s{0,4})?[:：]", re.IGNORECASE)
-
-
 _EXAMPLE = re.compile(r"for example[\s:,]{0,4}\Z", re.IGNORECASE)
 
 
@@ -150,5 +144,5 @@ def published_answer(text: str | None) -> str | None:
         return None
     start = text.find("<answer>")
     end = text.find("</answer>", start)
-    found = text[start + len("<answer>") : end].strip() if 0 <= start < end else ""
-    return found or text
+    content = text[start + len("<answer>") : end].strip() if 0 <= start < end else ""
+    return content or text

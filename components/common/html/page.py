@@ -16,8 +16,6 @@ import numpy as np
 from markupsafe import Markup
 
 Tone = Literal["plain", "good", "bad", "warn", "accent"]
-
-
 _COMPONENTS = Path(__file__).resolve().parents[2]
 
 

@@ -122,8 +122,8 @@ class ChatEncoder:
     ) -> EncodedPrompt:
         text = self.render(question, options, problem_type, clip.kind)
         placeholder = f"<|vision_start|><|{clip.kind}_pad|><|vision_end|>"
-        head, found, tail = text.partition(placeholder)
-        if not found:
+        head, separator, tail = text.partition(placeholder)
+        if not separator:
             raise BlindInputError(f"the chat template left no place for the {clip.kind}")
         ids = torch.tensor(self._tokenize(head + self._vision_text(clip.kind, grid, clip.times_s) + tail))
         types = torch.where(ids == self.video_token_id, VIDEO, torch.where(ids == self.image_token_id, IMAGE, TEXT))

@@ -38,8 +38,8 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{config_path}: asks for code of its own (auto_map); code from a model folder never runs here")
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in WEIGHTS_THAT_RUN_CODE)
-        found = f" (found {', '.join(pickled)}, which can run code when read)" if pickled else ""
-        raise UserError(f"{folder}: no *.safetensors{found}; convert the weights to safetensors first")
+        hint = f" (found {', '.join(pickled)}, which can run code when read)" if pickled else ""
+        raise UserError(f"{folder}: no *.safetensors{hint}; convert the weights to safetensors first")
 
 
 def copy_safe(source: Path, target: Path) -> None:

@@ -41,7 +41,6 @@ class PromptTemplate(Section):
 Prompt = str | PromptTemplate
 """A template of ours by name, or all of another one."""
 
-
 _TYPE_HINTS = {
     "multiple_choice": "Put only the letter of your choice inside <answer></answer>.",
     "numerical": "Put only the number inside <answer></answer>, for example <answer>3</answer>.",
@@ -49,7 +48,6 @@ _TYPE_HINTS = {
     "free_form": "Put your answer as one short text inside <answer></answer>.",
     "regression": "Put your estimate as one number inside <answer></answer>, for example <answer>2.5</answer>.",
 }
-
 
 _TEMPLATES = (
     PromptTemplate(

@@ -28,15 +28,12 @@ CHAT_TEMPLATE = """{%- for message in messages %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
 
-
 _SPECIAL_TOKENS = [
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
     "<|image_pad|>", "<|video_pad|>",
 ]  # fmt: skip
 
-
 _TAGS = [f"<{slash}{tag}>" for tag in ("think", "answer", "time", "caption") for slash in ("", "/")]
-
 
 _WORDS = """
 the a an in of is are at to and then it its how many what which does do did was were there from with for on

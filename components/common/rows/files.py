@@ -23,7 +23,6 @@ from .sample import Sample
 MAX_LINE_BYTES = 16 * 2**20
 """A longer line of JSONL is not a row."""
 
-
 _RAW_CHARACTERS = 2000
 
 

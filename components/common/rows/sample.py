@@ -18,8 +18,6 @@ from ..config import Section
 from ..video.clip import MediaKind
 
 ProblemType = Literal["multiple_choice", "numerical", "ocr", "free_form", "regression"]
-
-
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 

@@ -15,10 +15,8 @@ from ..errors import UserError
 COMPLETE = "_COMPLETE.json"
 """Marker of a finished folder; written after everything it lists."""
 
-
 JOURNAL = "_UPLOAD.json"
 """What an unfinished upload has sent so far; gone once the folder is complete."""
-
 
 MANIFEST = "manifest.json"
 """Marker of a finished stage."""

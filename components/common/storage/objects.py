@@ -80,14 +80,14 @@ class ObjectStore:
     def list(self, prefix_uri: str) -> Iterator[ObjectInfo]:
         """The objects below a prefix, in the order of their keys."""
         bucket, prefix = split_uri(as_prefix(prefix_uri))
-        asked = {"Bucket": bucket, "Prefix": prefix}
+        request = {"Bucket": bucket, "Prefix": prefix}
         while True:
-            page = self._connection.request(prefix_uri, lambda client: client.list_objects_v2(**asked))
+            page = self._connection.request(prefix_uri, lambda client: client.list_objects_v2(**request))
             for item in page.get("Contents", []):
                 yield ObjectInfo(f"s3://{bucket}/{item['Key']}", int(item["Size"]), item["LastModified"])
             if not page.get("IsTruncated"):
                 return
-            asked["ContinuationToken"] = page["NextContinuationToken"]
+            request["ContinuationToken"] = page["NextContinuationToken"]
 
     def delete(self, uri: str) -> None:
         """Delete one object; nothing happens where there is none."""
@@ -102,8 +102,8 @@ class ObjectStore:
         """
         if not split_uri(uri)[1].strip("/"):
             raise StorageError(f"refusing to delete the whole bucket {uri}")
-        found = [item.uri for item in self.list(uri)]
-        for name in sorted(found, key=lambda name: (not name.endswith((f"/{COMPLETE}", f"/{MANIFEST}")), name)):
+        uris = [item.uri for item in self.list(uri)]
+        for name in sorted(uris, key=lambda name: (not name.endswith((f"/{COMPLETE}", f"/{MANIFEST}")), name)):
             self.delete(name)
 
     def upload_file(self, path: Path | str, uri: str) -> None:

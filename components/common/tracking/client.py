@@ -18,10 +18,8 @@ from .config import TrackingConfig
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-
 _MAX_VALUE = 6000
 """MLflow's limit for the text of a parameter."""
-
 
 GPU_HOURS = "resources/gpu_hours"
 """Metric of a stage's run, and summed up of the pipeline's: hours times the accelerators of the training."""
@@ -138,11 +136,11 @@ def ensure_experiment(client: Any, name: str, artifact_root: str | None = None) 
     from mlflow.exceptions import MlflowException
 
     for attempt in range(2):
-        found = client.get_experiment_by_name(name)
-        if found is not None:
-            if found.lifecycle_stage != "active":
-                client.restore_experiment(found.experiment_id)
-            return str(found.experiment_id)
+        experiment = client.get_experiment_by_name(name)
+        if experiment is not None:
+            if experiment.lifecycle_stage != "active":
+                client.restore_experiment(experiment.experiment_id)
+            return str(experiment.experiment_id)
         try:
             return str(client.create_experiment(name, artifact_location=artifact_root))
         except MlflowException as error:

@@ -19,10 +19,8 @@ _log = logging.getLogger(__name__)
 _NOTE = "mlflow.note.content"
 """Tag with a run's description, in Markdown."""
 
-
 _NOTE_HEADING = "### What this run made"
 """Where our part of the pipeline's description begins; what a person wrote above it stays."""
-
 
 _ORDER: dict[str, int] = {stage: index for index, stage in enumerate(STAGES)}
 
@@ -73,10 +71,10 @@ def _description(client: Any, context: RunContext, parent: Any) -> str:
 
 def _pages(client: Any, run_id: str, folder: str | None = None) -> list[str]:
     """The HTML artifacts of a run, also in folders, in the order of their names."""
-    found: list[str] = []
+    paths: list[str] = []
     for entry in client.list_artifacts(run_id, folder):
-        found += _pages(client, run_id, entry.path) if entry.is_dir else [entry.path]
-    return sorted(path for path in found if path.endswith(".html"))
+        paths += _pages(client, run_id, entry.path) if entry.is_dir else [entry.path]
+    return sorted(path for path in paths if path.endswith(".html"))
 
 
 def _stage_runs(client: Any, context: RunContext, parent: Any) -> dict[str, Any]:
@@ -84,10 +82,10 @@ def _stage_runs(client: Any, context: RunContext, parent: Any) -> dict[str, Any]
     condition = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
     order = ["attributes.start_time DESC"]
     children = client.search_runs([parent.info.experiment_id], filter_string=condition, order_by=order)
-    found: dict[str, Any] = {}
+    runs: dict[str, Any] = {}
     waiting: list[str] = []
     for run in children:
-        found.setdefault(run.data.tags.get("vthink.stage", run.info.run_name), run)
+        runs.setdefault(run.data.tags.get("vthink.stage", run.info.run_name), run)
         inputs = {k.removeprefix("vthink.input."): v for k, v in run.data.tags.items() if k.startswith("vthink.input.")}
         waiting += _manifests(inputs)
     storage, seen = Storage(context.storage), set[str]()
@@ -100,10 +98,10 @@ def _stage_runs(client: Any, context: RunContext, parent: Any) -> dict[str, Any]
             manifest = Manifest.read(storage, uri)
         except StorageError:  # cleared away since; its stage stays without a link
             continue
-        if manifest.mlflow_run_id and manifest.stage not in found:
-            found[manifest.stage] = client.get_run(manifest.mlflow_run_id)
+        if manifest.mlflow_run_id and manifest.stage not in runs:
+            runs[manifest.stage] = client.get_run(manifest.mlflow_run_id)
         waiting += _manifests(manifest.inputs)
-    return found
+    return runs
 
 
 def _manifests(inputs: Mapping[str, str]) -> list[str]:

@@ -50,10 +50,10 @@ def start_parent(
             reopen_run(client, parent, tags)
         else:
             experiment = ensure_experiment(client, tracking.experiment, artifact_root)
-            found = find_run(client, experiment, {"vthink.run_id": run_id, "vthink.stage": "pipeline"})
+            pipeline_run = find_run(client, experiment, {"vthink.run_id": run_id, "vthink.stage": "pipeline"})
             tags["vthink.stage"] = "pipeline"
-            if found is not None:
-                parent = str(found.info.run_id)
+            if pipeline_run is not None:
+                parent = str(pipeline_run.info.run_id)
                 reopen_run(client, parent, tags)
             else:
                 parent = str(client.create_run(experiment, tags=tags, run_name=name).info.run_id)
@@ -105,10 +105,10 @@ def finish_pipeline(run: str, state: str) -> None:
     client = registry_client(context.tracking, context.storage)
     with mlflow_errors(f"cannot close the MLflow run of {context.run_id}"):
         experiment = ensure_experiment(client, context.tracking.experiment, context.storage.root_uri + "mlflow")
-        found = find_run(client, experiment, {"vthink.run_id": context.run_id, "vthink.stage": "pipeline"})
-    if found is not None:  # else it ended before it began, or KFP's plugin closes it
+        pipeline_run = find_run(client, experiment, {"vthink.run_id": context.run_id, "vthink.stage": "pipeline"})
+    if pipeline_run is not None:  # else it ended before it began, or KFP's plugin closes it
         status: Status = "FINISHED" if state == "SUCCEEDED" else "KILLED" if state.startswith("CANCEL") else "FAILED"
-        finish_parent(context.tracking, str(found.info.run_id), status)
+        finish_parent(context.tracking, str(pipeline_run.info.run_id), status)
 
 
 def _of_cluster(run: str) -> RunContext:

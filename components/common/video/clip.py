@@ -50,9 +50,7 @@ class Clip:
 Part = tuple[float | None, float | None]
 """Start and end in seconds of a part of a video; null: its own."""
 
-
 WHOLE: Part = (None, None)
-
 
 MAX_PARTS = 32
 """Parts of a file that are decoded together: their frames are in memory at the same time."""

@@ -18,8 +18,6 @@ from .readers import RefusedError, decode_with_decord, decode_with_pyav, resize
 from .signature import SIGNATURE_FRAMES
 
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-
-
 _PLAYLIST_MARKS = (b"#EXTM3U", b"ffconcat")
 
 

@@ -90,15 +90,15 @@ def _frames_at(
                     container.seek(stamp, stream=stream, backward=True)
                     decoded = container.decode(stream)
                     position = -math.inf
-                found = None
+                match = None
                 while position < stamp and (frame := next(decoded, None)) is not None:
                     count += 1
                     position = int(probe.pts[min(count, len(probe.pts) - 1)]) if probe.counted else frame.pts
-                    found = frame
-                if found is None or position != stamp or found.is_corrupt:
+                    match = frame
+                if match is None or position != stamp or match.is_corrupt:
                     break
-                pixels = found.to_ndarray(format="rgb24")
-                pixels = np.rot90(pixels, k=(found.rotation // 90) % 4)
+                pixels = match.to_ndarray(format="rgb24")
+                pixels = np.rot90(pixels, k=(match.rotation // 90) % 4)
                 height, width = pixels.shape[:2]
                 sizes.add((height, width))
                 frames.append(resize(pixels[None], target_size(height, width, config))[0])

@@ -28,13 +28,8 @@ from .decode import read_file
 from .signature import signature
 
 T = TypeVar("T")
-
-
 R = TypeVar("R")
-
-
 _START_LIMIT_S = 120.0
-
 
 _OF_FILE = ("width", "height", "duration_s", "num_frames")
 """What a worker tells of a file besides its frames."""
