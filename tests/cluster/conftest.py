@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from vthink.components.common.launch.kubernetes.client import WORKFLOW, WORKLOAD, Cluster
 from vthink.tests.fakes.controllers import Hand
-from vthink.tests.fakes.kubernetes_api import ApiServer, Resource
+from vthink.tests.fakes.kubernetes_api import ApiServer
+from vthink.tests.fakes.kubernetes_store import Resource
 
 
 @pytest.fixture(scope="session")

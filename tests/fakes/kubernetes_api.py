@@ -14,7 +14,7 @@ watch (410), lengths of labels (422).
 Known to differ:
 
 - no roles, no admission webhooks (so no defaults of theirs), no quotas and their 403s, no priorities;
-- no server-side apply, and no CEL rules other than those in `_CEL`;
+- no server-side apply, and no CEL rules other than those in `crd_schemas.py`;
 - an object of another kind than the path's is refused with 400; a real API accepts it;
 - a namespace need not exist; a real API answers 404 to a creation in none;
 - Workloads and Workflows have no schema: what Kueue requires of a condition (``lastTransitionTime``) is not checked;
@@ -25,63 +25,32 @@ Known to differ:
 from __future__ import annotations
 
 import copy
-import functools
 import json
-import re
 import secrets
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import jsonschema
 import yaml
-
-Object = dict[str, Any]
-
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
-_QUANTITY = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(Ki|Mi|Gi|Ti|Pi|Ei|[numkMGTPE]|[eE][+-]?\d+)?")
-
-
-class Refusal(Exception):  # noqa: N818 (an answer, not a fault)
-    """An answer other than success, as a Status object."""
-
-    def __init__(self, code: int, reason: str, message: str, retry_after_s: int | None = None):
-        super().__init__(message)
-        self.code, self.retry_after_s = code, retry_after_s
-        self.status = {
-            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "code": code, "reason": reason, "message": message,
-        }  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Resource:
-    """A kind that is served."""
-
-    group: str
-    version: str
-    plural: str
-    kind: str
-    schema: Mapping[str, Any] | None
-    """openAPIV3Schema; None: anything goes."""
-    has_status: bool = True
-
-    @property
-    def api_version(self) -> str:
-        return f"{self.group}/{self.version}" if self.group else self.version
-
-    @property
-    def title(self) -> str:
-        return f"{self.plural}.{self.group}" if self.group else self.plural
+from vthink.tests.fakes.kubernetes_store import (
+    Object,
+    PodLog,
+    Refusal,
+    Resource,
+    Store,
+    check_selectors,
+    matches,
+    merge_patch,
+    now,
+)
 
 
 @dataclass
@@ -92,290 +61,6 @@ class _Trouble:
     path: str
     retry_after_s: int | None
     after: bool
-
-
-@dataclass
-class _Log:
-    lines: list[tuple[str, str]] = field(default_factory=list)
-    ended: bool = False
-    breaks: list[int] = field(default_factory=list)
-    """Line counts after which a follower's connection is cut, once each."""
-
-
-# --- structural schemas -------------------------------------------------------------------------------------
-
-
-def prune(schema: Mapping[str, Any], value: Any, path: str = "", root: bool = True) -> list[str]:
-    """Drop the fields that a structural schema does not have, in place; their paths."""
-    dropped: list[str] = []
-    if isinstance(value, dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
-        properties, more = schema.get("properties"), schema.get("additionalProperties")
-        if properties is None and more is None and schema.get("type") != "object":
-            return []
-        for key in list(value):
-            below = f"{path}.{key}".lstrip(".")
-            if root and key in ("apiVersion", "kind", "metadata"):
-                continue
-            if properties is not None and key in properties:
-                dropped += prune(properties[key], value[key], below, False)
-            elif isinstance(more, Mapping):
-                dropped += prune(more, value[key], below, False)
-            elif more is not True:
-                del value[key]
-                dropped.append(below)
-    elif isinstance(value, list) and isinstance(schema.get("items"), Mapping):
-        for index, item in enumerate(value):
-            dropped += prune(schema["items"], item, f"{path}[{index}]", False)
-    return dropped
-
-
-def set_defaults(schema: Mapping[str, Any], value: Any) -> None:
-    """Give absent fields their defaults, in place."""
-    if isinstance(value, dict):
-        for key, below in schema.get("properties", {}).items():
-            if key not in value and "default" in below:
-                value[key] = copy.deepcopy(below["default"])
-            if key in value:
-                set_defaults(below, value[key])
-        if isinstance(schema.get("additionalProperties"), Mapping):
-            for item in value.values():
-                set_defaults(schema["additionalProperties"], item)
-    elif isinstance(value, list) and isinstance(schema.get("items"), Mapping):
-        for item in value:
-            set_defaults(schema["items"], item)
-
-
-def _json_schema(node: Any) -> Any:
-    if not isinstance(node, Mapping):
-        return node
-    out = {key: value for key, value in node.items() if key not in ("default", "format")}
-    for key in ("properties", "patternProperties"):
-        if key in node:
-            out[key] = {name: _json_schema(below) for name, below in node[key].items()}
-    for key in ("items", "additionalProperties", "not"):
-        if key in node:
-            out[key] = _json_schema(node[key])
-    for key in ("allOf", "anyOf", "oneOf"):
-        if key in node:
-            out[key] = [_json_schema(below) for below in node[key]]
-    if node.get("x-kubernetes-int-or-string"):
-        out["type"] = ["integer", "string"]
-    if node.get("nullable") and "type" in out:
-        out["type"] = [out["type"], "null"]
-    return out
-
-
-def _in_list(rule: str) -> Callable[[Any, Any], bool] | None:
-    match = re.fullmatch(r"self in (\[.*\])", rule)
-    if match is None:
-        return None
-    allowed = json.loads(match[1].replace("'", '"'))
-    return lambda new, old: new in allowed
-
-
-_CEL: dict[str, Callable[[Any, Any], bool]] = {
-    "self == oldSelf": lambda new, old: new == old,
-    "self >= 1": lambda new, old: new >= 1,
-    "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')": lambda new, old: bool(
-        re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", new["metadata"]["name"])
-    ),
-    "size(self.metadata.name) <= 63": lambda new, old: len(new["metadata"]["name"]) <= 63,
-    "has(self.lastUpdatedTime)": lambda new, old: "lastUpdatedTime" in new,
-}
-"""The rules of CRDs that matter here, by their text."""
-
-
-def rule_errors(schema: Mapping[str, Any], new: Any, old: Any, path: str = "") -> Iterator[str]:
-    """The CEL rules that a value breaks; rules about ``oldSelf`` hold only where there was a value before."""
-    for entry in schema.get("x-kubernetes-validations", []):
-        rule = entry["rule"]
-        check = _CEL.get(rule) or _in_list(rule)
-        if check is None or ("oldSelf" in rule and old is None):
-            continue
-        if not check(new, old):
-            yield f"{path or '<root>'}: Invalid value: {entry.get('message', rule)}"
-    if isinstance(new, dict):
-        before = old if isinstance(old, dict) else {}
-        for key, below in schema.get("properties", {}).items():
-            if key in new and isinstance(below, Mapping):
-                yield from rule_errors(below, new[key], before.get(key), f"{path}.{key}".lstrip("."))
-    elif isinstance(new, list) and isinstance(schema.get("items"), Mapping):
-        keys = schema.get("x-kubernetes-list-map-keys")
-        for index, item in enumerate(new):
-            match = None
-            if keys and isinstance(old, list):
-                match = next((o for o in old if all(o.get(k) == item.get(k) for k in keys)), None)
-            yield from rule_errors(schema["items"], item, match, f"{path}[{index}]")
-        if keys:
-            seen = [tuple(item.get(k) for k in keys) for item in new]
-            yield from (f"{path}: Duplicate value: {key}" for key in {k for k in seen if seen.count(k) > 1})
-
-
-def _quantity_errors(value: Any, path: str = "") -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, below in value.items():
-            at = f"{path}.{key}".lstrip(".")
-            if key in ("limits", "requests") and isinstance(below, dict):
-                for name, quantity in below.items():
-                    if not isinstance(quantity, dict) and not _QUANTITY.fullmatch(str(quantity)):
-                        yield f"{at}.{name}: quantities must match the regular expression (got {quantity!r})"
-            else:
-                yield from _quantity_errors(below, at)
-    elif isinstance(value, list):
-        for index, below in enumerate(value):
-            yield from _quantity_errors(below, f"{path}[{index}]")
-
-
-@functools.cache
-def _resources(crds: Path) -> tuple[Resource, ...]:
-    """The custom resources that our code writes, as their CRDs say."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    found = []
-    for name in ("trainer.kubeflow.org_trainjobs", "serving.kserve.io_inferenceservices"):
-        definition = yaml.load((crds / f"{name}.yaml").read_text(), Loader=loader)["spec"]
-        names = definition["names"]
-        for version in definition["versions"]:
-            schema, subresources = version["schema"]["openAPIV3Schema"], version.get("subresources") or {}
-            place = (definition["group"], version["name"], names["plural"], names["kind"])
-            found.append(Resource(*place, schema, "status" in subresources))
-    return tuple(found)
-
-
-@functools.cache
-def _validator(resource: Resource) -> Any:
-    return jsonschema.Draft202012Validator(_json_schema(resource.schema))
-
-
-# --- the store ----------------------------------------------------------------------------------------------
-
-
-class Store:
-    """The objects, their versions and their history."""
-
-    def __init__(self, crds: Path) -> None:
-        self.changed = threading.Condition()
-        self.resources: dict[tuple[str, str, str], Resource] = {}
-        self.objects: dict[tuple[str, str, str], Object] = {}
-        self.history: list[tuple[int, str, tuple[str, str, str], Object]] = []
-        self.version = 100
-        self.oldest = 0
-        self.logs: dict[tuple[str, str], _Log] = {}
-        for resource in _resources(crds):
-            self.add(resource)
-        for kind, plural in (("Pod", "pods"), ("Event", "events"), ("Service", "services"), ("Secret", "secrets")):
-            self.add(Resource("", "v1", plural, kind, None, kind in ("Pod", "Service")))
-
-    def add(self, resource: Resource) -> None:
-        self.resources[resource.group, resource.version, resource.plural] = resource
-
-    def check(self, resource: Resource, new: Object, old: Object | None, strict: bool) -> None:
-        """Prune, default and validate an object before it is written.
-
-        Raises:
-            Refusal: 400 for unknown fields where they are asked to be strict, 422 for what is invalid.
-        """
-        metadata, what = new["metadata"], f"{resource.kind} {new['metadata'].get('name')!r}"
-        problems = []
-        if not _NAME.fullmatch(str(metadata.get("name"))) or len(metadata["name"]) > 253:
-            problems.append("metadata.name: Invalid value: must be a lowercase RFC 1123 subdomain")
-        for key, value in (metadata.get("labels") or {}).items():
-            if not isinstance(value, str) or not _LABEL_VALUE.fullmatch(value):
-                problems.append(f"metadata.labels.{key}: Invalid value: {value!r}")
-        for entry in metadata.get("ownerReferences") or []:
-            problems += [
-                f"metadata.ownerReferences: {k}: Required value"
-                for k in ("apiVersion", "kind", "name", "uid")
-                if not entry.get(k)
-            ]
-        if resource.schema is not None:
-            dropped = prune(resource.schema, new)
-            if strict and dropped:
-                named = ", ".join(f'unknown field "{path}"' for path in dropped)
-                raise Refusal(400, "BadRequest", f"strict decoding error: {named}")
-            set_defaults(resource.schema, new)
-            for error in _validator(resource).iter_errors(new):
-                problems.append(f"{'.'.join(map(str, error.absolute_path))}: {error.message[:200]}")
-            if not problems:
-                problems += rule_errors(resource.schema, new, old)
-            problems += _quantity_errors(new.get("spec"), "spec")
-        if problems:
-            raise Refusal(422, "Invalid", f"{what} is invalid: {'; '.join(problems[:5])}")
-
-    def record(self, change: str, key: tuple[str, str, str], found: Object) -> None:
-        self.version += 1
-        found["metadata"]["resourceVersion"] = str(self.version)
-        kept = copy.deepcopy(found)
-        if change == "DELETED":
-            self.objects.pop(key, None)
-        else:
-            self.objects[key] = found
-        self.history.append((self.version, change, key, kept))
-        self.changed.notify_all()
-
-    def collect(self, uid: str) -> None:
-        """Delete what nothing owns any more."""
-        for key, found in list(self.objects.items()):
-            owners = found["metadata"].get("ownerReferences") or []
-            uids = {o["metadata"]["uid"] for o in self.objects.values()}
-            if any(o["uid"] == uid for o in owners) and not any(o["uid"] in uids for o in owners):
-                self.remove(key)
-
-    def remove(self, key: tuple[str, str, str]) -> None:
-        found = self.objects[key]
-        if found["metadata"].get("finalizers"):
-            if "deletionTimestamp" not in found["metadata"]:
-                found["metadata"]["deletionTimestamp"] = _now()
-                self.record("MODIFIED", key, found)
-            return
-        self.record("DELETED", key, found)
-        self.collect(found["metadata"]["uid"])
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _matches(resource: Resource, found: Object, query: Mapping[str, str]) -> bool:
-    for term in filter(None, query.get("labelSelector", "").split(",")):
-        key, negated, value = re.fullmatch(r"([^=!]+)(!?)={1,2}(.*)", term).groups()  # type: ignore[union-attr]
-        if ((found["metadata"].get("labels") or {}).get(key) == value) == bool(negated):
-            return False
-    for term in filter(None, query.get("fieldSelector", "").split(",")):
-        path, _, value = term.partition("=")
-        at: Any = found
-        for part in path.split("."):
-            at = (at or {}).get(part)
-        if str(at) != value:
-            return False
-    return True
-
-
-_FIELDS = {
-    "Pod": {"status.phase", "spec.nodeName"},
-    "Event": {"type", "reason", *(f"involvedObject.{name}" for name in ("name", "kind", "uid", "namespace"))},
-}
-
-
-def _check_selectors(resource: Resource, query: Mapping[str, str]) -> None:
-    for term in filter(None, query.get("fieldSelector", "").split(",")):
-        path = term.partition("=")[0]
-        if path not in {"metadata.name", "metadata.namespace"} | _FIELDS.get(resource.kind, set()):
-            raise Refusal(400, "BadRequest", f"field label not supported: {path}")
-
-
-def _merge(target: Any, patch: Any) -> Any:
-    if not isinstance(patch, dict):
-        return patch
-    target = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            target.pop(key, None)
-        else:
-            target[key] = _merge(target.get(key), value)
-    return target
-
-
-# --- HTTP ---------------------------------------------------------------------------------------------------
 
 
 class _Server(ThreadingHTTPServer):
@@ -461,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
         given = json.loads(body) if body else {}
         if not rest:
             if self.command == "GET":
-                _check_selectors(resource, query)
+                check_selectors(resource, query)
                 if query.get("watch") in ("true", "1"):
                     self._watch(resource, namespace, query)
                     return None
@@ -490,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
                     raise Refusal(
                         415, "UnsupportedMediaType", f"{kind}: only application/merge-patch+json is taken here"
                     )
-                given = _merge(found, given)
+                given = merge_patch(found, given)
                 given["metadata"].setdefault("resourceVersion", found["metadata"]["resourceVersion"])
             return self.api.updated(resource, key, given, below == "status", query)
 
@@ -515,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
             for version, change, key, found in new:
                 since = version
                 ours = key[:2] == (f"{resource.group}/{resource.plural}", namespace)
-                if ours and _matches(resource, found, query):
+                if ours and matches(resource, found, query):
                     send(change, found)
         else:
             if query.get("allowWatchBookmarks") == "true":
@@ -528,7 +213,7 @@ class _Handler(BaseHTTPRequestHandler):
         with store.changed:
             if ("/pods", namespace, pod) not in store.objects:
                 raise Refusal(404, "NotFound", f'pods "{pod}" not found')
-            log = store.logs.setdefault((namespace, pod), _Log())
+            log = store.logs.setdefault((namespace, pod), PodLog())
         self._begin_stream("text/plain")
         sent, since = 0, query.get("sinceTime", "")[:19]
         while not self.api.closing:
@@ -620,7 +305,7 @@ class ApiServer:
     def print_line(self, namespace: str, pod: str, *lines: str, end: bool = False) -> None:
         """Let a pod's container print; as fast as real ones do, many lines within a second."""
         with self.store.changed:
-            log = self.store.logs.setdefault((namespace, pod), _Log())
+            log = self.store.logs.setdefault((namespace, pod), PodLog())
             for line in lines:
                 count = len(log.lines)
                 stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
@@ -631,7 +316,7 @@ class ApiServer:
     def break_log(self, namespace: str, pod: str, after_lines: int) -> None:
         """Cut a follower's connection after so many lines, once."""
         with self.store.changed:
-            self.store.logs.setdefault((namespace, pod), _Log()).breaks.append(after_lines)
+            self.store.logs.setdefault((namespace, pod), PodLog()).breaks.append(after_lines)
 
     # --- what requests do ---
 
@@ -641,7 +326,7 @@ class ApiServer:
             found = [
                 copy.deepcopy(o)
                 for key, o in sorted(self.store.objects.items())
-                if key[:2] == (plural, namespace) and _matches(resource, o, query)
+                if key[:2] == (plural, namespace) and matches(resource, o, query)
             ]
             start, limit = int(query.get("continue") or 0), int(query.get("limit") or 0) or len(found)
             metadata = {"resourceVersion": str(self.store.version)}
@@ -672,7 +357,7 @@ class ApiServer:
             if resource.has_status and resource.kind != "Pod":
                 new.pop("status", None)
             self.store.check(resource, new, None, query.get("fieldValidation") == "Strict")
-            metadata |= {"uid": str(uuid.uuid4()), "creationTimestamp": _now(), "generation": 1}
+            metadata |= {"uid": str(uuid.uuid4()), "creationTimestamp": now(), "generation": 1}
             if query.get("dryRun") != "All":
                 self.store.record("ADDED", key, new)
             return copy.deepcopy(new)

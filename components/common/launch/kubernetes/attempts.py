@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..job import TrainingJob
-from .client import POD, TRAIN_JOB, Cluster, ClusterError, Object, is_true
+from .client import POD, TRAIN_JOB, Cluster, ClusterError, Object, is_true, phase
 from .trainjob import ATTEMPT_LABEL, JOB_LABEL, JOBSET_LABEL, SHAPE, job_name, train_job
 from .workflow import WorkflowOwner
 
@@ -117,7 +117,7 @@ class Attempts:
         while left := [
             pod
             for pod in self.cluster.find(POD, {JOBSET_LABEL: attempt.name})
-            if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+            if phase(pod) not in ("Succeeded", "Failed")
         ]:
             if time.monotonic() > deadline:  # its node is lost; nobody will confirm its end
                 self._say(f"{left[0]['metadata']['name']} does not end; going on without it")

@@ -90,7 +90,8 @@ class KubernetesBackend:
                     return None
                 if is_true(state, "Failed"):
                     watcher.finish()  # the reason may be among the last lines
-                    return diagnose(state, watcher.pods, watcher.events, list(watcher.recent), watcher.launch)
+                    warnings = list(watcher.warnings.values())
+                    return diagnose(state, watcher.pods, warnings, list(watcher.recent), watcher.launch)
         except (_StopRequested, KeyboardInterrupt):
             watcher.finish(grace_s=0.0)
             raise

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...retry import Backoff, retry
 from ..process import LaunchError
 
 Object = dict[str, Any]
@@ -24,7 +25,6 @@ Object = dict[str, Any]
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TRANSIENT = {429, 500, 502, 503, 504}
-_REQUEST_TIMEOUT_S = 30.0
 
 
 class ClusterError(LaunchError):
@@ -75,6 +75,11 @@ def condition(obj: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
 def is_true(obj: Mapping[str, Any], kind: str) -> bool:
     """Whether a condition is there and true."""
     return condition(obj, kind).get("status") == "True"
+
+
+def phase(pod: Mapping[str, Any]) -> str | None:
+    """A pod's phase; None before it has one."""
+    return (pod.get("status") or {}).get("phase")
 
 
 def one_line(text: object, limit: int = 1000) -> str:
@@ -135,8 +140,7 @@ class Cluster:
         path: str,
         query: Mapping[str, Any],
         body: Any = None,
-        content_type: str = "application/json",
-        timeout_s: float | None = None,
+        timeout_s: float = 30.0,
     ) -> Any:
         """One request; the response, not yet read.
 
@@ -146,18 +150,17 @@ class Cluster:
         import urllib3
         from kubernetes.client.rest import ApiException
 
-        headers = {"Accept": "application/json", "Content-Type": content_type}
         try:
             return self.api_client.call_api(
                 path,
                 method,
                 query_params=[(key, value) for key, value in query.items() if value is not None],
-                header_params=headers,
+                header_params={"Accept": "application/json", "Content-Type": "application/json"},
                 body=body,
                 auth_settings=["BearerToken"],
                 _preload_content=False,
                 _return_http_data_only=True,
-                _request_timeout=(10.0, timeout_s or _REQUEST_TIMEOUT_S),
+                _request_timeout=(10.0, timeout_s),
             )
         except ApiException as error:
             raise ClusterError(
@@ -174,24 +177,23 @@ class Cluster:
         """A request, repeated while its failure may pass; the answer's JSON."""
         import urllib3
 
-        started, wait_s = time.monotonic(), 0.25
-        while True:
+        def call() -> Object:
+            response = self._once(method, path, query or {}, **more)
             try:
-                response = self._once(method, path, query or {}, **more)
-                try:
-                    answer: Object = json.loads(response.read())
-                    return answer
-                except (urllib3.exceptions.HTTPError, OSError, json.JSONDecodeError) as error:
-                    raise self._unreachable(error) from error
-                finally:
-                    response.release_conn()
-            except ClusterError as error:
-                waited = time.monotonic() - started
-                if (error.status is not None and error.status not in _TRANSIENT) or waited > self.patience_s:
-                    raise
-                pause_s = error.retry_after_s
-                time.sleep(wait_s * random.uniform(0.5, 1.0) if pause_s is None else pause_s)
-                wait_s = min(wait_s * 2, 10.0)
+                answer: Object = json.loads(response.read())
+                return answer
+            except (urllib3.exceptions.HTTPError, OSError, json.JSONDecodeError) as error:
+                raise self._unreachable(error) from error
+            finally:
+                response.release_conn()
+
+        return retry(
+            call,
+            transient=_may_pass,
+            limit_s=self.patience_s,
+            backoff=Backoff(first_s=0.25, longest_s=10.0),
+            retry_after_s=lambda error: error.retry_after_s if isinstance(error, ClusterError) else None,
+        )
 
     def get(self, kind: Kind, name: str) -> Object | None:
         """An object; None when there is none."""
@@ -220,14 +222,13 @@ class Cluster:
             if query["continue"] is None:
                 return objects, page["metadata"]["resourceVersion"]
 
-    def create(self, kind: Kind, body: Mapping[str, Any], dry_run: bool = False) -> Object:
+    def create(self, kind: Kind, body: Mapping[str, Any]) -> Object:
         """Create an object. A field that the API does not know is an error, not dropped in silence.
 
         Raises:
             ClusterError: status 409 when there is one of this name.
         """
-        query = {"fieldValidation": "Strict", "dryRun": "All" if dry_run else None}
-        return self.request("POST", kind.path(self.namespace), query, body=body)
+        return self.request("POST", kind.path(self.namespace), {"fieldValidation": "Strict"}, body=body)
 
     def update(self, kind: Kind, name: str, change: Callable[[Object], Object]) -> Object:
         """Read, change and write back an object, again when somebody else wrote in between.
@@ -300,7 +301,7 @@ class Cluster:
             except ClusterError as error:
                 if error.status == 410:
                     version = None
-                elif error.status is None or error.status in _TRANSIENT:
+                elif _may_pass(error):
                     if silent_since is None:
                         silent_since = time.monotonic()
                         say(f"{error}; still trying")
@@ -327,13 +328,10 @@ class Cluster:
         """The lines of a response as they come; a connection that breaks is a `ClusterError` without status."""
         import urllib3
 
-        rest = b""
         try:
-            for chunk in response.stream(decode_content=False):
-                *lines, rest = (rest + chunk).split(b"\n")
-                yield from (line.decode(errors="replace") for line in lines if line)
-            if rest:
-                yield rest.decode(errors="replace")
+            for line in response:
+                if text := line.decode(errors="replace").removesuffix("\n"):
+                    yield text
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise self._unreachable(error) from error
         finally:
@@ -359,6 +357,11 @@ class Cluster:
         for line in self._lines(self._once("GET", path, query, timeout_s=3600.0)):
             stamp, _, text = line.partition(" ")
             yield stamp, text
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same call may succeed later: no answer, too many requests, a fault of the server."""
+    return isinstance(error, ClusterError) and (error.status is None or error.status in _TRANSIENT)
 
 
 def _selector(values: Mapping[str, str] | None) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..config import QUEUE_LABEL, LaunchConfig
 from ..diagnose import Failure, explain_output
-from .client import Object, condition, is_true, one_line
+from .client import Object, condition, is_true, one_line, phase
 from .trainjob import JOBSET_LABEL, image
 
 _PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
@@ -108,7 +108,7 @@ def describe_state(job: Object, workloads: Sequence[Object], pods: Sequence[Obje
         return f"queued in '{queue}'" if queue else "suspended"
     if not pods:
         return "admitted, no pods yet"
-    waiting = [pod for pod in pods if (pod.get("status") or {}).get("phase") in (None, "Pending")]
+    waiting = [pod for pod in pods if phase(pod) in (None, "Pending")]
     for pod in waiting:
         scheduled = condition(pod, "PodScheduled")
         if scheduled.get("status") == "False":

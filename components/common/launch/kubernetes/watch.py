@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ..config import LaunchConfig
 from ..process import LaunchError
-from .client import EVENT, POD, WORKLOAD, Cluster, ClusterError, Object, one_line
+from .client import EVENT, POD, WORKLOAD, Cluster, ClusterError, Object, one_line, phase
 from .diagnose import describe_state, pull_failure, quota_failure
 from .trainjob import JOBSET_LABEL, nodes
 
@@ -33,12 +33,11 @@ class JobWatcher:
     """The last lines that its pods printed."""
     pods: list[Object] = field(default_factory=list)
     """The last pods that were seen; a failed job's may be gone."""
-    events: list[Object] = field(default_factory=list)
-    """The warnings about it."""
+    warnings: dict[str, Object] = field(default_factory=dict)
+    """The events that warn of something, by their uid."""
     _reported: str = ""
     _reported_at: float = 0.0
     _since: float = field(default_factory=time.monotonic)
-    _seen: set[str] = field(default_factory=set)
     _streams: dict[str, threading.Thread] = field(default_factory=dict)
     _ended: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -60,9 +59,9 @@ class JobWatcher:
         workloads: list[Object] = []
         with contextlib.suppress(ClusterError):  # no Kueue, or no right to look
             workloads = self.cluster.find(WORKLOAD, {"kueue.x-k8s.io/job-uid": job["metadata"]["uid"]})
-        idle = [pod for pod in pods if (pod.get("status") or {}).get("phase") != "Running"]
+        idle = [pod for pod in pods if phase(pod) != "Running"]
         # A quota's refusal is told about the batch Job that JobSet makes.
-        self._warnings([self.name, f"{self.name}-node-0", *(pod["metadata"]["name"] for pod in idle)])
+        self._read_warnings([self.name, f"{self.name}-node-0", *(pod["metadata"]["name"] for pod in idle)])
         text = describe_state(job, workloads, pods)
         now = time.monotonic()
         if text != self._reported:
@@ -73,11 +72,11 @@ class JobWatcher:
         else:
             now = self._reported_at
         self._reported, self._reported_at = text, now
-        self._stream([pod for pod in pods if (pod.get("status") or {}).get("phase") not in (None, "Pending")])
+        self._stream([pod for pod in pods if phase(pod) not in (None, "Pending")])
         self._refuse(pods)
 
     def _refuse(self, pods: Sequence[Object]) -> None:
-        if (quota := quota_failure(self.events)) is not None and not pods:
+        if (quota := quota_failure(list(self.warnings.values()))) is not None and not pods:
             raise LaunchError(f"{self.stage}: {quota}")
         pull = pull_failure(pods, self.launch)
         if pull is None:
@@ -87,16 +86,15 @@ class JobWatcher:
         if "InvalidImageName" in pull.reason or time.monotonic() - first > self.launch.cluster.pull_timeout_s:
             raise LaunchError(f"{self.stage}: {pull}")
 
-    def _warnings(self, names: Sequence[str]) -> None:
+    def _read_warnings(self, names: Sequence[str]) -> None:
         for name in names:
             events: list[Object] = []
             with contextlib.suppress(ClusterError):  # they only explain
                 events = self.cluster.find(EVENT, fields={"involvedObject.name": name})
             for event in events:
                 key = event["metadata"]["uid"]
-                if event.get("type") == "Warning" and key not in self._seen:
-                    self._seen.add(key)
-                    self.events.append(event)
+                if event.get("type") == "Warning" and key not in self.warnings:
+                    self.warnings[key] = event
                     self.say(f"{event.get('reason')} ({name}): {one_line(event.get('message'), 250)}")
 
     def _stream(self, pods: Sequence[Object]) -> None:
