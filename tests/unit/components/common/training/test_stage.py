@@ -59,7 +59,7 @@ def test_a_job_says_everything_the_training_needs(backend: RecordingBackend, sto
     uri = grpo.python_func(run.to_json(), GRPOConfig().to_json(), ModelConfig().to_json(), data, policy)
     [job] = backend.jobs
     assert uri == f"{job.prefix}manifest.json"
-    assert (job.stage, job.worker, job.data, job.policy) == ("grpo", "vthink.components.grpo.train", data, policy)
+    assert (job.stage, job.worker, job.data, job.policy) == ("grpo", "vthink.components.grpo", data, policy)
     assert (job.run, job.processes) == (run, 2)
     assert (GRPOConfig.load(job.config), ModelConfig.load(job.model)) == (GRPOConfig(), ModelConfig())
     assert importlib.util.find_spec(job.worker) is not None
