@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 from vthink.components.common.context import RunContext
 from vthink.components.common.launch.config import LaunchConfig
@@ -154,6 +155,8 @@ class Job:
         manifest = Manifest.find(self.storage, self.prefix)
         assert manifest is not None, "\n".join(self.lines[-200:])
         assert manifest.counts["steps"] == STEPS
+        params = MlflowClient(self.job.run.tracking.uri).get_run(str(manifest.mlflow_run_id)).data.params
+        assert params["node.work_dir"] == str(self.folder / "node-0")  # what the job file does not say is recorded
         self.storage.download_dir(manifest.files["model"], folder)
         return load_file(folder / "model.safetensors")
 

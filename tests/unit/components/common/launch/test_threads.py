@@ -33,7 +33,6 @@ def test_a_limit_before_torch_is_imported_holds_for_it_and_for_what_the_process_
 def test_a_limit_holds_where_torch_is_there_already_and_zero_is_none() -> None:
     limits = "default = torch.get_num_threads()\nlimit_threads(LaunchConfig(threads=0))"
     compare = "print(torch.get_num_threads() == default, 'OMP_NUM_THREADS' in os.environ)"
-    one = "limit_threads(LaunchConfig(threads=1))\nprint(count())"
-    assert printed("import torch", LIMIT, COUNT, limits, compare, one).splitlines() == ["True False", "(1, 0)"]
-    more = "limit_threads(LaunchConfig(threads=3))\nprint(count())"
-    assert printed("import torch", LIMIT, COUNT, more) == "(3, 2)"  # the check notices threads
+    one, three = (f"limit_threads(LaunchConfig(threads={threads}))\nprint(count())" for threads in (1, 3))
+    lines = printed("import torch", LIMIT, COUNT, limits, compare, one, three).splitlines()
+    assert lines == ["True False", "(1, 0)", "(3, 2)"]
