@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.context import RunContext
-from ..common.launch.process import die_with_owner
+from ..common.launch.lifetime import end_with_owner
 from ..common.storage.s3 import Storage
 from ..common.video.config import VideoConfig
 from .config import SYNTHESIZE, DataPrepConfig
@@ -34,7 +34,7 @@ class PrepareTask:
     @classmethod
     def read(cls, run: str, config: str, video: str) -> PrepareTask:
         """Read the sections; from now on this process ends with the one that started it."""
-        die_with_owner()
+        end_with_owner()
         context = RunContext.load(run, "run")
         return cls(
             context, DataPrepConfig.load(config, "data"), VideoConfig.load(video, "video"), Storage(context.storage)

@@ -22,7 +22,9 @@ import httpx
 from ... import __version__
 from ..common.context import RunContext
 from ..common.launch.kubernetes.client import Cluster
-from ..common.launch.process import LaunchError, die_with_owner, free_port, spawn, tail, wait_until_ready
+from ..common.launch.lifetime import end_with_owner
+from ..common.launch.process import LaunchError, free_port, spawn, tail, wait_until_ready
+from ..common.launch.threads import limit_threads
 from ..common.provenance import git_commit
 from ..common.storage.manifest import Manifest
 from ..common.storage.names import fingerprint, join, stage_prefix
@@ -54,7 +56,7 @@ def run(run: str, config: str, registered: str, evaluation: str, data: str) -> s
     Raises:
         DeploymentError: the server did not start or did not agree with evaluation; the champion stays.
     """
-    die_with_owner()
+    end_with_owner()
     started = time.monotonic()
     context = RunContext.load(run, "run")
     section = DeploymentConfig.load(config, "deployment")
@@ -209,6 +211,7 @@ def served(source: str, section: DeploymentConfig, context: RunContext, scratch:
     Raises:
         LaunchError: it did not start, with the last it said.
     """
+    limit_threads(context.launch)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     server = section.server.model_copy(update={"host": "127.0.0.1", "port": port})

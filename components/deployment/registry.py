@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..common.context import RunContext
-from ..common.launch.process import die_with_owner
+from ..common.launch.lifetime import end_with_owner
 from ..common.storage.manifest import Manifest
 from ..common.storage.names import as_prefix, fingerprint, stage_prefix
 from ..common.storage.s3 import Storage
@@ -193,7 +193,7 @@ def register(run: str, config: str, model: str, evaluation: str, data: str) -> s
     Raises:
         RegistryError: the model folder is not complete, or the registry refuses.
     """
-    die_with_owner()
+    end_with_owner()
     started = time.monotonic()
     context = RunContext.load(run, "run")
     section = DeploymentConfig.load(config, "deployment")

@@ -17,7 +17,8 @@ from pathlib import Path
 from ... import __version__
 from ..common.context import RunContext
 from ..common.errors import UserError
-from ..common.launch.process import die_with_owner
+from ..common.launch.lifetime import end_with_owner
+from ..common.launch.threads import limit_threads
 from ..common.model.config import ModelConfig
 from ..common.model.prompts import get_template
 from ..common.provenance import git_commit
@@ -73,8 +74,9 @@ def evaluate_models(
         UserError: nothing to evaluate, or a machine that fails every item.
         StorageError: the store or something in it is not as expected.
     """
-    die_with_owner()
+    end_with_owner()
     context = RunContext.load(run_json, "run")
+    limit_threads(context.launch)
     config = EvaluationConfig.load(config_json, "evaluation")
     model = ModelConfig.load(model_json, "model")
     storage = Storage(context.storage)

@@ -10,7 +10,7 @@ import time
 
 from ... import __version__
 from ..common.context import RunContext
-from ..common.launch.process import die_with_owner
+from ..common.launch.lifetime import end_with_owner
 from ..common.provenance import git_commit
 from ..common.storage.manifest import Manifest
 from ..common.storage.names import fingerprint, join, stage_prefix
@@ -39,7 +39,7 @@ def judge_candidate(run_json: str, config_json: str, evaluation_uri: str) -> str
             was evaluated; the store or something in it is not as expected.
     """
     started = time.monotonic()
-    die_with_owner()
+    end_with_owner()
     context = RunContext.load(run_json, "run")
     config = EvaluationConfig.load(config_json, "evaluation")
     storage = Storage(context.storage)

@@ -3,4 +3,4 @@
 from ..common.training.worker import start
 
 if __name__ == "__main__":
-    start("vthink.components.grpo.train")
+    start("vthink.components.grpo.train", "train_grpo")

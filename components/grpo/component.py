@@ -21,6 +21,7 @@ def grpo(run: str, config: str, model: str, data: str, policy: str) -> str:
     Returns:
         URI of the stage's manifest.
     """
-    from vthink.components.grpo import stage
+    from vthink.components.common.training.stage import train_stage
+    from vthink.components.grpo.config import GRPOConfig
 
-    return stage.run(run, config, model, data, policy)
+    return train_stage("grpo", GRPOConfig, "vthink.components.grpo", run, config, model, data, policy)

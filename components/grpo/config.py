@@ -4,77 +4,30 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from ..common.config import Section
 from ..common.training.config import TrainingConfig
-
-BUILT_IN_REWARDS = ("accuracy", "format", "temporal", "length", "overlong")
-"""The rewards that come with the project."""
+from .rewards.built_in import REWARDS, LengthConfig, Reward, TemporalConfig
 
 
-class TemporalConfig(Section):
-    """T-GRPO (Video-R1, arXiv 2503.21776 §3.1): reward what needs the order of the frames."""
-
-    ratio: float = Field(default=0.8, ge=0)
-    """μ: the bonus is given when accuracy(ordered) ≥ μ · accuracy(shuffled). 0.8 in the code, 1 in paper v4."""
-    bonus: float = Field(default=0.3, ge=0)
-    """α: added to correct ordered rollouts of a video prompt."""
-    shuffled_fraction: float = Field(default=0.5, gt=0, le=1)
-    """Shuffled rollouts per ordered one (G // 2 in Video-R1)."""
+def _reward_field(reward: Reward) -> tuple[Any, Any]:
+    if reward.settings is None:
+        return float, Field(default=1.0, ge=0, description=reward.description)
+    return reward.settings | None, Field(default=None, description=reward.description)
 
 
-class LengthConfig(Section):
-    """Length bonus (Video-R1 §3.2): correct answers that reason neither too briefly nor too long."""
-
-    bonus: float = Field(default=0.2, ge=0)
-    """ω. 0.2 in the code and paper v4, 0.1 in v1."""
-    min_tokens: int = Field(default=320, ge=0)
-    """Shortest completion that earns it."""
-    max_tokens: int = Field(default=512, ge=1)
-    """Longest completion that earns it."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.min_tokens > self.max_tokens:
-            raise ValueError("min_tokens must not exceed max_tokens")
-        return self
+_REWARD_FIELDS: dict[str, Any] = {name: _reward_field(reward) for name, reward in REWARDS.items()}
+_BuiltInRewards: Any = create_model("_BuiltInRewards", __base__=Section, **_REWARD_FIELDS)
 
 
-class OverlongConfig(Section):
-    """Soft penalty for completions that run out of room (DAPO, arXiv 2503.14476, equation 13)."""
+class RewardConfig(_BuiltInRewards, Section):
+    """What a completion is worth: a key for each entry of `REWARDS`, and rewards of your own."""
 
-    start_tokens: int = Field(default=512, ge=0)
-    """Length from which the penalty grows, linearly."""
-    max_tokens: int = Field(default=768, ge=1)
-    """Length at which it is whole."""
-    penalty: float = Field(default=1.0, ge=0)
-    """What a completion of ``max_tokens`` loses."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.start_tokens >= self.max_tokens:
-            raise ValueError("start_tokens must be below max_tokens")
-        return self
-
-
-class RewardConfig(Section):
-    """What a completion is worth."""
-
-    accuracy: float = Field(default=1.0, ge=0)
-    """Weight of the graded answer in [0, 1]."""
-    format: float = Field(default=1.0, ge=0)
-    """Weight of the format in {0, 1}."""
     correct_above: float = Field(default=0.1, ge=0, lt=1)
     """A rollout counts as correct, for both bonuses, when its graded answer is above this."""
-    temporal: TemporalConfig | None = None
-    """T-GRPO's bonus; null: plain GRPO."""
-    length: LengthConfig | None = None
-    """Length bonus; null: none."""
-    overlong: OverlongConfig | None = None
-    """Penalty for overlong completions; null: none."""
     extra: dict[str, float] = Field(default={})
     """Rewards of your own, as ``package.module:function``, with their weights (see CONTRIBUTING.md)."""
 
@@ -86,15 +39,15 @@ class RewardConfig(Section):
                 raise ValueError(f"'{name}' is not of the form package.module:function")
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of '{name}' is {weight}")
-        names = [name.partition(":")[2] for name in extra]
-        if len({*names, *BUILT_IN_REWARDS}) < len(names) + len(BUILT_IN_REWARDS):
-            raise ValueError(f"two rewards have the same name among {', '.join([*BUILT_IN_REWARDS, *names])}")
+        names = [*REWARDS, *(name.partition(":")[2] for name in extra)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two rewards have the same name among {', '.join(names)}")
         return extra
 
     @property
     def names(self) -> tuple[str, ...]:
         """The rewards, in the order of their columns."""
-        return (*BUILT_IN_REWARDS, *(name.partition(":")[2] for name in self.extra))
+        return (*REWARDS, *(name.partition(":")[2] for name in self.extra))
 
 
 REWARD_PRESETS: dict[str, RewardConfig] = {

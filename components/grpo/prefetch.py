@@ -6,12 +6,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any
 
+from ..common.errors import UserError
 from ..common.rows.prepared import PreparedSample, Split
-
-
-class DataStallError(RuntimeError):
-    """The clips of a step did not arrive in time."""
 
 
 class Prefetcher:
@@ -32,11 +30,16 @@ class Prefetcher:
         while len(self._coming) > 4 * len(set(rows)) + 64:
             self._coming.popitem(last=False)
 
+    def announce_batch(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """`announce`, as a data collator: hands on what it gets."""
+        self.announce([example["row"] for example in examples])
+        return examples
+
     def take(self, rows: Sequence[int]) -> list[PreparedSample]:
         """The rows, decoded.
 
         Raises:
-            DataStallError: one did not arrive within ``timeout_s``.
+            UserError: one did not arrive within ``timeout_s``.
         """
         if self._pool is None:
             return [self.split[row] for row in rows]
@@ -47,7 +50,7 @@ class Prefetcher:
                 items.append(self._coming.pop(row).result(self.timeout_s))
             except FutureTimeout:
                 media = self.split.samples[row].media
-                raise DataStallError(
+                raise UserError(
                     f"row {row} ({media.uri}) was not decoded within {self.timeout_s:g} s; "
                     "is its storage reachable? (grpo.data_timeout_s)"
                 ) from None

@@ -3,4 +3,4 @@
 from ..common.training.worker import start
 
 if __name__ == "__main__":
-    start("vthink.components.sft.train")
+    start("vthink.components.sft.train", "train_sft")

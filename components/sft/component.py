@@ -20,6 +20,7 @@ def sft(run: str, config: str, model: str, data: str) -> str:
     Returns:
         URI of the stage's manifest.
     """
-    from vthink.components.sft import stage
+    from vthink.components.common.training.stage import train_stage
+    from vthink.components.sft.config import SFTConfig
 
-    return stage.run(run, config, model, data)
+    return train_stage("sft", SFTConfig, "vthink.components.sft", run, config, model, data)

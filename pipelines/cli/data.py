@@ -149,6 +149,7 @@ def difficulty(
     goes on.
     """
     from ...components.common.errors import UserError
+    from ...components.common.launch.threads import limit_threads
     from ...components.common.model.generation import Sampling
     from ...components.common.model.load import load_model
     from ...components.common.model.store import ensure_base_model, fetch_model
@@ -161,6 +162,7 @@ def difficulty(
     if output.suffix != ".jsonl":
         raise UserError(f"{output}: rows are written as .jsonl")
     config = load(preset, overrides)
+    limit_threads(config.launch)
     grpo = config.grpo
     with session(config, workspace) as opened:
         work = opened.workspace.work_dir / "difficulty"

@@ -158,11 +158,13 @@ def _evaluate_benchmark(
 ) -> None:
     from rich.console import Console
 
+    from ...components.common.launch.threads import limit_threads
     from ...components.evaluation.benchmarks.registry import find_benchmark
     from ...components.evaluation.evaluate_benchmark import evaluate_benchmark
     from ...components.evaluation.models.open import needs_store
     from ..run.session import session
 
+    limit_threads(config.launch)
     find_benchmark(benchmark)  # before a store is started for it
     stored = needs_store(model) or data.startswith("s3://")
     with session(config, workspace, exclusive=False) if stored else nullcontext() as opened:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ... import __version__
-from ...components.common.launch.process import end_quickly
+from ...components.common.launch.lifetime import skip_garbage_collection_at_exit
 from . import cluster, compare, config, data, evaluate, gate, look, plan, run, serve, submit, train
 
 INTERRUPTED = 130
@@ -60,7 +60,7 @@ def main() -> None:
     What the package raises itself, and a file that cannot be read or written, becomes one line; everything else is a
     bug and keeps its traceback.
     """
-    end_quickly()
+    skip_garbage_collection_at_exit()
     try:
         app()
     except (KeyboardInterrupt, SystemExit) as error:

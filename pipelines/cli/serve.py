@@ -35,10 +35,12 @@ def serve(
 ) -> None:
     """Serve a model: OpenAI chat completions with video, and a page to try it, on this machine only by default."""
     from ...components.common.config import ConfigError
+    from ...components.common.launch.threads import limit_threads
     from ...components.deployment.server.serve import run_server
     from ..run.session import session
 
     config = load(preset, overrides)
+    limit_threads(config.launch)
     server = config.deployment.server
     if port is not None:
         server = type(server).load(server.model_dump() | {"port": port}, "--port")

@@ -25,13 +25,15 @@ def sft(
     data: Data = None, preset: Preset = "laptop", overrides: Overrides = None, workspace: Folder = WORKSPACE
 ) -> None:
     """Fine-tune the base model on reasoning traces. Prints the manifest's URI."""
-    from ...components.sft import stage
+    from ...components.common.training.stage import train_stage
+    from ...components.sft.config import SFTConfig
     from ..run.session import find_data, session
 
     config = load(preset, overrides)
     with session(config, workspace) as opened:
         prepared = find_data(opened, data)
-        print(stage.run(opened.context.to_json(), config.sft.to_json(), config.model.to_json(), prepared))
+        sections = opened.context.to_json(), config.sft.to_json(), config.model.to_json()
+        print(train_stage("sft", SFTConfig, "vthink.components.sft", *sections, prepared))
 
 
 @app.command(epilog="Example: vthink train grpo --policy s3://vthink/sft/0123456789abcdef/")
@@ -46,11 +48,13 @@ def grpo(
     workspace: Folder = WORKSPACE,
 ) -> None:
     """Improve a model by (T-)GRPO. Prints the manifest's URI."""
-    from ...components.grpo import stage
+    from ...components.common.training.stage import train_stage
+    from ...components.grpo.config import GRPOConfig
     from ..run.session import find_data, find_manifest, session
 
     config = load(preset, overrides)
     with session(config, workspace) as opened:
         start = find_manifest(opened, policy) if policy else ""
         prepared = find_data(opened, data)
-        print(stage.run(opened.context.to_json(), config.grpo.to_json(), config.model.to_json(), prepared, start))
+        sections = opened.context.to_json(), config.grpo.to_json(), config.model.to_json()
+        print(train_stage("grpo", GRPOConfig, "vthink.components.grpo", *sections, prepared, start))

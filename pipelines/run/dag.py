@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 from ...components.common.context import RunContext
-from ...components.common.launch.process import die_with_owner
+from ...components.common.launch.lifetime import end_with_owner
 from ..config import Config, to_yaml
 from .watch import _ANSI, PARENT
 
 
 def run_dag(job_file: Path) -> None:
     """The second process: the pipeline's MLflow run, and the DAG in it."""
-    die_with_owner()
+    end_with_owner()
     from kfp import local
 
     from ...components.common.tracking import pipeline

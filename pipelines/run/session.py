@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...components.common.context import RunContext
-from ...components.common.launch.workspace import Endpoint, Workspace
+from ...components.common.launch.s3_server import S3Endpoint
+from ...components.common.launch.workspace import Workspace
 from ...components.common.storage.manifest import Manifest
 from ...components.common.storage.names import MANIFEST, as_prefix, join
 from ...components.common.storage.s3 import Storage
@@ -46,7 +47,7 @@ def session(config: Config, folder: Path, exclusive: bool = True) -> Iterator[Se
         exclusive: take the lock; commands that only read do without and may work beside a run.
 
     Raises:
-        WorkspaceLockedError: another ``vthink`` works in this workspace.
+        UserError: another ``vthink`` works in this workspace.
         LaunchError: the object store cannot be started.
         StorageError: the object store cannot be reached, or refuses the credentials.
     """
@@ -54,7 +55,7 @@ def session(config: Config, folder: Path, exclusive: bool = True) -> Iterator[Se
     before = dict(os.environ)
     with workspace.lock() if exclusive else nullcontext():
         given = config.storage.endpoint_url
-        endpoint = Endpoint(given) if given else workspace.start_s3()
+        endpoint = S3Endpoint(given) if given else workspace.start_s3()
         try:
             endpoint.export()
             tracking_uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or workspace.mlflow_uri

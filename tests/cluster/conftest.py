@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from vthink.components.common.launch.kubernetes.client import WORKFLOW, WORKLOAD, Cluster
-from vthink.tests.cluster.api_server import ApiServer, Resource
-from vthink.tests.cluster.controllers import Hand
+from vthink.tests.fakes.controllers import Hand
+from vthink.tests.fakes.kubernetes_api import ApiServer
+from vthink.tests.fakes.kubernetes_store import Resource
 
 
 @pytest.fixture(scope="session")
@@ -48,15 +49,15 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         return
     found = Cluster.connect(namespace)
     path = "/api/v1/namespaces"
-    found._call("POST", path, body={"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    found.request("POST", path, body={"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
     yield found
-    found._call("DELETE", f"{path}/{namespace}", body={})
+    found.request("DELETE", f"{path}/{namespace}", body={})
 
 
 @pytest.fixture
 def trouble(request: pytest.FixtureRequest, cluster: Cluster) -> ApiServer:
     """The small server, to make it fail; a real API cannot be asked to."""
-    if not str(cluster._client.configuration.host).startswith("http://127.0.0.1:"):
+    if not str(cluster.api_client.configuration.host).startswith("http://127.0.0.1:"):
         pytest.skip("a real API cannot be asked to fail")
     server: ApiServer = request.getfixturevalue("server")
     return server

@@ -46,8 +46,8 @@ from vthink.components.deployment.server.routes import ChatCompletions, build_ro
 from vthink.components.evaluation.config import EvaluationConfig
 from vthink.pipelines.config import load as load_config
 from vthink.tests.cluster import validation
-from vthink.tests.cluster.api_server import ApiServer
-from vthink.tests.cluster.controllers import Hand, until
+from vthink.tests.fakes.controllers import Hand, until
+from vthink.tests.fakes.kubernetes_api import ApiServer
 
 Object = dict[str, Any]
 KEY = "key-of-the-endpoint"

@@ -2,50 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from vthink.components.common.context import RunContext
-from vthink.components.common.launch.config import LaunchConfig
-from vthink.components.common.launch.kubernetes import backend, trainjob
-from vthink.components.common.launch.kubernetes import owner as owner_module
-from vthink.components.common.launch.kubernetes.client import POD, TRAIN_JOB, WORKFLOW, Cluster, condition, is_true
-from vthink.components.common.launch.local import run_training
+from vthink.components.common.launch.backend import choose_backend
+from vthink.components.common.launch.kubernetes.backend import KubernetesBackend
+from vthink.components.common.launch.kubernetes.client import POD, TRAIN_JOB, Cluster, condition, is_true
 from vthink.components.common.launch.process import LaunchError, free_port
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.names import join
 from vthink.components.common.storage.s3 import Storage
-from vthink.tests.cluster import validation
-from vthink.tests.cluster.api_server import ApiServer
-from vthink.tests.cluster.controllers import Hand, until
-
-Object = dict[str, Any]
-JOB = {"config": {"learning_rate": 1e-6}, "model": {}, "data": "s3://b/data/manifest.json"}
-KEY = "f" * 16
-
-
-def context_of(storage: Storage, **launch: Any) -> RunContext:
-    launch.setdefault("pool", {"sft": "gpu", "grpo": "gpu-spot"})
-    settings = LaunchConfig(backend="trainjob", nodes=launch.pop("nodes", 2), processes=8, **launch)
-    return RunContext(run_id="video_r1_7b-20261121-0800", storage=storage.config, launch=settings)
+from vthink.tests.cluster.jobs import KEY, Object, built, context_of, job_of
+from vthink.tests.fakes.controllers import Hand, until
+from vthink.tests.fakes.kubernetes_api import ApiServer
 
 
 class Launcher:
     """A launcher in a thread, and the training that it waits for."""
 
     def __init__(self, cluster: Cluster, context: RunContext) -> None:
-        self.cluster, self.context = cluster, context
+        self.cluster, self.job = cluster, job_of(context)
         self.storage = Storage(context.storage)
-        self.prefix = join(context.storage.root_uri, f"sft/{KEY}/")
         self.lines: list[str] = []
         self.result: Manifest | None = None
         self.error: BaseException | None = None
@@ -53,15 +37,14 @@ class Launcher:
         self._thread.start()
 
     def _run(self) -> None:
-        arguments = (self.context, "sft", "vthink.components.sft.train", JOB, KEY, self.prefix)
         try:
-            self.result = backend.run(*arguments, self.lines.append, self.cluster, tick_s=1.0)
+            self.result = KubernetesBackend(self.cluster, tick_s=1.0).train(self.job, self.lines.append)
         except BaseException as error:
             self.error = error
 
     def trained(self) -> Manifest:
         """What the training process does last."""
-        made = Manifest(stage="sft", fingerprint=KEY, uri=self.prefix)
+        made = Manifest(stage="sft", fingerprint=KEY, uri=self.job.prefix)
         made.write(self.storage)
         return made
 
@@ -87,139 +70,6 @@ class Launcher:
 def launcher(cluster: Cluster, storage: Storage) -> Callable[..., Launcher]:
     """Start a launcher; keyword arguments are launch settings."""
     return lambda **launch: Launcher(cluster, context_of(storage, **launch))
-
-
-# --- the object ---------------------------------------------------------------------------------------------
-
-
-def built(context: RunContext, stage: Any = "sft", attempt: int = 1) -> Object:
-    command = trainjob.command(context, "vthink.components.sft.train", "s3://b/p/job.json")
-    return trainjob.train_job(context, stage, trainjob.job_name(context, stage, JOB), attempt, command)
-
-
-LAYOUTS: dict[str, Object] = {
-    "queue": {},
-    "priority and topology": {"cluster": {"priority": "vthink-high", "topology": "topology.kubernetes.io/zone"}},
-    "no queue": {"cluster": {"queues": False, "tolerations": [{"key": "spot", "operator": "Exists"}]}},
-    "no pool": {"pool": {}},
-    "CPU": {"cluster": {"accelerator": None, "cpu": "500m", "memory": "1Gi", "s3_secret": None}},
-    "rollout server": {"cluster": {"rollout_servers": 1, "queues": False}},
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_the_object_is_valid_to_the_letter(crds: Path, storage: Storage, layout: str, stage: str) -> None:
-    body = built(context_of(storage, **LAYOUTS[layout]), stage, attempt=12)
-    assert validation.validate(body) == []
-    assert body["spec"]["trainer"]["command"][0] == "torchrun"
-    assert len(body["metadata"]["name"]) <= 50  # JobSet appends to it
-
-
-def mutate(body: Object, path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    for part in parents:
-        body = body[int(part)] if part.isdigit() else body[part]  # type: ignore[index]
-    body[last] = value
-
-
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        ("spec.trainer.numProcessPerNode", 8),
-        ("spec.trainer.numNodes", "2"),
-        ("spec.trainer.resourcesPerNode.limits.memory", "64GB"),
-        ("spec.trainer.command.0", "accelerate"),
-        ("spec.podTemplateOverrides", []),
-        ("metadata.name", "x" * 64),
-        ("spec.runtimePatches.0.manager", "vthink"),
-    ],
-)
-def test_the_check_refuses_a_mistake(crds: Path, storage: Storage, path: str, value: Any) -> None:
-    body = built(context_of(storage))
-    if path.endswith(".0"):
-        body["spec"]["trainer"]["command"][0] = value
-    else:
-        mutate(body, path, value)
-    assert validation.validate(body)
-
-
-def test_the_pool_becomes_a_queue_or_a_place(storage: Storage) -> None:
-    queued = built(context_of(storage), "grpo")
-    assert queued["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpu-spot"
-    (job,) = queued["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
-    pod = job["template"]["spec"]["template"]["spec"]
-    assert "nodeSelector" not in pod
-    placed = built(context_of(storage, cluster={"queues": False}), "grpo")
-    assert not any("kueue" in label for label in placed["metadata"]["labels"])
-    (job,) = placed["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
-    pod = job["template"]["spec"]["template"]["spec"]
-    assert pod["nodeSelector"] == {"vthink.dev/pool": "gpu-spot"}
-    assert {"key": "vthink.dev/pool", "operator": "Equal", "value": "gpu-spot", "effect": "NoSchedule"} in pod[
-        "tolerations"
-    ]
-
-
-def test_a_rollout_server_is_the_runtimes_second_job_with_our_model(crds: Path, storage: Storage) -> None:
-    context = context_of(storage, cluster={"rollout_servers": 1, "queues": False})
-    arguments = (trainjob.job_name(context, "grpo", JOB), 1, ["torchrun"], None, "Qwen/Qwen2.5-VL-7B-Instruct")
-    body = trainjob.train_job(context, "grpo", *arguments)
-    assert validation.validate(body) == []
-    assert body["spec"]["runtimeRef"]["name"] == "vthink-torch-vllm"
-    jobs = body["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
-    server = jobs[1]["template"]["spec"]["template"]["spec"]
-    assert server["containers"][0]["env"][0]["value"] == "Qwen/Qwen2.5-VL-7B-Instruct"
-    assert server["nodeSelector"] == {"vthink.dev/pool": "gpu-spot"}
-    name = body["metadata"]["name"]
-    env = {entry["name"]: entry.get("value") for entry in body["spec"]["trainer"]["env"]}
-    assert env["VTHINK_ROLLOUT_URL"] == f"http://{name}-vllm-0-0.{name}:8000"
-    assert trainjob.train_job(context, "sft", *arguments)["spec"]["runtimeRef"]["name"] == "vthink-torch"
-
-
-def test_a_job_on_fewer_nodes_keeps_its_name_and_place(storage: Storage) -> None:
-    planned, fewer = context_of(storage, nodes=2), context_of(storage, nodes=2, cluster={"nodes": 1})
-    first, second = built(planned), built(fewer)
-    assert first["metadata"]["name"] == second["metadata"]["name"]
-    assert (first["spec"]["trainer"]["numNodes"], second["spec"]["trainer"]["numNodes"]) == (2, 1)
-    assert first["spec"]["trainer"]["command"] == second["spec"]["trainer"]["command"]
-    shapes = [body["metadata"]["annotations"][trainjob.SHAPE] for body in (first, second)]
-    assert shapes[0] != shapes[1]
-
-
-def test_stores_are_forwarded_and_keys_are_not(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    secrets = {
-        "AWS_SECRET_ACCESS_KEY": "hidden-1", "AWS_ACCESS_KEY_ID": "hidden-2", "MLFLOW_TRACKING_TOKEN": "hidden-3",
-        "MLFLOW_TRACKING_PASSWORD": "hidden-4", "HF_TOKEN": "hidden-5", "MLFLOW_TRACKING_USERNAME": "hidden-6",
-    }  # fmt: skip
-    public = {"MLFLOW_TRACKING_URI": "http://mlflow:5000", "MLFLOW_RUN_ID": "abc", "NCCL_DEBUG": "INFO"}
-    for name, value in {**secrets, **public, "UNRELATED": "x", "VTHINK_OWNER": "1:2"}.items():
-        monkeypatch.setenv(name, value)
-    body = built(context_of(storage))
-    assert "hidden" not in json.dumps(body)
-    env = {entry["name"]: entry for entry in body["spec"]["trainer"]["env"]}
-    assert {name: env[name].get("value") for name in public} == public
-    assert env["AWS_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"]["name"] == "vthink-s3"
-    assert storage.config.endpoint_url in env["VTHINK_STORAGE"]["value"]
-    assert not {"UNRELATED", "VTHINK_OWNER", "HF_TOKEN", "MLFLOW_TRACKING_TOKEN"} & env.keys()
-
-
-def test_the_name_follows_from_run_stage_and_settings(storage: Storage) -> None:
-    first, resized = context_of(storage, nodes=2), context_of(storage, nodes=1)
-    name = trainjob.job_name(first, "sft", JOB)
-    assert name == trainjob.job_name(resized, "sft", json.loads(json.dumps(JOB)))
-    others = {
-        trainjob.job_name(first, "grpo", JOB),
-        trainjob.job_name(first, "sft", JOB | {"data": "s3://b/other/manifest.json"}),
-        trainjob.job_name(first.model_copy(update={"run_id": "another"}), "sft", JOB),
-        trainjob.job_name(first.model_copy(update={"redo": {"sft": 1}}), "sft", JOB),
-    }
-    assert len(others | {name}) == 5
-    for run_id in ("0815", "_", "-" * 50, "Ünïcode/../x", "a" * 200):
-        hostile = trainjob.job_name(first.model_copy(update={"run_id": run_id}), "evaluate", JOB)
-        assert validation._LABEL.fullmatch(hostile), hostile
-
-
-# --- a job's life -------------------------------------------------------------------------------------------
 
 
 def test_from_the_queue_to_the_result(launcher: Callable[..., Launcher], hand: Hand, trouble: ApiServer) -> None:
@@ -278,15 +128,12 @@ def test_success_without_a_result_is_a_failure(launcher: Callable[..., Launcher]
 def test_a_retry_adopts_the_job(
     launcher: Callable[..., Launcher], hand: Hand, cluster: Cluster, storage: Storage, state: str
 ) -> None:
-    context = context_of(storage)
-    name = trainjob.job_name(context, "sft", JOB)
-    uri = join(context.storage.root_uri, f"sft/{KEY}/job.json")
-    command = trainjob.command(context, "vthink.components.sft.train", uri)
-    job = cluster.create(TRAIN_JOB, trainjob.train_job(context, "sft", name, 1, command))
+    job = cluster.create(TRAIN_JOB, built(context_of(storage)))
+    name = job["metadata"]["name"]
     if state == "suspended":
         hand.suspend(job, True)
     if state == "complete":
-        Manifest(stage="sft", fingerprint=KEY, uri=join(context.storage.root_uri, f"sft/{KEY}/")).write(storage)
+        Manifest(stage="sft", fingerprint=KEY, uri=join(storage.config.root_uri, f"sft/{KEY}/")).write(storage)
         hand.finish(job)
     running = launcher()
     if state != "complete":
@@ -319,11 +166,7 @@ def test_a_failed_job_gets_a_successor_that_a_third_launcher_adopts(
 def test_a_resized_job_is_replaced_once_its_pods_are_gone(
     launcher: Callable[..., Launcher], hand: Hand, cluster: Cluster, storage: Storage
 ) -> None:
-    small = context_of(storage, nodes=2)
-    command = trainjob.command(
-        small, "vthink.components.sft.train", join(storage.config.root_uri, f"sft/{KEY}/job.json")
-    )
-    old = cluster.create(TRAIN_JOB, trainjob.train_job(small, "sft", trainjob.job_name(small, "sft", JOB), 1, command))
+    old = cluster.create(TRAIN_JOB, built(context_of(storage, nodes=2)))
     pod = hand.pod(old)
     # A pod that still writes its last checkpoint: nothing owns it, so that only the test ends it.
     cluster.update(POD, pod, lambda found: {**found, "metadata": {**found["metadata"], "ownerReferences": []}})
@@ -370,16 +213,14 @@ def test_preemption_by_kueue_is_a_wait_not_a_failure(launcher: Callable[..., Lau
 
 WORKER = """
 import argparse, os
-from vthink.components.common.context import RunContext
-from vthink.components.common.launch.job import read_job
+from vthink.components.common.launch.job import TrainingJob
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.s3 import Storage
 parser = argparse.ArgumentParser()
 parser.add_argument("--job")
-job = read_job(parser.parse_args().job)
-run = RunContext.load(job["run"])
-print(f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} in {run.work_dir}", flush=True)
-Manifest(stage=job["stage"], fingerprint=job["fingerprint"], uri=job["prefix"]).write(Storage(run.storage))
+job = TrainingJob.read(parser.parse_args().job).on_this_node()
+print(f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} in {job.node.work_dir}", flush=True)
+Manifest(stage=job.stage, fingerprint=job.fingerprint, uri=job.prefix).write(Storage(job.run.storage))
 """
 
 
@@ -392,10 +233,9 @@ def test_what_the_object_says_is_what_a_kubelet_can_run(
     context = context.model_copy(update={"launch": context.launch.model_copy(update={"processes": 1})})
     lines: list[str] = []
     results: list[Manifest] = []
-    prefix = join(storage.config.root_uri, "trained/")
 
     def launch() -> None:  # by the front door: the cluster is found through KUBECONFIG
-        results.append(run_training(context, "sft", "tiny_worker", {"data": "x"}, KEY, prefix, lines.append))
+        results.append(choose_backend(context.launch).train(job_of(context, worker="tiny_worker"), lines.append))
 
     thread = threading.Thread(target=launch, daemon=True)
     thread.start()
@@ -540,117 +380,6 @@ def test_an_api_in_trouble_costs_nothing(launcher: Callable[..., Launcher], hand
 def test_a_missing_right_is_said_at_once(launcher: Callable[..., Launcher], trouble: ApiServer) -> None:
     trouble.fail(403, path="trainjobs")
     assert "403" in launcher().failure()
-
-
-# --- a launcher that is stopped -----------------------------------------------------------------------------
-
-PROGRAM = """
-import sys
-from vthink.components.common.context import RunContext
-from vthink.components.common.launch.kubernetes import backend
-context, job = RunContext.load(sys.argv[1]), {"config": {"learning_rate": 1e-6}, "model": {}, "data": "s3://b/data/manifest.json"}
-said = lambda line: print(line, flush=True)
-backend.run(context, "sft", "vthink.components.sft.train", job, sys.argv[2], sys.argv[3], said, tick_s=1.0)
-print("RESULT", flush=True)
-"""
-
-
-class LauncherPod:
-    """A launcher in a process of its own, as in its pod."""
-
-    def __init__(self, context: RunContext, namespace: str, pod: str = "", **env: str) -> None:
-        self.prefix = join(context.storage.root_uri, f"sft/{KEY}/")
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, context.to_json(), KEY, self.prefix],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, "KFP_POD_NAME": pod, "VTHINK_POD_NAMESPACE": namespace, **env},
-        )  # fmt: skip
-        self.output: list[str] = []
-        threading.Thread(target=lambda: self.output.extend(self.process.stdout or ()), daemon=True).start()
-
-    def said(self, text: str) -> None:
-        until(lambda: any(text in line for line in self.output))
-
-    def end(self, number: int) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(60)
-
-
-@pytest.fixture
-def launcher_pod(cluster: Cluster, storage: Storage) -> Iterator[Callable[..., LauncherPod]]:
-    started: list[LauncherPod] = []
-
-    def start(pod: str = "") -> LauncherPod:
-        started.append(LauncherPod(context_of(storage), cluster.namespace, pod))
-        return started[-1]
-
-    yield start
-    for pod in started:
-        if pod.process.poll() is None:
-            pod.process.kill()
-
-
-def test_a_launcher_that_is_killed_finds_its_job_again(
-    launcher_pod: Callable[..., LauncherPod], hand: Hand, storage: Storage
-) -> None:
-    first = launcher_pod()
-    job = hand.job()
-    first.said("admitted")
-    first.end(signal.SIGKILL)
-    second = launcher_pod()
-    second.said("adopted the TrainJob")
-    Manifest(stage="sft", fingerprint=KEY, uri=second.prefix).write(storage)
-    hand.finish(job)
-    assert second.process.wait(60) == 0
-    second.said("RESULT")
-    assert len(hand.jobs()) == 1
-
-
-def test_eviction_leaves_the_job_and_cancelling_the_run_deletes_it(
-    launcher_pod: Callable[..., LauncherPod], hand: Hand, cluster: Cluster
-) -> None:
-    workflow = hand.workflow("run-1")
-    evicted = launcher_pod("run-1-launcher")
-    job = hand.job()
-    owner = job["metadata"]["ownerReferences"][0]
-    assert (owner["kind"], owner["name"], owner["uid"]) == ("Workflow", "run-1", workflow["metadata"]["uid"])
-    evicted.said("admitted")
-    assert evicted.end(signal.SIGTERM) == 143
-    evicted.said("the TrainJob " + job["metadata"]["name"] + " goes on")
-    assert hand.jobs()
-    # The same, after what Kubeflow Pipelines does to end a run.
-    cancelled = launcher_pod("run-1-launcher")
-    cancelled.said("adopted")
-    cancelled.said("admitted")
-    cluster.update(WORKFLOW, "run-1", lambda found: {**found, "spec": {"activeDeadlineSeconds": 0}})
-    assert cancelled.end(signal.SIGTERM) == 143
-    cancelled.said("the run was cancelled: deleted the TrainJob")
-    assert hand.jobs() == []
-
-
-def test_a_deleted_run_takes_its_job_along(
-    launcher_pod: Callable[..., LauncherPod], hand: Hand, cluster: Cluster
-) -> None:
-    hand.workflow("run-2")
-    running = launcher_pod("run-2-launcher")
-    hand.job()
-    running.said("admitted")
-    cluster.delete(WORKFLOW, "run-2")
-    until(lambda: hand.jobs() == [])
-    running.said("was deleted")
-
-
-def test_an_owner_in_another_namespace_is_left_out(
-    cluster: Cluster, hand: Hand, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hand.workflow("run-3")
-    monkeypatch.setenv("KFP_POD_NAME", "run-3-launcher")
-    monkeypatch.setenv("VTHINK_POD_NAMESPACE", cluster.namespace)
-    found = owner_module.Owner.find(cluster)
-    assert found is not None
-    assert found.reference["name"] == "run-3"
-    monkeypatch.setenv("VTHINK_POD_NAMESPACE", "another")
-    assert owner_module.Owner.find(cluster) is None
 
 
 def test_conditions_are_read_as_the_api_writes_them(hand: Hand, launcher: Callable[..., Launcher]) -> None:

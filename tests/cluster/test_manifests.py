@@ -487,7 +487,7 @@ spec:
     image: ghcr.io/vthink/vthink-train-python:0.1.0
     numNodes: 2
     numProcPerNode: 8
-    command: [torchrun, -m, vthink.components.sft.train]
+    command: [torchrun, -m, vthink.components.sft]
     env: [{name: OMP_NUM_THREADS, value: "8"}]
     resourcesPerNode:
       requests: {cpu: "96", memory: 900Gi}

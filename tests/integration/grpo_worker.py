@@ -21,8 +21,9 @@ from vthink.components.common.compat.torchvision import declare_torchvision_oper
 # As in training/worker.py, before transformers is imported.
 declare_torchvision_operators()
 load_to_numbered_cpus()
+from trl import GRPOConfig as TRLConfig
 from vthink.components.common.compat.deepspeed import repartition
-from vthink.components.common.launch.process import end_quickly
+from vthink.components.common.launch.lifetime import skip_garbage_collection_at_exit
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.load import tokens_per_second
@@ -33,10 +34,13 @@ from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.training.arguments import trainer_arguments
 from vthink.components.common.training.callbacks import CheckpointCallback, StopOnSignal
 from vthink.components.common.training.checkpoints import CheckpointStore
-from vthink.components.common.training.job import leave_process_group
+from vthink.components.common.training.processes import leave_group
+from vthink.components.common.training.validation import Validation
 from vthink.components.grpo.config import GRPOConfig
-from vthink.components.grpo.rewards import Group
+from vthink.components.grpo.losses import TrainingBatch
+from vthink.components.grpo.rewards.group import Group
 from vthink.components.grpo.rollouts import prompt_rows
+from vthink.components.grpo.train import trl_arguments
 from vthink.components.grpo.trainer import VideoGRPOTrainer
 
 
@@ -52,28 +56,29 @@ class Traced(VideoGRPOTrainer):
     job: dict[str, Any]
     written: dict[str, Any]
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        output = super()._generate_and_score_completions(inputs)
+    def generate_batch(self, examples: list[dict[str, Any]]) -> TrainingBatch:
+        batch = super().generate_batch(examples)
+        assert batch.ref_log_probs is not None
         group = self.settings.num_generations
-        for index, row in enumerate(example["row"] for example in inputs[::group]):
+        for index, row in enumerate(example["row"] for example in examples[::group]):
             rows = slice(index * group, (index + 1) * group)
-            mask = output["completion_mask"][rows].bool()
+            mask = batch.completion_mask[rows].bool()
             self.written[f"{self.state.global_step}/{row}"] = {
-                "ids": [ids[seen].tolist() for ids, seen in zip(output["completion_ids"][rows], mask, strict=True)],
-                "advantages": output["advantages"][rows].tolist(),
-                "ref": [v[seen].tolist() for v, seen in zip(output["ref_per_token_logps"][rows], mask, strict=True)],
-                "video": output["prompts"][index * group].kind == "video",
+                "ids": [ids[seen].tolist() for ids, seen in zip(batch.completion_ids[rows], mask, strict=True)],
+                "advantages": batch.advantages[rows].tolist(),
+                "ref": [values[seen].tolist() for values, seen in zip(batch.ref_log_probs[rows], mask, strict=True)],
+                "video": batch.prompts[index * group].kind == "video",
             }
-        return output
+        return batch
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    def compute_loss(self, model: Any, inputs: TrainingBatch, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.job["fault_step"] == self.state.global_step and int(os.environ["RANK"]) == self.job["fault_rank"]:
             os.kill(os.getpid(), getattr(signal, self.job["fault"]))
-        return super()._compute_loss(model, inputs)
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
 
 def main() -> None:
-    end_quickly()
+    skip_garbage_collection_at_exit()
     job = json.loads(Path(sys.argv[1]).read_text())
     sys.modules["grpo_worker_rewards"] = sys.modules["__main__"]
     storage = Storage(StorageConfig.load(job["storage"], "job"))
@@ -84,31 +89,24 @@ def main() -> None:
     model, processor = build_tiny(TinyModelConfig(), data.video, 0)
     model = type(model).from_pretrained(job["start"], dtype=torch.float32)
     store = CheckpointStore(storage, job["prefix"], folder / "checkpoints")
-    from trl import GRPOConfig as TRLConfig
-
-    arguments = trainer_arguments(settings, store.folder, True, planned_processes=job["planned_processes"])
-    batch = settings.prompts_per_step * settings.num_generations
+    encoder = ChatEncoder(processor, "compact/1", data.video, tokens_per_second(model))
+    validation = settings.validation.model_copy(update={"num_items": 2})
     trainer = Traced(
         model=model,
         args=TRLConfig(
-            **arguments,
-            per_device_train_batch_size=batch,
-            num_generations=settings.num_generations,
-            max_completion_length=settings.max_new_tokens,
-            beta=settings.kl_coefficient,
+            **trainer_arguments(settings, store.folder, True, planned_processes=job["planned_processes"]),
+            **(trl_arguments(settings) | {"temperature": 1.0}),
             optim="adamw_torch",
             adam_epsilon=1e-2,
         ),
         train_dataset=prompt_rows(job["rows"]),
         eval_dataset=prompt_rows([0]),
         processing_class=processor,
-        reward_funcs=[lambda **_: [0.0]],
         callbacks=[CheckpointCallback(store), StopOnSignal(store)],
         settings=settings,
-        encoder=ChatEncoder(processor, "compact/1", data.video, tokens_per_second(model)),
+        encoder=encoder,
         split=data.split("train"),
-        held_out=data.split("validation"),
-        asked=range(2),
+        validation=Validation(encoder, data.split("validation"), validation),
     )
     trainer.job, trainer.written = job, {}
     checkpoint = store.newest()
@@ -120,7 +118,7 @@ def main() -> None:
     weights = trainer.accelerator.get_state_dict(engine)
     rank = int(os.environ["RANK"])
     (folder / f"trace-{rank}.json").write_text(json.dumps({"rollouts": trainer.written, "norms": norms}))
-    leave_process_group()
+    leave_group()
     if rank == 0:
         torch.save({name: tensor.float() for name, tensor in weights.items()}, folder / "weights.pt")
 

@@ -14,9 +14,9 @@ from vthink.components.common.model.load import load_model
 from vthink.components.common.model.store import fetch_model
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.s3 import Storage
-from vthink.components.grpo import stage as grpo
+from vthink.components.grpo.component import grpo
 from vthink.components.grpo.config import GRPOConfig
-from vthink.components.sft import stage as sft
+from vthink.components.sft.component import sft
 from vthink.components.sft.config import SFTConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -52,20 +52,22 @@ def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
 
 def test_two_processes_train_the_weights_that_one_does(context: RunContext, small_world: str, tmp_path: Path) -> None:
     one = SFTConfig(**COMMON, batch_size=8).to_json()
-    expected = weights(context, sft.run(launched(context, 1), one, MODEL, small_world), tmp_path / "one")
+    expected = weights(context, sft.python_func(launched(context, 1), one, MODEL, small_world), tmp_path / "one")
     differences: dict[str, float] = {}
     for deepspeed in ("none", "zero2", "zero3"):
         two = SFTConfig(**COMMON, batch_size=4, deepspeed=deepspeed).to_json()  # type: ignore[arg-type]
-        found = weights(context, sft.run(launched(context, 2), two, MODEL, small_world), tmp_path / deepspeed)
+        found = weights(context, sft.python_func(launched(context, 2), two, MODEL, small_world), tmp_path / deepspeed)
         differences[deepspeed] = distance(found, expected)
     halves = SFTConfig(**COMMON, batch_size=4, gradient_accumulation=2).to_json()
-    accumulated = weights(context, sft.run(launched(context, 1), halves, MODEL, small_world), tmp_path / "halves")
+    accumulated = weights(
+        context, sft.python_func(launched(context, 1), halves, MODEL, small_world), tmp_path / "halves"
+    )
     differences["accumulated"] = distance(accumulated, expected)
     # The control: another batch gives other weights. A loss averaged over processes or micro-batches, as if all had as
     # many tokens, comes to 0.27 of it.
     other = SFTConfig(**COMMON, batch_size=4).to_json()
     control = distance(
-        weights(context, sft.run(launched(context, 1), other, MODEL, small_world), tmp_path / "other"), expected
+        weights(context, sft.python_func(launched(context, 1), other, MODEL, small_world), tmp_path / "other"), expected
     )
     print(differences, control)
     assert max(differences.values()) < 1e-3 * control  # 2e-5 measured
@@ -83,7 +85,7 @@ def test_grpo_with_a_reference_runs_on_two_processes_under_zero3(
         kl_coefficient=0.04,
         rewards={"temporal": {}},
     ).to_json()
-    manifest = grpo.run(launched(context, 2), config, MODEL, small_world, "")
+    manifest = grpo.python_func(launched(context, 2), config, MODEL, small_world, "")
     assert Manifest.read(Storage(context.storage), manifest).counts["steps"] == 3
     weights(context, manifest, tmp_path / "grpo")
 
@@ -94,7 +96,7 @@ def test_a_model_that_serves_in_bfloat16_is_trained_in_float32(
     # Steps of 1e-5 vanish when they are added to bfloat16 weights one by one; in float32 they add up.
     config = SFTConfig(**(COMMON | {"learning_rate": 1e-5, "max_steps": 3}), batch_size=4).to_json()
     model = ModelConfig(prompt="compact/1", dtype="bfloat16").to_json()
-    manifest = sft.run(launched(context, 1), config, model, small_world)
+    manifest = sft.python_func(launched(context, 1), config, model, small_world)
     served = weights(context, manifest, tmp_path)
     assert {tensor.dtype for tensor in served.values()} == {torch.bfloat16}
     checkpoint = load_file(

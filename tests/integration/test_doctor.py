@@ -15,12 +15,12 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from kfp_server import API, KfpServer
 from vthink.components.common.launch.process import free_port
 from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.tracking.config import TrackingConfig
 from vthink.pipelines.config import Config, load, to_yaml
 from vthink.pipelines.doctor import KINDS, Finding, examine
+from vthink.tests.fakes.kfp_server import API, KfpServer
 
 SPACE = "/apis/{group}/{version}/namespaces/team/{plural}"
 QUEUES = "/apis/kueue.x-k8s.io/v1beta2/namespaces/team/localqueues"

@@ -21,7 +21,7 @@ from vthink.components.common.video.config import VideoConfig
 from vthink.components.data_prep.config import DataPrepConfig, SynthesizeConfig
 from vthink.components.data_prep.prepare import prepare_data
 from vthink.components.evaluation.grounding import baseline_items, grounding, mean_span
-from vthink.components.sft import stage
+from vthink.components.sft.component import sft
 from vthink.components.sft.config import SFTConfig
 
 VIDEO = VideoConfig(num_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)
@@ -54,7 +54,7 @@ def test_predicted_spans_beat_the_whole_clip_and_the_mean_span(
         save_every_steps=300,
         validation={"every_steps": 100, "num_items": 64, "max_new_tokens": 64},
     )
-    trained = stage.run(context, config.to_json(), ModelConfig(prompt="compact/1").to_json(), data)
+    trained = sft.python_func(context, config.to_json(), ModelConfig(prompt="compact/1").to_json(), data)
 
     prepared = PreparedSet.open(storage, data, tmp_path / "data")
     test = prepared.split("test")

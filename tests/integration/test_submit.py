@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import yaml
-from kfp_server import API, Fault, KfpServer
 from vthink.components.common.config import ConfigError
 from vthink.components.common.context import RunContext
 from vthink.components.deployment.config import DeploymentConfig
@@ -29,6 +28,7 @@ from vthink.pipelines.kfp_client.client import Pipelines
 from vthink.pipelines.kfp_client.errors import SubmitError
 from vthink.pipelines.kfp_client.runs import cron_expression, ending, stages
 from vthink.pipelines.run.watch import StageProgress
+from vthink.tests.fakes.kfp_server import API, Fault, KfpServer
 
 VTHINK = [sys.executable, "-m", "vthink.pipelines.cli.main"]
 ALL = ("plan_data", "prepare_shard", "merge_data", "sft", "grpo", "evaluate", "gate", "register", "deploy")

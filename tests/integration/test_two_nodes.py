@@ -23,10 +23,11 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 from vthink.components.common.context import RunContext
 from vthink.components.common.launch.config import LaunchConfig
-from vthink.components.common.launch.job import write_job
+from vthink.components.common.launch.job import TrainingJob
 from vthink.components.common.launch.kubernetes import trainjob
 from vthink.components.common.launch.supervisor import descendants
 from vthink.components.common.model.config import ModelConfig
@@ -76,24 +77,25 @@ class Job:
         launch = LaunchConfig.load(
             {"backend": "trainjob", "nodes": 2, "cluster": {"accelerator": None, "work_dir": str(self.folder)}}
         )
-        self.context = context.model_copy(update={"launch": launch})
-        job = {
-            "config": SECTIONS[name].model_dump(mode="json"),
-            "model": ModelConfig(prompt="compact/1").model_dump(mode="json"),
-            "data": data,
-            "processes": 2,
-            **({"policy": ""} if self.stage == "grpo" else {}),
-        }
-        self.uri = write_job(self.storage, self.context, self.stage, job, "f" * 16, self.prefix)
+        self.job = TrainingJob(
+            stage=self.stage,
+            worker=f"vthink.components.{self.stage}",
+            fingerprint="f" * 16,
+            prefix=self.prefix,
+            run=context.model_copy(update={"launch": launch}),
+            config=SECTIONS[name].model_dump(mode="json"),
+            model=ModelConfig(prompt="compact/1").model_dump(mode="json"),
+            data=data,
+            processes=2,
+        )
+        self.job.write(self.storage)
         self.lines: list[str] = []
         self.processes: list[subprocess.Popen[str]] = []
         self._threads: list[threading.Thread] = []
 
     def start(self, nodes: int = 2) -> None:
         """Start every node, on an empty machine."""
-        context = self.context
-        command = trainjob.command(context, f"vthink.components.{self.stage}", self.uri)
-        body = trainjob.train_job(context, self.stage, "job", 1, command)["spec"]["trainer"]  # type: ignore[arg-type]
+        body = trainjob.train_job(self.job, 1)["spec"]["trainer"]
         carried = {entry["name"]: entry["value"] for entry in body["env"] if "value" in entry}
         meeting = {"PET_NNODES": str(nodes), "PET_NPROC_PER_NODE": str(body["numProcPerNode"])}
         meeting |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(meeting_port())}
@@ -153,6 +155,8 @@ class Job:
         manifest = Manifest.find(self.storage, self.prefix)
         assert manifest is not None, "\n".join(self.lines[-200:])
         assert manifest.counts["steps"] == STEPS
+        params = MlflowClient(self.job.run.tracking.uri).get_run(str(manifest.mlflow_run_id)).data.params
+        assert params["node.work_dir"] == str(self.folder / "node-0")  # what the job file does not say is recorded
         self.storage.download_dir(manifest.files["model"], folder)
         return load_file(folder / "model.safetensors")
 

@@ -1,8 +1,13 @@
-"""DeepSpeed 0.19: universal checkpoints."""
+"""DeepSpeed 0.19.8: a ZeRO checkpoint on another number of processes, and what its loading gets wrong.
+
+A universal checkpoint is DeepSpeed's own way from one number of processes to another; `Trainer` knows nothing of it.
+Loading one under ZeRO-3 (``load_hp_checkpoint_state_from_checkpoint_dir_stage3``) gives all parameters one and the same
+step counter, which Adam then advances once for each of them, and every parameter group the settings of the first one:
+biases and norms would be decayed.
+"""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +15,8 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
+
+from ..training.processes import barrier, local_rank, world_size
 
 
 def repartition(trainer: Any, checkpoint: Path) -> None:
@@ -22,9 +29,9 @@ def repartition(trainer: Any, checkpoint: Path) -> None:
         return
     tag = (checkpoint / "latest").read_text().strip()
     written_by = len(list((checkpoint / tag).glob("*_optim_states.pt")))
-    if written_by == int(os.environ.get("WORLD_SIZE", "1")):
+    if written_by == world_size():
         return
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0 and not (checkpoint / "latest_universal").exists():
+    if local_rank() == 0 and not (checkpoint / "latest_universal").exists():
         source, target = checkpoint / tag, checkpoint / f"{tag}_universal"
         print(f"{checkpoint.name}: converting it, written by {written_by} processes, to a universal one", flush=True)
         command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
@@ -33,18 +40,13 @@ def repartition(trainer: Any, checkpoint: Path) -> None:
         if done.returncode:
             raise RuntimeError(f"{checkpoint} cannot be converted to a universal checkpoint:\n{done.stderr[-2000:]}")
         (checkpoint / "latest_universal").write_text(target.name)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    barrier()
     trainer.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
-    trainer.add_callback(_AfterUniversal())
+    trainer.add_callback(RepairOptimizer())
 
 
-class _AfterUniversal(TrainerCallback):
-    """Mends what DeepSpeed 0.19 gets wrong when it loads a universal checkpoint under ZeRO-3.
-
-    All parameters are given one and the same step counter, which Adam then advances once for each of them, and every
-    parameter group the settings of the first one: biases and norms would be decayed.
-    """
+class RepairOptimizer(TrainerCallback):
+    """Gives each parameter a step counter, and each group the weight decay, of its own again."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After the checkpoint was loaded, before the first step."""

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from typing import Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ..config import Section, Stage
 
 POOL_LABEL = "vthink.dev/pool"
 """Label, and taint, of a pool's nodes."""
 
-
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-
-
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 
+DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+"""A name in Kubernetes: lower-case letters, digits and '-'."""
 
-_DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
-
-
-_QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
+"""An amount in Kubernetes, e.g. ``500m`` or ``64Gi``."""
 
 
 class Toleration(Section):
@@ -52,11 +48,11 @@ class Placement(Section):
 class ClusterConfig(Section):
     """Training jobs and pods on a Kubernetes cluster. No cloud is named here; `k8s/` defines the names."""
 
-    namespace: str | None = Field(default=None, pattern=_DNS_LABEL)
+    namespace: DnsLabel | None = None
     """Namespace of training jobs and served models; null: that of the pod this runs in, or of the kubeconfig."""
     queues: bool = True
     """A pool is a LocalQueue of Kueue, which places the pods; false: the pool's node label and taint do."""
-    priority: str | None = Field(default=None, pattern=_DNS_LABEL)
+    priority: DnsLabel | None = None
     """WorkloadPriorityClass of training jobs; null: the cluster's default."""
     topology: str | None = None
     """Node label, e.g. ``topology.kubernetes.io/zone``, within one value of which Kueue must place a training job."""
@@ -64,20 +60,20 @@ class ClusterConfig(Section):
     """Further taints to accept where no queue places the pods."""
     accelerator: str | None = "nvidia.com/gpu"
     """Resource name of an accelerator, one per training process; null: train on CPUs."""
-    cpu: str = Field(default="8", pattern=_QUANTITY)
-    """CPUs of a training node's pod, a Kubernetes quantity."""
-    memory: str = Field(default="64Gi", pattern=_QUANTITY)
-    """Memory of a training node's pod, a Kubernetes quantity."""
+    cpu: Quantity = "8"
+    """CPUs of a training node's pod."""
+    memory: Quantity = "64Gi"
+    """Memory of a training node's pod."""
     nodes: int | None = Field(default=None, ge=1)
     """Nodes to train on now, where they are not the ``launch.nodes`` that the batch was planned for: a running job is
     replaced, and goes on from its last checkpoint with the same batch. Null: as planned."""
-    runtime: str = Field(default="vthink-torch", pattern=_DNS_LABEL)
+    runtime: DnsLabel = "vthink-torch"
     """ClusterTrainingRuntime of training jobs."""
     image: str | None = None
     """Image of training pods; null: ``VTHINK_IMAGE_TRAIN``, or this version's."""
-    service_account: str = Field(default="vthink-train", pattern=_DNS_LABEL)
+    service_account: DnsLabel = "vthink-train"
     """Service account of training pods."""
-    s3_secret: str | None = Field(default="vthink-s3", pattern=_DNS_LABEL)
+    s3_secret: DnsLabel | None = "vthink-s3"
     """Secret with ``AWS_ACCESS_KEY_ID`` and ``AWS_SECRET_ACCESS_KEY``; null, or no such secret: workload identity."""
     work_dir: str = Field(default="/scratch", pattern=r"^/")
     """Scratch folder in the training pod; a volume of the runtime."""
@@ -103,18 +99,11 @@ class LaunchConfig(Section):
     nodes: int = Field(default=1, ge=1)
     """Nodes; `local` has one."""
     threads: int = Field(default=1, ge=0)
-    """CPU threads per training process (``OMP_NUM_THREADS``); 0: the library's default."""
-    pool: dict[Stage, str] = Field(default_factory=dict)
+    """CPU threads of each process that runs a model (``OMP_NUM_THREADS``); 0: the library's default."""
+    pool: dict[Stage, DnsLabel] = Field(default_factory=dict)
     """Pool of machines per stage on a cluster, e.g. ``{sft: gpu, grpo: gpu-spot, evaluate: gpu, deploy: gpu}``."""
     cluster: ClusterConfig = ClusterConfig()
     """What a cluster needs to know besides."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for stage, pool in self.pool.items():
-            if not re.match(_DNS_LABEL, pool):
-                raise ValueError(f"pool.{stage}: '{pool}' is not a name of lower-case letters, digits and '-'")
-        return self
 
     def placement(self, stage: Stage, queued: bool = True) -> Placement:
         """Where a stage's pods go.
@@ -131,7 +120,7 @@ class LaunchConfig(Section):
             if self.cluster.priority is not None:
                 labels[PRIORITY_LABEL] = self.cluster.priority
             return Placement(labels=labels)
-        accepted = [Toleration(key=POOL_LABEL, value=pool, effect="NoSchedule")]
+        tolerations = [Toleration(key=POOL_LABEL, value=pool, effect="NoSchedule")]
         if self.cluster.accelerator is not None:
-            accepted.append(Toleration(key=self.cluster.accelerator, operator="Exists", effect="NoSchedule"))
-        return Placement(node_selector={POOL_LABEL: pool}, tolerations=(*accepted, *self.cluster.tolerations))
+            tolerations.append(Toleration(key=self.cluster.accelerator, operator="Exists", effect="NoSchedule"))
+        return Placement(node_selector={POOL_LABEL: pool}, tolerations=(*tolerations, *self.cluster.tolerations))

@@ -1,67 +1,102 @@
-"""The job file: everything that a training process is told."""
+"""The job file: everything that a training process is told, and how a process that has it is started."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Self
 
-if TYPE_CHECKING:
-    from ..context import RunContext
-    from ..storage.s3 import Storage
+from pydantic import AfterValidator, Field
+
+from ..config import Section, Stage
+from ..context import RunContext
+from ..storage.config import StorageConfig
+from ..storage.manifest import Manifest
+from ..storage.names import as_prefix, join
+from ..storage.s3 import Storage
 
 STORAGE = "VTHINK_STORAGE"
-"""Environment variable with the storage section (JSON), by which a training worker finds its job."""
-
+"""Environment variable with the storage section (JSON), by which a training process finds its job."""
 
 WORK_DIR = "VTHINK_WORK_DIR"
-"""Environment variable with the scratch folder of a training node, where it is another than the launcher's."""
-
+"""Environment variable of a training node, see `NodeSettings.work_dir`."""
 
 ROLLOUT_URL = "VTHINK_ROLLOUT_URL"
-"""Environment variable with the address of the rollout server that a training job brought along; it replaces
-``grpo.vllm.server_url``, which cannot know the job's name."""
+"""Environment variable of a training node, see `NodeSettings.rollout_url`."""
 
 
-def write_job(
-    storage: Storage, context: RunContext, stage: str, job: Mapping[str, Any], fingerprint: str, prefix: str
-) -> str:
-    """Write ``<prefix>job.json``, everything a training worker is told; returns its URI."""
-    from ..storage.names import join
+class NodeSettings(Section):
+    """What only the machine that trains knows; null where it is as the job file says."""
 
-    added = {
-        "stage": stage, "fingerprint": fingerprint, "prefix": prefix, "run": context.model_dump(mode="json"),
-    }  # fmt: skip
-    if clash := set(added) & set(job):
-        raise ValueError(f"the job must not define {', '.join(sorted(clash))}")
-    uri = join(prefix, "job.json")
-    storage.write_json(uri, {**job, **added})
-    return uri
+    work_dir: str | None = None
+    """Scratch folder of this node, instead of ``run.work_dir``."""
+    rollout_url: str | None = None
+    """Address of the rollout server that the job brought along, instead of ``grpo.vllm.server_url``, which is written
+    before the job has a name."""
 
 
-def read_job(uri: str) -> dict[str, Any]:
-    """What a training worker is told (`write_job`); the store is the one named in ``VTHINK_STORAGE``."""
-    from ..storage.config import StorageConfig
-    from ..storage.s3 import Storage
+class TrainingJob(Section):
+    """What a training process is told: written by the stage's launcher as ``<prefix>job.json``."""
 
-    text = os.environ.get(STORAGE)
-    storage = Storage(StorageConfig.load(text, source=STORAGE) if text else StorageConfig())
-    job: dict[str, Any] = storage.read_json(uri)
-    if folder := os.environ.get(WORK_DIR):
-        job["run"]["work_dir"] = folder
-    if (url := os.environ.get(ROLLOUT_URL)) and job.get("config", {}).get("vllm"):
-        job["config"]["vllm"]["server_url"] = url
-    return job
+    stage: Stage
+    """Which stage trains."""
+    worker: str
+    """Module that torchrun starts, once per process, as ``-m <worker> --job <uri>``."""
+    fingerprint: str
+    """Identity of the stage's configuration and inputs; the manifest that the training leaves must have it."""
+    prefix: Annotated[str, AfterValidator(as_prefix)]
+    """Where the stage's output goes, ending in ``/``."""
+    run: RunContext
+    """The run that it belongs to."""
+    config: dict[str, Any]
+    """The stage's section; typed where it is read."""
+    model: dict[str, Any]
+    """The base model's section; typed where it is read."""
+    data: str
+    """URI of the prepared data's manifest."""
+    policy: str = ""
+    """URI of the manifest whose model training starts from; empty: the base model."""
+    processes: int = Field(ge=1)
+    """Processes that the batch was planned for, over all nodes."""
+    node: NodeSettings = NodeSettings()
+    """Empty in the file; `on_this_node` fills it in."""
 
+    @property
+    def uri(self) -> str:
+        """Where the job file is."""
+        return join(self.prefix, "job.json")
 
-def training_environment(context: RunContext) -> dict[str, str]:
-    """The variables that a training worker needs, here and in a TrainJob, besides credentials."""
-    env = {STORAGE: context.storage.to_json(), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if context.launch.threads:
-        env["OMP_NUM_THREADS"] = str(context.launch.threads)
-    return env
+    def write(self, storage: Storage) -> None:
+        """Write the job file."""
+        storage.write_json(self.uri, self.model_dump(mode="json"))
 
+    @classmethod
+    def read(cls, uri: str) -> Self:
+        """Read a job file from the store that ``VTHINK_STORAGE`` names."""
+        text = os.environ.get(STORAGE)
+        storage = Storage(StorageConfig.load(text, source=STORAGE) if text else StorageConfig())
+        return cls.load(storage.read_json(uri), source=uri)
 
-def worker_command(module: str, job_uri: str) -> list[str]:
-    """What torchrun is told to start, here and in a TrainJob."""
-    return ["-m", module, "--job", job_uri]
+    def on_this_node(self, environ: Mapping[str, str] = os.environ) -> Self:
+        """The job with what only this node knows, each of which is printed and recorded on the MLflow run."""
+        node = NodeSettings(work_dir=environ.get(WORK_DIR), rollout_url=environ.get(ROLLOUT_URL))
+        if environ.get("RANK", "0") == "0":
+            for name, value in node.model_dump(exclude_none=True).items():
+                print(f"{self.stage}: {name} of this node: {value}", flush=True)
+        return self.model_copy(update={"node": node})
+
+    def result(self, storage: Storage) -> Manifest | None:
+        """The manifest that this training left; None where it has not ended, or another one wrote there."""
+        manifest = Manifest.find(storage, self.prefix)
+        return manifest if manifest is not None and manifest.fingerprint == self.fingerprint else None
+
+    def environment(self) -> dict[str, str]:
+        """The variables that a training process needs, here and in a TrainJob, besides credentials."""
+        env = {STORAGE: self.run.storage.to_json(), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+        if self.run.launch.threads:
+            env["OMP_NUM_THREADS"] = str(self.run.launch.threads)
+        return env
+
+    def worker_command(self) -> list[str]:
+        """What torchrun is told to start, here and in a TrainJob."""
+        return ["-m", self.worker, "--job", self.uri]

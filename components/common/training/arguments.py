@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from ..config import ConfigError
 from ..model.load import iter_linear_names, pick_dtype
 from .config import TrainingConfig
+from .processes import world_size
 
 _DEEPSPEED: dict[str, dict[str, Any]] = {
     "zero2": {"zero_optimization": {"stage": 2, "overlap_comm": True, "contiguous_gradients": True}},
@@ -37,7 +37,7 @@ def accumulation(config: TrainingConfig, planned_processes: int | None) -> int:
     Raises:
         ConfigError: the planned batch cannot be shared out between the processes there are.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = world_size()
     total = config.gradient_accumulation * (planned_processes or processes)
     if total % processes:
         raise ConfigError(

@@ -1,20 +1,17 @@
-"""Callbacks that SFT and GRPO share."""
+"""Checkpoints on their way to the store, and a training that is asked to stop."""
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import threading
-import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
-from ..tracking.run import Tracker
 from .checkpoints import CheckpointStore
+from .processes import barrier, in_group, local_rank
 
 
 class CheckpointCallback(TrainerCallback):
@@ -25,9 +22,8 @@ class CheckpointCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called on every rank after the checkpoint's files are written."""
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()  # every rank has written its part of the optimiser and its random state
-        if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+        barrier()  # every rank has written its part of the optimiser and its random state
+        if local_rank() != 0:
             return
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         checkpoint.mkdir(parents=True, exist_ok=True)
@@ -54,22 +50,22 @@ class StopOnSignal(TrainerCallback):
     def __init__(self, store: CheckpointStore, every_steps: int = 1) -> None:
         """Args: ``every_steps``: a checkpoint may only be made after a multiple of so many steps."""
         self.store, self.every_steps = store, every_steps
-        self.asked = self.stopping = False
+        self.requested = self.stopping = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Listen."""
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._ask)
+            signal.signal(signal.SIGTERM, self._request)
 
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
+    def _request(self, *_: Any) -> None:
+        self.requested = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ranks stop together, at the same step, however many of them were asked."""
-        asked = torch.tensor(float(self.asked), device=args.device)
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
-        if asked > 0 and state.global_step % self.every_steps == 0 and state.global_step < state.max_steps:
+        """Ranks stop together, at the same step, however many of them got the signal."""
+        requested = torch.tensor(float(self.requested), device=args.device)
+        if in_group():
+            torch.distributed.all_reduce(requested, op=torch.distributed.ReduceOp.MAX)
+        if requested > 0 and state.global_step % self.every_steps == 0 and state.global_step < state.max_steps:
             self.stopping = control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -77,55 +73,6 @@ class StopOnSignal(TrainerCallback):
         if not self.stopping:
             return
         self.store.wait()
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
+        barrier()
         print(f"asked to stop: checkpoint {state.global_step} is stored; the next start goes on from it", flush=True)
         raise SystemExit(self.EXIT_CODE)
-
-
-class ProgressCallback(TrainerCallback):
-    """Sends metrics to MLflow under the project's fixed names and prints a line for a person."""
-
-    NAMES: ClassVar[dict[str, str]] = {
-        "loss": "loss",
-        "grad_norm": "grad_norm",
-        "learning_rate": "learning_rate",
-        "mean_token_accuracy": "token_accuracy",
-        "entropy": "entropy",
-        "kl": "kl",
-    }
-
-    def __init__(self, stage: str, tracker: Tracker | None) -> None:
-        """Args: ``tracker``: None on every rank but the first."""
-        self.stage, self.tracker = stage, tracker
-        self.started, self.first_step = time.monotonic(), 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock."""
-        self.started, self.first_step = time.monotonic(), state.global_step
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """Translate the trainer's names, track, print."""
-        if self.tracker is None or not logs or "train_runtime" in logs:
-            return
-        metrics: dict[str, float] = {}
-        for name, value in logs.items():
-            if not isinstance(value, int | float):
-                continue
-            if name.startswith("eval_"):
-                metrics[f"validation/{name.removeprefix('eval_')}"] = value
-            elif name in self.NAMES:
-                metrics[f"{self.stage}/{self.NAMES[name]}"] = value
-            elif name.startswith(("grpo/", "time/")):
-                metrics[name] = value
-        self.tracker.log_metrics(metrics, step=state.global_step)
-        done = state.global_step - self.first_step
-        pace = (time.monotonic() - self.started) / done if done else 0.0
-        left = pace * (state.max_steps - state.global_step)
-        shown = " · ".join(
-            f"{name.removeprefix(self.stage + '/').removeprefix('grpo/')} {value:.3g}"
-            for name, value in metrics.items()
-            if not name.endswith(("learning_rate", "grad_norm")) and not name.startswith("time/")
-        )
-        print(f"{self.stage} {state.global_step}/{state.max_steps} · {shown} · {pace:.2f} s/step · {left:.0f} s left")
-        sys.stdout.flush()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -14,12 +13,10 @@ import torch
 
 from ..storage.names import join
 from ..storage.s3 import Storage
-
-_BASE_MODEL_WAIT_S = 3600.0
-"""How long other ranks wait for the first to bring the base model into the store: a hub's 7B takes minutes."""
-
+from .processes import barrier, in_group, local_rank, node_rank, rank
 
 SEAL = "sealed.json"
+"""A checkpoint's list of files, written last."""
 
 
 class CheckpointStore:
@@ -78,37 +75,42 @@ class CheckpointStore:
     def prune(self, keep: Sequence[str]) -> None:
         """Delete checkpoints from the store whose names are not in ``keep`` (the trainer prunes the local folder)."""
         self.wait()
-        for name in {
-            item.uri.removeprefix(self.prefix_uri).split("/")[0] for item in self.storage.list(self.prefix_uri)
-        }:
+        for name in self._children(self.prefix_uri):
             if self.step_of(name) is not None and name not in keep:
                 self.storage.delete_prefix(join(self.prefix_uri, name) + "/")
 
     def rotate(self, limit: int, keep: set[str]) -> None:
         """Delete local checkpoints that have been sent: all but the newest ``limit`` and those named in ``keep``."""
         self.wait()
-        found = sorted((step, path) for path in self.folder.iterdir() if (step := self.step_of(path)) is not None)
-        for _, path in found[:-limit]:
+        sent = sorted((step, path) for path in self.folder.iterdir() if (step := self.step_of(path)) is not None)
+        for _, path in sent[:-limit]:
             if path.name not in keep:
                 shutil.rmtree(path)
 
+    def _children(self, prefix_uri: str) -> set[str]:
+        """Names directly below a prefix of the store."""
+        return {item.uri.removeprefix(prefix_uri).split("/")[0] for item in self.storage.list(prefix_uri)}
+
     def _stored(self) -> dict[int, list[str]]:
         """Whole checkpoints in the store: step → the prefixes of their parts, one per node that wrote them."""
-        names = {item.uri.removeprefix(self.prefix_uri).split("/")[0] for item in self.storage.list(self.prefix_uri)}
-        found: dict[int, list[str]] = {}
-        for name in names:
+        stored: dict[int, list[str]] = {}
+        for name in self._children(self.prefix_uri):
             step, uri = self.step_of(name), join(self.prefix_uri, name) + "/"
             if step is None:
                 continue
             if self.storage.is_complete(uri):
-                found[step] = [uri]
+                stored[step] = [uri]
                 continue
-            folders = {item.uri.removeprefix(uri).split("/")[0] for item in self.storage.list(uri)}
-            for nodes in {int(match[2]) for f in folders if (match := re.fullmatch(r"node-(\d+)-of-(\d+)", f))}:
+            matches = [re.fullmatch(r"node-\d+-of-(\d+)", child) for child in self._children(uri)]
+            for nodes in {int(match[1]) for match in matches if match}:
                 parts = [join(uri, f"node-{node}-of-{nodes}") + "/" for node in range(nodes)]
                 if all(self.storage.is_complete(part) for part in parts):
-                    found[step] = parts
-        return found
+                    stored[step] = parts
+        return stored
+
+    def _fetch(self, step: int, folder: Path) -> None:
+        for part in self._stored()[step]:
+            self.storage.download_dir(part, folder)
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint, fetched from the store if it is only there. Torn ones are removed.
@@ -116,53 +118,46 @@ class CheckpointStore:
         Called by every process: the first of the run chooses, the first of each node fetches. Where there are several
         nodes, a folder on one of them is not the whole checkpoint: then only what is in the store counts.
         """
-        rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-        alone = node_rank()[1] == 1
         self.folder.mkdir(parents=True, exist_ok=True)
-        chosen: list[tuple[int, list[str]] | None] = [None]
-        if rank == 0:
-            steps: dict[int, list[str]] = {}
-            for path in self.folder.iterdir():
-                step = self.step_of(path)
-                if step is None:
-                    continue
-                if alone and self.is_sealed(path):
-                    steps[step] = []
-                else:
-                    shutil.rmtree(path)
-            for step, parts in self._stored().items():
-                steps.setdefault(step, parts)
-            if steps:
-                chosen = [(max(steps), steps[max(steps)])]
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            torch.distributed.broadcast_object_list(chosen, src=0)
-        if chosen[0] is None:
+        newest: list[int | None] = [self._newest_step() if rank() == 0 else None]
+        if in_group():
+            torch.distributed.broadcast_object_list(newest, src=0)
+        if newest[0] is None:
             return None
-        step, parts = chosen[0]
-        found = self.folder / f"checkpoint-{step}"
-        if parts and local_rank == 0:
-            shutil.rmtree(found, ignore_errors=True)
-            for part in parts:
-                self.storage.download_dir(part, found)
-            self._bring_best(found)
-            self.seal(found)
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            torch.distributed.barrier()
-        return found
+        checkpoint = self.folder / f"checkpoint-{newest[0]}"
+        if local_rank() == 0 and not (node_rank()[1] == 1 and self.is_sealed(checkpoint)):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            self._fetch(newest[0], checkpoint)
+            self._fetch_best(checkpoint)
+            self.seal(checkpoint)
+        barrier()
+        return checkpoint
 
-    def complete(self, checkpoint: Path) -> None:
+    def _newest_step(self) -> int | None:
+        """The step of the newest whole checkpoint, here or in the store; what is here and not whole is removed."""
+        steps = set(self._stored())
+        for path in self.folder.iterdir():
+            step = self.step_of(path)
+            if step is None:
+                continue
+            if node_rank()[1] == 1 and self.is_sealed(path):
+                steps.add(step)
+            else:
+                shutil.rmtree(path)
+        return max(steps, default=None)
+
+    def fetch_other_nodes(self, checkpoint: Path) -> None:
         """Fetch what other nodes wrote of a checkpoint of this training; every process calls it."""
         self.wait()
         if node_rank()[1] == 1:
             return
-        torch.distributed.barrier()  # every node has sent its part
+        barrier()  # every node has sent its part
         step = self.step_of(checkpoint)
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0 and step is not None:
-            for part in self._stored().get(step, []):
-                self.storage.download_dir(part, checkpoint)
-        torch.distributed.barrier()
+        if local_rank() == 0 and step is not None:
+            self._fetch(step, checkpoint)
+        barrier()
 
-    def _bring_best(self, checkpoint: Path) -> None:
+    def _fetch_best(self, checkpoint: Path) -> None:
         """Fetch the best checkpoint so far too, which a fetched one may name, and name it where it is here."""
         path = checkpoint / "trainer_state.json"
         state = json.loads(path.read_text()) if path.exists() else {}
@@ -171,14 +166,7 @@ class CheckpointStore:
         best = self.folder / Path(state["best_model_checkpoint"]).name
         step = self.step_of(best)
         if step is not None and best != checkpoint and not self.is_sealed(best):
-            for part in self._stored().get(step, []):
-                self.storage.download_dir(part, best)
+            self._fetch(step, best)
             self.seal(best)
         state["best_model_checkpoint"] = str(best)
         path.write_text(json.dumps(state, indent=2))
-
-
-def node_rank() -> tuple[int, int]:
-    """(which, of how many) nodes this process is on, as torchrun says."""
-    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return int(os.environ.get("RANK", "0")) // per_node, -(-int(os.environ.get("WORLD_SIZE", "1")) // per_node)

@@ -19,7 +19,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...common.launch.process import die_with_owner
+from ...common.launch.lifetime import end_with_owner
 from ...common.storage.config import StorageConfig
 from ...common.storage.s3 import Storage
 from ..client import API_KEY
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--storage", default="{}", help="the storage section of the configuration, as JSON")
     parser.add_argument("--cache-dir", type=Path, help="where a downloaded model is kept")
     given = parser.parse_args(arguments)
-    die_with_owner()
+    end_with_owner()
     # Until KServe takes the signals over, one ends the process as usual, with its cleanup.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     from ...common.errors import UserError

@@ -17,7 +17,7 @@ ATTENTION = "vthink_shared_prefix"
 """Name of our attention among transformers' implementations."""
 
 
-def _attention(
+def packed_attention(
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,

@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ...common.model.prompt import BlindInputError
-from .attention import ATTENTION, _attention
+from .attention import ATTENTION, packed_attention
 from .pack import AttentionForm, Packed
 
 
@@ -31,7 +31,7 @@ def install(model: Any) -> None:
     backbone hands on only those hidden states that predict a completion's token: the head, a large part of the work
     when the vocabulary is, then skips the prompts.
     """
-    AttentionInterface.register(ATTENTION, _attention)
+    AttentionInterface.register(ATTENTION, packed_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     base = _innermost(model)
     base.model.language_model.config._attn_implementation = ATTENTION

@@ -1,4 +1,4 @@
-"""What vLLM answered, checked."""
+"""Answers of vLLM, from its engine or its server, checked before they are trained on."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...common.errors import UserError
 from ...common.model.chat import ChatEncoder
 from ...common.model.generation import Completion
-from .request import Request, RolloutError
+from .request import Request
 
 _IMPOSSIBLE = -9000.0
 """No token was sampled with such a log-probability: a server writes -9999 where it has none."""
-
-
-class PromptMismatchError(RolloutError):
-    """vLLM completed another prompt than the trainer will compute log-probabilities for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,9 +66,9 @@ def server_answer(body: Mapping[str, Any]) -> Answer:
     choices = []
     for choice in body["choices"]:
         entries = (choice["logprobs"] or {"content": []})["content"] or []
-        named = [int(str(entry["token"]).removeprefix("token_id:")) for entry in entries]
+        scored_ids = [int(str(entry["token"]).removeprefix("token_id:")) for entry in entries]
         token_ids = [int(token) for token in choice["token_ids"] or []]
-        if named != token_ids:
+        if scored_ids != token_ids:
             raise ValueError("log-probabilities of other tokens than those of the completion")
         choices.append(
             Choice(
@@ -84,35 +81,35 @@ def server_answer(body: Mapping[str, Any]) -> Answer:
     return Answer(prompt_token_ids=[int(token) for token in body["prompt_token_ids"]], choices=choices)
 
 
-def checked(asked: Request, answer: Answer, encoder: ChatEncoder) -> list[SampledCompletion]:
+def check_answer(request: Request, answer: Answer, encoder: ChatEncoder) -> list[SampledCompletion]:
     """The completions of an answer that fits its request, in the order of their numbers.
 
     Raises:
-        PromptMismatchError: vLLM completed other token ids than it was asked to.
-        RolloutError: completions are missing, unfinished, too long, hold vision tokens, or lack log-probabilities.
+        UserError: vLLM completed other token ids than it was asked to, or completions are missing, unfinished, too
+            long, hold vision tokens, or lack log-probabilities.
     """
-    theirs, ours = answer.prompt_token_ids, asked.token_ids
+    theirs, ours = answer.prompt_token_ids, request.token_ids
     if theirs != ours:
         position = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)
         where = "where one of them ends" if position is None else f"from position {position} on"
-        raise PromptMismatchError(
+        raise UserError(
             f"vLLM completed a prompt of {len(theirs)} tokens, the trainer's has {len(ours)}, and they differ {where}"
         )
-    n, longest = asked.sampling["n"], asked.sampling["max_tokens"]
+    n, longest = request.sampling["n"], request.sampling["max_tokens"]
     choices = sorted(answer.choices, key=lambda choice: choice.index)
     if [choice.index for choice in choices] != list(range(n)):
-        raise RolloutError(f"vLLM was asked for {n} completions and returned {[choice.index for choice in choices]}")
+        raise UserError(f"vLLM was asked for {n} completions and returned {[choice.index for choice in choices]}")
     completions = []
     for choice in choices:
         ids, name = choice.token_ids, f"completion {choice.index} of {n}"
         if choice.finish_reason not in ("stop", "length"):
-            raise RolloutError(f"{name} was not finished: {choice.finish_reason}")
+            raise UserError(f"{name} was not finished: {choice.finish_reason}")
         if len(ids) > longest:
-            raise RolloutError(f"{name} has {len(ids)} tokens; {longest} were allowed")
+            raise UserError(f"{name} has {len(ids)} tokens; {longest} were allowed")
         if forbidden := sorted(set(ids) & set(encoder.vision_token_ids)):
-            raise RolloutError(f"{name} holds vision tokens ({forbidden}), which only a prompt may")
+            raise UserError(f"{name} holds vision tokens ({forbidden}), which only a prompt may")
         if len(choice.log_probs) != len(ids) or not all(_IMPOSSIBLE < value < 1e-3 for value in choice.log_probs):
-            raise RolloutError(f"{name} has {len(ids)} tokens, but not a log-probability for each")
+            raise UserError(f"{name} has {len(ids)} tokens, but not a log-probability for each")
         completions.append(
             SampledCompletion(
                 token_ids=ids,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from .request import RolloutError
+from ...common.errors import UserError
+from ...common.model.generation import Completion
+from .answer import SampledCompletion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +44,7 @@ def importance_weights(
 
     Raises:
         ValueError: shapes differ, or the cap is below 1.
-        RolloutError: a log-probability is not finite.
+        UserError: a log-probability is not finite.
     """
     if trainer.shape != sampler.shape or trainer.shape != mask.shape:
         raise ValueError(f"shapes differ: {tuple(trainer.shape)}, {tuple(sampler.shape)}, {tuple(mask.shape)}")
@@ -51,7 +54,7 @@ def importance_weights(
     gap = torch.where(counted, trainer.detach().float() - sampler.float(), 0.0)
     if not bool(gap.isfinite().all()):
         row = int((~gap.isfinite()).nonzero()[0, 0])
-        raise RolloutError(f"row {row}: a log-probability of the trainer or the sampler is not finite")
+        raise UserError(f"row {row}: a log-probability of the trainer or the sampler is not finite")
     ratio = gap.exp()
     total = max(int(counted.sum()), 1)
     return ImportanceWeights(
@@ -60,3 +63,12 @@ def importance_weights(
         mean_gap=float(gap.abs().sum()) / total,
         max_gap=float(gap.abs().max()) if gap.numel() else 0.0,
     )
+
+
+def sampler_log_probs(completions: Sequence[Completion], like: torch.Tensor) -> torch.Tensor:
+    """(B, C) what each completion's tokens were sampled with, 0 after its end; ``like`` gives shape and device."""
+    values = torch.zeros(like.shape, device=like.device)
+    for row, completion in enumerate(completions):
+        if isinstance(completion, SampledCompletion):
+            values[row, : len(completion.log_probs)] = torch.tensor(completion.log_probs, device=like.device)
+    return values

@@ -1,4 +1,4 @@
-"""What vLLM is asked."""
+"""A prompt as a request to vLLM: token ids, patches and sampling parameters, for its engine or its server."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ from typing import Any, Literal
 
 import torch
 
+from ...common.errors import UserError
 from ...common.model.chat import ChatEncoder
 from ...common.model.generation import Sampling
 from ...common.model.prompt import TEXT, EncodedPrompt
 
 _FINAL_ONLY = 2
 """vLLM's ``RequestOutputKind``: with its default, only the completion that ended last of ``n`` is returned."""
-
-
-class RolloutError(RuntimeError):
-    """vLLM could not be asked, or answered something that must not be trained on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,10 +58,10 @@ class Request:
     cache_salt: str
 
 
-def request(
+def make_request(
     prompt: EncodedPrompt, encoder: ChatEncoder, sampling: Sampling, n: int, key: int, salt: str, dtype: torch.dtype
 ) -> Request:
-    """What vLLM is asked so that it completes exactly ``prompt``.
+    """The request by which vLLM completes exactly ``prompt``.
 
     Args:
         key: with ``sampling.seed`` it determines the completions.
@@ -130,7 +127,7 @@ def _vision_items(prompt: EncodedPrompt, encoder: ChatEncoder, salt: str, dtype:
 def _bytes(prompt: EncodedPrompt, encoder: ChatEncoder) -> torch.Tensor:
     """(N, D) uint8: the patches before normalisation, which rounding recovers exactly."""
     if encoder.normalisation["video"] != encoder.normalisation["image"]:
-        raise RolloutError(
+        raise UserError(
             "vLLM normalises videos like images, but this model's processors differ; "
             "start vLLM with mm_device_do_normalize off"
         )
@@ -158,38 +155,38 @@ def _vllm_item(item: VisionItem) -> Any:
     )
 
 
-def engine_request(asked: Request) -> tuple[Any, Any]:
-    """``asked`` as ``vllm.inputs.MultiModalInput`` and ``vllm.SamplingParams``, for the engine in this process."""
+def engine_request(request: Request) -> tuple[Any, Any]:
+    """A request as ``vllm.inputs.MultiModalInput`` and ``vllm.SamplingParams``, for the engine in this process."""
     from vllm import SamplingParams
     from vllm.inputs import mm_input
     from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
     from vllm.sampling_params import RequestOutputKind
 
-    modality = asked.items[0].modality
+    modality = request.items[0].modality
     prompt = mm_input(
-        asked.token_ids,
-        MultiModalKwargsItems({modality: [_vllm_item(item) for item in asked.items]}),
-        {modality: [item.key for item in asked.items]},
-        {modality: [PlaceholderRange(offset=item.offset, length=item.length) for item in asked.items]},
-        cache_salt=asked.cache_salt,
+        request.token_ids,
+        MultiModalKwargsItems({modality: [_vllm_item(item) for item in request.items]}),
+        {modality: [item.key for item in request.items]},
+        {modality: [PlaceholderRange(offset=item.offset, length=item.length) for item in request.items]},
+        cache_salt=request.cache_salt,
     )
-    return prompt, SamplingParams(**asked.sampling, output_kind=RequestOutputKind(_FINAL_ONLY))
+    return prompt, SamplingParams(**request.sampling, output_kind=RequestOutputKind(_FINAL_ONLY))
 
 
-def server_payload(asked: Request) -> dict[str, Any]:
-    """``asked`` as the JSON body of ``POST /inference/v1/generate``."""
+def server_payload(request: Request) -> dict[str, Any]:
+    """A request as the JSON body of ``POST /inference/v1/generate``."""
     from vllm.entrypoints.scale_out.token_in_token_out.mm_serde import encode_mm_kwargs_item
 
-    modality = asked.items[0].modality
+    modality = request.items[0].modality
     return {
-        "token_ids": asked.token_ids,
+        "token_ids": request.token_ids,
         "features": {
-            "mm_hashes": {modality: [item.key for item in asked.items]},
-            "mm_placeholders": {modality: [{"offset": i.offset, "length": i.length} for i in asked.items]},
-            "kwargs_data": {modality: [encode_mm_kwargs_item(_vllm_item(item)) for item in asked.items]},
+            "mm_hashes": {modality: [item.key for item in request.items]},
+            "mm_placeholders": {modality: [{"offset": i.offset, "length": i.length} for i in request.items]},
+            "kwargs_data": {modality: [encode_mm_kwargs_item(_vllm_item(item)) for item in request.items]},
         },
-        "sampling_params": asked.sampling | {"output_kind": _FINAL_ONLY},
-        "cache_salt": asked.cache_salt,
+        "sampling_params": request.sampling | {"output_kind": _FINAL_ONLY},
+        "cache_salt": request.cache_salt,
         "return_token_ids": True,
         "stream": False,
     }

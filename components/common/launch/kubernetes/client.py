@@ -7,6 +7,7 @@ only when a cluster is asked for, so that everything else works without it.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import random
@@ -16,28 +17,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...retry import Backoff, retry
 from ..process import LaunchError
 
 Object = dict[str, Any]
 """A Kubernetes object or list, as JSON."""
 
-
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-
-
 _TRANSIENT = {429, 500, 502, 503, 504}
 
 
-_REQUEST_TIMEOUT_S = 30.0
-
-
 class ClusterError(LaunchError):
-    """The Kubernetes API refused, or cannot be reached; one line for a person."""
+    """The Kubernetes API refused, or cannot be reached."""
 
-    def __init__(self, message: str, status: int | None = None):
+    def __init__(self, message: str, status: int | None = None, retry_after_s: float | None = None):
         super().__init__(message)
         self.status = status
         """HTTP status; None when there was no answer."""
+        self.retry_after_s = retry_after_s
+        """When the server wants to be asked again, where it says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,32 +59,32 @@ class Kind:
 
 
 TRAIN_JOB = Kind("TrainJob", "trainer.kubeflow.org", "v1alpha1", "trainjobs")
-
-
 INFERENCE_SERVICE = Kind("InferenceService", "serving.kserve.io", "v1beta1", "inferenceservices")
-
-
 WORKLOAD = Kind("Workload", "kueue.x-k8s.io", "v1beta2", "workloads")
-
-
 WORKFLOW = Kind("Workflow", "argoproj.io", "v1alpha1", "workflows")
-
-
 POD = Kind("Pod", "", "v1", "pods")
-
-
 EVENT = Kind("Event", "", "v1", "events")
 
 
-def condition(found: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+def condition(obj: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     """An object's condition; ``{}`` where it has none of this type."""
-    conditions = (found.get("status") or {}).get("conditions") or []
+    conditions = (obj.get("status") or {}).get("conditions") or []
     return next((entry for entry in conditions if entry.get("type") == kind), {})
 
 
-def is_true(found: Mapping[str, Any], kind: str) -> bool:
+def is_true(obj: Mapping[str, Any], kind: str) -> bool:
     """Whether a condition is there and true."""
-    return condition(found, kind).get("status") == "True"
+    return condition(obj, kind).get("status") == "True"
+
+
+def phase(pod: Mapping[str, Any]) -> str | None:
+    """A pod's phase; None before it has one."""
+    return (pod.get("status") or {}).get("phase")
+
+
+def one_line(text: object, limit: int = 1000) -> str:
+    """A message of the API on one line; None is empty."""
+    return " ".join(str(text or "").split())[:limit]
 
 
 def own_namespace() -> str | None:
@@ -105,9 +103,7 @@ class Cluster:
 
     def __init__(self, client: Any, namespace: str, patience_s: float = 120.0) -> None:
         """Args: ``client``: an ``ApiClient`` of the official package."""
-        self.namespace = namespace
-        self.patience_s = patience_s
-        self._client = client
+        self.api_client, self.namespace, self.patience_s = client, namespace, patience_s
 
     @classmethod
     def connect(cls, namespace: str | None = None) -> Cluster:
@@ -124,16 +120,17 @@ class Cluster:
         try:
             if "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ:
                 config.load_incluster_config(configuration)
-                found = own_namespace()
+                default = own_namespace()
             else:
                 file = os.environ.get("KUBECONFIG")  # the client would remember what it was when it was imported
                 config.load_kube_config(file, client_configuration=configuration)
-                found = config.list_kube_config_contexts(file)[1]["context"].get("namespace")
+                default = config.list_kube_config_contexts(file)[1]["context"].get("namespace")
         except (config.ConfigException, OSError, KeyError, TypeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ClusterError(f"no Kubernetes cluster: {reason}; set KUBECONFIG, or run in a pod") from error
+            raise ClusterError(
+                f"no Kubernetes cluster: {one_line(error, 200)}; set KUBECONFIG, or run in a pod"
+            ) from error
         configuration.retries = False  # repeated here, where the reason is known
-        return cls(client.ApiClient(configuration), namespace or found or "default")
+        return cls(client.ApiClient(configuration), namespace or default or "default")
 
     # --- calls ---
 
@@ -143,68 +140,65 @@ class Cluster:
         path: str,
         query: Mapping[str, Any],
         body: Any = None,
-        content_type: str = "application/json",
-        timeout_s: float | None = None,
+        timeout_s: float = 30.0,
     ) -> Any:
         """One request; the response, not yet read.
 
         Raises:
-            ClusterError: with the status, and ``retry_after_s`` where the server gave one.
+            ClusterError: with the status, if there was an answer.
         """
         import urllib3
         from kubernetes.client.rest import ApiException
 
-        headers = {"Accept": "application/json", "Content-Type": content_type}
         try:
-            return self._client.call_api(
+            return self.api_client.call_api(
                 path,
                 method,
                 query_params=[(key, value) for key, value in query.items() if value is not None],
-                header_params=headers,
+                header_params={"Accept": "application/json", "Content-Type": "application/json"},
                 body=body,
                 auth_settings=["BearerToken"],
                 _preload_content=False,
                 _return_http_data_only=True,
-                _request_timeout=(10.0, timeout_s or _REQUEST_TIMEOUT_S),
+                _request_timeout=(10.0, timeout_s),
             )
         except ApiException as error:
-            failure = ClusterError(f"{method} {path}: {_message(error)}", error.status or None)
-            failure.retry_after_s = _seconds(error.headers)  # type: ignore[attr-defined]
-            raise failure from error
+            raise ClusterError(
+                f"{method} {path}: {_message(error)}", error.status or None, _retry_after_s(error.headers)
+            ) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> ClusterError:
         reason = str(getattr(error, "reason", None) or error).rpartition(": ")[2][:200]
-        return ClusterError(f"the Kubernetes API at {self._client.configuration.host} does not answer ({reason})")
+        return ClusterError(f"the Kubernetes API at {self.api_client.configuration.host} does not answer ({reason})")
 
-    def _call(self, method: str, path: str, query: Mapping[str, Any] | None = None, **more: Any) -> Object:
+    def request(self, method: str, path: str, query: Mapping[str, Any] | None = None, **more: Any) -> Object:
         """A request, repeated while its failure may pass; the answer's JSON."""
         import urllib3
 
-        started, wait_s = time.monotonic(), 0.25
-        while True:
+        def call() -> Object:
+            response = self._once(method, path, query or {}, **more)
             try:
-                response = self._once(method, path, query or {}, **more)
-                try:
-                    answer: Object = json.loads(response.read())
-                    return answer
-                except (urllib3.exceptions.HTTPError, OSError, json.JSONDecodeError) as error:
-                    raise self._unreachable(error) from error
-                finally:
-                    response.release_conn()
-            except ClusterError as error:
-                waited = time.monotonic() - started
-                if (error.status is not None and error.status not in _TRANSIENT) or waited > self.patience_s:
-                    raise
-                asked = getattr(error, "retry_after_s", None)
-                time.sleep(asked if asked is not None else wait_s * random.uniform(0.5, 1.0))
-                wait_s = min(wait_s * 2, 10.0)
+                answer: Object = json.loads(response.read())
+                return answer
+            except (urllib3.exceptions.HTTPError, OSError, json.JSONDecodeError) as error:
+                raise self._unreachable(error) from error
+            finally:
+                response.release_conn()
+
+        return retry(
+            call,
+            transient=_may_pass,
+            limit_s=self.patience_s,
+            backoff=Backoff(first_s=0.25, longest_s=10.0),
+            retry_after_s=lambda error: error.retry_after_s if isinstance(error, ClusterError) else None,
+        )
 
     def get(self, kind: Kind, name: str) -> Object | None:
         """An object; None when there is none."""
         try:
-            return self._call("GET", kind.path(self.namespace, name))
+            return self.request("GET", kind.path(self.namespace, name))
         except ClusterError as error:
             if error.status == 404:
                 return None
@@ -220,22 +214,21 @@ class Cluster:
         self, kind: Kind, labels: Mapping[str, str] | None = None, fields: Mapping[str, str] | None = None
     ) -> tuple[list[Object], str]:
         query = {"labelSelector": _selector(labels), "fieldSelector": _selector(fields), "limit": 500}
-        found: list[Object] = []
+        objects: list[Object] = []
         while True:
-            page = self._call("GET", kind.path(self.namespace), query)
-            found += page["items"]
+            page = self.request("GET", kind.path(self.namespace), query)
+            objects += page["items"]
             query["continue"] = page["metadata"].get("continue") or None
             if query["continue"] is None:
-                return found, page["metadata"]["resourceVersion"]
+                return objects, page["metadata"]["resourceVersion"]
 
-    def create(self, kind: Kind, body: Mapping[str, Any], dry_run: bool = False) -> Object:
+    def create(self, kind: Kind, body: Mapping[str, Any]) -> Object:
         """Create an object. A field that the API does not know is an error, not dropped in silence.
 
         Raises:
             ClusterError: status 409 when there is one of this name.
         """
-        query = {"fieldValidation": "Strict", "dryRun": "All" if dry_run else None}
-        return self._call("POST", kind.path(self.namespace), query, body=body)
+        return self.request("POST", kind.path(self.namespace), {"fieldValidation": "Strict"}, body=body)
 
     def update(self, kind: Kind, name: str, change: Callable[[Object], Object]) -> Object:
         """Read, change and write back an object, again when somebody else wrote in between.
@@ -244,14 +237,12 @@ class Cluster:
             ClusterError: status 404 when it is gone.
         """
         while True:
-            found = self._call("GET", kind.path(self.namespace, name))
-            changed = change(json.loads(json.dumps(found)))
-            if changed == found:
-                return found
+            current = self.request("GET", kind.path(self.namespace, name))
+            changed = change(copy.deepcopy(current))
+            if changed == current:
+                return current
             try:
-                return self._call(
-                    "PUT", kind.path(self.namespace, name), {"fieldValidation": "Strict"}, body=changed
-                )  # fmt: skip
+                return self.request("PUT", kind.path(self.namespace, name), {"fieldValidation": "Strict"}, body=changed)
             except ClusterError as error:
                 if error.status != 409:
                     raise
@@ -266,7 +257,7 @@ class Cluster:
         if uid is not None:
             options["preconditions"] = {"uid": uid}
         try:
-            self._call("DELETE", kind.path(self.namespace, name), body=options)
+            self.request("DELETE", kind.path(self.namespace, name), body=options)
         except ClusterError as error:
             if error.status not in (404, 409):
                 raise
@@ -292,8 +283,8 @@ class Cluster:
         while True:
             try:
                 if version is None:
-                    found, version = self._listed(kind, fields={"metadata.name": name})
-                    current = found[0] if found else None
+                    objects, version = self._listed(kind, fields={"metadata.name": name})
+                    current = objects[0] if objects else None
                     yield current
                 for change in self._watch(kind, name, version, tick_s):
                     if change["type"] == "ERROR":
@@ -310,7 +301,7 @@ class Cluster:
             except ClusterError as error:
                 if error.status == 410:
                     version = None
-                elif error.status is None or error.status in _TRANSIENT:
+                elif _may_pass(error):
                     if silent_since is None:
                         silent_since = time.monotonic()
                         say(f"{error}; still trying")
@@ -337,13 +328,10 @@ class Cluster:
         """The lines of a response as they come; a connection that breaks is a `ClusterError` without status."""
         import urllib3
 
-        rest = b""
         try:
-            for chunk in response.stream(decode_content=False):
-                *lines, rest = (rest + chunk).split(b"\n")
-                yield from (line.decode(errors="replace") for line in lines if line)
-            if rest:
-                yield rest.decode(errors="replace")
+            for line in response:
+                if text := line.decode(errors="replace").removesuffix("\n"):
+                    yield text
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise self._unreachable(error) from error
         finally:
@@ -371,24 +359,29 @@ class Cluster:
             yield stamp, text
 
 
-def _selector(wanted: Mapping[str, str] | None) -> str | None:
-    return ",".join(f"{key}={value}" for key, value in wanted.items()) if wanted else None
+def _may_pass(error: Exception) -> bool:
+    """Whether the same call may succeed later: no answer, too many requests, a fault of the server."""
+    return isinstance(error, ClusterError) and (error.status is None or error.status in _TRANSIENT)
+
+
+def _selector(values: Mapping[str, str] | None) -> str | None:
+    return ",".join(f"{key}={value}" for key, value in values.items()) if values else None
 
 
 def _message(error: Any) -> str:
     """What the API answered, in one line."""
     try:
-        said = json.loads(error.body)["message"]
+        message = json.loads(error.body)["message"]
     except (TypeError, ValueError, KeyError):
-        said = str(error.body or "")
+        message = str(error.body or "")
     hint = {
         401: "; the token is not accepted (expired?)",
         403: "; the service account lacks the right (k8s/team grants it)",
     }.get(error.status, "")
-    return f"{error.status} {' '.join(str(said).split())[:400] or error.reason}{hint}"
+    return f"{error.status} {one_line(message, 400) or error.reason}{hint}"
 
 
-def _seconds(headers: Any) -> float | None:
+def _retry_after_s(headers: Any) -> float | None:
     """``Retry-After``, at most a minute."""
     try:
         return min(float(headers["Retry-After"]), 60.0)

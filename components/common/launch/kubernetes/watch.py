@@ -9,100 +9,93 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from ..config import LaunchConfig
 from ..process import LaunchError
-from .client import EVENT, POD, WORKLOAD, Cluster, ClusterError, Object
-from .diagnose import pull_failure, quota_failure, standing
+from .client import EVENT, POD, WORKLOAD, Cluster, ClusterError, Object, one_line, phase
+from .diagnose import describe_state, pull_failure, quota_failure
 from .trainjob import JOBSET_LABEL, nodes
 
-if TYPE_CHECKING:
-    from ...context import RunContext
-
 _REMIND_S = 600.0
-
-
-class _StoppedError(BaseException):
-    """SIGTERM, raised out of whatever the main thread waits for."""
+"""Seconds after which a job that still waits is mentioned again."""
 
 
 @dataclass
-class _Watcher:
+class JobWatcher:
     """Tells a person how a job fares: its state when that changes, warnings once, every line its pods print."""
 
     cluster: Cluster
-    context: RunContext
+    launch: LaunchConfig
     name: str
     stage: str
     on_log: Callable[[str], None]
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=400))
-    events: list[Object] = field(default_factory=list)
-    _told: str = ""
-    _told_at: float = 0.0
+    """The last lines that its pods printed."""
+    pods: list[Object] = field(default_factory=list)
+    """The last pods that were seen; a failed job's may be gone."""
+    warnings: dict[str, Object] = field(default_factory=dict)
+    """The events that warn of something, by their uid."""
+    _reported: str = ""
+    _reported_at: float = 0.0
     _since: float = field(default_factory=time.monotonic)
-    _seen: set[str] = field(default_factory=set)
     _streams: dict[str, threading.Thread] = field(default_factory=dict)
     _ended: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _pull_failed_at: float | None = None
-    pods: list[Object] = field(default_factory=list)
-    """The last pods that were seen; a failed job's may be gone."""
 
     def say(self, line: str) -> None:
         """A line of our own."""
         with self._lock:
             self.on_log(f"{self.stage}: {line}")
 
-    def look(self, job: Object) -> None:
-        """Look around the job.
+    def update(self, job: Object) -> None:
+        """Read the pods, the queue and the warnings of a job, and tell what has changed.
 
         Raises:
             LaunchError: it can never start (no such image, no quota).
         """
-        found = self.cluster.find(POD, {JOBSET_LABEL: self.name})
-        self.pods = found or self.pods
+        pods = self.cluster.find(POD, {JOBSET_LABEL: self.name})
+        self.pods = pods or self.pods
         workloads: list[Object] = []
         with contextlib.suppress(ClusterError):  # no Kueue, or no right to look
             workloads = self.cluster.find(WORKLOAD, {"kueue.x-k8s.io/job-uid": job["metadata"]["uid"]})
-        idle = [pod for pod in found if (pod.get("status") or {}).get("phase") != "Running"]
+        idle = [pod for pod in pods if phase(pod) != "Running"]
         # A quota's refusal is told about the batch Job that JobSet makes.
-        self._warnings([self.name, f"{self.name}-node-0", *(pod["metadata"]["name"] for pod in idle)])
-        text = standing(job, workloads, found)
+        self._read_warnings([self.name, f"{self.name}-node-0", *(pod["metadata"]["name"] for pod in idle)])
+        text = describe_state(job, workloads, pods)
         now = time.monotonic()
-        if text != self._told:
+        if text != self._reported:
             self._since = now
             self.say(text)
-        elif now - self._told_at > _REMIND_S and not text.startswith("running"):
+        elif now - self._reported_at > _REMIND_S and not text.startswith("running"):
             self.say(f"still {text} ({(now - self._since) / 60:.0f} min)")
         else:
-            now = self._told_at
-        self._told, self._told_at = text, now
-        self._stream([pod for pod in found if (pod.get("status") or {}).get("phase") not in (None, "Pending")])
-        self._refuse(found)
+            now = self._reported_at
+        self._reported, self._reported_at = text, now
+        self._stream([pod for pod in pods if phase(pod) not in (None, "Pending")])
+        self._refuse(pods)
 
     def _refuse(self, pods: Sequence[Object]) -> None:
-        if (quota := quota_failure(self.events)) is not None and not pods:
+        if (quota := quota_failure(list(self.warnings.values()))) is not None and not pods:
             raise LaunchError(f"{self.stage}: {quota}")
-        pull = pull_failure(pods, self.context)
+        pull = pull_failure(pods, self.launch)
         if pull is None:
             self._pull_failed_at = None
             return
         first = self._pull_failed_at = self._pull_failed_at or time.monotonic()
-        if "InvalidImageName" in pull.reason or time.monotonic() - first > self.context.launch.cluster.pull_timeout_s:
+        if "InvalidImageName" in pull.reason or time.monotonic() - first > self.launch.cluster.pull_timeout_s:
             raise LaunchError(f"{self.stage}: {pull}")
 
-    def _warnings(self, names: Sequence[str]) -> None:
+    def _read_warnings(self, names: Sequence[str]) -> None:
         for name in names:
             events: list[Object] = []
             with contextlib.suppress(ClusterError):  # they only explain
                 events = self.cluster.find(EVENT, fields={"involvedObject.name": name})
             for event in events:
                 key = event["metadata"]["uid"]
-                if event.get("type") == "Warning" and key not in self._seen:
-                    self._seen.add(key)
-                    self.events.append(event)
-                    said = " ".join(str(event.get("message")).split())[:250]
-                    self.say(f"{event.get('reason')} ({name}): {said}")
+                if event.get("type") == "Warning" and key not in self.warnings:
+                    self.warnings[key] = event
+                    self.say(f"{event.get('reason')} ({name}): {one_line(event.get('message'), 250)}")
 
     def _stream(self, pods: Sequence[Object]) -> None:
         for pod in pods:
@@ -111,7 +104,7 @@ class _Watcher:
             if key in self._streams or labels.get("jobset.sigs.k8s.io/replicatedjob-name", "node") != "node":
                 continue
             index = labels.get("batch.kubernetes.io/job-completion-index", "?")
-            mark = f"[node {index}] " if nodes(self.context) > 1 else ""
+            mark = f"[node {index}] " if nodes(self.launch) > 1 else ""
             thread = threading.Thread(
                 target=self._follow_log, args=(pod["metadata"]["name"], mark), name=f"logs-{key}", daemon=True
             )

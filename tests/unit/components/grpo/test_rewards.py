@@ -1,18 +1,24 @@
 """Rewards and advantages against tables worked out by hand from the papers' definitions."""
 
+from typing import Any
+
 import pytest
 import torch
 from vthink.components.common.rows.sample import Evidence, Media, Sample
-from vthink.components.grpo.config import REWARD_PRESETS, LengthConfig, RewardConfig, TemporalConfig
-from vthink.components.grpo.rewards import (
-    Group,
-    accuracy,
-    group_advantages,
-    group_rewards,
+from vthink.components.grpo.config import REWARD_PRESETS, RewardConfig
+from vthink.components.grpo.losses import group_advantages
+from vthink.components.grpo.rewards.built_in import (
+    REWARDS,
+    LengthConfig,
+    OverlongConfig,
+    TemporalConfig,
     length_bonus,
+    overlong_penalty,
     temporal_bonus,
     well_formed,
 )
+from vthink.components.grpo.rewards.group import Group
+from vthink.components.grpo.rewards.score import GroupRewards, reward_functions, score_group
 
 VIDEO = Media(kind="video", uri="a.mp4")
 CHOICE = Sample(
@@ -23,6 +29,14 @@ CHOICE = Sample(
 
 def typed(problem_type: str, answer: str) -> Sample:
     return Sample(id="t", media=VIDEO, question="What?", problem_type=problem_type, answer=answer)  # type: ignore[arg-type]
+
+
+def texts_of(texts: list[str], **fields: Any) -> Group:
+    return Group(**({"sample": CHOICE, "texts": texts, "token_counts": [400] * len(texts)} | fields))
+
+
+def score(group: Group, config: RewardConfig) -> GroupRewards:
+    return score_group(group, reward_functions(config))
 
 
 def r1(answer: str) -> str:
@@ -45,11 +59,11 @@ def r1(answer: str) -> str:
     ],
 )
 def test_accuracy_is_graded_by_problem_type(sample: Sample, answer: str, expected: float) -> None:
-    assert accuracy(sample, [r1(answer)]).item() == pytest.approx(expected)
+    assert texts_of([r1(answer)], sample=sample).accuracy == pytest.approx([expected])
 
 
 def test_an_answer_outside_its_tags_earns_nothing() -> None:
-    assert accuracy(CHOICE, ["A", "Final answer: A", r1("A")]).tolist() == [0.0, 0.0, 1.0]
+    assert texts_of(["A", "Final answer: A", r1("A")]).accuracy == [0.0, 0.0, 1.0]
 
 
 # p̃ = 0.5 throughout; μ · p̃ is 0.4 with the code's μ = 0.8 and 0.5 with the last paper version's μ = 1.
@@ -60,29 +74,40 @@ def test_an_answer_outside_its_tags_earns_nothing() -> None:
 def test_the_temporal_bonus_is_earned_at_and_above_the_threshold(
     correct_of_10: int, ratio: float, earned: bool
 ) -> None:
-    ordered = torch.tensor([1.0] * correct_of_10 + [0.0] * (10 - correct_of_10))
-    bonus = temporal_bonus(ordered, torch.tensor([1.0, 0.0]), 0.1, TemporalConfig(ratio=ratio, bonus=0.3))
-    assert bonus.tolist() == pytest.approx([0.3 * earned] * correct_of_10 + [0.0] * (10 - correct_of_10))
+    bonus = temporal_bonus(group_of(correct_of_10, 10, 1, 2), TemporalConfig(ratio=ratio, bonus=0.3))
+    assert bonus == pytest.approx([0.3 * earned] * correct_of_10 + [0.0] * (10 - correct_of_10))
+
+
+def test_rounding_does_not_decide_whether_the_threshold_is_reached() -> None:
+    assert 0.8 * 0.75 > 0.6  # in binary, and 6 of 10 against 3 of 4 is a tie
+    assert sum(temporal_bonus(group_of(6, 10, 3, 4), TemporalConfig())) == pytest.approx(6 * 0.3)
 
 
 def test_an_image_gets_no_temporal_bonus() -> None:
-    assert temporal_bonus(torch.ones(4), torch.tensor([]), 0.1, TemporalConfig()).tolist() == [0.0] * 4
+    assert temporal_bonus(group_of(4, 4, 0, 0), TemporalConfig()) == [0.0] * 4
 
 
 @pytest.mark.parametrize(
-    ("ordered", "tokens", "expected"),
+    ("relative_errors", "tokens", "expected"),
     [
-        ([1, 1, 0, 0], [320, 512, 400, 400], [0.2, 0.2, 0, 0]),  # both ends of the window belong to it
-        ([1, 1, 0, 0], [319, 513, 400, 400], [0, 0, 0, 0]),
-        ([1, 0, 0, 0], [400, 400, 400, 400], [0, 0, 0, 0]),  # a single correct rollout earns none
-        ([0.11, 0.1, 0.5, 0], [400, 400, 400, 400], [0.2, 0, 0.2, 0]),  # correct is above 0.1
+        ([0, 0, 1, 1], [320, 512, 400, 400], [0.2, 0.2, 0, 0]),  # both ends of the window belong to it
+        ([0, 0, 1, 1], [319, 513, 400, 400], [0, 0, 0, 0]),
+        ([0, 1, 1, 1], [400, 400, 400, 400], [0, 0, 0, 0]),  # a single correct rollout earns none
+        ([0.89, 0.9, 0.5, 1], [400, 400, 400, 400], [0.2, 0, 0.2, 0]),  # correct is above 0.1
     ],
 )
 def test_the_length_bonus_needs_two_correct_rollouts_in_the_window(
-    ordered: list[float], tokens: list[int], expected: list[float]
+    relative_errors: list[float], tokens: list[int], expected: list[float]
 ) -> None:
-    bonus = length_bonus(torch.tensor(ordered, dtype=torch.float32), tokens, 0.1, LengthConfig())
-    assert bonus.tolist() == pytest.approx(expected)
+    texts = [r1(str(100 + 100 * error)) for error in relative_errors]
+    group = texts_of(texts, sample=typed("regression", "100"), token_counts=tokens)
+    assert group.accuracy == pytest.approx([1 - error for error in relative_errors])
+    assert length_bonus(group, LengthConfig()) == pytest.approx(expected)
+
+
+def test_the_overlong_penalty_grows_between_its_two_lengths() -> None:
+    group = texts_of(["", "", "", ""], token_counts=[0, 512, 640, 9_999])
+    assert overlong_penalty(group, OverlongConfig(penalty=0.5)) == pytest.approx([0, 0, -0.25, -0.5])
 
 
 def group_of(correct: int, of: int, shuffled_correct: int, shuffled_of: int, tokens: int = 400) -> Group:
@@ -98,7 +123,7 @@ def test_the_two_presets_differ_only_between_their_thresholds() -> None:
     # 3 of 8 ordered and 2 of 4 shuffled are correct: 0.375 < 0.4 = 0.8 · 0.5: no bonus in either.
     # 4 of 8 against 2 of 4: 0.5 >= 0.5: the bonus in both. 4 of 8 against 5 of 8: 0.5 = 0.8 · 0.625: the code's only.
     def totals(preset: str, group: Group) -> list[float]:
-        return group_rewards(group, REWARD_PRESETS[preset], "video_r1").components.sum(-1).tolist()
+        return score(group, REWARD_PRESETS[preset]).components.sum(-1).tolist()
 
     for preset in ("video_r1_code", "video_r1_v4"):
         assert totals(preset, group_of(3, 8, 2, 4)) == pytest.approx([2.2] * 3 + [1.0] * 5)
@@ -115,7 +140,7 @@ def test_the_components_of_a_group_and_its_advantages_equal_the_table() -> None:
         token_counts=[400, 100, 400, 400],
         shuffled_texts=[r1("A"), r1("B")],
     )
-    earned = group_rewards(group, config, "video_r1")
+    earned = score(group, config)
     expected = [[1, 1, 0.3, 0.2, 0], [1, 1, 0.3, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]]  # p = 2/4 ≥ p̃ = 1/2
     assert torch.allclose(earned.components, torch.tensor(expected))
     assert earned.accuracy.tolist() == [1.0, 1.0, 0.0, 0.0]
@@ -126,15 +151,17 @@ def test_the_components_of_a_group_and_its_advantages_equal_the_table() -> None:
     assert advantages.tolist() == pytest.approx([d / deviation for d in (1.05, 0.85, -0.45, -1.45)], abs=1e-5)
 
 
-def test_statistics_never_cross_prompts() -> None:
-    rewards = torch.tensor([[1.0, 0.0], [10.0, 8.0]])
-    advantages = group_advantages(rewards)
-    assert advantages[0].tolist() == pytest.approx([0.70701, -0.70701], abs=1e-4)
-    assert torch.equal(advantages[1], group_advantages(rewards[1:])[0])
-    assert group_advantages(torch.ones(1, 4)).abs().max() == 0  # a group without signal moves nothing
-
-
 def test_the_format_reward_is_the_prompts_own_format() -> None:
     thinker = "<time>00:00-00:04</time><caption>it moves</caption><think>left</think><answer>A</answer>"
-    assert well_formed(CHOICE, [r1("A"), thinker], "video_r1").tolist() == [1.0, 0.0]
-    assert well_formed(CHOICE, [r1("A"), thinker], "video_thinker").tolist() == [0.0, 1.0]
+    assert well_formed(texts_of([r1("A"), thinker]), 1.0) == [1.0, 0.0]
+    assert well_formed(texts_of([r1("A"), thinker], answer_format="video_thinker"), 0.5) == [0.0, 0.5]
+
+
+def test_a_reward_is_one_entry_from_which_configuration_and_columns_take_it() -> None:
+    fields = RewardConfig.model_fields
+    assert RewardConfig().names == REWARDS.names()
+    for name, reward in REWARDS.items():
+        assert fields[name].description == reward.description
+    config = RewardConfig.load({"overlong": {"start_tokens": 100, "max_tokens": 200}})
+    column = score(texts_of([r1("A")], token_counts=[150]), config).components[0, REWARDS.names().index("overlong")]
+    assert column.item() == pytest.approx(-0.5)

@@ -16,10 +16,10 @@ from vthink.components.common.model.load import tokens_per_second
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.rows.prepared import PreparedSet
 from vthink.components.common.storage.s3 import Storage
-from vthink.components.common.training.arguments import adapter_config, freeze, trainer_arguments
+from vthink.components.common.training.arguments import adapter_config, trainer_arguments
 from vthink.components.common.training.callbacks import CheckpointCallback
 from vthink.components.common.training.checkpoints import CheckpointStore
-from vthink.components.common.training.validation import pick_items
+from vthink.components.common.training.validation import Validation, ValidationScore
 from vthink.components.sft.config import SFTConfig
 from vthink.components.sft.train import ResponseCollator, VideoSFTTrainer
 
@@ -39,7 +39,6 @@ def build(prepared: PreparedSet, storage: Storage, folder: Path, **changes: Any)
     settings = SFTConfig(**(SETTINGS | changes))
     model, processor = build_tiny(TinyModelConfig(), prepared.video, 0)
     encoder = ChatEncoder(processor, "compact/1", prepared.video, tokens_per_second(model))
-    freeze(model, settings)
     split, held_out = prepared.split("train"), prepared.split("validation")
     store = CheckpointStore(storage, f"{storage.config.root_uri}{folder.name}/", folder)
     arguments = TRLConfig(
@@ -48,7 +47,7 @@ def build(prepared: PreparedSet, storage: Storage, folder: Path, **changes: Any)
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    trainer = VideoSFTTrainer(
+    return VideoSFTTrainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_dict({"row": list(range(len(split)))}),
@@ -57,9 +56,9 @@ def build(prepared: PreparedSet, storage: Storage, folder: Path, **changes: Any)
         processing_class=processor,
         peft_config=adapter_config(model, settings),
         callbacks=[CheckpointCallback(store)],
+        validation=Validation(encoder, held_out, settings.validation),
+        stop_at_accuracy=settings.stop_at_accuracy,
     )
-    trainer.validation, trainer.settings = (encoder, held_out, [0, 1, 2, 3]), settings
-    return trainer
 
 
 def test_the_loss_is_on_the_response_and_its_end_alone(prepared: PreparedSet) -> None:
@@ -79,35 +78,11 @@ def test_the_loss_is_on_the_response_and_its_end_alone(prepared: PreparedSet) ->
     assert "<time>" not in text
 
 
-def test_only_the_wanted_kinds_and_media_are_trained_on(prepared: PreparedSet) -> None:
-    split = prepared.split("train")
-    kinds = {split.samples[i].metadata["kind"] for i in pick_items(split, ["direction", "count"])}
-    assert kinds <= {"direction", "count"}
-    assert all(split.samples[i].media.kind == "video" for i in pick_items(split, [], images=False))
-    assert len(pick_items(split, [])) == len(split)
-
-
-@pytest.mark.parametrize(
-    ("setting", "frozen"),
-    [("freeze_vision", "model.visual.blocks."), ("freeze_projector", "model.visual.merger.")],
-)
-def test_freezing_stops_exactly_the_named_part(prepared: PreparedSet, setting: str, frozen: str) -> None:
-    model, _ = build_tiny(TinyModelConfig(), prepared.video, 0)
-    freeze(model, SFTConfig(**{setting: True}))
-    still = {name for name, p in model.named_parameters() if not p.requires_grad}
-    assert any(name.startswith(frozen) for name in still)
-    assert all(name.startswith("model.visual.") for name in still)
-    assert ("model.visual.merger.mlp.0.weight" in still) == (setting == "freeze_projector")
-
-
 def test_training_stops_once_validation_is_as_good_as_a_cold_start_should_be(
     prepared: PreparedSet, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vthink.components.sft.train as module
-    from vthink.components.common.training.validation import ValidationScore
-
     scores = iter([0.2, 0.5, 0.9])
-    monkeypatch.setattr(module, "validate", lambda *_: ValidationScore(next(scores), 1.0, 4))
+    monkeypatch.setattr(Validation, "score", lambda *_: ValidationScore(next(scores), 1.0, 4))
     trainer = build(prepared, storage, tmp_path / "run", max_steps=6, stop_at_accuracy=0.4)
     trainer.train()
     assert trainer.state.global_step == 4

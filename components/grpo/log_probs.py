@@ -1,0 +1,142 @@
+"""Log-probabilities of completions, with the pixels of their prompts, in passes of a bounded number of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..common.errors import UserError
+from ..common.model.chat import ChatEncoder
+from ..common.model.prompt import BlindInputError, EncodedPrompt
+from .config import GRPOConfig
+from .shared_prefix.log_probs import install, log_probs
+from .shared_prefix.pack import pack
+
+
+class SightedLogProbs:
+    """Log-probabilities as the configuration says how to compute them (`GRPOConfig.shared_prefix`).
+
+    TRL 1.16 accepts prompts with videos and then computes every log-probability without pixels. Here token ids and
+    pixels come from the same encoded prompt, and a prompt whose placeholders have no pixels is refused.
+    """
+
+    def __init__(self, config: GRPOConfig, encoder: ChatEncoder, accelerator: Any, models: Sequence[Any]) -> None:
+        """Args: ``models``: those it will be called with, given TRL's fused head."""
+        self.config, self.encoder, self.accelerator = config, encoder, accelerator
+        for model in models if config.shared_prefix != "off" else ():
+            install(accelerator.unwrap_model(model))
+
+    def __call__(
+        self,
+        model: Any,
+        prompts: Sequence[EncodedPrompt],
+        completion_ids: torch.Tensor,
+        completion_mask: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probabilities and, where the fused head computes them, entropies (B, C), 0 where the mask is.
+
+        Args:
+            prompts: B; completions of a group have the same object.
+
+        Raises:
+            BlindInputError: a prompt without its pixels, or a completion with vision tokens (which only sampling
+                without suppressing them can produce).
+            UserError: a log-probability is not a finite number.
+        """
+        seen = completion_mask.bool()
+        vision = torch.tensor(self.encoder.vision_token_ids, device=completion_ids.device)
+        if bool((torch.isin(completion_ids, vision) & seen).any()):
+            raise BlindInputError("a completion holds vision tokens; they must be suppressed when sampling")
+        completions = [ids[kept].tolist() for ids, kept in zip(completion_ids, seen, strict=True)]
+        forward = self.plain_forward if self.config.shared_prefix == "off" else self.packed_forward
+        with self.accelerator.autocast():
+            values, entropies = forward(model, prompts, completions)
+        if not bool(torch.isfinite(values).all()):
+            rows = sorted({int(row) for row in seen.nonzero()[~torch.isfinite(values)][:, 0]})
+            raise UserError(
+                f"log-probabilities of rows {rows} of the batch are not finite; "
+                "are the weights, or the frames' normalisation, damaged?"
+            )
+        empty = values.new_zeros(seen.shape)
+        spread = empty.masked_scatter(seen, values)
+        return spread, empty.masked_scatter(seen, entropies) if entropies is not None else None
+
+    def packed_forward(
+        self, model: Any, prompts: Sequence[EncodedPrompt], completions: Sequence[list[int]]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Each prompt once, in front of its completions: (ΣC,) and (ΣC,)."""
+        groups = group_slices(prompts)
+        packed = pack(
+            self.encoder, [prompts[group.start] for group in groups], [completions[group] for group in groups]
+        )
+        return log_probs(model, packed, "mask" if self.config.shared_prefix == "mask" else "two_call")
+
+    def plain_forward(
+        self, model: Any, prompts: Sequence[EncodedPrompt], completions: Sequence[list[int]]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A copy of the prompt, pixels included, for each completion: slow, and obviously right."""
+        batch = {name: t.to(self.accelerator.device) for name, t in self.encoder.collate(prompts, completions).items()}
+        keep = max(len(completion) for completion in completions)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        labels[:, : labels.shape[1] - keep] = -100
+        outputs = model(**batch, labels=labels, fused_lm_head=True, use_cache=False)
+        seen = labels[:, -keep:] != -100
+        entropies = outputs.entropy[:, -keep:][seen] if outputs.entropy is not None else None
+        return outputs.log_probs[:, -keep:][seen], entropies
+
+    @torch.no_grad()
+    def frozen(
+        self,
+        model: Any,
+        prompts: Sequence[EncodedPrompt],
+        completion_ids: torch.Tensor,
+        completion_mask: torch.Tensor,
+        rows_per_slice: int,
+    ) -> torch.Tensor:
+        """(B, C) log-probabilities without gradients, in slices of the training batch, as the loss computes them."""
+        parts = []
+        for start in range(0, len(prompts), rows_per_slice):
+            stop = min(start + rows_per_slice, len(prompts))
+            for rows, counts in self.passes(prompts[start:stop], completion_mask[start:stop].sum(1)):
+                piece = slice(start + rows.start, start + rows.stop)
+                values, _ = self(model, prompts[piece], completion_ids[piece], completion_mask[piece])
+                if counts:
+                    parts.append(values)
+        return torch.cat(parts)
+
+    def passes(self, prompts: Sequence[EncodedPrompt], lengths: torch.Tensor) -> list[tuple[slice, bool]]:
+        """Split a micro-batch between its groups so that no pass exceeds the token budget, if there is one.
+
+        Every rank makes as many passes as the one that needs most, for each may be a collective operation: the passes
+        that are marked False repeat the first and must not count.
+
+        Args:
+            prompts: B prompts, those of a group being the same object.
+            lengths: (B,) completion lengths.
+        """
+        budget = self.config.max_tokens_per_pass
+        if budget is None:
+            return [(slice(0, len(prompts)), True)]
+        shared = self.config.shared_prefix != "off"
+        pieces: list[slice] = []
+        used = budget
+        for group in group_slices(prompts):
+            copies = 1 if shared else group.stop - group.start
+            tokens = int(lengths[group].sum()) + len(prompts[group.start]) * copies
+            if pieces and used + tokens <= budget:
+                pieces[-1] = slice(pieces[-1].start, group.stop)
+                used += tokens
+            else:
+                pieces.append(group)
+                used = tokens
+        count = torch.tensor(len(pieces), device=self.accelerator.device)
+        most = int(self.accelerator.gather(count).max())
+        return [(piece, True) for piece in pieces] + [(pieces[0], False)] * (most - len(pieces))
+
+
+def group_slices(prompts: Sequence[EncodedPrompt]) -> list[slice]:
+    """Runs of the same prompt."""
+    starts = [i for i, prompt in enumerate(prompts) if i == 0 or prompt is not prompts[i - 1]]
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(prompts)], strict=True)]

@@ -1,0 +1,110 @@
+"""Checkpoints on a real S3 server: which is the newest whole one, here or in the store, of one node or several."""
+
+import json
+from pathlib import Path
+
+import pytest
+from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.training.checkpoints import CheckpointStore
+
+
+def write(folder: Path, step: int, text: str = "weights") -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    (checkpoint / "part").mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_text(text)
+    (checkpoint / "part" / "rng.pth").write_text(str(step))
+    return checkpoint
+
+
+@pytest.fixture
+def store(storage: Storage, tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(storage, f"{storage.config.root_uri}checkpoints/", tmp_path / "run")
+
+
+def test_the_newest_whole_checkpoint_is_found_and_torn_ones_are_removed(store: CheckpointStore) -> None:
+    assert store.newest() is None
+    for step in (2, 10, 30):
+        store.seal(write(store.folder, step))
+    (store.folder / "checkpoint-30" / "model.safetensors").write_text("cut")  # killed while it was written again
+    write(store.folder, 40)  # killed before it was sealed
+    assert store.newest() == store.folder / "checkpoint-10"
+    assert sorted(p.name for p in store.folder.iterdir()) == ["checkpoint-10", "checkpoint-2"]
+
+
+def test_on_a_new_machine_the_checkpoint_comes_from_the_store(store: CheckpointStore, tmp_path: Path) -> None:
+    store.seal(write(store.folder, 5))
+    store.upload(store.folder / "checkpoint-5")
+    store.wait()
+    elsewhere = CheckpointStore(store.storage, store.prefix_uri, tmp_path / "elsewhere")
+    found = elsewhere.newest()
+    assert found is not None
+    assert CheckpointStore.is_sealed(found)
+    assert (found / "part" / "rng.pth").read_text() == "5"
+
+
+def test_a_half_uploaded_checkpoint_is_not_taken_for_a_whole_one(store: CheckpointStore, tmp_path: Path) -> None:
+    store.seal(write(store.folder, 5))
+    store.upload(store.folder / "checkpoint-5")
+    store.wait()
+    store.storage.write_bytes(f"{store.prefix_uri}checkpoint-9/model.safetensors", b"half")
+    elsewhere = CheckpointStore(store.storage, store.prefix_uri, tmp_path / "elsewhere")
+    found = elsewhere.newest()
+    assert found is not None
+    assert found.name == "checkpoint-5"
+
+
+def test_pruning_deletes_only_checkpoints_that_are_not_kept(store: CheckpointStore) -> None:
+    for step in (1, 2, 3):
+        store.seal(write(store.folder, step))
+        store.upload(store.folder / f"checkpoint-{step}")
+    store.wait()
+    store.prune(["checkpoint-3"])
+    names = {o.uri.removeprefix(store.prefix_uri).split("/")[0] for o in store.storage.list(store.prefix_uri)}
+    assert names == {"checkpoint-3"}
+
+
+def test_a_failed_upload_is_reported_when_it_is_waited_for(store: CheckpointStore) -> None:
+    store.upload(store.folder / "checkpoint-404")
+    with pytest.raises(Exception, match="checkpoint-404"):
+        store.wait()
+
+
+def test_a_checkpoint_of_several_nodes_counts_when_all_of_them_have_sent_theirs(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for node, name in ((0, "model.safetensors"), (1, "optimizer-shard-1")):
+        monkeypatch.setenv("RANK", str(2 * node))
+        sender = CheckpointStore(store.storage, store.prefix_uri, tmp_path / f"node-{node}")
+        checkpoint = tmp_path / f"node-{node}" / "checkpoint-6"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / name).write_text(name)
+        sender.seal(checkpoint)
+        assert store.newest() is None  # the control: not before the last one is there
+        sender.upload(checkpoint)
+        sender.wait()
+    # It goes on on one node, with both parts; and on two, where neither's own folder is the whole.
+    for world, folder in (("2", "alone"), ("4", "node-0")):
+        monkeypatch.setenv("WORLD_SIZE", world)
+        monkeypatch.setenv("RANK", "0")
+        found = CheckpointStore(store.storage, store.prefix_uri, tmp_path / folder).newest()
+        assert found is not None
+        assert {"model.safetensors", "optimizer-shard-1"} <= {path.name for path in found.iterdir()}
+
+
+def test_the_best_checkpoint_comes_along_to_a_new_machine(store: CheckpointStore, tmp_path: Path) -> None:
+    for step in (2, 4):
+        checkpoint = store.folder / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        state = {"best_model_checkpoint": str(store.folder / "checkpoint-2")}
+        (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+        store.seal(checkpoint)
+        store.upload(checkpoint)
+    store.wait()
+    elsewhere = CheckpointStore(store.storage, store.prefix_uri, tmp_path / "elsewhere")
+    found = elsewhere.newest()
+    assert found == tmp_path / "elsewhere" / "checkpoint-4"
+    best = Path(json.loads((found / "trainer_state.json").read_text())["best_model_checkpoint"])
+    assert best == tmp_path / "elsewhere" / "checkpoint-2"
+    assert CheckpointStore.is_sealed(best)

@@ -1,0 +1,56 @@
+"""A GRPO trainer on a tiny model and prepared videos, and what its tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from vthink.components.common.rows.prepared import PreparedSet
+from vthink.components.grpo.losses import TrainingBatch
+from vthink.components.grpo.rewards.group import Group
+from vthink.components.grpo.rollouts import Rollouts
+from vthink.components.grpo.trainer import VideoGRPOTrainer
+
+G = 4
+SETTINGS: dict[str, Any] = {
+    "num_generations": G,
+    "prompts_per_step": 3,
+    "max_new_tokens": 12,
+    "max_steps": 4,
+    "top_p": 1.0,
+    "learning_rate": 1e-3,
+    "lr_schedule": "constant",
+    "kl_coefficient": 0.05,
+    "gradient_checkpointing": False,
+    "rewards": {"temporal": {}},
+    "save_every_steps": 2,
+    "log_every_steps": 1,
+    "validation": {"every_steps": 2, "num_items": 4, "max_new_tokens": 8},
+    "rollout_table_every_steps": 1,
+}
+Build = Callable[..., VideoGRPOTrainer]
+BREVITY = {"temporal": {}, "extra": {"test_trainer_rewards:brevity": 1.0}}
+
+
+def inputs_for(rows: list[int]) -> list[dict[str, Any]]:
+    return [{"prompt": "", "row": row} for row in rows for _ in range(G)]
+
+
+def rows_of_kind(prepared: PreparedSet, kind: str, count: int) -> list[int]:
+    return [i for i, s in enumerate(prepared.split("train").samples) if s.media.kind == kind][:count]
+
+
+def roll_out(trainer: VideoGRPOTrainer, rows: list[int]) -> Rollouts:
+    return trainer.generator.roll_out(rows, trainer.state.global_step)
+
+
+def log_probs(trainer: VideoGRPOTrainer, batch: TrainingBatch) -> torch.Tensor:
+    return trainer.log_probs(trainer.model, batch.prompts, batch.completion_ids, batch.completion_mask)[0]
+
+
+def brevity(group: Group) -> list[float]:
+    """A reward that tells completions of an untrained model apart: shorter is better, and so are smaller words."""
+    return [
+        1.0 / (1 + count) + 0.01 * (len(text) % 7) for count, text in zip(group.token_counts, group.texts, strict=True)
+    ]
