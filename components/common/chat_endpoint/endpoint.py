@@ -272,6 +272,7 @@ class BlockingEndpoint:
 
     def __init__(self, config: ChatEndpointConfig, *, name: str = "", setting: str = "") -> None:
         """See `ChatEndpoint`."""
+        self.config = config
         self._endpoint = ChatEndpoint(config, name=name, setting=setting)
         self._stack = contextlib.ExitStack()
 

@@ -1,4 +1,4 @@
-"""The `InferenceService` of a version."""
+"""The `InferenceService` of a version, and the version as one of its predictors."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import json
 from ...common.launch.config import LaunchConfig
 from ...common.launch.kubernetes.client import INFERENCE_SERVICE, Object
 from ...common.launch.kubernetes.trainjob import pod_placement
-from ..client import API_KEY
+from ..ask import API_KEY
 from ..config import DeploymentConfig
-from ..registry import ModelVersion
+from ..registry import RegisteredVersion
 from .trained_model import TrainedModel
 from .vllm import vllm_arguments
 
 ANNOTATION = "serving.kserve.io/"
 
 
-def variant(version: int) -> str:
+def predictor_name(version: int) -> str:
     """Name of a version's predictor."""
     return f"v{version}"
 
 
 def predictor(
-    version: ModelVersion, model: TrainedModel, section: DeploymentConfig, launch: LaunchConfig, canary: bool = False
+    version: RegisteredVersion, model: TrainedModel, section: DeploymentConfig, launch: LaunchConfig, canary: bool = False
 ) -> Object:
     """A version as a predictor: in service, or as a canary, whose number of replicas is fixed."""
     settings = section.kserve
@@ -53,8 +53,8 @@ def predictor(
         if version.tags.get(name)
     }
     lineage["vthink.dev/model-version"] = f"{version.name}/{version.version}"
-    found: Object = {
-        "name": variant(version.version),
+    body: Object = {
+        "name": predictor_name(version.version),
         "annotations": lineage,
         "serviceAccountName": settings.service_account,
         # Down to zero is for whoever scales from outside: KServe lets a canary have no more than what stands here.
@@ -70,8 +70,8 @@ def predictor(
         metric = {"backend": "prometheus", "serverAddress": settings.prometheus, "query": query}
         # KServe hands `value` to KEDA, which divides by the replicas whatever the type says here.
         target = {"type": "Value", "value": str(settings.requests_per_replica)}
-        found["autoScaling"] = {"metrics": [{"type": "External", "external": {"metric": metric, "target": target}}]}
-    return found
+        body["autoScaling"] = {"metrics": [{"type": "External", "external": {"metric": metric, "target": target}}]}
+    return body
 
 
 def _autoscaler(section: DeploymentConfig) -> str:
@@ -82,7 +82,7 @@ def _autoscaler(section: DeploymentConfig) -> str:
 
 
 def inference_service(
-    version: ModelVersion,
+    version: RegisteredVersion,
     model: TrainedModel,
     section: DeploymentConfig,
     launch: LaunchConfig,

@@ -1,4 +1,4 @@
-"""OpenAI chat requests, checked."""
+"""OpenAI chat requests: what this server takes of them, checked, as one question about one video or image."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from ...common.rows.sample import ProblemType
 from .errors import ApiError
 
 MediaKind = Literal["video", "image"]
+
+_UNSUPPORTED = frozenset(
+    "n frequency_penalty presence_penalty logprobs top_logprobs logit_bias stop tools tool_choice response_format "
+    "modalities".split()
+)
+"""Parameters of OpenAI's that may only have their neutral value."""
 
 
 class _Strict(BaseModel):
@@ -137,8 +143,8 @@ class ChatRequest(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ask:
-    """A checked request: one question about one video or image."""
+class ChatQuestion:
+    """One question about one video or image: a checked request."""
 
     question: str
     options: tuple[str, ...]
@@ -158,7 +164,7 @@ class Ask:
 
 def parse_request(
     body: bytes, *, model_name: str, system: str | None, max_new_tokens: int, max_question_chars: int
-) -> Ask:
+) -> ChatQuestion:
     """Read and check a request body.
 
     Args:
@@ -204,7 +210,7 @@ def parse_request(
     tokens = request.max_completion_tokens or request.max_tokens or max_new_tokens
     if tokens > max_new_tokens:
         raise ApiError(400, f"'{name}' may be at most {max_new_tokens} here (got {tokens})", param=name)
-    return Ask(
+    return ChatQuestion(
         question=user.text,
         options=extension.options,
         problem_type=extension.problem_type or ("multiple_choice" if extension.options else "free_form"),
@@ -256,18 +262,3 @@ def _invalid(error: ValidationError) -> ApiError:
     if first["loc"] and first["loc"][0] in _UNSUPPORTED:
         message = f"not supported by this server; leave it out ({message})"
     return ApiError(400, f"'{path[:200]}': {message[:300]}" if path else message[:300], param=path[:200] or None)
-
-
-_UNSUPPORTED = {
-    "n",
-    "frequency_penalty",
-    "presence_penalty",
-    "logprobs",
-    "top_logprobs",
-    "logit_bias",
-    "stop",
-    "tools",
-    "tool_choice",
-    "response_format",
-    "modalities",
-}
