@@ -153,7 +153,7 @@ def execute(
     manifests: dict[Stage, Manifest] = {}
     # Unbuffered, so that a stage's lines arrive when they are printed.
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with spawn([sys.executable, "-m", __spec__.name, str(job)], environment, everything) as process:
+    with spawn([sys.executable, "-m", f"{__package__}.dag", str(job)], environment, everything) as process:
         while True:
             ended = process.poll() is not None
             watcher.poll()

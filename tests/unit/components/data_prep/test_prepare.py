@@ -351,11 +351,11 @@ def test_a_killed_shard_goes_on_where_it_was_and_gives_the_same_files(
     script = (
         "import sys\n"
         "from vthink.components.common.storage.s3 import Storage\n"
-        "from vthink.components.data_prep import prepare\n"
-        "prepare.PART_MEDIA = 3\n"
+        "from vthink.components.data_prep import shard\n"
+        "shard.PART_MEDIA = 3\n"
         "send = Storage.write_json\n"
         "Storage.write_json = lambda *a: (send(*a), print('part', flush=True), sys.stdin.readline())\n"
-        "prepare.prepare_shard(*sys.argv[1:])\n"
+        "shard.prepare_shard(*sys.argv[1:])\n"
     )
     killed = subprocess.Popen(
         [sys.executable, "-c", script, *arguments, shard],
@@ -691,10 +691,10 @@ def test_a_second_start_reads_nothing_again_that_was_verified(
 
 _SLOWLY = """
 import sys
-from vthink.components.data_prep import prepare
-prepare.PART_MEDIA = 2
-fetch = prepare._Fetcher.__call__
-prepare._Fetcher.__call__ = lambda self, file: (print(file.uri, flush=True), fetch(self, file))[1]
+from vthink.components.data_prep import prepare, shard
+shard.PART_MEDIA = 2
+fetch = shard._Fetcher.__call__
+shard._Fetcher.__call__ = lambda self, file: (print(file.uri, flush=True), fetch(self, file))[1]
 print(prepare.prepare_data(*sys.argv[1:]), flush=True)
 """
 
