@@ -102,7 +102,7 @@ def ask(
     """
     kind = question.kind or ("image" if question.path.suffix.lower() in IMAGE_SUFFIXES else "video")
     content = [media_part(data_url(question.path, kind), kind), text_part(question.text)]
-    about = {"options": list(question.options) or None, "problem_type": question.problem_type}
+    about: dict[str, Any] = {"options": list(question.options) or None, "problem_type": question.problem_type}
     if not plain:
         about |= {"start_s": question.start_s, "end_s": question.end_s}
     extension = {key: value for key, value in about.items() if value is not None}

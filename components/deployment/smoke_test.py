@@ -115,14 +115,14 @@ class SmokeTest:
     def ask_one(self, url: str) -> dict[str, Any]:
         """One question as a user would ask it, streamed, with its structured answer, for people to see."""
         sample = self.replays[0].sample
-        question, truth = self._question(self.replays[0]), sample.answer
-        if self.section.smoke_question is not None:
-            text = self.section.smoke_question
-            question, truth = dataclasses.replace(question, text=text, options=(), problem_type=None), None
+        question, own = self._question(self.replays[0]), self.section.smoke_question
+        if own is not None:
+            question = dataclasses.replace(question, text=own, options=(), problem_type=None)
         with self._endpoint(url) as endpoint:
             answer = ask(endpoint, question, on_delta=lambda _: None, plain=self.section.serves_plain_vllm)
-        about = {"id": sample.id, "media_uri": sample.media.uri}
-        about |= {"question": question.text, "options": list(question.options), "truth": truth}
+        truth = sample.answer if own is None else None
+        about: dict[str, Any] = {"id": sample.id, "media_uri": sample.media.uri, "truth": truth}
+        about |= {"question": question.text, "options": list(question.options)}
         kept = ("answer", "reasoning", "segments", "text", "finish_reason", "media")
         return about | {name: value for name, value in answer.to_json().items() if name in kept}
 

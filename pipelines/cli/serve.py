@@ -218,9 +218,9 @@ def ask(
 
     console = Console(highlight=False)
     stream = None if json_output else lambda piece: console.print(piece, end="", markup=False, style="dim")
-    asked = FileQuestion(path=video, text=question, options=option or ())
+    file_question = FileQuestion(path=video, text=question, options=option or ())
     with BlockingEndpoint(served_endpoint(url, model or "")) as endpoint:
-        answer = ask_server(endpoint, asked, on_delta=stream)
+        answer = ask_server(endpoint, file_question, on_delta=stream)
     if json_output:
         print(json.dumps(answer.to_json(), indent=2, ensure_ascii=False))
         return

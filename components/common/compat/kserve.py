@@ -57,7 +57,7 @@ def serve_routes(
     """
     kserve: Any = import_kserve()
 
-    class RegisteredModel(kserve.Model):  # type: ignore[misc, name-defined]
+    class RegisteredModel(kserve.Model):
         """The model in KServe's registry."""
 
         def __init__(self) -> None:
@@ -68,7 +68,7 @@ def serve_routes(
             """Not offered."""
             raise kserve.errors.InvalidInput(predict_hint)
 
-    class Server(kserve.ModelServer):  # type: ignore[misc, name-defined]
+    class Server(kserve.ModelServer):
         """Listens on the configured address."""
 
         async def _serve(self) -> None:
@@ -79,9 +79,7 @@ def serve_routes(
     application.router.routes.extend(routes)
     for layer in middleware:
         application.add_middleware(layer.cls, *layer.args, **layer.kwargs)
-    server = Server(
-        http_port=port, enable_grpc=False, workers=1, grace_period=grace_period_s, event_loop="asyncio"
-    )
+    server = Server(http_port=port, enable_grpc=False, workers=1, grace_period=grace_period_s, event_loop="asyncio")
     server.start([RegisteredModel()])
 
 

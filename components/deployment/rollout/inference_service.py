@@ -22,7 +22,11 @@ def predictor_name(version: int) -> str:
 
 
 def predictor(
-    version: RegisteredVersion, model: TrainedModel, section: DeploymentConfig, launch: LaunchConfig, canary: bool = False
+    version: RegisteredVersion,
+    model: TrainedModel,
+    section: DeploymentConfig,
+    launch: LaunchConfig,
+    canary: bool = False,
 ) -> Object:
     """A version as a predictor: in service, or as a canary, whose number of replicas is fixed."""
     settings = section.kserve

@@ -187,7 +187,9 @@ class ChatCompletions:
             path = Path(folder) / "media"
             path.write_bytes(data)
             try:
-                clip = self._decoder.read(path, kind=question.media_kind, start_s=question.start_s, end_s=question.end_s)
+                clip = self._decoder.read(
+                    path, kind=question.media_kind, start_s=question.start_s, end_s=question.end_s
+                )
             except DecodeError as error:
                 reason = str(error).replace(str(path), "the file").removeprefix("the file: ")
                 raise ApiError(400, f"the {question.media_kind} cannot be read: {reason}", param="messages") from error

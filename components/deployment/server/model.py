@@ -51,12 +51,12 @@ class TorchModel:
         """
         from ...common.model.generation import Sampling, stream
 
-        prompt = self._loaded.encoder.encode(question.question, question.options, question.problem_type, clip)
+        prompt = self._loaded.encoder.encode(question.text, question.options, question.problem_type, clip)
         if len(prompt) + question.max_new_tokens > self.max_model_len:
             raise ApiError(
                 400,
-                f"{len(prompt)} prompt tokens and up to {question.max_new_tokens} of an answer are more than the model's "
-                f"{self.max_model_len}; lower max_tokens or ask about less",
+                f"{len(prompt)} prompt tokens and up to {question.max_new_tokens} of an answer are more than the "
+                f"model's {self.max_model_len}; lower max_tokens or ask about less",
                 param="messages",
                 code="context_length_exceeded",
             )

@@ -13,12 +13,6 @@ from .errors import ApiError
 
 MediaKind = Literal["video", "image"]
 
-_UNSUPPORTED = frozenset(
-    "n frequency_penalty presence_penalty logprobs top_logprobs logit_bias stop tools tool_choice response_format "
-    "modalities".split()
-)
-"""Parameters of OpenAI's that may only have their neutral value."""
-
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -103,24 +97,8 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class ChatRequest(_Strict):
-    """A chat completion request.
-
-    OpenAI's parameters that would change the answer and that this server does not have are refused unless they have
-    their neutral value; those that only label a request are taken and ignored.
-    """
-
-    messages: tuple[Message, ...] = Field(min_length=1)
-    model: str | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
-    return_token_ids: bool = False
-    vthink: Extension = Extension()
+class _Unsupported(_Strict):
+    """OpenAI's parameters that would change the answer and that this server does not have: neutral values only."""
 
     n: Literal[1] | None = None
     frequency_penalty: float | None = Field(default=None, ge=0, le=0)
@@ -134,6 +112,22 @@ class ChatRequest(_Strict):
     response_format: dict[Literal["type"], Literal["text"]] | None = None
     modalities: tuple[Literal["text"]] | None = None
 
+
+class ChatRequest(_Unsupported):
+    """A chat completion request. Parameters that only label a request are taken and ignored."""
+
+    messages: tuple[Message, ...] = Field(min_length=1)
+    model: str | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    return_token_ids: bool = False
+    vthink: Extension = Extension()
+
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
@@ -146,7 +140,7 @@ class ChatRequest(_Strict):
 class ChatQuestion:
     """One question about one video or image: a checked request."""
 
-    question: str
+    text: str
     options: tuple[str, ...]
     problem_type: ProblemType
     media_url: str
@@ -211,7 +205,7 @@ def parse_request(
     if tokens > max_new_tokens:
         raise ApiError(400, f"'{name}' may be at most {max_new_tokens} here (got {tokens})", param=name)
     return ChatQuestion(
-        question=user.text,
+        text=user.text,
         options=extension.options,
         problem_type=extension.problem_type or ("multiple_choice" if extension.options else "free_form"),
         media_url=media[0][1],
@@ -259,6 +253,6 @@ def _invalid(error: ValidationError) -> ApiError:
         hint = f"; did you mean '{near[0]}'?" if near else ""
         return ApiError(400, f"unknown parameter '{path[:200]}'{hint}", param=path[:200], code="unknown_parameter")
     message = first["msg"].removeprefix("Value error, ")
-    if first["loc"] and first["loc"][0] in _UNSUPPORTED:
+    if first["loc"] and first["loc"][0] in _Unsupported.model_fields:
         message = f"not supported by this server; leave it out ({message})"
     return ApiError(400, f"'{path[:200]}': {message[:300]}" if path else message[:300], param=path[:200] or None)
