@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from vthink.components.common.context import RunContext
+from vthink.components.common.errors import UserError
 from vthink.components.common.launch.config import LaunchConfig
 from vthink.components.common.model.config import ModelConfig
 from vthink.components.common.model.store import ensure_base_model
@@ -26,10 +27,11 @@ from vthink.components.common.tracking.config import TrackingConfig
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.data_prep.config import DataPrepConfig, SynthesizeConfig
 from vthink.components.data_prep.prepare import prepare_data
-from vthink.components.deployment import deploy as deploy_module
-from vthink.components.deployment import smoke_test
 from vthink.components.deployment.config import DeploymentConfig, ServerConfig
-from vthink.components.deployment.registry import Registry, champion, register
+from vthink.components.deployment.deploy import deploy_model
+from vthink.components.deployment.register import register_model
+from vthink.components.deployment.registry import ModelRegistry, champion
+from vthink.components.deployment.smoke_test import SmokeTest, SmokeTestResult
 from vthink.components.evaluation import evaluate
 from vthink.components.evaluation.config import EvaluationConfig
 
@@ -55,10 +57,10 @@ class Run:
         return Manifest(stage="grpo", fingerprint=key, uri=prefix, files={"model": uri}).write(self.storage)
 
     def register(self, model: str | None = None, section: DeploymentConfig = SECTION) -> str:
-        return register(self.context.to_json(), section.to_json(), model or self.grpo, self.evaluation, self.data)
+        return register_model(self.context.to_json(), section.to_json(), model or self.grpo, self.evaluation, self.data)
 
     def deploy(self, registered: str, section: DeploymentConfig = SECTION) -> str:
-        return deploy_module.run(self.context.to_json(), section.to_json(), registered, self.evaluation, self.data)
+        return deploy_model(self.context.to_json(), section.to_json(), registered, self.evaluation, self.data)
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +121,13 @@ def test_candidate_that_agrees_with_evaluation_becomes_champion(finished: Run, m
     assert champion(finished.context.tracking) is None
     before = servers()
     during: set[int] = set()
-    ask = smoke_test._ask_one
+    ask_one = SmokeTest.ask_one
 
-    def seen(*args: Any, **options: Any) -> dict[str, Any]:
+    def seen(test: SmokeTest, url: str) -> dict[str, Any]:
         during.update(servers() - before)
-        return ask(*args, **options)
+        return ask_one(test, url)
 
-    monkeypatch.setattr(smoke_test, "_ask_one", seen)
+    monkeypatch.setattr(SmokeTest, "ask_one", seen)
     uri = finished.deploy(registered)
     manifest = Manifest.read(finished.storage, uri)
     smoke = finished.storage.read_json(manifest.files["smoke"])
@@ -154,13 +156,13 @@ def test_candidate_that_says_something_else_leaves_the_champion(finished: Run) -
     """The control: another model than the evaluated one is served under the candidate's name."""
     finished.deploy(finished.register())
     impostor = finished.register(finished.candidate(seed=1))
-    with pytest.raises(smoke_test.DeploymentError) as caught:
+    with pytest.raises(UserError) as caught:
         finished.deploy(impostor)
     message = str(caught.value)
     assert "\n" not in message
     assert "got the answer that evaluation saw" in message
     assert "in service stays version 1" in message
-    registry = Registry(finished.context.tracking)
+    registry = ModelRegistry(finished.context.tracking)
     now, candidate = registry.alias("champion"), registry.alias("candidate")
     assert now is not None
     assert candidate is not None
@@ -175,9 +177,9 @@ def test_candidate_that_says_something_else_leaves_the_champion(finished: Run) -
 def test_older_version_can_return_into_service(finished: Run) -> None:
     first = finished.register()
     uri = finished.deploy(first)
-    registry = Registry(finished.context.tracking)
+    registry = ModelRegistry(finished.context.tracking)
     other = registry.register("s3://elsewhere/model/", None, {})
-    registry.promote(other.version, {"passed": True})
+    registry.promote(other.version, SmokeTestResult(passed=True, why=""))
     assert finished.deploy(first) == uri
     assert Manifest.read(finished.storage, uri).details["replaced"] == other.version
     now = champion(finished.context.tracking)
@@ -216,7 +218,7 @@ def _with_other_media(run: Run) -> str:
 )
 def test_what_cannot_be_tested_is_not_deployed(finished: Run, damage: Callable[[Run], str], words: str) -> None:
     registered = damage(finished)
-    with pytest.raises(smoke_test.DeploymentError, match=words) as caught:
+    with pytest.raises(UserError, match=words) as caught:
         finished.deploy(registered)
     assert "in service stays nothing" in str(caught.value)
     assert "\n" not in str(caught.value)
