@@ -21,7 +21,7 @@ from ...common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster, Clust
 from ..config import DeploymentConfig
 from ..registry import RegisteredVersion
 from ..smoke_test import SmokeTestResult, StableResult
-from .inference_service import inference_service, predictor, predictor_name
+from .inference_service import inference_service, predictor, predictor_name, service_annotations
 from .status import Readiness, canaries
 from .trained_model import TrainedModel
 
@@ -89,7 +89,7 @@ class Rollout:
         in_service = service["spec"]["predictor"]
         if in_service.get("name") == self.predictor:
             # Already there: a deployer was killed before the alias moved, or the version is deployed again.
-            self._update(lambda spec: {**spec, "predictor": self._stable_predictor(), "canary": []})
+            self._update(lambda spec: {**spec, "predictor": self._predictor(), "canary": []})
             self._wait_until_ready("it")
             return self._passed(test, self.predictor), True
         with self._withdrawn_on_failure(service):
@@ -121,15 +121,13 @@ class Rollout:
             self.cluster.delete(INFERENCE_SERVICE, self.name, made["metadata"]["uid"])
             raise
 
-    def _stable_predictor(self) -> Object:
-        body = inference_service(self.version, self.model, self.section, self.launch, self.cluster.namespace)
-        stable: Object = body["spec"]["predictor"]
-        return stable
+    def _predictor(self, canary: bool = False) -> Object:
+        where = (self.launch, self.cluster.namespace)
+        return predictor(self.version, self.model, self.section, *where, canary=canary)
 
     def _update(self, change: Callable[[Object], Object]) -> None:
         def changed(service: Object) -> Object:
-            wanted = inference_service(self.version, self.model, self.section, self.launch)["metadata"]
-            service["metadata"].setdefault("annotations", {}).update(wanted["annotations"])
+            service["metadata"].setdefault("annotations", {}).update(service_annotations(self.section))
             service["spec"] = change(service["spec"])
             if not service["spec"].get("canary"):
                 service["spec"].pop("canary", None)
@@ -138,7 +136,7 @@ class Rollout:
         self.cluster.update(INFERENCE_SERVICE, self.name, changed)
 
     def _set_canary(self, in_service: Object, percent: int) -> None:
-        candidate = predictor(self.version, self.model, self.section, self.launch, canary=True)
+        candidate = self._predictor(canary=True)
         # A canary needs names on both sides; the one in service may have been applied by hand without.
         named = in_service if in_service.get("name") else {**in_service, "name": "stable"}
         canary = [{"trafficPercent": percent, "predictor": candidate}]
@@ -146,7 +144,7 @@ class Rollout:
         self.report(f"candidate {candidate['name']} beside {named['name']}, with {percent} % of the traffic")
 
     def _promote(self) -> None:
-        self._update(lambda spec: {**spec, "predictor": self._stable_predictor(), "canary": []})
+        self._update(lambda spec: {**spec, "predictor": self._predictor(), "canary": []})
         self._wait_until_ready(f"version {self.version.version} in service")
         self.report(f"version {self.version.version} has all of the traffic")
 
