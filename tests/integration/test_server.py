@@ -35,7 +35,7 @@ from vthink.components.data_prep.config import SynthesizeConfig
 from vthink.components.data_prep.world.synthesize import synthesize
 from vthink.components.deployment.ask import FileQuestion, ServedAnswer, ask, served_endpoint
 from vthink.components.deployment.config import ServerConfig
-from vthink.components.deployment.server.serve import run_server
+from vthink.components.deployment.server.serve import main, run_server
 from vthink.components.evaluation.config import EvaluationConfig
 from vthink.components.evaluation.run_benchmark import run_benchmark
 
@@ -260,53 +260,58 @@ def test_question_too_long_for_the_model_is_refused_with_numbers(
     assert ask_about(elsewhere, folder, samples[0], max_tokens=2).reply.finish_reason
 
 
-def test_told_to_stop_it_finishes_the_running_answer(
-    tmp_path: Path, store: Storage, model_uri: str, world: tuple[Path, list[Sample]]
-) -> None:
-    folder, samples = world
-    with serving(tmp_path, model_uri, "--storage", store.config.to_json()) as server:
-        tree = psutil.Process(server.process.pid).children(recursive=True)
-        told: list[float] = []
-
-        def tell(_: str) -> None:
-            if not told:
-                told.append(time.monotonic())
-                server.process.terminate()
-
-        answer = ask_about(server, folder, samples[0], tell, temperature=1.0, seed=5, max_tokens=200)
-        assert answer.reply.finish_reason in ("stop", "length")
-        assert server.process.wait(20) in (0, 128 + signal.SIGTERM)
-        _, alive = psutil.wait_procs(tree, timeout=5)
-        assert alive == []
-        with pytest.raises(EndpointError, match="cannot be reached"):
-            ask_about(server, folder, samples[0])
-
-
 def test_taken_port_is_noticed_before_the_model_is_loaded(served: Served) -> None:
     with pytest.raises(UserError, match=f"port {served.port}: Address already in use"):
         run_server("/nowhere", ServerConfig(port=served.port))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--model", "/nowhere", "--port", "0"], "config.json"),
-        (["--model", "/nowhere", "--host", "localhost"], "IP address"),
-        (["--model", "/nowhere", "--config", '{"prot": 1}'], "did you mean 'port'"),
-        (["--model", "/nowhere", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
-        (
-            ["--model", "s3://bucket/nothing/", "--port", "0", "--storage", '{"endpoint_url": "http://127.0.0.1:9"}'],
-            "127.0.0.1:9",
-        ),
+MISTAKES = {
+    "config.json": ["--port", "0"],
+    "IP address": ["--host", "localhost"],
+    "did you mean 'port'": ["--config", '{"prot": 1}'],
+    "cannot listen on 192.0.2.1": ["--host", "192.0.2.1"],
+    "127.0.0.1:9": [
+        "--port", "0", "--model", "s3://bucket/nothing/", "--storage", '{"endpoint_url": "http://127.0.0.1:9"}',
     ],
-)
-def test_mistake_is_one_line_without_a_traceback(arguments: list[str], words: str) -> None:
-    environment = {**os.environ, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
-    result = subprocess.run(
-        [sys.executable, "-m", MODULE, *arguments], capture_output=True, text=True, timeout=120, env=environment
-    )
-    assert result.returncode == 2
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert words in lines[0]
-    assert "Traceback" not in result.stderr
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_mistake_is_one_line(words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["--model", "/nowhere", *MISTAKES[words]]) == 2
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert words in line
+
+
+def test_the_program_shows_a_mistake_without_a_traceback() -> None:
+    command = [sys.executable, "-m", MODULE, "--model", "/nowhere", "--config", '{"prot": 1}']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_told_to_stop_it_finishes_the_running_answer(elsewhere: Served, world: tuple[Path, list[Sample]]) -> None:
+    """The last test of this file, as it ends a server that others use."""
+    folder, samples = world
+    tree = psutil.Process(elsewhere.process.pid).children(recursive=True)
+    told: list[float] = []
+
+    def tell(_: str) -> None:
+        if not told:
+            told.append(time.monotonic())
+            elsewhere.process.terminate()
+
+    answer = ask_about(elsewhere, folder, samples[0], tell, temperature=1.0, seed=5, max_tokens=200)
+    assert answer.reply.finish_reason in ("stop", "length")
+    assert elsewhere.process.wait(20) in (0, 128 + signal.SIGTERM)
+    _, alive = psutil.wait_procs(tree, timeout=5)
+    assert alive == []
+    with pytest.raises(EndpointError, match="cannot be reached"):
+        ask_about(elsewhere, folder, samples[0])
