@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -223,11 +222,3 @@ def test_what_cannot_be_tested_is_not_deployed(finished: Run, damage: Callable[[
     assert "in service stays nothing" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert champion(finished.context.tracking) is None
-
-
-def test_own_question_is_asked_as_free_form(finished: Run) -> None:
-    section = SECTION.model_copy(update={"smoke_question": "What happens?", "smoke_items": 1})
-    manifest = Manifest.read(finished.storage, finished.deploy(finished.register(section=section), section))
-    question = manifest.details["question"]
-    assert (question["question"], question["options"], question["truth"]) == ("What happens?", [], None)
-    assert json.dumps(question)

@@ -85,7 +85,7 @@ def test_ask_and_see_the_answer_stream_in_with_its_segments(
     assert page.locator("#answer").inner_text() == "B · right"
     assert "moved right" in page.locator("#reasoning").inner_text()
     assert server.model.questions[-1].options == ("left", "right")
-    assert server.model.questions[-1].question == "Which way does the square move?"
+    assert server.model.questions[-1].text == "Which way does the square move?"
 
     bars = page.locator("#track button")
     assert bars.count() == 2
