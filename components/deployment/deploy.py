@@ -9,6 +9,7 @@ rolled out beside the model in service (`rollout`) instead of being served here.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import tempfile
@@ -33,7 +34,6 @@ from ..common.storage.s3 import Storage
 from ..common.tracking.run import Tracker
 from .config import DeploymentConfig
 from .registry import CHAMPION, ModelRegistry, RegisteredVersion
-from .rollout.inference_service import predictor_name
 from .rollout.rollout import Rollout, SmokeTestFailedError
 from .rollout.trained_model import TrainedModel
 from .smoke_test import SmokeTest, SmokeTestResult
@@ -58,14 +58,7 @@ class Outcome:
 
 
 def deploy_model(run: str, config: str, registered: str, evaluation: str, data: str) -> str:
-    """Smoke-test the registered candidate and promote it.
-
-    Args:
-        run: `RunContext` as JSON.
-        config: `DeploymentConfig` as JSON.
-        registered: manifest URI of the stage `register`.
-        evaluation: manifest URI of the evaluation.
-        data: manifest URI of the prepared data.
+    """Smoke-test the registered candidate and promote it; the arguments are those of `component.deploy`.
 
     Returns:
         URI of the manifest; ``details`` holds ``name``, ``version``, ``alias``, ``replaced`` (the version in service
@@ -188,38 +181,23 @@ def _deploy(
             return Outcome(smoke=SmokeTestResult(passed=False, why=why, skipped=skipped))
         try:
             if section.target == "local":
-                return _test_here(context, section, version, test, scratch)
-            return _roll_out(context, section, version, storage, test, hold)
+                with served(version.source, section, context, scratch) as url:
+                    smoke = test.run(url)
+                    question = test.ask_one(url) if smoke.passed else None
+                    return Outcome(smoke=smoke, in_service=smoke.passed, question=question)
+            model = TrainedModel.read(storage, version.source)
+            cluster = Cluster.connect(context.launch.cluster.namespace)
+            report = functools.partial(log.warning, "deploy: %s")
+            rollout = Rollout(cluster, section, context.launch, version, model, report)
+            smoke, in_service = rollout.bring_into_service(test.run, hold)
+            question = None
+            with contextlib.suppress(EndpointError):  # it is in service already; this is only for show
+                question = test.ask_one(rollout.url(rollout.predictor))
+            return Outcome(smoke=smoke, in_service=in_service, question=question)
         except SmokeTestFailedError as error:
             return Outcome(smoke=error.result)
         except (UserError, LaunchError) as error:
             return Outcome(smoke=SmokeTestResult(passed=False, why=str(error), skipped=skipped))
-
-
-def _test_here(
-    context: RunContext, section: DeploymentConfig, version: RegisteredVersion, test: SmokeTest, scratch: Path
-) -> Outcome:
-    with served(version.source, section, context, scratch) as url:
-        smoke = test.run(url)
-        return Outcome(smoke=smoke, in_service=smoke.passed, question=test.ask_one(url) if smoke.passed else None)
-
-
-def _roll_out(
-    context: RunContext,
-    section: DeploymentConfig,
-    version: RegisteredVersion,
-    storage: Storage,
-    test: SmokeTest,
-    hold: bool,
-) -> Outcome:
-    model = TrainedModel.read(storage, version.source)
-    cluster = Cluster.connect(context.launch.cluster.namespace)
-    rollout = Rollout(cluster, section, context.launch, version, model, lambda line: log.warning("deploy: %s", line))
-    smoke, in_service = rollout.bring_into_service(test.run, hold)
-    question = None
-    with contextlib.suppress(EndpointError):  # it is in service already; this is only for show
-        question = test.ask_one(rollout.url(predictor_name(version.version)))
-    return Outcome(smoke=smoke, in_service=in_service, question=question)
 
 
 @contextlib.contextmanager

@@ -16,14 +16,7 @@ from .registry import CANDIDATE, ModelRegistry
 
 
 def register_model(run: str, config: str, model: str, evaluation: str, data: str) -> str:
-    """The stage `register`: make a trained and evaluated model the candidate.
-
-    Args:
-        run: `RunContext` as JSON.
-        config: `DeploymentConfig` as JSON.
-        model: manifest URI of the training stage whose model is the candidate (GRPO's, or SFT's without GRPO).
-        evaluation: manifest URI of the evaluation.
-        data: manifest URI of the prepared data.
+    """Make a trained and evaluated model the candidate; the arguments are those of `component.register`.
 
     Returns:
         URI of the manifest; ``details`` holds ``name``, ``version``, ``alias`` and ``source``.

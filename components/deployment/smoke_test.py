@@ -64,20 +64,21 @@ class SmokeTestResult:
     stable: StableResult | None = None
     """On a cluster, where something is in service."""
 
-    def share(self, name: str) -> float | None:
-        """Share of the items that ``agrees``, are ``identical`` or ``correct``; None without items."""
-        return sum(getattr(item, name) for item in self.items) / len(self.items) if self.items else None
+    @property
+    def shares(self) -> dict[str, float]:
+        """Shares of the items whose answer agrees, is identical, is correct; empty without items."""
+        names = {"agreement": "agrees", "identical": "identical", "correct": "correct"}
+        count = len(self.items)
+        return {k: sum(getattr(item, v) for item in self.items) / count for k, v in names.items()} if count else {}
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What is logged: ``deployment/agreement`` and ``deployment/identical``."""
-        shares = {"agreement": self.share("agrees"), "identical": self.share("identical")}
-        return {f"deployment/{name}": share for name, share in shares.items() if share is not None}
+        """What is logged."""
+        return {f"deployment/{name}": share for name, share in self.shares.items() if name != "correct"}
 
     def to_json(self) -> dict[str, Any]:
         """The record that is kept (``smoke.json``)."""
-        shares = {"agreement": self.share("agrees"), "identical": self.share("identical")}
-        return dataclasses.asdict(self) | {"asked": len(self.items), **shares, "correct": self.share("correct")}
+        return dataclasses.asdict(self) | {"asked": len(self.items), **self.shares}
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,10 +213,10 @@ class Rollout:
         except EndpointError as error:  # what is broken must not keep its repair out
             self.report(f"the model in service cannot be asked ({error}); the candidate is not compared with it")
             return dataclasses.replace(result, stable=StableResult(name=name, correct=None, why=str(error)))
-        ours, theirs = result.share("correct"), other.share("correct")
+        ours, theirs = result.shares["correct"], other.shares["correct"]
         result = dataclasses.replace(result, stable=StableResult(name=name, correct=theirs, why=other.why))
         max_loss = self.section.kserve.max_loss
-        if ours is not None and theirs is not None and ours < theirs - max_loss - 1e-9:
+        if ours < theirs - max_loss - 1e-9:
             why = (
                 f"right answers to {len(result.items)} replayed items: candidate {ours:.0%}, in service {theirs:.0%}; "
                 f"at most {max_loss:.0%} less is allowed (deployment.kserve.max_loss)"
