@@ -1,7 +1,8 @@
 """This package's model server with a played model: routes, guard, decoder and limits are the real ones.
 
 The model answers from a script and needs no torch. tests/integration/test_server.py asks the real program with a real
-(tiny) model the same kinds of questions. Known to differ: no KServe around the routes, so no health or metrics routes.
+(tiny) model the same kinds of questions. Known to differ: no KServe around the routes, of whose own only readiness is
+there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 from vthink.components.common.video.clip import Clip
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.deployment.config import ServerConfig
@@ -101,8 +104,9 @@ class Running:
 def running(model: ScriptedModel, config: ServerConfig, api_key: str | None = None) -> Iterator[Running]:
     """A server on a port of the loopback address."""
     chat = ChatCompletions(model, config)
+    ready = Route("/v2/health/ready", lambda _: JSONResponse({"ready": True}))
     app = Starlette(
-        routes=build_routes(chat, config, {"vthink": {"max_video_bytes": config.max_video_bytes}}),
+        routes=[*build_routes(chat, config, {"vthink": {"max_video_bytes": config.max_video_bytes}}), ready],
         middleware=[Middleware(Guard, config=config, api_key=api_key)],
     )
     listener = socket.socket()
