@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError, model_validator
 from ..components.common.config import ConfigError, Section, describe, key_path
 from ..components.common.launch.config import LaunchConfig
 from ..components.common.model.config import ModelConfig
+from ..components.common.model.families.registry import FAMILIES
 from ..components.common.storage.config import StorageConfig
 from ..components.common.tracking.config import TrackingConfig
 from ..components.common.video.config import VideoConfig
@@ -79,7 +80,7 @@ class Config(Section):
         if not (self.sft.enabled or self.grpo.enabled):
             raise ValueError("sft.enabled and grpo.enabled are both false: nothing is trained")
         if self.model.name == "tiny":
-            multiple = {"qwen2_5_vl": 28, "qwen3_vl": 32}[self.model.tiny.family]
+            multiple = FAMILIES.get(self.model.tiny.family).size_multiple
             if self.video.size_multiple % multiple:
                 raise ValueError(
                     f"video.size_multiple must be a multiple of {multiple} for model.tiny.family "

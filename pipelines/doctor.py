@@ -257,12 +257,12 @@ def _storage(config: Config) -> Finding:
 
 
 def _tracking(config: Config) -> Finding:
-    from ..components.common.tracking.client import TrackingError, impatient, registry_client, tracking_uri
+    from ..components.common.tracking.client import TrackingError, registry_client, short_timeouts, tracking_uri
 
     context = RunContext(run_id="doctor", storage=config.storage, tracking=config.tracking)
     try:
         uri = tracking_uri(context.tracking)
-        with impatient():
+        with short_timeouts():
             registry_client(context.tracking, context.storage).search_experiments(max_results=1)
     except TrackingError as error:
         return Finding("MLflow", "bad", str(error))

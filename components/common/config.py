@@ -1,8 +1,6 @@
-"""The typed configuration that stages share, and the error a mistake in it gives.
+"""`Section`, of which every part of the configuration is one, and the error that a mistake in it gives.
 
-Each stage owns its section in ``components/<stage>/config.py``; ``pipelines/config.py`` assembles them. What two or
-more stages need (the model, how a video becomes frames, where bytes and metrics go, how processes are started)
-stands here. Nothing here imports torch.
+Each stage and each subject owns its sections in a ``config.py`` of its own; ``pipelines/config.py`` assembles them.
 """
 
 from __future__ import annotations
@@ -15,14 +13,15 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-Stage = Literal["prepare", "sft", "grpo", "evaluate", "gate", "register", "deploy"]
+from .errors import UserError
 
+Stage = Literal["prepare", "sft", "grpo", "evaluate", "gate", "register", "deploy"]
 
 STAGES: tuple[Stage, ...] = typing.get_args(Stage)
 """The stages in the order of the pipeline."""
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A mistake in a configuration, in one line that names the source, the key and what to do."""
 
 
@@ -85,8 +84,8 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         hint = f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(known)}"
         return f"unknown key '{key}'; {hint}"
     message = first["msg"].removeprefix("Value error, ")
-    given = repr(first.get("input"))
-    return f"'{key}': {message} (got {given[:80]})" if key else message
+    value = repr(first.get("input"))
+    return f"'{key}': {message} (got {value[:80]})" if key else message
 
 
 def key_path(model: type[BaseModel], location: tuple[str | int, ...]) -> tuple[str | int, ...]:

@@ -1,4 +1,4 @@
-"""The class of errors that a person who uses vthink can cause, and mend."""
+"""Errors that a person who uses vthink can cause, and mend."""
 
 from __future__ import annotations
 
@@ -9,3 +9,9 @@ class UserError(Exception):
     The message is one line: what is wrong, where, and what to do. The command line prints it without a traceback; every
     other exception is a fault of ours and keeps its traceback. A subclass is for those who catch it.
     """
+
+
+def first_line(error: BaseException, longest: int = 500) -> str:
+    """The first line of an error's text, or its class where it has none."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:longest]

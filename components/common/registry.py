@@ -19,7 +19,7 @@ class Registry(Generic[T]):
     """
 
     def __init__(self, kind: str, entry_type: Any, entries: Mapping[str, T] | None = None):
-        """``kind`` names an entry in messages; entries from outside must be of ``entry_type``, a class or `Callable`."""
+        """``kind`` names an entry in messages; those from outside must be of ``entry_type``, a class or `Callable`."""
         self.kind = kind
         self._type = entry_type
         self._entries = dict(entries or {})
@@ -31,19 +31,28 @@ class Registry(Generic[T]):
         self._entries[name] = entry
         return entry
 
-    def get(self, name: str) -> T:
-        """The entry of this name, or the one at ``my_module:THING``.
+    def get(self, name: str, outside: bool = True) -> T:
+        """The entry of this name, or (``outside``) the one at ``my_module:THING``.
 
         Raises:
             UserError: there is none; names the nearest, or says what is wrong with the module.
         """
         if name in self._entries:
             return self._entries[name]
-        if ":" in name:
+        if outside and ":" in name:
             return self._load(name)
         near = difflib.get_close_matches(name, self._entries, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(self._entries)}"
         raise UserError(f"unknown {self.kind} '{name}'; {hint}")
+
+    def check(self, name: str) -> str:
+        """The name itself, for a pydantic validator: a `ValueError` where `get` knows none; imports nothing."""
+        if ":" not in name:
+            try:
+                self.get(name)
+            except UserError as error:
+                raise ValueError(str(error)) from error
+        return name
 
     def _load(self, name: str) -> T:
         module_name, _, path = name.partition(":")

@@ -24,7 +24,7 @@ from ..common.rows.prepared import INDEX
 from ..common.rows.sample import Sample
 from ..common.storage.manifest import Manifest
 from ..common.storage.names import join, sha256_file
-from ..common.storage.s3 import FileInfo
+from ..common.storage.objects import FileInfo
 from ..common.tracking.run import Tracker
 from ..common.video.signature import SIGNATURE_BYTES
 from .card import CARD, SplitCard, most, pass_rate, quarantine_summary

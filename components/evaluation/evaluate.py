@@ -159,7 +159,7 @@ class _Evaluation:
                 "videos": len({video_of(sample) for sample in samples}),
                 "left_out": {frames: why for frames, why in left_out.items() if why} | left_out_metrics(samples),
                 "data": {"uri": self.data.manifest_uri, "fingerprint": self.data.fingerprint},
-                "prompt": self.model.prompt,
+                "prompt": get_template(self.model.prompt).name,
                 "settings": config.model_dump(mode="json", exclude={"gate"}),
             }
             benchmarks = self.measure_benchmarks(models, prepared.video)

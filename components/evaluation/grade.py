@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..common.answers import grading, responses, values
-from ..common.model.prompts import AnswerFormat
+from ..common.answers.formats import follows_format
 from ..common.rows.sample import Sample
 from .answers import Answer
 from .captions import captioning
@@ -22,7 +22,7 @@ def grade_answer(
     answer: Answer,
     model: str,
     frames: str,
-    answer_format: AnswerFormat,
+    answer_format: str,
     rule: Callable[[Sample, str | None], float] | None = None,
 ) -> dict[str, Any]:
     """One row of ``items.jsonl``. An item that failed has every metric at its worst.
@@ -38,14 +38,13 @@ def grade_answer(
     parsed = responses.parse_response(answer.text)
     said, failed = parsed.answer, answer.error is not None
     as_published = responses.published_answer(answer.text)
-    shape = responses.follows_format
     metrics = {
         "accuracy": float(not failed and grading.is_correct(sample, said)),
         "accuracy_paper": float(not failed and grading.is_correct(sample, as_published, "paper")),
         "score": 0.0 if failed else grading.grade(sample, said),
-        "format_rate": float(not failed and shape(sample, answer.text, answer_format)),
-        "format_video_r1": float(not failed and shape(sample, answer.text, "video_r1")),
-        "format_video_thinker": float(not failed and shape(sample, answer.text, "video_thinker")),
+        "format_rate": float(not failed and follows_format(sample, answer.text, answer_format)),
+        "format_video_r1": float(not failed and follows_format(sample, answer.text, "video_r1")),
+        "format_video_thinker": float(not failed and follows_format(sample, answer.text, "video_thinker")),
     }
     if rule is not None and "rule" in sample.metadata:
         metrics["accuracy"] = metrics["score"] = 0.0 if failed else rule(sample, said)

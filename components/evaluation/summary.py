@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..common.tracking.run import Trace
+from ..common.tracking.traces import Trace
 from .conditions import seed_of
 from .config import EvaluationConfig
 from .expressions import FRAMES, UNBOUNDED

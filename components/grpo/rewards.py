@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ..common.answers.formats import follows_format
 from ..common.answers.grading import grade
-from ..common.answers.responses import follows_format, parse_response
+from ..common.answers.responses import parse_response
 from ..common.config import ConfigError
-from ..common.model.prompts import AnswerFormat
 from ..common.rows.sample import Sample
 from .config import LengthConfig, OverlongConfig, RewardConfig, TemporalConfig
 
@@ -44,7 +44,7 @@ def accuracy(sample: Sample, texts: Sequence[str]) -> torch.Tensor:
     return torch.tensor([grade(sample, p.answer) if p.tagged else 0.0 for p in parsed], dtype=torch.float32)
 
 
-def well_formed(sample: Sample, texts: Sequence[str], answer_format: AnswerFormat) -> torch.Tensor:
+def well_formed(sample: Sample, texts: Sequence[str], answer_format: str) -> torch.Tensor:
     """1.0 where the whole completion has the shape that the prompt asked for, else 0.0."""
     return torch.tensor([float(follows_format(sample, text, answer_format)) for text in texts])
 
@@ -140,7 +140,7 @@ class GroupRewards:
 
 
 def group_rewards(
-    group: Group, config: RewardConfig, answer_format: AnswerFormat, extra: Mapping[str, Reward] | None = None
+    group: Group, config: RewardConfig, answer_format: str, extra: Mapping[str, Reward] | None = None
 ) -> GroupRewards:
     """Reward the completions of one prompt; ``extra`` is what `load_rewards` found."""
     graded = accuracy(group.sample, group.texts)

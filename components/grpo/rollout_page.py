@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from ..common.html.images import frame_strip
-from ..common.html.page import _block, page
+from ..common.html.page import page, template_block
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +57,7 @@ def rollout_table(rows: Iterable[RolloutRow]) -> Markup:
                 }
             )
         shown.append({"prompt": row.prompt, "truth": row.truth, "sides": sides})
-    return _block("rollouts", rows=shown)
+    return template_block("rollouts", rows=shown)
 
 
 def rollout_page(title: str, rows: Iterable[RolloutRow], subtitle: str = "") -> str:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ...components.common.config import ConfigError
 from ...components.common.storage.names import StorageError, join
@@ -18,7 +18,7 @@ from ..config import Config
 class Shape:
     """The sizes of a Qwen2.5-VL or Qwen3-VL that decide what it costs."""
 
-    family: Literal["qwen2_5_vl", "qwen3_vl"]
+    family: str
     hidden: int
     layers: int
     heads: int

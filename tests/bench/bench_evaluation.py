@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from recording import Measurement, interleave, record
+from vthink.components.common.model.card import ModelCard
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.folder import save_model
 from vthink.components.common.model.load import load_model
@@ -98,7 +99,7 @@ def tiny(folder: Path, given: argparse.Namespace) -> Path:
     video = VideoConfig(num_frames=given.frames, min_pixels=pixels, max_pixels=pixels)
     shape = TinyModelConfig(hidden_size=given.hidden, num_layers=given.layers, num_vision_layers=given.layers)
     model, processor = build_tiny(shape, video, 0)
-    save_model(folder, model, processor, {"prompt": "video_r1/1", "video": video})
+    save_model(folder, model, processor, ModelCard(prompt="video_r1/1", video=video))
     return folder
 
 

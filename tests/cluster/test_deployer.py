@@ -19,7 +19,7 @@ from vthink.components.common.context import RunContext
 from vthink.components.common.errors import UserError
 from vthink.components.common.launch.config import LaunchConfig
 from vthink.components.common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster
-from vthink.components.common.model.tiny import _CHAT_TEMPLATE
+from vthink.components.common.model.tiny import CHAT_TEMPLATE
 from vthink.components.common.rows.prepared import PreparedSet
 from vthink.components.common.rows.sample import Sample
 from vthink.components.common.storage.config import StorageConfig
@@ -124,7 +124,7 @@ def write_model(
     card = {"prompt": prompt, "video": video.model_dump(mode="json"), "lineage": {}}
     (folder / "vthink.json").write_text(json.dumps(card))
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
-    (folder / "chat_template.jinja").write_text(_CHAT_TEMPLATE)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     storage.upload_dir(folder, source)
 
 
@@ -372,7 +372,7 @@ def test_rollback_takes_a_waiting_candidate_away(before: Before, tmp_path: Path)
 # --- the object ---------------------------------------------------------------------------------------------
 
 TRAINED = TrainedModel(
-    "video_r1/1", VideoConfig(num_frames=None, fps=2.0, max_frames=16, max_pixels=100352), "qwen2_5_vl", _CHAT_TEMPLATE
+    "video_r1/1", VideoConfig(num_frames=None, fps=2.0, max_frames=16, max_pixels=100352), "qwen2_5_vl", CHAT_TEMPLATE
 )
 VERSION = RegisteredVersion(
     name="vthink", version=7, source="s3://vthink/models/7", aliases=(), tags={"vthink.fingerprint": "abc"}, run_id=None
@@ -414,7 +414,7 @@ def test_what_training_saw_becomes_arguments(crds: Path) -> None:
     assert '--media-io-kwargs={"video":{"fps":2,"num_frames":16}}' in arguments
     assert '--mm-processor-kwargs={"max_pixels":100352,"min_pixels":3136}' in arguments
     assert arguments[-2:] == ["--allowed-media-domains", "none.invalid"]
-    fixed = TrainedModel("compact/1", VIDEO, "qwen3_vl", _CHAT_TEMPLATE)
+    fixed = TrainedModel("compact/1", VIDEO, "qwen3_vl", CHAT_TEMPLATE)
     arguments = vllm_arguments(fixed, section)
     assert '--media-io-kwargs={"video":{"num_frames":8}}' in arguments
     assert '--mm-processor-kwargs={"size":{"longest_edge":25088,"shortest_edge":3136}}' in arguments

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vthink.components.common.answers.formats import write_response
 from vthink.components.common.answers.responses import parse_response
-from vthink.components.common.answers.writing import write_response
 from vthink.components.common.rows.files import read_samples
 from vthink.components.common.rows.sample import Sample
 from vthink.components.data_prep.config import CurationConfig

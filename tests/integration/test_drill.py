@@ -374,7 +374,7 @@ class MlflowServer:
 
     def start(self) -> None:
         from vthink.components.common.launch.process import wait_until_ready
-        from vthink.components.common.tracking.server import _answers
+        from vthink.components.common.tracking.server import answers
 
         command = [
             sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.database, "--host", "127.0.0.1",
@@ -382,7 +382,7 @@ class MlflowServer:
         ]  # fmt: skip
         env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
         self.process = spawn(command, env={k: v for k, v in env.items() if k != "MLFLOW_TRACKING_URI"}, log=self.log)
-        wait_until_ready(self.process, "MLflow", lambda: _answers(f"{self.uri}/health"), timeout_s=120)
+        wait_until_ready(self.process, "MLflow", lambda: answers(f"{self.uri}/health"), timeout_s=120)
 
     def stop(self) -> None:
         self.process.stop(5)
@@ -446,7 +446,7 @@ def test_an_mlflow_that_stays_away_fails_a_finished_stage_but_not_one_that_is_be
     context = context.model_copy(update={"tracking": context.tracking.model_copy(update={"outage_s": 0.5})})
     tracker = Tracker.start(context, "sft", "0123", {}, {})
     gone = registry_client(context.tracking.model_copy(update={"uri": f"http://127.0.0.1:{free_port()}"}))
-    tracker._client = gone
+    tracker._client = tracker._outbox._client = gone
     tracker.log_metrics({"loss": 1.0}, step=1)
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt), tracker:

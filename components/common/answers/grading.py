@@ -8,12 +8,11 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from ..rows.sample import ProblemType, Sample
-from .values import MAX_ANSWER_CHARS, _bare, extract_letter, extract_number
+from .values import MAX_ANSWER_CHARS, bare, extract_letter, extract_number
 
 GradingMode = Literal["strict", "paper"]
 """``strict``: ours, for rewards and for evaluation. ``paper``: Video-R1's published rules, to compare with its
 figures."""
-
 
 CORRECT_AT: dict[ProblemType, float] = {
     "multiple_choice": 1.0,
@@ -44,14 +43,14 @@ def grade(sample: Sample, answer: str | None, mode: GradingMode = "strict") -> f
         return _grade_as_published(sample, answer)
     if len(answer) > MAX_ANSWER_CHARS:
         return 0.0
-    answer = _bare(_without_question(answer, sample.question))
+    answer = bare(_without_question(answer, sample.question))
     if not answer:
         return 0.0
     if sample.problem_type == "multiple_choice":
         letter = extract_letter(answer, len(sample.options), sample.options)
         return float(letter == sample.answer.strip().upper())
     if sample.problem_type == "ocr":
-        return max(0.0, 1.0 - word_error_rate(answer.lower(), _bare(sample.answer).lower()))
+        return max(0.0, 1.0 - word_error_rate(answer.lower(), bare(sample.answer).lower()))
     if sample.problem_type == "free_form":
         return rouge_f(answer, sample.answer)
     predicted, truth = extract_number(answer), float(sample.answer.replace(",", ""))
@@ -77,11 +76,11 @@ def _grade_as_published(sample: Sample, answer: str) -> float:
         scores = _rouge_scorer().score(truth[:MAX_ANSWER_CHARS], answer[:MAX_ANSWER_CHARS])
         return float(sum(score.fmeasure for score in scores.values()) / len(scores))
     try:
-        said, true = float(answer.replace(",", "")), float(truth.replace(",", ""))
+        predicted, true = float(answer.replace(",", "")), float(truth.replace(",", ""))
         if sample.problem_type == "regression":
-            return 1.0 - min(1.0, max(0.0, (abs(said - true) + 1e-9) / (abs(true) + 1e-9)))
+            return 1.0 - min(1.0, max(0.0, (abs(predicted - true) + 1e-9) / (abs(true) + 1e-9)))
         pointed = [any(mark in text for mark in ".,") for text in (answer, truth)]
-        return float(pointed[0] == pointed[1] and round(said, 2) == round(true, 2))
+        return float(pointed[0] == pointed[1] and round(predicted, 2) == round(true, 2))
     except (ValueError, OverflowError):  # not a number; an infinity cannot be rounded
         return 0.0
 

@@ -7,21 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..model.prompts import AnswerFormat
-from ..rows.sample import Sample
 from .spans import Span, parse_spans
 from .values import MAX_ANSWER_CHARS, extract_letter
 
 MAX_SEGMENTS = 1_000
 """Further segments of a response are not read."""
 
+TAGS = frozenset({"time", "caption", "think", "answer"})
+"""Every tag of either format."""
 
 _TAG = re.compile(r"<(/?)(time|caption|think|answer)>", re.IGNORECASE)
-
-
 _FINAL_ANSWER = re.compile(r"final answer[\s*_]{0,4}(?:is\s{0,4})?[:：]", re.IGNORECASE)
-
-
 _EXAMPLE = re.compile(r"for example[\s:,]{0,4}\Z", re.IGNORECASE)
 
 
@@ -49,14 +45,14 @@ class ParsedResponse:
     """Whether ``answer`` comes from ``<answer>`` tags, not from a fallback."""
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
     """A tag with its content, or text between tags (``tag`` empty), or a tag without its partner ("?")."""
 
     tag: str
     content: str
 
 
-def _blocks(text: str, tags: frozenset[str]) -> Iterator[_Block]:
+def blocks(text: str, tags: frozenset[str] = TAGS) -> Iterator[Block]:
     """The text as a flat row of blocks. A tag that opens inside another ends that one, as damaged."""
     open_tag, position = "", 0
     for match in _TAG.finditer(text):
@@ -67,24 +63,23 @@ def _blocks(text: str, tags: frozenset[str]) -> Iterator[_Block]:
         content = text[position : match.start()]
         position = match.end()
         if open_tag and closing and name == open_tag:
-            yield _Block(name, content.strip())
+            yield Block(name, content.strip())
             open_tag = ""
         else:
             if content.strip():
-                yield _Block("", content.strip())
+                yield Block("", content.strip())
             if open_tag or closing:
-                yield _Block("?", name)
+                yield Block("?", name)
             open_tag = "" if closing else name
     if text[position:].strip():
-        yield _Block("", text[position:].strip())
+        yield Block("", text[position:].strip())
     if open_tag:
-        yield _Block("?", open_tag)
+        yield Block("?", open_tag)
 
 
-_ALL_TAGS = frozenset({"time", "caption", "think", "answer"})
-
-
-_VIDEO_R1_TAGS = frozenset({"think", "answer"})
+def without_tags(text: str) -> str:
+    """Text without our tags, so that it cannot break the response that it is put into."""
+    return _TAG.sub("", text).strip()
 
 
 def parse_response(text: str | None) -> ParsedResponse:
@@ -108,7 +103,7 @@ def parse_response(text: str | None) -> ParsedResponse:
         segments.extend(Segment(start, end, caption or "", thought) for start, end in spans)
         spans, caption = [], None
 
-    for block in _blocks(text, _ALL_TAGS):
+    for block in blocks(text):
         if block.tag == "time":
             complete()
             spans = parse_spans(block.content) if len(segments) < MAX_SEGMENTS else []
@@ -143,54 +138,11 @@ def _untagged_answer(text: str) -> str | None:
     return rest.splitlines()[0].strip() if rest else None
 
 
-def is_video_r1_format(text: str | None) -> bool:
-    """Whether the whole text is one ``<think>…</think>`` and one ``<answer>…</answer>``, neither empty."""
-    if not isinstance(text, str):
-        return False
-    blocks = list(_blocks(text, _VIDEO_R1_TAGS))
-    return [block.tag for block in blocks] == ["think", "answer"] and all(block.content for block in blocks)
-
-
-def is_video_thinker_format(text: str | None, *, min_segments: int = 1) -> bool:
-    """Whether the text is segments, reasoning and one answer, as Video-Thinker's system prompt asks.
-
-    Each ``<time>`` holds a readable range and is followed by a ``<caption>``; there is at least one
-    ``<think>``; tags are neither nested nor left open; the ``<answer>`` comes last. Text between the tags is
-    legal. (The paper's own check is not published.)
-
-    Args:
-        text: the response.
-        min_segments: how many segments there must be; 0 for a picture, which has no time.
-    """
-    if not isinstance(text, str):
-        return False
-    blocks = list(_blocks(text, _ALL_TAGS))
-    tags = [block.tag for block in blocks]
-    if "?" in tags or tags.count("answer") != 1 or tags[-1] != "answer" or "think" not in tags:
-        return False
-    if any(block.tag and not block.content for block in blocks):
-        return False
-    for place, block in enumerate(blocks):
-        if block.tag == "time" and (blocks[place + 1].tag != "caption" or not parse_spans(block.content)):
-            return False
-        if block.tag == "caption" and (place == 0 or blocks[place - 1].tag != "time"):
-            return False
-    return tags.count("time") >= min_segments
-
-
-def follows_format(sample: Sample, text: str | None, style: AnswerFormat) -> bool:
-    """Whether a response to ``sample`` has the shape that ``style`` asks for; a picture needs no segments."""
-    if style == "video_r1":
-        return is_video_r1_format(text)
-    return is_video_thinker_format(text, min_segments=1 if sample.media.kind == "video" else 0)
-
-
 def published_answer(text: str | None) -> str | None:
-    """The answer as Video-R1's evaluation reads it (``eval_bench.py``): the first ``<answer>``, else all of the
-    text."""
+    """The answer as Video-R1's evaluation (``eval_bench.py``) reads it: the first ``<answer>``, else the whole text."""
     if not isinstance(text, str):
         return None
     start = text.find("<answer>")
     end = text.find("</answer>", start)
-    found = text[start + len("<answer>") : end].strip() if 0 <= start < end else ""
-    return found or text
+    content = text[start + len("<answer>") : end].strip() if 0 <= start < end else ""
+    return content or text

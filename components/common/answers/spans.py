@@ -7,10 +7,7 @@ import re
 from collections.abc import Sequence
 
 Span = tuple[float, float]
-
-
 _POINT = r"(?:(?:[0-9]{1,4}:)?[0-9]{1,4}:[0-9]{1,2}(?:\.[0-9]{1,6})?|[0-9]{1,6}(?:\.[0-9]{1,6})?)"
-
 
 _RANGE = re.compile(
     rf"(?<![0-9.:])({_POINT})\s{{0,4}}(?:s|sec|seconds)?\s{{0,4}}(?:-|–|—|~|to)\s{{0,4}}({_POINT})(?![0-9:])",

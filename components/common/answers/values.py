@@ -11,7 +11,6 @@ from functools import lru_cache
 MAX_ANSWER_CHARS = 10_000
 """A longer answer is graded 0 (in ``strict``)."""
 
-
 # Letters. The lead-in may name the kind of answer; "option A is …" is then no article.
 _LETTER = re.compile(
     r"[^\w]{0,8}(?:(?:so|i (?:choose|pick|think|would say)|it is|it's)[\s:,]{1,2})?"
@@ -20,16 +19,11 @@ _LETTER = re.compile(
     re.IGNORECASE,
 )
 
-
 _OTHER_LETTER = re.compile(r"(?<!\w)(\w{0,10})[^\w]{0,4}(?<![\w'’])([A-Z])(?![\w'’])(?= ?(.?))", re.IGNORECASE)
-
-
 _IS_RIGHT = re.compile(r" is (?:the )?(?:correct|right|best|final|answer)", re.IGNORECASE)
-
 
 # Numbers.
 _DIGITS = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3}){1,12}|[0-9]{1,40})(?:\.[0-9]{1,40})?|\.[0-9]{1,40})"
-
 
 _NUMBER = re.compile(
     rf"(?<![\w.,:/^'])(?:(?P<minus>minus|negative) )?(?P<sign>[-+−])?(?P<digits>{_DIGITS})"
@@ -38,14 +32,12 @@ _NUMBER = re.compile(
     re.IGNORECASE,
 )
 
-
 _NOT_A_VALUE = re.compile(
     r"[<>≤≥≠]|!=|- *$|\b(?:not|no|never|nor|than|least|most|under|over|below|above|except|between|without|"
     r"isn't|wasn't|aren't)\b",
     re.IGNORECASE,
 )
 """In front of a number: a bound, a range or a denial, not a value. A lone dash is a sign or a bullet."""
-
 
 _SEVERAL = re.compile(
     r"\A ?(?:[^\W\d_]{1,12}[.²³]? ?){0,2}"
@@ -55,16 +47,13 @@ _SEVERAL = re.compile(
 )
 """Between two numbers: they are alternatives, a range, a list or a sum, so that neither is the answer."""
 
-
 _SCALE = re.compile(r"\A ?(?:hundred|thousand|million|billion|trillion|dozen|k\b)", re.IGNORECASE)
-
 
 _LATEX = re.compile(
     r"\A[-+]?(?:[0-9]{1,12}+(?:\.[0-9]{1,12}+)?(?![0-9])|\\[dt]?frac|\\sqrt|\\times|\\cdot|\\pi|[{}() +*/-]){1,32}+"
     r"(?:\^(?:[0-9]|\{-?[0-9]{1,2}\}))?\Z"
 )
 """What is handed to math-verify: nothing that could grow (one power at most, of two digits)."""
-
 
 _WRAPPERS = (
     ("<answer>", "</answer>"),
@@ -83,7 +72,7 @@ _WRAPPERS = (
 )
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
     """The text with single spaces and without what is merely wrapped around all of it: ``**B**``, ``$3$``."""
     text = " ".join(text.split())
     for _ in range(16):
@@ -123,7 +112,7 @@ def extract_letter(text: str | None, num_options: int = 26, options: Sequence[st
     """
     if not isinstance(text, str):
         return None
-    text = _bare(text[:MAX_ANSWER_CHARS])
+    text = bare(text[:MAX_ANSWER_CHARS])
     match = _LETTER.match(text)
     if match is None:
         return None
@@ -156,9 +145,9 @@ def extract_number(text: str | None) -> float | None:
     """
     if not isinstance(text, str):
         return None
-    text = _bare(text[:MAX_ANSWER_CHARS]).replace("{,}", ",")
+    text = bare(text[:MAX_ANSWER_CHARS]).replace("{,}", ",")
     if "\\" in text:
-        text = _bare(re.sub(r"\\[,;! ]", "", text).replace("\\%", "%"))
+        text = bare(re.sub(r"\\[,;! ]", "", text).replace("\\%", "%"))
         text = re.sub(r"\\(?:text|mathrm)\{([^{}]{0,40})\}", r" \1", text)
     if "\\" in text:
         return _latex_number(text)
@@ -201,7 +190,7 @@ def _read_latex(text: str) -> float | None:
 
     try:
         # No timeout: its alarm works in the main thread only, and `_LATEX` admits nothing that takes long.
-        found = parse(f"${text}$", [LatexExtractionConfig()], parsing_timeout=None)
-        return float(found[0].evalf()) if found and not isinstance(found[0], str) else None
+        parsed = parse(f"${text}$", [LatexExtractionConfig()], parsing_timeout=None)
+        return float(parsed[0].evalf()) if parsed and not isinstance(parsed[0], str) else None
     except Exception:  # sympy and the parser raise whatever they like; a text that they cannot read is no number
         return None

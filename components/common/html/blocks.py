@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from .page import _block, number
+from .page import number, template_block
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,10 +64,12 @@ def table(
     numeric = [bool(body) and all(row[i][1] for row in body) for i in range(len(columns))]
     heads = list(zip(columns, numeric, strict=True))
     shown = list(zip(body, values or [{}] * len(body), strict=True))
-    inner = _block("table", columns=heads, rows=shown, caption=caption, sortable=sortable)
+    inner = template_block("table", columns=heads, rows=shown, caption=caption, sortable=sortable)
     if not filters:
         return inner
-    return _block("filtered", filters=list(filters), counts=_counts(filters, values), total=len(body), content=inner)
+    return template_block(
+        "filtered", filters=list(filters), counts=_counts(filters, values), total=len(body), content=inner
+    )
 
 
 def _counts(filters: Sequence[Filter], values: Sequence[Mapping[str, Sequence[str]]]) -> dict[tuple[str, str], int]:
@@ -79,7 +81,7 @@ def _counts(filters: Sequence[Filter], values: Sequence[Mapping[str, Sequence[st
 def interval(value: float, low: float, high: float, percent: bool = True) -> Markup:
     """A value with its interval below it, in per cent or as it is."""
     shown = [f"{100 * x:.1f}" if percent else number(float(x)) for x in (value, low, high)]
-    return _block("interval", value=shown[0], low=shown[1], high=shown[2], unit=" %" if percent else "")
+    return template_block("interval", value=shown[0], low=shown[1], high=shown[2], unit=" %" if percent else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,4 +96,4 @@ class FilteredItem:
 def filtered_list(filters: Sequence[Filter], items: Sequence[FilteredItem]) -> Markup:
     """Entries below buttons that choose among them (without scripts, all are shown)."""
     counts = _counts(filters, [item.values for item in items])
-    return _block("filtered_list", filters=list(filters), items=list(items), counts=counts)
+    return template_block("filtered_list", filters=list(filters), items=list(items), counts=counts)

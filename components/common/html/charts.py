@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from .page import Tone, _block, number, paragraph
+from .page import Tone, number, paragraph, template_block
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ def bars(rows: Iterable[Bar], maximum: float = 1.0, percent: bool = True) -> Mar
         }
         for row in rows
     ]
-    return _block("bars", rows=shown)
+    return template_block("bars", rows=shown)
 
 
 def line_chart(
@@ -74,7 +74,7 @@ def line_chart(
         for index, (name, values) in enumerate(points.items())
     ]
     ticks = [(height - i / 4 * height, number(y0 + i / 4 * y_span)) for i in range(5)]
-    return _block(
+    return template_block(
         "line_chart",
         lines=lines,
         ticks=ticks,

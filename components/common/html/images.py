@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from .page import Tone, _block
+from .page import Tone, template_block
 
 
 def jpeg(frame: np.ndarray, max_height: int = 144, quality: int = 80) -> bytes:
@@ -34,7 +34,7 @@ def frame_strip(frames: np.ndarray | Sequence[bytes], times_s: Sequence[float] |
     """
     pictures = [jpeg(frame) if isinstance(frame, np.ndarray) else bytes(frame) for frame in frames]
     times = [""] * len(pictures) if times_s is None else [f"{float(t):.1f} s" for t in times_s]
-    return _block("frame_strip", frames=list(zip(pictures, times, strict=True)))
+    return template_block("frame_strip", frames=list(zip(pictures, times, strict=True)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,4 +69,4 @@ def timeline(duration_s: float, tracks: Iterable[Track]) -> Markup:
             spans.append({"left": 100 * start, "width": 100 * max(end - start, 0.0), "text": span.text, "title": title})
         shown.append({"label": track.label, "tone": track.tone, "spans": spans})
     ticks = [f"{round(duration * i / 4, 2):g}" for i in range(5)]
-    return _block("timeline", tracks=shown, ticks=ticks)
+    return template_block("timeline", tracks=shown, ticks=ticks)

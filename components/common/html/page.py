@@ -16,8 +16,6 @@ import numpy as np
 from markupsafe import Markup
 
 Tone = Literal["plain", "good", "bad", "warn", "accent"]
-
-
 _COMPONENTS = Path(__file__).resolve().parents[2]
 
 
@@ -40,7 +38,8 @@ def render(template: str, **values: Any) -> Markup:
     return Markup(_environment().get_template(template).render(**values))
 
 
-def _block(name: str, **values: Any) -> Markup:
+def template_block(name: str, **values: Any) -> Markup:
+    """Render a macro of ``blocks.jinja``."""
     blocks: Any = _environment().get_template("common/html/blocks.jinja").module
     return Markup(getattr(blocks, name)(**values))
 

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from ..video.config import VideoConfig
+from .families.registry import family_of
 from .positions import patchify, rope_positions
 from .prompt import IMAGE, TEXT, VIDEO, BlindInputError, EncodedPrompt
-from .prompts import build_messages, get_template
+from .prompts import Prompt, build_messages, get_template
 
 if TYPE_CHECKING:
     from ..rows.prepared import PreparedSample
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
 class ChatEncoder:
     """Encodes questions about clips for one model: its tokenizer, chat template, prompt template and patch layout."""
 
-    def __init__(self, processor: Any, prompt: str, video: VideoConfig, tokens_per_second: float) -> None:
+    def __init__(self, processor: Any, prompt: Prompt, video: VideoConfig, tokens_per_second: float) -> None:
         """An encoder for one model.
 
         Args:
             processor: a Qwen2.5-VL or Qwen3-VL processor.
-            prompt: template name, e.g. video_thinker/1.
+            prompt: the prompt template, or its name.
             video: how clips are sampled.
             tokens_per_second: M-RoPE positions per second (Qwen2.5-VL's ``vision_config.tokens_per_second``).
         """
@@ -56,21 +57,11 @@ class ChatEncoder:
                 f"video.size_multiple is {video.size_multiple}, but this model needs a multiple of "
                 f"{self.patch * self.merge} (patch {self.patch} × merge {self.merge})"
             )
-        self.timestamps = "Qwen3VL" in type(processor).__name__
-        """Qwen3-VL writes each temporal patch's time as text; Qwen2.5-VL puts it into M-RoPE positions."""
+        self.family = family_of(processor)
         self.tokens_per_second = tokens_per_second
         vocabulary = self.tokenizer.get_vocab()
-        self.vision_token_ids = sorted(
-            vocabulary[name]
-            for name in (
-                "<|image_pad|>",
-                "<|video_pad|>",
-                "<|vision_start|>",
-                "<|vision_end|>",
-                "<|vision_pad|>",
-            )
-            if name in vocabulary
-        )
+        names = [f"<|{name}|>" for name in ("image_pad", "video_pad", "vision_start", "vision_end", "vision_pad")]
+        self.vision_token_ids = sorted(vocabulary[name] for name in names if name in vocabulary)
         """Tokens that only a prompt may hold; sampling must suppress them."""
         self.image_token_id, self.video_token_id = vocabulary["<|image_pad|>"], vocabulary["<|video_pad|>"]
         self.pad_token_id = int(self.tokenizer.pad_token_id)
@@ -95,18 +86,8 @@ class ChatEncoder:
         t, tokens = int(grid[0]), int(grid[1] * grid[2]) // self.merge**2
         if kind == "image":
             return "<|vision_start|>" + "<|image_pad|>" * tokens + "<|vision_end|>"
-        if not self.timestamps:
-            return "<|vision_start|>" + "<|video_pad|>" * (t * tokens) + "<|vision_end|>"
-        # The timestamped blocks replace the outer vision tokens, as Qwen3-VL was trained and as vLLM prompts it.
-        # (transformers 5.17's processor keeps the outer pair around them, 4.57's did not.)
-        text = ""
-        times = [float(time) for time in times_s]
-        times += times[-1:] * (-len(times) % self.temporal_patch)
-        for index in range(t):
-            patch_times = times[index * self.temporal_patch : (index + 1) * self.temporal_patch]
-            text += f"<{(patch_times[0] + patch_times[-1]) / 2:.1f} seconds>"
-            text += "<|vision_start|>" + "<|video_pad|>" * tokens + "<|vision_end|>"
-        return text
+        padded = np.pad(times_s, (0, t * self.temporal_patch - len(times_s)), mode="edge").reshape(t, -1)
+        return self.family.video_text(tokens, ((padded[:, 0] + padded[:, -1]) / 2).tolist())
 
     def _patches(self, clip: Clip) -> tuple[torch.Tensor, torch.Tensor]:
         mean, std = self.normalisation[clip.kind]
@@ -141,13 +122,13 @@ class ChatEncoder:
     ) -> EncodedPrompt:
         text = self.render(question, options, problem_type, clip.kind)
         placeholder = f"<|vision_start|><|{clip.kind}_pad|><|vision_end|>"
-        head, found, tail = text.partition(placeholder)
-        if not found:
+        head, separator, tail = text.partition(placeholder)
+        if not separator:
             raise BlindInputError(f"the chat template left no place for the {clip.kind}")
         ids = torch.tensor(self._tokenize(head + self._vision_text(clip.kind, grid, clip.times_s) + tail))
         types = torch.where(ids == self.video_token_id, VIDEO, torch.where(ids == self.image_token_id, IMAGE, TEXT))
         second_per_grid_s = self.temporal_patch / clip.fps if clip.kind == "video" else 0.0
-        time_step = 0.0 if self.timestamps else second_per_grid_s * self.tokens_per_second
+        time_step = 0.0 if self.family.time_in_text else second_per_grid_s * self.tokens_per_second
         prompt = EncodedPrompt(
             input_ids=ids,
             mm_token_type_ids=types,

@@ -11,7 +11,8 @@ class PatchEmbedding(torch.nn.Conv3d):
 
     Same parameters, names and values (up to the order of additions) as the ``Conv3d`` with which the vision towers of
     Qwen2.5-VL and Qwen3-VL begin. PyTorch's convolution is slow at this: forward and backward of 1,024 patches take it
-    2.5 times as long on a CPU, a fifth of a whole log-probability pass.
+    2.5 times as long on a CPU, a fifth of a whole log-probability pass. (transformers' ``fusion_config`` does the same by
+    renaming the parameter for the whole process; here names stay those that vLLM, DeepSpeed and checkpoints know.)
     """
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 
+from ..compat.torchvision import declare_torchvision_operators
 from ..video.config import VideoConfig
 from .config import TinyModelConfig
+from .families.family import ModelFamily
+from .families.registry import FAMILIES
 
-_CHAT_TEMPLATE = """{%- for message in messages %}
+CHAT_TEMPLATE = """{%- for message in messages %}
 {{- '<|im_start|>' + message['role'] + '\\n' }}
 {%- if message['content'] is string %}{{- message['content'] }}
 {%- else %}
@@ -25,145 +28,22 @@ _CHAT_TEMPLATE = """{%- for message in messages %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
 
-
 _SPECIAL_TOKENS = [
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-]
-
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+]  # fmt: skip
 
 _TAGS = [f"<{slash}{tag}>" for tag in ("think", "answer", "time", "caption") for slash in ("", "/")]
 
-
-_WORDS = [
-    "the",
-    "a",
-    "an",
-    "in",
-    "of",
-    "is",
-    "are",
-    "at",
-    "to",
-    "and",
-    "then",
-    "it",
-    "its",
-    "how",
-    "many",
-    "what",
-    "which",
-    "does",
-    "do",
-    "did",
-    "was",
-    "were",
-    "there",
-    "from",
-    "with",
-    "for",
-    "on",
-    "first",
-    "last",
-    "second",
-    "before",
-    "after",
-    "than",
-    "until",
-    "while",
-    "red",
-    "green",
-    "blue",
-    "yellow",
-    "white",
-    "black",
-    "purple",
-    "orange",
-    "square",
-    "circle",
-    "triangle",
-    "shape",
-    "shapes",
-    "digit",
-    "digits",
-    "number",
-    "colour",
-    "color",
-    "moves",
-    "move",
-    "moved",
-    "moving",
-    "left",
-    "right",
-    "up",
-    "down",
-    "appears",
-    "appear",
-    "appeared",
-    "stays",
-    "stay",
-    "visible",
-    "shown",
-    "seen",
-    "screen",
-    "image",
-    "video",
-    "picture",
-    "clip",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "zero",
-    "order",
-    "fast",
-    "slow",
-    "speed",
-    "pixels",
-    "pixel",
-    "per",
-    "seconds",
-    "second",
-    "long",
-    "time",
-    "duration",
-    "describe",
-    "happens",
-    "happen",
-    "read",
-    "direction",
-    "starts",
-    "start",
-    "ends",
-    "end",
-    "changes",
-    "change",
-    "into",
-    "becomes",
-    "so",
-    "answer",
-    "A",
-    "B",
-    "C",
-    "D",
-    "E",
-    "F",
-    "user",
-    "assistant",
-    "system",
-]
+_WORDS = """
+the a an in of is are at to and then it its how many what which does do did was were there from with for on
+first last second before after than until while red green blue yellow white black purple orange square circle
+triangle shape shapes digit digits number colour color moves move moved moving left right up down appears appear
+appeared stays stay visible shown seen screen image video picture clip one two three four five six seven eight
+nine ten zero order fast slow speed pixels pixel per seconds second long time duration describe happens happen
+read direction starts start ends end changes change into becomes so answer A B C D E F user assistant system
+"""
+"""What the demo's questions and answers are made of."""
 
 
 def _tiny_tokenizer() -> Any:
@@ -181,7 +61,7 @@ def _tiny_tokenizer() -> Any:
     )
     tokenizer.decoder = decoders.ByteLevel()
     times = [f"{s // 60:02d}:{s % 60:02d}" for s in range(32)]
-    corpus = [form for word in [*_WORDS, *times] for form in (word, f" {word}", word.capitalize(), f" {word}")]
+    corpus = [form for word in [*_WORDS.split(), *times] for form in (word, f" {word}", word.capitalize(), f" {word}")]
     trainer = trainers.BpeTrainer(
         vocab_size=4096,
         special_tokens=_SPECIAL_TOKENS,
@@ -199,35 +79,19 @@ def _tiny_tokenizer() -> Any:
     )
 
 
-def _tiny_processor(config: TinyModelConfig, video: VideoConfig) -> Any:
-    from transformers import (
-        Qwen2_5_VLProcessor,
-        Qwen2VLImageProcessor,
-        Qwen2VLVideoProcessor,
-        Qwen3VLProcessor,
-        Qwen3VLVideoProcessor,
-    )
+def _tiny_processor(family: ModelFamily, video: VideoConfig) -> Any:
+    from transformers import Qwen2VLImageProcessor
 
-    patch = video.size_multiple // 2
-    size = {"shortest_edge": video.min_pixels, "longest_edge": video.max_pixels}
-    images = Qwen2VLImageProcessor(size=dict(size), patch_size=patch, merge_size=2)
-    kwargs: dict[str, Any] = {
-        "size": dict(size),
-        "patch_size": patch,
+    layout: dict[str, Any] = {
+        "size": {"shortest_edge": video.min_pixels, "longest_edge": video.max_pixels},
+        "patch_size": video.size_multiple // 2,
         "merge_size": 2,
-        "do_sample_frames": False,
     }
-    if config.family == "qwen2_5_vl":
-        videos = Qwen2VLVideoProcessor(**kwargs, cap_pixels_per_frame=False)
-        processor_class = Qwen2_5_VLProcessor
-    else:
-        videos = Qwen3VLVideoProcessor(**kwargs)
-        processor_class = Qwen3VLProcessor
-    return processor_class(
-        image_processor=images,
+    return family.build_processor(
+        video=layout | {"do_sample_frames": False},
+        image_processor=Qwen2VLImageProcessor(**layout),
         tokenizer=_tiny_tokenizer(),
-        video_processor=videos,
-        chat_template=_CHAT_TEMPLATE,
+        chat_template=CHAT_TEMPLATE,
     )
 
 
@@ -237,14 +101,9 @@ def build_tiny(config: TinyModelConfig, video: VideoConfig, seed: int) -> tuple[
     Returns:
         (model in float32, processor). The same arguments give the same weights.
     """
-    from transformers import (
-        Qwen2_5_VLConfig,
-        Qwen2_5_VLForConditionalGeneration,
-        Qwen3VLConfig,
-        Qwen3VLForConditionalGeneration,
-    )
-
-    processor = _tiny_processor(config, video)
+    declare_torchvision_operators()
+    family = FAMILIES.get(config.family)
+    processor = _tiny_processor(family, video)
     tokenizer = processor.tokenizer
     head_dim = config.hidden_size // config.num_heads
     quarter = head_dim // 8 * 2  # M-RoPE: about a quarter of the rotary pairs for time, the rest for height and width
@@ -253,7 +112,6 @@ def build_tiny(config: TinyModelConfig, video: VideoConfig, seed: int) -> tuple[
         (head_dim // 2 - quarter) // 2,
         head_dim // 2 - quarter - (head_dim // 2 - quarter) // 2,
     ]
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections}
     text: dict[str, Any] = {
         "vocab_size": -(-len(tokenizer) // 64) * 64,
         "hidden_size": config.hidden_size,
@@ -266,7 +124,7 @@ def build_tiny(config: TinyModelConfig, video: VideoConfig, seed: int) -> tuple[
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "initializer_range": config.initializer_range,
-        "rope_parameters": rope,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections},
     }
     vision: dict[str, Any] = {
         "depth": config.num_vision_layers,
@@ -285,18 +143,7 @@ def build_tiny(config: TinyModelConfig, video: VideoConfig, seed: int) -> tuple[
         "vision_end_token_id": tokenizer.convert_tokens_to_ids("<|vision_end|>"),
     }
     torch.manual_seed(seed)
-    if config.family == "qwen2_5_vl":
-        vision |= {"fullatt_block_indexes": [config.num_vision_layers - 1], "tokens_per_second": 1}
-        model = Qwen2_5_VLForConditionalGeneration(
-            Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids, tie_word_embeddings=False)
-        )
-    else:
-        text["head_dim"] = head_dim
-        rope["mrope_interleaved"] = True
-        vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
-        model = Qwen3VLForConditionalGeneration(
-            Qwen3VLConfig(text_config=text, vision_config=vision, **ids, tie_word_embeddings=False)
-        )
+    model = family.build_tiny(text, vision, ids)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model.float(), processor

@@ -11,18 +11,18 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
+from ..errors import UserError
 from ..storage.names import join
 from ..storage.s3 import Storage
 from ..video.clip import Clip, MediaKind
 from ..video.codec import EncodedClip, stored
 from ..video.config import VideoConfig
 from ..video.workers import Decoder
-from .files import SamplesError
-from .remote_file import _RemoteFile
-from .row_groups import _Groups
+from .remote_file import RemoteFile
+from .row_groups import RowGroups
 
 
-class _Clips:
+class ClipReader:
     """Frames by media id, from Parquet files here or in the store, with a cache of decoded clips."""
 
     _COLUMNS: ClassVar = [
@@ -37,12 +37,12 @@ class _Clips:
 
         table = pq.read_table(folder / index, memory_map=True)
         names = sorted(set(table["file"].to_pylist()))
-        sources: list[Path | _RemoteFile] = [folder / name for name in names]
+        sources: list[Path | RemoteFile] = [folder / name for name in names]
         if remote is not None:
             storage, prefix = remote
             tree = storage.tree(prefix)
-            sources = [_RemoteFile(storage, join(prefix, name), tree.files[name].size) for name in names]
-        self._groups = _Groups(sources, self._COLUMNS, keep=1 if remote is None else 8)
+            sources = [RemoteFile(storage, join(prefix, name), tree.files[name].size) for name in names]
+        self._groups = RowGroups(sources, self._COLUMNS, keep=1 if remote is None else 8)
         self._video = video
         self._cache_bytes = cache_bytes
         # 8 bytes and three numbers per medium; a dictionary of texts would take twenty times as much.
@@ -69,6 +69,7 @@ class _Clips:
         self._forget()
 
     def get(self, media_id: str) -> Clip:
+        """The frames of a medium; those used last are kept. They are shared: not to be written to."""
         if self._owner != os.getpid():  # after a fork: a lock may be held by a thread that is not here
             self._forget()
         with self._lock:
@@ -91,7 +92,7 @@ class _Clips:
         number, group, row = (int(value) for value in self._places[place])
         record: dict[str, Any] = self._groups.table(number, group).slice(row, 1).to_pylist()[0]
         if record["media_id"] != media_id:
-            raise SamplesError(f"the index of the prepared set names another medium than {media_id}; prepare it again")
+            raise UserError(f"the index of the prepared set names another medium than {media_id}; prepare it again")
         return record
 
     def _read(self, media_id: str) -> Clip:

@@ -1,11 +1,7 @@
-"""The row: one question about one video or image, its answer, and what is known about why. And the prepared
-data set.
+"""Files of rows, JSONL and Parquet: read one row at a time, and written.
 
-Everything downstream knows only `Sample`; data sets and benchmarks are adapters into it. Rows come from
-strangers, so reading never fails on a row: a bad one comes out as a `RowError` with its line and reason, and
-reading goes on.
-
-Neither torch nor, at import, pyarrow is needed.
+Rows come from strangers, so reading never fails on a row: a bad one comes out as a `RowError` with its line and reason,
+and reading goes on. Neither torch nor, at import, pyarrow is needed.
 """
 
 from __future__ import annotations
@@ -20,18 +16,14 @@ from typing import IO, Any
 from pydantic import ValidationError
 
 from ..config import describe
+from ..errors import UserError
 from .arrow import rows_schema, to_record, write_records
 from .sample import Sample
 
 MAX_LINE_BYTES = 16 * 2**20
 """A longer line of JSONL is not a row."""
 
-
 _RAW_CHARACTERS = 2000
-
-
-class SamplesError(ValueError):
-    """A file of rows that cannot be read at all: missing, of another format, damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +45,7 @@ def read_samples(source: str | Path | IO[bytes] | IO[str]) -> Iterator[Sample | 
     """The rows of a ``.jsonl`` or ``.parquet`` file, one at a time; an open file is read as JSONL.
 
     Raises:
-        SamplesError: the file is missing, of another kind, or a damaged Parquet file.
+        UserError: the file is missing, of another kind, or a damaged Parquet file.
     """
     for _, row in numbered_samples(source):
         yield row
@@ -70,7 +62,7 @@ def numbered_objects(source: str | Path | IO[bytes] | IO[str]) -> Iterator[tuple
     no JSON. Each with its line or row, from 1.
 
     Raises:
-        SamplesError: as `read_samples`.
+        UserError: as `read_samples`.
     """
     if not isinstance(source, str | Path):
         yield from _from_jsonl(source)
@@ -78,9 +70,9 @@ def numbered_objects(source: str | Path | IO[bytes] | IO[str]) -> Iterator[tuple
     path = Path(source)
     suffix = path.suffix.lower()
     if suffix not in (".jsonl", ".ndjson", ".parquet"):
-        raise SamplesError(f"{path}: rows come as .jsonl or .parquet, not as '{suffix}'")
+        raise UserError(f"{path}: rows come as .jsonl or .parquet, not as '{suffix}'")
     if not path.is_file():
-        raise SamplesError(f"{path}: there is no such file")
+        raise UserError(f"{path}: there is no such file")
     if suffix == ".parquet":
         yield from _from_parquet(path)
         return
@@ -139,7 +131,7 @@ def _from_parquet(path: Path) -> Iterator[tuple[int, Any]]:
                         {k: v for k, v in row.items() if k != "media_id" and not k.startswith("__index_level_")},
                     )
     except (pa.ArrowException, OSError) as error:
-        raise SamplesError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
 
 
 def parse_row(row: Any, number: int) -> Sample | RowError:
@@ -190,7 +182,7 @@ def write_samples(path: str | Path, samples: Iterable[Sample]) -> int:
     """
     path = Path(path)
     if path.suffix.lower() not in (".jsonl", ".ndjson", ".parquet"):
-        raise SamplesError(f"{path}: rows are written as .jsonl or .parquet, not as '{path.suffix}'")
+        raise UserError(f"{path}: rows are written as .jsonl or .parquet, not as '{path.suffix}'")
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         count = (

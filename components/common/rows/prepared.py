@@ -12,13 +12,14 @@ from typing import overload
 
 import numpy as np
 
+from ..config import Section
+from ..errors import UserError
 from ..storage.manifest import Manifest
 from ..storage.s3 import Storage
 from ..video.clip import Clip
 from ..video.config import VideoConfig
-from .clips import _Clips
-from .files import SamplesError
-from .row_groups import _RowFiles
+from .clips import ClipReader
+from .row_groups import RowFiles
 from .sample import Sample
 
 
@@ -32,6 +33,23 @@ class PreparedSample:
 
 INDEX = "index"
 """Key in a manifest's details: name of the file that says where each medium stands."""
+
+
+class PreparedDetails(Section):
+    """What the manifest of a prepared set says in its ``details``."""
+
+    video: VideoConfig
+    """How its videos became frames."""
+    index: str
+    """The file that says where each medium stands."""
+    files: dict[str, tuple[int, str]]
+    """Size and SHA-256 of every file, by its name in the set."""
+    codec: str | None = None
+    """How frames are stored."""
+    format: str | None = None
+    """The format of the rows that it was made from."""
+    source_sha256: str | None = None
+    """Of those rows' file."""
 
 
 _VERIFIED = ".verified.json"
@@ -52,8 +70,9 @@ class PreparedSet:
         """Args: ``remote``: store and prefix of the frames, where they are not in ``folder``."""
         self.folder = folder
         self.manifest = manifest
-        self.video = VideoConfig.load(manifest.details["video"], manifest.manifest_uri)
-        self._clips = _Clips(folder, manifest.details[INDEX], self.video, cache_bytes, remote)
+        self.details = PreparedDetails.load(manifest.details, manifest.manifest_uri)
+        self.video = self.details.video
+        self._clips = ClipReader(folder, self.details.index, self.video, cache_bytes, remote)
         self._splits: dict[str, Split] = {}
 
     @classmethod
@@ -98,21 +117,19 @@ class PreparedSet:
 
     def _row_paths(self) -> list[Path]:
         """The files of rows that the manifest vouches for; an attempt that was cut off may have left others."""
-        return sorted(self.folder / name for name in self.manifest.details["files"] if name.startswith("rows/"))
+        return sorted(self.folder / name for name in self.details.files if name.startswith("rows/"))
 
     def split(self, name: str) -> Split:
         """The rows of a split, in the order of the set.
 
         Raises:
-            SamplesError: there is no such split.
+            UserError: there is no such split.
         """
         if name not in self._splits:
             paths = [path for path in self._row_paths() if path.name.split("-", 1)[0] == name]
             if not paths:
-                raise SamplesError(
-                    f"no split '{name}' in {self.manifest.uri}; there are: {', '.join(self.split_names)}"
-                )
-            rows = _RowFiles(paths)
+                raise UserError(f"no split '{name}' in {self.manifest.uri}; there are: {', '.join(self.split_names)}")
+            rows = RowFiles(paths)
             self._splits[name] = Split(Rows(rows, np.arange(rows.count)), self._clips)
         return self._splits[name]
 
@@ -135,7 +152,7 @@ def _noted(folder: Path) -> dict[str, list[int]] | None:
 class Rows(Sequence[Sample]):
     """Rows without their frames, parsed when they are asked for."""
 
-    def __init__(self, files: _RowFiles, indices: np.ndarray):
+    def __init__(self, files: RowFiles, indices: np.ndarray):
         self._files = files
         self._indices = indices
 
@@ -171,7 +188,7 @@ class Rows(Sequence[Sample]):
 class Split(Sequence[PreparedSample]):
     """Rows with their frames; frames are decoded when a row is taken out."""
 
-    def __init__(self, samples: Rows, clips: _Clips):
+    def __init__(self, samples: Rows, clips: ClipReader):
         self.samples = samples
         """The rows without frames."""
         self._clips = clips

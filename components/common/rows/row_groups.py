@@ -11,17 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from .files import RowError, SamplesError, parse_row
-from .remote_file import _RemoteFile
+from ..errors import UserError
+from .files import RowError, parse_row
+from .remote_file import RemoteFile
 from .sample import Sample
 
 _ROW_GROUPS_KEPT = 64
 
 
-class _Groups:
+class RowGroups:
     """Row groups of Parquet files, the last used ones kept. Survives a fork and pickling."""
 
-    def __init__(self, sources: Sequence[Path | _RemoteFile], columns: Sequence[str] | None, keep: int):
+    def __init__(self, sources: Sequence[Path | RemoteFile], columns: Sequence[str] | None, keep: int):
         self._sources = list(sources)
         self._columns = None if columns is None else list(columns)
         self._keep = keep
@@ -62,7 +63,7 @@ class _Groups:
                     )
                 table = self._files[number].read_row_group(group, columns=self._columns, use_threads=False)
             except (pa.ArrowException, OSError) as error:
-                raise SamplesError(
+                raise UserError(
                     f"{source}: damaged ({str(error).splitlines()[0]}); fetch or prepare it again"
                 ) from None
             self._groups[number, group] = table
@@ -71,14 +72,14 @@ class _Groups:
             return table
 
 
-class _RowFiles:
+class RowFiles:
     """The Parquet files of a split's rows, as one row of rows."""
 
     def __init__(self, paths: Sequence[Path]):
         import pyarrow.parquet as pq
 
         self._paths = list(paths)
-        self._groups = _Groups(paths, None, _ROW_GROUPS_KEPT)
+        self._groups = RowGroups(paths, None, _ROW_GROUPS_KEPT)
         self._places: list[tuple[int, int]] = []
         sizes: list[int] = []
         for number, path in enumerate(paths):
@@ -96,6 +97,7 @@ class _RowFiles:
         return table, index - int(self._ends[place]) + table.num_rows
 
     def row(self, index: int) -> Sample:
+        """One row, by its number in the split."""
         table, row = self._find(index)
         (values,) = table.slice(row, 1).to_pylist()
         return self._parse(values, index)
@@ -113,9 +115,10 @@ class _RowFiles:
     def _parse(self, values: dict[str, Any], index: int) -> Sample:
         sample = parse_row({key: value for key, value in values.items() if key != "media_id"}, index + 1)
         if isinstance(sample, RowError):
-            raise SamplesError(f"{self._paths[0].parent}: {sample}")
+            raise UserError(f"{self._paths[0].parent}: {sample}")
         return sample
 
     def media_id(self, index: int) -> str:
+        """Which medium a row is about."""
         table, row = self._find(index)
         return str(table["media_id"][row].as_py())

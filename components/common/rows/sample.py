@@ -1,4 +1,7 @@
-"""The canonical row: one question about one video or image."""
+"""The canonical row: one question about one video or image, its answer, and what is known about why.
+
+Everything downstream knows only `Sample`; data sets and benchmarks are adapters into it.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,6 @@ from ..config import Section
 from ..video.clip import MediaKind
 
 ProblemType = Literal["multiple_choice", "numerical", "ocr", "free_form", "regression"]
-
-
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 

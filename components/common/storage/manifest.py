@@ -8,8 +8,8 @@ from typing import Annotated, Any, Self
 from pydantic import AllowInfNan, Field, field_validator
 
 from ..config import ConfigError, Section
-from .names import MANIFEST, StorageError, as_prefix, join, split_uri
-from .s3 import Storage, _digest
+from .names import MANIFEST, StorageError, as_prefix, digest, join, split_uri
+from .s3 import Storage
 
 
 def _now() -> str:
@@ -68,7 +68,7 @@ class Manifest(Section):
     def write(self, storage: Storage) -> str:
         """Write ``<uri>manifest.json``, with a checksum of itself; returns its URI."""
         data = self.model_dump(mode="json")
-        storage.write_json(self.manifest_uri, {**data, "sha256": _digest(data)})
+        storage.write_json(self.manifest_uri, {**data, "sha256": digest(data)})
         return self.manifest_uri
 
     @classmethod
@@ -80,7 +80,7 @@ class Manifest(Section):
         """
         data = storage.read_json(manifest_uri)
         recorded = data.pop("sha256", None) if isinstance(data, dict) else None
-        if recorded is None or recorded != _digest(data):
+        if recorded is None or recorded != digest(data):
             raise StorageError(f"{manifest_uri} is damaged: its checksum does not fit its content")
         try:
             return cls.load(data, source=manifest_uri)

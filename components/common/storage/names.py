@@ -10,22 +10,20 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..context import RunContext
+from ..errors import UserError
 
 COMPLETE = "_COMPLETE.json"
 """Marker of a finished folder; written after everything it lists."""
 
-
 JOURNAL = "_UPLOAD.json"
 """What an unfinished upload has sent so far; gone once the folder is complete."""
-
 
 MANIFEST = "manifest.json"
 """Marker of a finished stage."""
 
 
-class StorageError(RuntimeError):
-    """The store cannot be reached, refuses the credentials, or lacks or holds damaged data; one line for a
-    person."""
+class StorageError(UserError):
+    """The store cannot be reached, refuses the credentials, or lacks or holds damaged data."""
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -79,9 +77,14 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"cannot fingerprint a {type(value).__name__}")
 
 
+def digest(value: Any) -> str:
+    """SHA-256, in hex, of a value's `canonical_json`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
 def fingerprint(*parts: Any) -> str:
     """16 hex digits that identify what the parts (sections, mappings, lists, strings, numbers) say."""
-    return hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()[:16]
+    return digest(list(parts))[:16]
 
 
 def stage_prefix(context: RunContext, stage: str, fp: str) -> str:

@@ -5,47 +5,28 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from ..errors import UserError
 from ..provenance import git_commit
 from ..storage.config import StorageConfig
 from .config import TrackingConfig
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-
-_log = logging.getLogger(__name__)
-
-
 _MAX_VALUE = 6000
 """MLflow's limit for the text of a parameter."""
-
-
-_BATCH = 100
-"""MLflow's limit for parameters and tags in one request."""
-
-
-_AWAY_S = 15.0
-"""How long MLflow is left alone after it did not answer, so that a training is not held up at each step."""
-
 
 GPU_HOURS = "resources/gpu_hours"
 """Metric of a stage's run, and summed up of the pipeline's: hours times the accelerators of the training."""
 
 
-_HOPELESS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"})
-"""What MLflow answers to a request that it will never take; there is no use in waiting."""
-
-
-_NO_BUCKET = frozenset({"NoSuchBucket", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"})
-"""What a store answers where an experiment keeps its artifacts in one that is not ours."""
-
-
-class TrackingError(RuntimeError):
-    """The tracking store cannot be used; one line for a person."""
+class TrackingError(UserError):
+    """MLflow cannot be used."""
 
 
 def mlflow_environment(storage: StorageConfig | None = None) -> dict[str, str]:
@@ -100,23 +81,23 @@ def registry_client(tracking: TrackingConfig, storage: StorageConfig | None = No
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         return client
     except (MlflowException, OSError) as error:
-        raise TrackingError(f"cannot use MLflow at {_shown(uri)}: {_first_line(error)}") from error
+        raise TrackingError(f"cannot use MLflow at {without_password(uri)}: {first_line(error)}") from error
 
 
-def _shown(uri: str) -> str:
+def without_password(uri: str) -> str:
     """A URI without the password that it may carry."""
     scheme, separator, rest = uri.partition("://")
     authority, slash, path = rest.partition("/")
     return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error, without a password in a URI that it quotes."""
     lines = str(error).splitlines()
     return re.sub(r"//[^/@\s]+@", "//", lines[0]) if lines else type(error).__name__
 
 
-def _s3_code(error: BaseException | None) -> str | None:
+def s3_error_code(error: BaseException | None) -> str | None:
     """The code with which an S3 store refused a request, if that is behind this error."""
     while error is not None:
         response = getattr(error, "response", None)
@@ -127,18 +108,19 @@ def _s3_code(error: BaseException | None) -> str | None:
 
 
 @contextlib.contextmanager
-def _errors(what: str) -> Iterator[None]:
+def mlflow_errors(what: str) -> Iterator[None]:
+    """What MLflow raises within becomes a `TrackingError` that begins with ``what``."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except MlflowException as error:
-        raise TrackingError(f"{what}: {_first_line(error)}") from error
+        raise TrackingError(f"{what}: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
-def impatient() -> Iterator[None]:
-    """MLflow's client tries for minutes by default, which is right for the beginning of a stage but not within it."""
+def short_timeouts() -> Iterator[None]:
+    """MLflow's client tries for minutes by default, which is right where a stage begins but not within it."""
     wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -154,11 +136,11 @@ def ensure_experiment(client: Any, name: str, artifact_root: str | None = None) 
     from mlflow.exceptions import MlflowException
 
     for attempt in range(2):
-        found = client.get_experiment_by_name(name)
-        if found is not None:
-            if found.lifecycle_stage != "active":
-                client.restore_experiment(found.experiment_id)
-            return str(found.experiment_id)
+        experiment = client.get_experiment_by_name(name)
+        if experiment is not None:
+            if experiment.lifecycle_stage != "active":
+                client.restore_experiment(experiment.experiment_id)
+            return str(experiment.experiment_id)
         try:
             return str(client.create_experiment(name, artifact_location=artifact_root))
         except MlflowException as error:
@@ -168,7 +150,7 @@ def ensure_experiment(client: Any, name: str, artifact_root: str | None = None) 
     raise AssertionError("unreachable")
 
 
-def _search(client: Any, experiment: str, tags: Mapping[str, str]) -> Any:
+def find_run(client: Any, experiment: str, tags: Mapping[str, str]) -> Any:
     """The newest run with these tags, or None."""
     condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     runs = client.search_runs(
@@ -177,24 +159,23 @@ def _search(client: Any, experiment: str, tags: Mapping[str, str]) -> Any:
     return runs[0] if runs else None
 
 
-def _continue(client: Any, run_id: str, tags: Mapping[str, str]) -> Any:
+def reopen_run(client: Any, run_id: str, tags: Mapping[str, str]) -> Any:
     """Reopen a run."""
     run = client.get_run(run_id)
     if run.info.status != "RUNNING":
         client.update_run(run_id, status="RUNNING")
-    _set_tags(client, run_id, tags)
+    set_tags(client, run_id, tags)
     return run
 
 
-def _set_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+def set_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run (100 at most), replacing earlier values."""
     from mlflow.entities import RunTag
 
-    items = [RunTag(key, str(value)[:_MAX_VALUE]) for key, value in tags.items()]
-    for start in range(0, len(items), _BATCH):
-        client.log_batch(run_id, tags=items[start : start + _BATCH])
+    client.log_batch(run_id, tags=[RunTag(key, str(value)[:_MAX_VALUE]) for key, value in tags.items()])
 
 
-def _origin_tags(source: str) -> dict[str, str]:
+def origin_tags(source: str) -> dict[str, str]:
     """Where a run comes from: code, person, KFP run."""
     tags = {"mlflow.source.name": source, "mlflow.source.type": "JOB"}
     if commit := git_commit():
@@ -210,13 +191,24 @@ def _origin_tags(source: str) -> dict[str, str]:
     return tags
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested mappings as one level of ``a.b`` keys, with values as text."""
     flat: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
+            flat.update(flatten(value, f"{prefix}{key}."))
         else:
             text = value if isinstance(value, str) else json.dumps(value, default=str, sort_keys=True)
             flat[f"{prefix}{key}"] = text[:_MAX_VALUE]
     return flat
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,16 +11,16 @@ from ..context import RunContext
 from ..storage.manifest import Manifest
 from ..storage.names import MANIFEST, StorageError
 from ..storage.s3 import Storage
-from .client import _first_line, _log, _set_tags
+from .client import first_line, set_tags
 from .links import curves_url, model_version_url, run_url
+
+_log = logging.getLogger(__name__)
 
 _NOTE = "mlflow.note.content"
 """Tag with a run's description, in Markdown."""
 
-
 _NOTE_HEADING = "### What this run made"
 """Where our part of the pipeline's description begins; what a person wrote above it stays."""
-
 
 _ORDER: dict[str, int] = {stage: index for index, stage in enumerate(STAGES)}
 
@@ -38,9 +39,9 @@ def describe_pipeline(client: Any, context: RunContext) -> None:
         parent = client.get_run(context.parent_run_id)
         written = _description(client, context, parent)
         by_hand, _, _ = parent.data.tags.get(_NOTE, "").partition(_NOTE_HEADING)
-        _set_tags(client, context.parent_run_id, {_NOTE: f"{by_hand}{_NOTE_HEADING}\n{written}"})
+        set_tags(client, context.parent_run_id, {_NOTE: f"{by_hand}{_NOTE_HEADING}\n{written}"})
     except Exception as error:
-        _log.warning("cannot describe the MLflow run %s: %s", context.parent_run_id, _first_line(error))
+        _log.warning("cannot describe the MLflow run %s: %s", context.parent_run_id, first_line(error))
 
 
 def _description(client: Any, context: RunContext, parent: Any) -> str:
@@ -70,10 +71,10 @@ def _description(client: Any, context: RunContext, parent: Any) -> str:
 
 def _pages(client: Any, run_id: str, folder: str | None = None) -> list[str]:
     """The HTML artifacts of a run, also in folders, in the order of their names."""
-    found: list[str] = []
+    paths: list[str] = []
     for entry in client.list_artifacts(run_id, folder):
-        found += _pages(client, run_id, entry.path) if entry.is_dir else [entry.path]
-    return sorted(path for path in found if path.endswith(".html"))
+        paths += _pages(client, run_id, entry.path) if entry.is_dir else [entry.path]
+    return sorted(path for path in paths if path.endswith(".html"))
 
 
 def _stage_runs(client: Any, context: RunContext, parent: Any) -> dict[str, Any]:
@@ -81,10 +82,10 @@ def _stage_runs(client: Any, context: RunContext, parent: Any) -> dict[str, Any]
     condition = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
     order = ["attributes.start_time DESC"]
     children = client.search_runs([parent.info.experiment_id], filter_string=condition, order_by=order)
-    found: dict[str, Any] = {}
+    runs: dict[str, Any] = {}
     waiting: list[str] = []
     for run in children:
-        found.setdefault(run.data.tags.get("vthink.stage", run.info.run_name), run)
+        runs.setdefault(run.data.tags.get("vthink.stage", run.info.run_name), run)
         inputs = {k.removeprefix("vthink.input."): v for k, v in run.data.tags.items() if k.startswith("vthink.input.")}
         waiting += _manifests(inputs)
     storage, seen = Storage(context.storage), set[str]()
@@ -97,10 +98,10 @@ def _stage_runs(client: Any, context: RunContext, parent: Any) -> dict[str, Any]
             manifest = Manifest.read(storage, uri)
         except StorageError:  # cleared away since; its stage stays without a link
             continue
-        if manifest.mlflow_run_id and manifest.stage not in found:
-            found[manifest.stage] = client.get_run(manifest.mlflow_run_id)
+        if manifest.mlflow_run_id and manifest.stage not in runs:
+            runs[manifest.stage] = client.get_run(manifest.mlflow_run_id)
         waiting += _manifests(manifest.inputs)
-    return found
+    return runs
 
 
 def _manifests(inputs: Mapping[str, str]) -> list[str]:

@@ -7,7 +7,16 @@ import os
 
 from ..context import RunContext
 from ..storage.config import StorageConfig
-from .client import GPU_HOURS, Status, _continue, _errors, _origin_tags, _search, ensure_experiment, registry_client
+from .client import (
+    GPU_HOURS,
+    Status,
+    ensure_experiment,
+    find_run,
+    mlflow_errors,
+    origin_tags,
+    registry_client,
+    reopen_run,
+)
 from .config import TrackingConfig
 
 
@@ -33,19 +42,19 @@ def start_parent(
         storage: the store of ``artifact_root``.
     """
     client = registry_client(tracking, storage)
-    with _errors(f"cannot start the MLflow run of {run_id}"):
+    with mlflow_errors(f"cannot start the MLflow run of {run_id}"):
         parent = os.environ.get("MLFLOW_RUN_ID")
-        tags = {"vthink.run_id": run_id, **_origin_tags("vthink run")}
+        tags = {"vthink.run_id": run_id, **origin_tags("vthink run")}
         if parent:
             parent = str(client.get_run(parent).data.tags.get("mlflow.parentRunId", parent))
-            _continue(client, parent, tags)
+            reopen_run(client, parent, tags)
         else:
             experiment = ensure_experiment(client, tracking.experiment, artifact_root)
-            found = _search(client, experiment, {"vthink.run_id": run_id, "vthink.stage": "pipeline"})
+            pipeline_run = find_run(client, experiment, {"vthink.run_id": run_id, "vthink.stage": "pipeline"})
             tags["vthink.stage"] = "pipeline"
-            if found is not None:
-                parent = str(found.info.run_id)
-                _continue(client, parent, tags)
+            if pipeline_run is not None:
+                parent = str(pipeline_run.info.run_id)
+                reopen_run(client, parent, tags)
             else:
                 parent = str(client.create_run(experiment, tags=tags, run_name=name).info.run_id)
         client.log_text(parent, config_yaml, "config.yaml")
@@ -55,7 +64,7 @@ def start_parent(
 def finish_parent(tracking: TrackingConfig, parent_run_id: str, status: Status = "FINISHED") -> None:
     """Close the pipeline's run, with the accelerator hours of the stages that ran in it."""
     client = registry_client(tracking)
-    with _errors(f"cannot close the MLflow run {parent_run_id}"):
+    with mlflow_errors(f"cannot close the MLflow run {parent_run_id}"):
         run = client.get_run(parent_run_id)
         condition = f"tags.`mlflow.parentRunId` = '{parent_run_id}'"
         children = client.search_runs([run.info.experiment_id], filter_string=condition)
@@ -94,12 +103,12 @@ def finish_pipeline(run: str, state: str) -> None:
     """
     context = _of_cluster(run)
     client = registry_client(context.tracking, context.storage)
-    with _errors(f"cannot close the MLflow run of {context.run_id}"):
+    with mlflow_errors(f"cannot close the MLflow run of {context.run_id}"):
         experiment = ensure_experiment(client, context.tracking.experiment, context.storage.root_uri + "mlflow")
-        found = _search(client, experiment, {"vthink.run_id": context.run_id, "vthink.stage": "pipeline"})
-    if found is not None:  # else it ended before it began, or KFP's plugin closes it
+        pipeline_run = find_run(client, experiment, {"vthink.run_id": context.run_id, "vthink.stage": "pipeline"})
+    if pipeline_run is not None:  # else it ended before it began, or KFP's plugin closes it
         status: Status = "FINISHED" if state == "SUCCEEDED" else "KILLED" if state.startswith("CANCEL") else "FAILED"
-        finish_parent(context.tracking, str(found.info.run_id), status)
+        finish_parent(context.tracking, str(pipeline_run.info.run_id), status)
 
 
 def _of_cluster(run: str) -> RunContext:

@@ -12,7 +12,7 @@ from typing import Self
 
 from ..launch.process import LaunchError, Process, free_port, spawn, wait_until_ready
 from ..storage.config import StorageConfig
-from .client import _shown, mlflow_environment, tracking_uri
+from .client import mlflow_environment, tracking_uri, without_password
 from .config import TrackingConfig
 
 
@@ -47,7 +47,7 @@ def start_ui(
     """
     uri = tracking_uri(tracking)
     if uri.startswith(("http://", "https://")):
-        raise LaunchError(f"MLflow already runs at {_shown(uri)}: open it there")
+        raise LaunchError(f"MLflow already runs at {without_password(uri)}: open it there")
     port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     command = [
@@ -60,15 +60,15 @@ def start_ui(
     env.pop("MLFLOW_TRACKING_URI", None)
     process = spawn(command, env=env, log=log)
     try:
-        wait_until_ready(process, "MLflow", lambda: _answers(f"{url}/health"), timeout_s=240)
+        wait_until_ready(process, "MLflow", lambda: answers(f"{url}/health"), timeout_s=240)
     except LaunchError:
         process.stop(1)
         raise
     return Ui(url, process)
 
 
-def _answers(url: str) -> bool:
-    # No proxy: the server is on this machine.
+def answers(url: str) -> bool:
+    """Whether a server on this machine answers there; no proxy is asked."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=2) as response:

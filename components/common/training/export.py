@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..model.card import Lineage
 from ..model.folder import save_model
 from ..model.load import LoadedModel, pick_dtype
 
 
-def export(trainer: Any, loaded: LoadedModel, folder: Path, lineage: dict[str, Any], dtype: str = "auto") -> None:
+def export(trainer: Any, loaded: LoadedModel, folder: Path, lineage: Lineage, dtype: str = "auto") -> None:
     """Write the trained model as a servable folder: adapters merged, sharded weights gathered, in ``dtype``.
 
     Every rank must call it; the first one writes.
@@ -26,5 +27,5 @@ def export(trainer: Any, loaded: LoadedModel, folder: Path, lineage: dict[str, A
         model = model.to(pick_dtype(dtype, loaded.device))
         state = model.state_dict()
     shutil.rmtree(folder, ignore_errors=True)
-    card = {"prompt": loaded.prompt, "video": loaded.video, "lineage": lineage}
+    card = loaded.card.model_copy(update={"lineage": lineage})
     save_model(folder, model, loaded.encoder.processor, card, state_dict=state)

@@ -16,6 +16,7 @@ from transformers import PrinterCallback
 
 from ..compat.deepspeed import repartition
 from ..context import RunContext
+from ..model.card import Lineage
 from ..model.config import ModelConfig
 from ..model.load import LoadedModel, load_model
 from ..model.store import ensure_base_model, fetch_model
@@ -27,12 +28,6 @@ from ..storage.s3 import Storage
 from ..tracking.run import Tracker
 from .checkpoints import _BASE_MODEL_WAIT_S, CheckpointStore
 from .export import export
-
-# transformers loads the optimiser of several processes on a CPU to the device ``cpu:0``, a name that torch.load does
-# not know: resuming would fail.
-torch.serialization.register_package(
-    5, lambda _: None, lambda storage, tag: storage if tag.startswith("cpu:") else None
-)
 
 
 @dataclass(slots=True)
@@ -97,14 +92,14 @@ class TrainingJob:
         """Validate once more, write the model to the store, and the manifest last. Every rank must call it."""
         score = trainer.evaluate()
         key, prefix = self.job["fingerprint"], self.job["prefix"]
-        lineage = {
-            "stage": self.stage,
-            "fingerprint": key,
-            "base": self.base_uri,
-            "start": self.start_uri,
-            "data": self.job["data"],
-            "run_id": self.context.run_id,
-        }
+        lineage = Lineage(
+            stage=self.stage,
+            fingerprint=key,
+            base=self.base_uri,
+            start=self.start_uri,
+            data=self.job["data"],
+            run_id=self.context.run_id,
+        )
         export(trainer, self.loaded, self.work / "model", lineage, self.job["model"]["dtype"])
         leave_process_group()
         if self.tracker is None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from ..answers.formats import follows_format
 from ..answers.grading import is_correct
-from ..answers.responses import follows_format, parse_response
+from ..answers.responses import parse_response
 from ..model.chat import ChatEncoder
 from ..model.generation import Sampling, sample
 from ..rows.prepared import Split

@@ -9,10 +9,12 @@ from typing import Literal
 
 import numpy as np
 
+from ..errors import UserError
+
 MediaKind = Literal["video", "image"]
 
 
-class DecodeError(ValueError):
+class DecodeError(UserError):
     """A file that cannot become frames, and why. The message does not name the file: the caller knows it."""
 
 
@@ -48,9 +50,7 @@ class Clip:
 Part = tuple[float | None, float | None]
 """Start and end in seconds of a part of a video; null: its own."""
 
-
 WHOLE: Part = (None, None)
-
 
 MAX_PARTS = 32
 """Parts of a file that are decoded together: their frames are in memory at the same time."""
@@ -63,8 +63,3 @@ class FileRequest:
     path: str | Path
     kind: MediaKind = "video"
     parts: tuple[Part, ...] = (WHOLE,)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from .clip import WHOLE, Clip, DecodeError, MediaKind, Part, _first_line
+from ..errors import first_line
+from .clip import WHOLE, Clip, DecodeError, MediaKind, Part
 from .config import VideoConfig
 from .frames import MAX_FRAME_PIXELS, select_frames, target_size
-from .probe import _probe
-from .readers import _decode_with_decord, _decode_with_pyav, _RefusedError, _resize
+from .probe import probe_file
+from .readers import RefusedError, decode_with_decord, decode_with_pyav, resize
 from .signature import SIGNATURE_FRAMES
 
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-
-
 _PLAYLIST_MARKS = (b"#EXTM3U", b"ffconcat")
 
 
@@ -37,7 +36,7 @@ def read_clip(
     Raises:
         DecodeError: when the file is missing, empty, too large, not what ``kind`` says, damaged or truncated.
     """
-    (clip,) = _read_file(path, config, kind, ((start_s, end_s),)).clips
+    (clip,) = read_file(path, config, kind, ((start_s, end_s),)).clips
     if isinstance(clip, DecodeError):
         raise clip
     return clip
@@ -56,7 +55,7 @@ class _File:
     """(K, H, W, 3), of the whole file, spread evenly; what its signature is made of. Empty unless asked for."""
 
 
-def _read_file(
+def read_file(
     path: str | Path, config: VideoConfig, kind: MediaKind, parts: Sequence[Part], whole: bool = False
 ) -> _File:
     """`read_clip` for several parts of one file, which is probed and decoded once. A part that is not there is an
@@ -116,14 +115,14 @@ def _read_image(path: Path, config: VideoConfig, parts: int) -> _File:
     except Image.UnidentifiedImageError:
         raise DecodeError(f"not an image of a known format ({', '.join(_IMAGE_FORMATS)})") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more on damaged files
-        raise DecodeError(f"damaged image: {_first_line(error)}") from error
+        raise DecodeError(f"damaged image: {first_line(error)}") from error
     height, width = pixels.shape[:2]
-    clip = Clip(_resize(pixels[None], target_size(height, width, config)), np.zeros(1), 0.0, "image")
+    clip = Clip(resize(pixels[None], target_size(height, width, config)), np.zeros(1), 0.0, "image")
     return _File([clip] * parts, width, height, 0.0, 1, clip.frames)
 
 
 def _read_video(path: Path, config: VideoConfig, parts: Sequence[Part], whole: bool) -> _File:
-    probe = _probe(path)
+    probe = probe_file(path)
     if probe.duration_s > config.max_duration_s:
         raise DecodeError(f"{probe.duration_s:.0f} s long; the limit is {config.max_duration_s:g} s (max_duration_s)")
     chosen: list[np.ndarray | DecodeError] = []
@@ -148,9 +147,9 @@ def _read_video(path: Path, config: VideoConfig, parts: Sequence[Part], whole: b
             np.empty(0, np.uint8),
         )
     try:
-        frames, size = _decode_with_decord(path, unique, probe, config)
-    except _RefusedError:
-        frames, size = _decode_with_pyav(path, unique, probe, config)
+        frames, size = decode_with_decord(path, unique, probe, config)
+    except RefusedError:
+        frames, size = decode_with_pyav(path, unique, probe, config)
     clips: list[Clip | DecodeError] = []
     for (start_s, end_s), indices in zip(parts, chosen, strict=True):
         if isinstance(indices, DecodeError):

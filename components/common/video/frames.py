@@ -12,7 +12,6 @@ from .config import VideoConfig
 MAX_FRAME_PIXELS = 2**27
 """Larger frames and images (134 megapixels) are refused before they are decompressed."""
 
-
 MAX_ASPECT_RATIO = 200
 """Frames more extreme than 200:1 are refused, as Qwen's processors do."""
 

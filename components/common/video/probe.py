@@ -18,7 +18,7 @@ _VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvide
 
 
 @dataclass(frozen=True, slots=True)
-class _Probe:
+class Probe:
     """The native frames of a video, in the order in which they are shown."""
 
     pts: np.ndarray
@@ -30,12 +30,13 @@ class _Probe:
     duration_s: float
     """When the last frame ends."""
     decord_is_exact: bool
-    """Whether decord is known to find the frame that it is asked for (see `_probe`)."""
+    """Whether decord is known to find the frame that it is asked for (see `probe_file`)."""
     counted: bool
     """Whether frames have to be found by counting, because the file gives no time of presentation."""
 
 
-def _open(path: Path) -> Any:
+def open_container(path: Path) -> Any:
+    """A video file opened with PyAV: known container formats alone, and nothing that it refers to."""
     import av
 
     av.logging.set_level(None)
@@ -48,7 +49,8 @@ def _open(path: Path) -> Any:
         raise DecodeError(f"not a readable video: {error.strerror}") from None
 
 
-def _video_stream(container: Any) -> Any:
+def video_stream(container: Any) -> Any:
+    """The first stream of pictures that is no cover image."""
     import av
 
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
@@ -58,7 +60,7 @@ def _video_stream(container: Any) -> Any:
     return streams[0]
 
 
-def _probe(path: Path) -> _Probe:
+def probe_file(path: Path) -> Probe:
     """Read every packet of the file once, so that what is missing or damaged is known before anything is decoded.
 
     Measured with frames that show their own number: decord 0.6 gives wrong frames, without a word, where pictures
@@ -67,8 +69,8 @@ def _probe(path: Path) -> _Probe:
     """
     import av
 
-    with _open(path) as container:
-        stream = _video_stream(container)
+    with open_container(path) as container:
+        stream = video_stream(container)
         context = stream.codec_context
         if context is None:
             raise DecodeError("video codec unknown")
@@ -125,4 +127,4 @@ def _probe(path: Path) -> _Probe:
     times_s = (pts - pts[0]) * time_base
     duration_s = float(times_s[-1]) + (last_duration or 1 / rate)
     exact = bool(formats & {"mp4", "matroska"}) and not open_groups and not counted
-    return _Probe(pts, times_s, np.sort(np.asarray(keyframes, dtype=np.int64)), duration_s, exact, counted)
+    return Probe(pts, times_s, np.sort(np.asarray(keyframes, dtype=np.int64)), duration_s, exact, counted)

@@ -7,8 +7,6 @@ import numpy as np
 from .clip import MediaKind
 
 SIGNATURE_FRAMES = 4
-
-
 SIGNATURE_BYTES = SIGNATURE_FRAMES * 8 * 8 * 3
 
 

@@ -20,20 +20,16 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from .clip import Clip, DecodeError, DecodeLimitError, FileRequest, MediaKind, _first_line
+from ..errors import first_line
+from .clip import Clip, DecodeError, DecodeLimitError, FileRequest, MediaKind
 from .codec import DecodedFile, EncodedClip, encode_frames
 from .config import VideoConfig
-from .decode import _read_file
+from .decode import read_file
 from .signature import signature
 
 T = TypeVar("T")
-
-
 R = TypeVar("R")
-
-
 _START_LIMIT_S = 120.0
-
 
 _OF_FILE = ("width", "height", "duration_s", "num_frames")
 """What a worker tells of a file besides its frames."""
@@ -267,7 +263,7 @@ def _serve(descriptor: int) -> None:
 def _answer(request: dict[str, Any], config: VideoConfig) -> tuple[dict[str, Any], bytes]:
     kind, encode = request["kind"], request["encode"]
     try:
-        file = _read_file(request["path"], config, kind, [(start, end) for start, end in request["parts"]], encode)
+        file = read_file(request["path"], config, kind, [(start, end) for start, end in request["parts"]], encode)
         errors = [clip for clip in file.clips if isinstance(clip, DecodeError)]
         if len(errors) == len(file.clips):
             raise errors[0]
@@ -291,7 +287,7 @@ def _answer(request: dict[str, Any], config: VideoConfig) -> tuple[dict[str, Any
         message = f"decoding needs more memory than {config.decode_memory_mib} MiB (decode_memory_mib)"
         return {"error": message, "limit": True}, b""
     except Exception as error:  # a decoder's surprise on one file must not end the work on the others
-        return {"error": f"{type(error).__name__}: {_first_line(error)}"}, b""
+        return {"error": f"{type(error).__name__}: {first_line(error)}"}, b""
 
 
 def _limit_memory(extra_bytes: int) -> None:

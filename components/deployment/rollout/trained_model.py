@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...common.config import ConfigError
 from ...common.errors import UserError
-from ...common.model.prompts import get_template
-from ...common.storage.names import StorageError, join
+from ...common.model.card import CARD, ModelCard
+from ...common.model.prompts import Prompt, get_template
+from ...common.storage.names import join
 from ...common.storage.s3 import Storage
 from ...common.video.config import VideoConfig
 
@@ -16,8 +16,8 @@ from ...common.video.config import VideoConfig
 class TrainedModel:
     """What serving must know of a model folder."""
 
-    prompt: str
-    """Name of the prompt template."""
+    prompt: Prompt
+    """Its prompt template."""
     video: VideoConfig
     family: str
     """``model_type`` of its ``config.json``."""
@@ -32,13 +32,12 @@ class TrainedModel:
             UserError: a file is missing or damaged.
         """
         try:
-            card = storage.read_json(join(source, "vthink.json"))
+            card = ModelCard.load(storage.read_json(join(source, CARD)), join(source, CARD))
             config = storage.read_json(join(source, "config.json"))
             template = storage.read_bytes(join(source, "chat_template.jinja")).decode()
-            video = VideoConfig.load(card["video"], join(source, "vthink.json"))
-            get_template(card["prompt"])
-            return cls(str(card["prompt"]), video, str(config["model_type"]), template)
-        except (StorageError, ConfigError) as error:
+            get_template(card.prompt)
+            return cls(card.prompt, card.video, str(config["model_type"]), template)
+        except UserError as error:
             raise UserError(f"{source} cannot be served: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{source} cannot be served: vthink.json or config.json is damaged ({error})") from error

@@ -34,13 +34,11 @@ class TorchModel:
     """A loaded model: encodes and decodes with the code that evaluation runs."""
 
     def __init__(self, loaded: LoadedModel) -> None:
-        from ...common.model.folder import read_card
-
         self._loaded = loaded
         self.video: VideoConfig = loaded.video
         self.system: str | None = loaded.encoder.template.system
-        self.lineage: dict[str, Any] = read_card(loaded.folder).get("lineage", {})
-        self.fingerprint = str(self.lineage.get("fingerprint", ""))
+        self.lineage: dict[str, Any] = loaded.card.lineage.known()
+        self.fingerprint = loaded.card.lineage.fingerprint
         self.max_model_len = int(loaded.model.config.get_text_config().max_position_embeddings)
 
     def stream(self, question: ChatQuestion, clip: Clip) -> Generator[str | GeneratedAnswer, None, None]:

@@ -21,11 +21,9 @@ from typing import TYPE_CHECKING, Any
 from starlette.middleware import Middleware
 
 from ...common.compat.kserve import log_like_kserve, serve_routes
-from ...common.config import ConfigError
 from ...common.errors import UserError
 from ...common.launch.process import die_with_owner
 from ...common.storage.config import StorageConfig
-from ...common.storage.names import StorageError
 from ...common.storage.s3 import Storage
 from ..ask import API_KEY
 from ..config import ServerConfig
@@ -70,7 +68,7 @@ def serve(loaded: LoadedModel, config: ServerConfig) -> None:
     about: dict[str, Any] = {
         "max_model_len": model.max_model_len,
         "vthink": {
-            "prompt": loaded.prompt,
+            "prompt": loaded.card.model_dump(mode="json")["prompt"],
             "lineage": model.lineage,
             "max_video_bytes": config.max_video_bytes,
             "max_duration_s": config.max_duration_s,
@@ -131,14 +129,12 @@ def main(arguments: list[str] | None = None) -> int:
     die_with_owner()
     # Until KServe takes the signals over, one ends the process as usual, with its cleanup.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    from ...common.model.folder import ModelError
-
     try:
         config = ServerConfig.load(options.config, "--config")
         changes = {k: v for k, v in {"host": options.host, "port": options.port}.items() if v is not None}
         config = ServerConfig.load(config.model_dump() | changes, "--host/--port")
         run_server(options.model, config, StorageConfig.load(options.storage, "--storage"), options.cache_dir)
-    except (UserError, ConfigError, ModelError, StorageError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

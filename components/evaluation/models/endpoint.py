@@ -79,16 +79,15 @@ class Endpoint:
                     f"{url} answers with at most {limit} tokens; ask for no more "
                     f"(--set evaluation.max_new_tokens={limit}), or serve with more"
                 )
-        prompt = str(own.get("prompt")) if isinstance(own, Mapping) else model.prompt
         self.conditions: Sequence[str] = () if self.own else ("blind",)  # ours refuses a question without its video
-        self.template = get_template(prompt)
+        self.template = get_template(own.get("prompt", "") if isinstance(own, Mapping) else model.prompt)
         self.answer_format = self.template.answer_format
         self.about = {
             "kind": "endpoint",
             "uri": self.url,
             "name": self.model,
             "fingerprint": fingerprint("endpoint", self.url, self.model, own or None),
-            "prompt": prompt,
+            "prompt": self.template.name,
             "frames": "the server's own",
         }
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...common.model.config import ModelConfig
-from ...common.model.prompts import get_template
 from ...common.rows.sample import Sample
 from ...common.storage.names import fingerprint
 from ...common.storage.s3 import Storage
@@ -77,16 +76,17 @@ class LocalModel(_Weights):
         """Args: ``video``: settings of `VideoConfig` in place of those that the model was trained with.
 
         Raises:
-            ModelError: not a model folder.
+            UserError: not a model folder.
         """
-        from ...common.model.folder import check_folder, read_card
+        from ...common.model.card import ModelCard
+        from ...common.model.folder import check_folder
 
         check_folder(folder)
-        card = read_card(folder)
+        card = ModelCard.read(folder)
         self.folder = folder
-        self.video: VideoConfig | None = VideoConfig.load({**card["video"].model_dump(), **(video or {})}, str(folder))
-        self.prompt = str(card["prompt"])
-        self.answer_format = get_template(self.prompt).answer_format
+        self.video: VideoConfig | None = VideoConfig.load({**card.video.model_dump(), **(video or {})}, str(folder))
+        self.prompt = card.template.name
+        self.answer_format = card.template.answer_format
         self.about = {**about, "prompt": self.prompt}
         super().__init__(lambda: folder, model, config)
 
@@ -155,7 +155,8 @@ def _folder_fingerprint(folder: Path) -> str:
 
 def _with_card(folder: Path, given: str, model: ModelConfig, video: VideoConfig, work_dir: Path) -> Path:
     """A folder that is the model with its ``vthink.json``; a Hugging Face folder gets one beside links to its files."""
-    from ...common.model.folder import CARD, check_folder, write_card
+    from ...common.model.card import CARD, Lineage, ModelCard
+    from ...common.model.folder import check_folder
 
     if (folder / CARD).is_file():
         return folder
@@ -165,5 +166,5 @@ def _with_card(folder: Path, given: str, model: ModelConfig, video: VideoConfig,
     for path in folder.iterdir():
         if path.is_file():
             (linked / path.name).symlink_to(path)
-    write_card(linked, model.prompt, video, {"base": given})
+    ModelCard(prompt=model.prompt, video=video, lineage=Lineage(base=given)).write(linked)
     return linked

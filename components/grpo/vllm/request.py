@@ -102,7 +102,7 @@ def _vision_items(prompt: EncodedPrompt, encoder: ChatEncoder, salt: str, dtype:
     starts = [i for i, here in enumerate(vision) if here and not (i and vision[i - 1])]
     patches = prompt.pixel_values.to(dtype) if dtype != torch.uint8 else _bytes(prompt, encoder)
     t, h, w = (int(size) for size in prompt.grid_thw)
-    if prompt.kind == "video" and not encoder.timestamps:
+    if prompt.kind == "video" and not encoder.family.time_in_text:
         runs, modality, seconds = [(t, h, w)], "video", prompt.second_per_grid_s
     else:
         runs, modality, seconds = [(1, h, w)] * t, "image", None

@@ -54,3 +54,14 @@ def test_an_entry_may_come_from_a_module_outside(colours, own_colours):
 
 def test_entries_may_be_functions():
     assert Registry("function", Callable, {}).get("math:sqrt")(9) == 3
+
+
+def test_a_configuration_is_checked_without_importing_anything(colours):
+    assert (colours.check("red"), colours.check("not_installed_here:RED")) == ("red", "not_installed_here:RED")
+    with pytest.raises(ValueError, match="did you mean 'red'"):
+        colours.check("redd")
+
+
+def test_entries_from_outside_can_be_refused(colours, own_colours):
+    with pytest.raises(UserError, match="unknown colour 'own_colours:PINK'"):
+        colours.get("own_colours:PINK", outside=False)

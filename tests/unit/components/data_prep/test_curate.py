@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vthink.components.common.answers.formats import write_response
 from vthink.components.common.answers.responses import parse_response
-from vthink.components.common.answers.writing import write_response
 from vthink.components.common.config import ConfigError
 from vthink.components.common.rows.files import RowError
 from vthink.components.common.rows.sample import Evidence, Media, Sample

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vthink.components.common.model.card import ModelCard
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.generation import Sampling, sample
@@ -28,8 +29,7 @@ def model() -> LoadedModel:
     return LoadedModel(
         built.eval(),
         ChatEncoder(processor, "compact/1", video, tokens_per_second(built)),
-        video,
-        "compact/1",
+        ModelCard(prompt="compact/1", video=video),
         folder=Path(),
     )
 

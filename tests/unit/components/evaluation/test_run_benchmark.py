@@ -24,6 +24,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 from vthink.components.common.model import generation
+from vthink.components.common.model.card import ModelCard
 from vthink.components.common.model.config import ModelConfig, TinyModelConfig
 from vthink.components.common.model.folder import save_model
 from vthink.components.common.model.load import load_model
@@ -69,7 +70,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with its card."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
     model, processor = build_tiny(TinyModelConfig(), VIDEO, 0)
-    save_model(folder, model, processor, {"prompt": "compact/1", "video": VIDEO})
+    save_model(folder, model, processor, ModelCard(prompt="compact/1", video=VIDEO))
     return folder
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from trl import SFTConfig as TRLConfig
-from vthink.components.common.answers.writing import write_response
+from vthink.components.common.answers.formats import write_response
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.load import tokens_per_second

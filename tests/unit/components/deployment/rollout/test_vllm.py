@@ -58,8 +58,8 @@ def rendered(prompt: str, messages: list[dict[str, Any]], **more: Any) -> str:
 def test_a_plain_request_is_asked_as_our_own_server_would() -> None:
     user = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What happens?"}]}
     text = rendered("video_thinker/1", [user])
-    assert text.startswith("[system]" + TEMPLATES["video_thinker/1"].system[:20])  # type: ignore[index]
-    assert text.endswith("[user]<video>What happens?\n" + TEMPLATES["video_thinker/1"].type_hints["free_form"])
+    assert text.startswith("[system]" + TEMPLATES.get("video_thinker/1").system[:20])  # type: ignore[index]
+    assert text.endswith("[user]<video>What happens?\n" + TEMPLATES.get("video_thinker/1").type_hints["free_form"])
     own = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
     assert rendered("video_thinker/1", [own, user]).startswith("[system]Be brief.[user]")
     assert "[user]plain words\n" in rendered("video_r1/1", [{"role": "user", "content": "plain words"}])
@@ -74,4 +74,4 @@ def test_only_the_last_turn_is_asked() -> None:
     text = rendered("video_r1/1", turns, options=["yes", "no"])
     assert "[user]first[assistant]" in text
     assert "second\nA. yes\nB. no\n" in text
-    assert text.count(TEMPLATES["video_r1/1"].suffix) == 1
+    assert text.count(TEMPLATES.get("video_r1/1").suffix) == 1

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from vthink.components.common.model.card import ModelCard
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.generation import (
@@ -26,8 +27,7 @@ def loaded(request: pytest.FixtureRequest) -> LoadedModel:
     return LoadedModel(
         model.eval(),
         ChatEncoder(processor, "compact/1", video, tokens_per_second(model)),
-        video,
-        "compact/1",
+        ModelCard(prompt="compact/1", video=video),
         folder=None,
     )  # type: ignore[arg-type]
 

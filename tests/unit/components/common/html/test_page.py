@@ -1,6 +1,7 @@
+"""A whole page: safe, alone, readable."""
+
 import html.parser
 import math
-import re
 from pathlib import Path
 
 import numpy as np
@@ -116,75 +117,6 @@ def test_the_page_fits_a_phone_and_both_colour_schemes():
 )
 def test_numbers_are_shortened_for_reading(value, expected):
     assert page_module.number(value) == expected
-
-
-def test_frames_become_pictures_inside_the_page():
-    frames = np.zeros((3, 300, 200, 3), np.uint8)
-    strip = images.frame_strip(frames, [0, 0.5, 1])
-    assert strip.count("data:image/jpeg;base64,") == 3
-    assert "0.5 s" in strip
-    assert images.frame_strip([b"\x89PNG...."]).count("data:image/png") == 1
-
-
-def test_large_frames_are_made_smaller():
-    noise = np.random.default_rng(0).integers(0, 255, (720, 1280, 3), dtype=np.uint8)
-    assert len(images.jpeg(noise)) < len(images.jpeg(noise, max_height=720)) / 10
-
-
-@pytest.mark.parametrize("duration", [0.0, math.nan, math.inf, -3.0, 8.0])
-def test_a_timeline_survives_times_that_make_no_sense(duration):
-    spans = [
-        Span(start_s=-5, end_s=3),
-        Span(start_s=7, end_s=2),
-        Span(start_s=math.nan, end_s=2),
-        Span(start_s=1, end_s=math.inf),
-        Span(start_s=4, end_s=1e300, text="far"),
-    ]
-    html = images.timeline(duration, [Track(label="model", spans=spans)])
-    for left, width in re.findall(r"left:([\d.]+)%;width:([\d.]+)%", html):
-        assert float(left) >= 0
-        assert float(left) + float(width) <= 100.01
-    assert "nan%" not in html
-    assert "inf%" not in html
-
-
-def test_bars_stay_inside_their_scale():
-    html = charts.bars([Bar(label="a", value=3.0, low=-1.0, high=9.0), Bar(label="b", value=math.nan)])
-    assert all(float(x) <= 100 for x in re.findall(r"([\d.]+)%", html))
-
-
-def test_a_chart_without_points_says_so():
-    assert "nothing measured" in charts.line_chart({"loss": [(0, math.nan)]})
-    assert charts.line_chart({"loss": [(0, 2.0), (1, math.nan), (2, 1.0)]}).count("<polyline") == 1
-
-
-def test_filter_buttons_count_the_entries_they_would_show():
-    entries = [FilteredItem(content=Markup("x"), values={"outcome": [o]}) for o in ("right", "right", "wrong")]
-    filters = [Filter(key="outcome", label="Outcome", choices=[("right", "right"), ("wrong", "wrong")])]
-    html = blocks.filtered_list(filters, entries)
-    assert "right <small>2</small>" in html
-    assert "wrong <small>1</small>" in html
-    assert 'data-outcome="wrong"' in html
-
-
-def test_a_rollout_row_shows_rewards_advantages_and_both_orders():
-    html = rollout_page.rollout_table([rollout_row()])
-    assert "Ordered frames" in html
-    assert "Shuffled frames" in html
-    assert "+0.87" in html
-    assert "-0.87" in html
-    heads = re.findall(r"<span[^>]*>(\w+) <b>", html)
-    assert heads[:4] == ["advantage", "accuracy", "format", "total"]
-    assert html.count("<img") == 4
-
-
-def test_a_rollout_row_without_shuffled_frames_has_one_side():
-    row = RolloutRow(prompt="q", truth="A", frames_ordered=[picture()], completions_ordered=[])
-    assert "Shuffled" not in rollout_page.rollout_table([row])
-
-
-def test_a_rollout_page_is_a_page():
-    assert rollout_page.rollout_page("step 10", [rollout_row()]).startswith("<!doctype html>")
 
 
 def test_the_templates_lie_beside_the_module():

@@ -1,0 +1,245 @@
+"""Files to clips: real videos and images, good and bad."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from vthink.components.common.video.clip import DecodeError
+from vthink.components.common.video.config import VideoConfig
+from vthink.components.common.video.decode import read_clip
+from vthink.components.common.video.frames import frame_indices, target_size
+from vthink.components.common.video.workers import Decoder
+
+SIZE = 112
+
+
+CONFIG = VideoConfig(num_frames=8, min_pixels=SIZE * SIZE, max_pixels=SIZE * SIZE)
+
+
+def numbered_frame(number: int) -> np.ndarray:
+    """A frame that shows its number in binary, as eight white or black bars."""
+    frame = np.zeros((SIZE, SIZE, 3), np.uint8)
+    for bit in range(8):
+        frame[:, bit * 14 : (bit + 1) * 14] = 255 * (number >> bit & 1)
+    return frame
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """The numbers that frames show."""
+    return [int(sum((f[:, b * 14 + 4 : b * 14 + 10].mean() > 127) << b for b in range(8))) for f in frames]
+
+
+def write_video(
+    path: Path,
+    count: int = 60,
+    codec: str = "libx264",
+    fps: int = 10,
+    codec_options: dict[str, str] | None = None,
+    options: dict[str, str] | None = None,
+    stamps: list[int] | None = None,
+    size: tuple[int, int] | None = None,
+) -> Path:
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream: Any = container.add_stream(codec, rate=fps, options=codec_options or {"g": "12", "bf": "2"})
+        stream.width, stream.height = size or (SIZE, SIZE)
+        stream.pix_fmt = "yuv420p"
+        for number in range(count):
+            frame = av.VideoFrame.from_ndarray(numbered_frame(number), format="rgb24")
+            frame.pts = number if stamps is None else stamps[number]
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def write_audio(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("aac", rate=16000)
+        for index in range(10):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16000, index * 1024
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six seconds, 60 frames."""
+    return write_video(tmp_path_factory.mktemp("video") / "video.mp4", options={"movflags": "faststart"})
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[Decoder]:
+    with Decoder(CONFIG, workers=2) as decoder:
+        yield decoder
+
+
+def test_a_clip_holds_the_sampled_frames_and_their_times(video: Path) -> None:
+    clip = read_clip(video, CONFIG)
+    assert clip.frames.shape == (8, SIZE, SIZE, 3)
+    assert clip.frames.dtype == np.uint8
+    assert numbers(clip.frames) == frame_indices(60, 10.0, CONFIG).tolist()
+    assert clip.times_s == pytest.approx(frame_indices(60, 10.0, CONFIG) / 10)
+    assert clip.duration_s == pytest.approx(6.0)
+    assert clip.fps == pytest.approx(8 / 6)
+
+
+def test_a_part_of_a_file_counts_its_times_from_its_start(video: Path) -> None:
+    clip = read_clip(video, CONFIG, start_s=2.0, end_s=4.0)
+    assert numbers(clip.frames)[0] == 20
+    assert numbers(clip.frames)[-1] == 39
+    assert clip.times_s[0] == 0
+    assert clip.duration_s == pytest.approx(2.0)
+
+
+def test_frames_are_resized_to_the_pixel_budget(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mp4", 4)
+    assert read_clip(path, VideoConfig(min_pixels=28 * 28, max_pixels=56 * 56)).frames.shape == (4, 56, 56, 3)
+
+
+@pytest.mark.parametrize("size", [(113, 57), (1, 1), (3, 501), (30, 2000)])
+def test_odd_sizes_are_decoded(size: tuple[int, int], tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv444p"
+        for level in (0, 100, 200, 250):
+            pixels = np.full((size[1], size[0], 3), level, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    frames = read_clip(tmp_path / "v.mp4", CONFIG).frames
+    assert frames.shape[1:3] == target_size(size[1], size[0], CONFIG)
+    assert frames.mean(axis=(1, 2, 3)) == pytest.approx([0, 100, 200, 250], abs=3)
+
+
+def test_a_video_of_one_frame_fills_a_temporal_patch_with_it(tmp_path: Path) -> None:
+    clip = read_clip(write_video(tmp_path / "v.mp4", 1), CONFIG)
+    assert numbers(clip.frames) == [0, 0]
+    assert clip.times_s.tolist() == [0.0, 0.0]
+    assert clip.duration_s == pytest.approx(0.1)
+
+
+def test_a_video_of_hours_is_decoded_in_a_moment_from_its_key_frames(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mp4", 200, fps=1, stamps=[60 * n for n in range(200)])
+    start = time.monotonic()
+    clip = read_clip(path, CONFIG)
+    assert clip.times_s[-1] == 199 * 60
+    assert numbers(clip.frames)[-1] == 199
+    late = read_clip(path, CONFIG, start_s=3 * 3600, end_s=3 * 3600 + 540)
+    assert numbers(late.frames) == [180, 181, 182, 183, 185, 186, 187, 188]
+    assert late.times_s[0] == 0.0
+    assert time.monotonic() - start < 10
+    with pytest.raises(DecodeError, match="max_duration_s"):
+        read_clip(path, CONFIG.model_copy(update={"max_duration_s": 3600.0}))
+
+
+def cut(share: float) -> Callable[[bytes], bytes]:
+    return lambda data: data[: int(len(data) * share)]
+
+
+def damaged_files(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Bad files, and a word of what is to be said about each."""
+    index_first = write_video(folder / "a.mp4", options={"movflags": "faststart"}).read_bytes()
+    index_last = write_video(folder / "b.mp4").read_bytes()
+    matroska = write_video(folder / "c.mkv").read_bytes()
+    flipped = bytearray(index_first)
+    for position in range(len(flipped) // 4, len(flipped), 7):
+        flipped[position] ^= 0xFF
+    playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\na.mp4\n#EXT-X-ENDLIST\n"
+    contents = {
+        "empty.mp4": (b"", "empty"),
+        "text.mp4": (b"This is not a video.\n" * 20, "text"),
+        "error-page.mp4": ("<html>Seite nicht gefunden: ü</html>".encode(), "text"),
+        "playlist.mp4": (playlist, "text"),
+        "playlist-with-null.mp4": (playlist.replace(b"10,", b"10,\0"), "text"),
+        "random.mp4": (np.random.default_rng(0).bytes(5000), "not a readable video"),
+        "zeros.mp4": (bytes(5000), "not a readable video"),
+        "half.mp4": (cut(0.5)(index_last), "not a readable video"),
+        "half-index-first.mp4": (cut(0.5)(index_first), "truncated"),
+        "nearly-whole.mp4": (cut(0.98)(index_first), "truncated"),
+        "half.mkv": (cut(0.5)(matroska), "truncated"),
+        "flipped.mp4": (bytes(flipped), "damaged|no frames"),
+        "picture.mp4": (_png((64, 64)), "not a video"),
+        "sound.mp4": (write_audio(folder / "d.mp4").read_bytes(), "no video stream, only audio"),
+    }
+    files = {}
+    for name, (data, word) in contents.items():
+        (folder / name).write_bytes(data)
+        files[name] = (folder / name, word)
+    (folder / "folder.mp4").mkdir()
+    return files | {
+        "missing.mp4": (folder / "missing.mp4", "No such file"),
+        "folder.mp4": (folder / "folder.mp4", "not a regular file"),
+    }
+
+
+def _png(size: tuple[int, int], mode: str = "RGB", **options: Any) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
+    return damaged_files(tmp_path_factory.mktemp("damaged"))
+
+
+def test_too_large_and_too_long_files_are_refused(video: Path) -> None:
+    with pytest.raises(DecodeError, match="max_file_bytes"):
+        read_clip(video, CONFIG.model_copy(update={"max_file_bytes": 100}))
+    with pytest.raises(DecodeError, match="max_duration_s"):
+        read_clip(video, CONFIG.model_copy(update={"max_duration_s": 5.0}))
+
+
+def test_an_image_is_a_clip_of_one_frame(tmp_path: Path) -> None:
+    Image.new("RGB", (200, 100), "red").save(tmp_path / "i.jpg")
+    clip = read_clip(tmp_path / "i.jpg", VideoConfig(), "image")
+    assert clip.frames.shape == (1, 112, 196, 3)
+    assert clip.kind == "image"
+    assert clip.times_s.tolist() == [0.0]
+    assert clip.fps == 0
+
+
+def test_transparency_becomes_white_and_exif_orientation_is_followed(tmp_path: Path) -> None:
+    Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(tmp_path / "i.png")
+    assert read_clip(tmp_path / "i.png", VideoConfig(), "image").frames.min() == 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (200, 100)).save(tmp_path / "i.jpg", exif=exif)
+    assert read_clip(tmp_path / "i.jpg", VideoConfig(), "image").frames.shape == (1, 196, 112, 3)
+
+
+def test_bad_images_are_refused_with_their_reason(tmp_path: Path, decoder: Decoder) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.png")
+    Image.fromarray(noise).save(tmp_path / "whole.jpg", quality=95)
+    bad = {
+        "text.png": (b"no picture", "text"),
+        "empty.png": (b"", "empty"),
+        "cut.png": (cut(0.6)((tmp_path / "whole.png").read_bytes()), "damaged"),
+        "cut.jpg": (cut(0.6)((tmp_path / "whole.jpg").read_bytes()), "damaged"),
+        "random.png": (np.random.default_rng(0).bytes(999), "not an image"),
+        "bomb.png": (_png((20_000, 10_000), "1"), "pixels"),
+    }
+    for name, (data, word) in bad.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(DecodeError, match=word):
+            decoder.read(tmp_path / name, "image")
+
+
+def test_importing_the_module_loads_no_decoder_and_no_torch() -> None:
+    script = (
+        "import sys, vthink.components.common.video.workers; print({'av', 'decord', 'PIL', 'torch'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
