@@ -41,15 +41,15 @@ def examine(storage: Storage, tracking: TrackingConfig, older_than: timedelta) -
     registered model version, served or not; and all that those were made from, back to the rows.
 
     Raises:
-        RegistryError: the registry cannot be asked; without it nothing may be judged.
+        UserError: the registry cannot be asked; without it nothing may be judged.
         StorageError: the store cannot be read.
     """
-    from ..components.deployment.registry import Registry
+    from ..components.deployment.registry import ModelRegistry
 
     since = datetime.now(UTC) - older_than
     found = _prefixes(storage)
     kept: dict[str, str] = {}
-    for version in Registry(tracking).versions():
+    for version in ModelRegistry(tracking).versions():
         reason = f"version {version.version}" + "".join(f" ({alias})" for alias in version.aliases)
         for uri in (version.source, *version.tags.values()):
             _keep(storage, found, kept, uri, reason)
