@@ -12,7 +12,7 @@ import typer
 
 from ... import __version__
 from ...components.common.launch.process import end_quickly
-from . import cluster, compare, config, data, evaluate, look, plan, run, serve, submit, train
+from . import cluster, compare, config, data, evaluate, gate, look, plan, run, serve, submit, train
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -48,6 +48,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 evaluate.register(app)
 compare.register(app)
+gate.register(app)
 serve.register(app)
 look.register(app)
 app.add_typer(config.app, name="config")

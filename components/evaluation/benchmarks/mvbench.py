@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
-from ..scores import Score
+from ...common.errors import UserError
+from ..scores import ACCURACY, Score, accuracy, kind_part
 from .benchmark import Benchmark
-from .entries import Entry, choice
-from .question import BenchmarkError, Question
-from .scores import ACCURACY, _accuracy, _kind
+from .entries import Entry, Question, choice
 
 MVBENCH_FOLDERS: Mapping[str, tuple[str, ...]] = {
     "object_interaction": ("star/Charades_segment", "star/Charades_v1_480"),
@@ -43,7 +42,7 @@ def _mvbench(entry: Entry) -> Iterator[Question]:
     )
     task = _task(task) or ""
     if not task:
-        raise BenchmarkError(f"{entry.file}: named for none of the 20 tasks ({', '.join(sorted(MVBENCH_FOLDERS))})")
+        raise UserError(f"{entry.file}: named for none of the 20 tasks ({', '.join(sorted(MVBENCH_FOLDERS))})")
     video, options = entry.text("video"), entry.options("candidates")
     yield choice(
         entry,
@@ -69,14 +68,11 @@ MVBENCH = Benchmark(
     asks="20 tasks of 200 questions on short videos, 2 to 5 options",
     source="arXiv 2311.17005; OpenGVLab/MVBench; lmms-eval tasks/mvbench",
     hub="OpenGVLab/MVBench",
-    files=(
-        tuple(f"{task}.json" for task in MVBENCH_FOLDERS),
-        tuple(f"{task}/*.parquet" for task in MVBENCH_FOLDERS),
-    ),
+    files=(tuple(f"{task}.json" for task in MVBENCH_FOLDERS), tuple(f"{task}/*.parquet" for task in MVBENCH_FOLDERS)),
     read=_mvbench,
     scores={
         "accuracy": ACCURACY,
-        "accuracy_by_task": Score("mean over the tasks of their accuracies", _accuracy, _kind),
+        "accuracy_by_task": Score("mean over the tasks of their accuracies", accuracy, kind_part),
     },
     traps=(
         "lmms-eval leaves empty answers out of the denominator; here they are wrong",
