@@ -40,7 +40,7 @@ class RecordedAnswer(BaseModel):
     id: str
     model: str
     condition: str = Field(validation_alias=AliasChoices("condition", "frames"))
-    error: str | None
+    error: str | None = None
     answer: str | None = None
     response: str | None = None
     token_ids: tuple[int, ...] = ()
