@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Overrides, Preset, load
+from .settings import Overrides, Preset, load
 
 if TYPE_CHECKING:
     from ...components.evaluation.results import BenchmarkResult
@@ -16,22 +16,6 @@ REFUSED = 3
 """Exit code when a rule does not hold, as of ``vthink run``."""
 
 _RESULTS = "NAME=DIR, or DIR: what `vthink evaluate --benchmark … --output DIR` left"
-_COMPARE = """Example:
-
-vthink compare base=out/base-holmes ours=out/ours-holmes base=out/base-vsi ours=out/ours-vsi --report benchmarks.html
-"""
-_GATE = """Examples:
-
-vthink gate "video_holmes.accuracy > 0.4" --candidate out/holmes
-
-vthink gate "lower_bound(video_holmes.accuracy - champion.video_holmes.accuracy) > -0.01" --candidate new --champion old
-"""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to ``app``."""
-    app.command(epilog=_COMPARE)(compare)
-    app.command(epilog=_GATE)(gate)
 
 
 def compare(

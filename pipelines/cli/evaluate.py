@@ -8,25 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import WORKSPACE, Folder, Overrides, Preset, load
+from .settings import WORKSPACE, Folder, Overrides, Preset, load
 
 if TYPE_CHECKING:
     from ..config import Config
 
-_EXAMPLES = """Examples:
-
-vthink evaluate --sft s3://vthink/sft/0123456789abcdef/
-
-vthink evaluate --benchmark video-holmes --data ~/Video-Holmes --model models:/vthink@champion --output holmes
-
-vthink evaluate --benchmark vsi-bench --data s3://sets/vsi/ --model http://127.0.0.1:8080 --output vsi
-"""
 _BENCHMARK = "With --benchmark"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command(epilog=_EXAMPLES)(evaluate)
 
 
 def evaluate(
@@ -126,7 +113,7 @@ def _evaluate_split(
     from ...components.common.storage.manifest import Manifest
     from ...components.evaluation import evaluate as evaluate_module
     from ..run.session import find_data, find_manifest, session
-    from .run import accuracy_table
+    from .summary import accuracy_table
 
     with session(config, workspace) as opened:
         of_sft, of_grpo = (find_manifest(opened, given) if given else "" for given in (sft, grpo))
