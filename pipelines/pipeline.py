@@ -70,10 +70,9 @@ def keep(model: str) -> str:
 @dsl.component(base_image=CONTROL_IMAGE, install_kfp_package=False)
 def refuse(run: str, evaluation: str) -> str:
     """Say why the gate refused the model, where a person who looks at the run's graph sees it."""
+    from vthink.components.common.context import RunContext
+    from vthink.components.common.storage.s3 import Storage
     from vthink.components.evaluation.gate import read_gate
-
-    from ..components.common.context import RunContext
-    from ..components.common.storage.s3 import Storage
 
     context = RunContext.load(run, "run")
     verdict = read_gate(Storage(context.storage), context, evaluation)
@@ -83,7 +82,7 @@ def refuse(run: str, evaluation: str) -> str:
 @dsl.component(base_image=CONTROL_IMAGE, install_kfp_package=False)
 def begin(run: str, config: str) -> str:
     """Begin the pipeline's run in MLflow; returns the run's context with it."""
-    from ..components.common.tracking.pipeline import begin_pipeline
+    from vthink.components.common.tracking.pipeline import begin_pipeline
 
     return begin_pipeline(run, config)
 
@@ -91,7 +90,7 @@ def begin(run: str, config: str) -> str:
 @dsl.component(base_image=CONTROL_IMAGE, install_kfp_package=False)
 def finish(run: str, status: dsl.PipelineTaskFinalStatus):  # type: ignore[no-untyped-def]
     """Close the pipeline's run in MLflow, however the pipeline ended."""
-    from ..components.common.tracking.pipeline import finish_pipeline
+    from vthink.components.common.tracking.pipeline import finish_pipeline
 
     finish_pipeline(run, status.state)
 

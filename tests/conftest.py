@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from vthink.components.common.compat.torchvision import declare_torchvision_operators
 from vthink.components.common.context import RunContext
 from vthink.components.common.launch.config import LaunchConfig
 from vthink.components.common.launch.workspace import start_s3
@@ -19,6 +20,8 @@ from vthink.components.common.tracking.config import TrackingConfig
 from vthink.components.common.video.config import VideoConfig
 
 BUCKET = "vthink-test"
+# Tests import the trainers by themselves; a training process does this in training/worker.py.
+declare_torchvision_operators()
 SMALL_VIDEO = VideoConfig(num_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)
 
 

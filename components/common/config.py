@@ -15,6 +15,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from .errors import UserError
+
 Stage = Literal["prepare", "sft", "grpo", "evaluate", "gate", "register", "deploy"]
 
 
@@ -22,7 +24,7 @@ STAGES: tuple[Stage, ...] = typing.get_args(Stage)
 """The stages in the order of the pipeline."""
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A mistake in a configuration, in one line that names the source, the key and what to do."""
 
 

@@ -22,7 +22,7 @@ def plan_data(run: str, config: str, video: str) -> list[str]:
     Returns:
         One JSON text per shard, for `prepare_shard`.
     """
-    from . import plan
+    from vthink.components.data_prep import plan
 
     return plan.plan_data(run, config, video)
 
@@ -34,7 +34,7 @@ def prepare_shard(run: str, config: str, video: str, shard: str) -> str:
     Returns:
         URI of what became of the shard, for `merge_data`.
     """
-    from . import shard as shard_module
+    from vthink.components.data_prep import shard as shard_module
 
     return shard_module.prepare_shard(run, config, video, shard)
 
@@ -53,6 +53,6 @@ def merge_data(run: str, config: str, video: str, shards: list[str], report: dsl
     Returns:
         URI of the manifest.
     """
-    from . import merge
+    from vthink.components.data_prep import merge
 
     return merge.merge_data(run, config, video, shards, report.path)

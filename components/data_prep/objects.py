@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ..common.rows.files import MAX_LINE_BYTES, RowError, SamplesError, numbered_objects, raw_text, refuse_constant
+from ..common.errors import UserError
+from ..common.rows.files import MAX_LINE_BYTES, RowError, numbered_objects, raw_text, refuse_constant
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 """Kinds of files that rows come in."""
@@ -31,11 +32,11 @@ def read_objects(path: Path) -> Iterator[tuple[int, Any]]:
     number in Parquet), from 1.
 
     Raises:
-        SamplesError: missing, of another kind, or damaged.
+        UserError: missing, of another kind, or damaged.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise SamplesError(f"{path}: rows come as {', '.join(SUFFIXES)}, not as '{suffix}'")
+        raise UserError(f"{path}: rows come as {', '.join(SUFFIXES)}, not as '{suffix}'")
     if suffix in (".csv", ".tsv"):
         return _from_table(path, "," if suffix == ".csv" else "\t")
     if suffix == ".json":
@@ -84,8 +85,8 @@ class _List:
         except RecursionError:
             raise self._error("nested too deeply") from None
 
-    def _error(self, reason: str) -> SamplesError:
-        return SamplesError(f"{self._path}:{self._line}: {reason}; a JSON list cannot be read beyond a mistake")
+    def _error(self, reason: str) -> UserError:
+        return UserError(f"{self._path}:{self._line}: {reason}; a JSON list cannot be read beyond a mistake")
 
     def _more(self) -> bool:
         """Read on; what has been used goes."""
@@ -147,7 +148,7 @@ def _from_table(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
             except StopIteration:
                 return
             except (csv.Error, UnicodeDecodeError) as error:
-                raise SamplesError(f"{path}:{line}: not a readable table ({error})") from None
+                raise UserError(f"{path}:{line}: not a readable table ({error})") from None
             if None in cells or None in cells.values():
                 yield line, RowError(line, f"{reader.line_num} cells do not fit the header", raw_text(cells))
                 continue

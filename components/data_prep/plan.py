@@ -53,7 +53,7 @@ def plan_data(run: str, config: str, video: str) -> list[str]:
         One `Shard` as JSON for each; the same ones when called again.
 
     Raises:
-        SamplesError, FormatError: the source cannot be read at all.
+        UserError, FormatError: the source cannot be read at all.
         PrepareError: it has no rows, or ``weights`` names none of them.
     """
     job = _Job.read(run, config, video)

@@ -88,7 +88,7 @@ def validate_rows(
         roots: where the media of each source are (`DataPrepConfig.roots`).
 
     Raises:
-        SamplesError, FormatError: a file cannot be read at all.
+        UserError, FormatError: a file cannot be read at all.
         StorageError: the store cannot be reached.
     """
     return [_validate(source, storage, format_name, roots) for source in sources]

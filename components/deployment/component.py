@@ -41,6 +41,6 @@ def deploy(run: str, config: str, registered: str, evaluation: str, data: str) -
     Returns:
         URI of the stage's manifest.
     """
-    from . import deploy as deploy_module
+    from vthink.components.deployment import deploy as deploy_module
 
     return deploy_module.run(run, config, registered, evaluation, data)

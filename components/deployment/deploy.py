@@ -212,7 +212,7 @@ def served(source: str, section: DeploymentConfig, context: RunContext, scratch:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     server = section.server.model_copy(update={"host": "127.0.0.1", "port": port})
-    command = [sys.executable, "-m", f"{__package__}.server", "--model", source, "--config", server.to_json()]
+    command = [sys.executable, "-m", f"{__package__}.server.serve", "--model", source, "--config", server.to_json()]
     command += ["--storage", context.storage.to_json(), "--cache-dir", str(scratch)]
     server_log = scratch / "logs" / f"server-{port}.log"
     with spawn(command, log=server_log) as process, httpx.Client(trust_env=False, timeout=5) as client:

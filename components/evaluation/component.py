@@ -34,7 +34,7 @@ def evaluate(
     Returns:
         URI of the stage's manifest.
     """
-    from .evaluate import run as evaluate_models
+    from vthink.components.evaluation.evaluate import run as evaluate_models
 
     return evaluate_models(run, config, model, data, sft, grpo, report.path, metrics.log_metric)
 

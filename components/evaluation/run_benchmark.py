@@ -78,7 +78,7 @@ def run_benchmark(
         The contents of ``result.json``.
 
     Raises:
-        BenchmarkError, EvaluationError, ModelError, StorageError: in one line.
+        BenchmarkError, EvaluationError, UserError, StorageError: in one line.
     """
     benchmark = find_benchmark(name)
     config, override = under_protocol(config, protocol, num_frames)

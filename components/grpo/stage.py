@@ -42,7 +42,7 @@ def run(run: str, config: str, model: str, data: str, policy: str) -> str:
             "processes": ranks,
             "policy": policy,
         }
-        finished = run_training(context, "grpo", "vthink.components.grpo.train", job, key, prefix)
+        finished = run_training(context, "grpo", "vthink.components.grpo", job, key, prefix)
     else:
         print(f"grpo: reused {prefix}")
     return finished.manifest_uri

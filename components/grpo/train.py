@@ -1,19 +1,16 @@
 """GRPO's training process.
 
-Started by torchrun, once per process: ``python -m vthink.components.grpo.train --job URI``.
+`train` is called in each process that torchrun starts: ``python -m vthink.components.grpo --job URI``.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from trl import GRPOConfig as TRLConfig
 
 from ..common.html.page import page
-from ..common.launch.job import read_job
-from ..common.launch.process import die_with_owner
 from ..common.tracking.run import Tracker
 from ..common.training.arguments import adapter_config, freeze, trainer_arguments
 from ..common.training.callbacks import CheckpointCallback, ProgressCallback, StopOnSignal
@@ -170,16 +167,3 @@ def vllm_arguments(config: GRPOConfig) -> dict[str, Any]:
 def _scored_by_group(**_: Any) -> list[float]:
     """TRL wants a reward function; ours needs the whole group and is called by `VideoGRPOTrainer` itself."""
     raise RuntimeError("rewards come from grpo/rewards.py")
-
-
-def main() -> None:
-    """Entry point of a training process."""
-    parser = argparse.ArgumentParser(description="GRPO training process; started by the grpo stage")
-    parser.add_argument("--job", required=True, help="URI of job.json")
-    arguments = parser.parse_args()
-    die_with_owner()
-    train(read_job(arguments.job))
-
-
-if __name__ == "__main__":
-    main()

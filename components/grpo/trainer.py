@@ -23,8 +23,9 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
+from ..common.errors import UserError
 from ..common.model.chat import ChatEncoder
-from ..common.model.generation import Completion, NonFiniteError, Sampling, sample
+from ..common.model.generation import Completion, Sampling, sample
 from ..common.model.prompt import BlindInputError, EncodedPrompt
 from ..common.rows.prepared import Split
 from ..common.training.resume import WholeCheckpoints
@@ -414,7 +415,7 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         Raises:
             BlindInputError: the rows' prompts are not known, do not match ``input_ids``, or a completion holds vision
                 tokens (which only sampling without suppressing them can produce).
-            NonFiniteError: a log-probability is not a finite number.
+            UserError: a log-probability is not a finite number.
         """
         rows = self._rows
         if rows is None or len(rows) != len(input_ids):
@@ -434,7 +435,7 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             values, entropies = forward(model, rows, completions)
         if not bool(torch.isfinite(values).all()):
             where = sorted({int(row) for row in seen.nonzero()[~torch.isfinite(values)][:, 0]})
-            raise NonFiniteError(
+            raise UserError(
                 f"step {self.state.global_step}: log-probabilities of rows {where} of the batch are not finite; "
                 "are the weights, or the frames' normalisation, damaged?"
             )
@@ -503,10 +504,10 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         """Stop before a broken loss reaches the weights.
 
         Raises:
-            NonFiniteError, DivergedError: saying what was seen.
+            UserError, DivergedError: saying what was seen.
         """
         if not bool(torch.isfinite(loss)):
-            raise NonFiniteError(f"step {self.state.global_step}: the loss is {float(loss.detach())}")
+            raise UserError(f"step {self.state.global_step}: the loss is {float(loss.detach())}")
         kl = self._metrics["train"]["kl"][-1] if self._metrics["train"]["kl"] else 0.0
         if not kl <= self.settings.max_kl:
             raise DivergedError(
@@ -517,7 +518,7 @@ class VideoGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and not np.isfinite(float(norm)):
-            raise NonFiniteError(f"step {self.state.global_step}: the norm of the gradients is {float(norm)}")
+            raise UserError(f"step {self.state.global_step}: the norm of the gradients is {float(norm)}")
         return norm
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:

@@ -40,7 +40,7 @@ def run(run: str, config: str, model: str, data: str) -> str:
             "data": data,
             "processes": ranks,
         }
-        finished = run_training(context, "sft", "vthink.components.sft.train", job, key, prefix)
+        finished = run_training(context, "sft", "vthink.components.sft", job, key, prefix)
     else:
         print(f"sft: reused {prefix}")
     return finished.manifest_uri

@@ -1,11 +1,10 @@
 """SFT's training process: TRL's SFTTrainer with a collator that brings the video and scores the response alone.
 
-Started by torchrun, once per process: ``python -m vthink.components.sft.train --job URI``.
+`train` is called in each process that torchrun starts: ``python -m vthink.components.sft --job URI``.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -16,8 +15,6 @@ from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
 
 from ..common.answers.writing import write_response
-from ..common.launch.job import read_job
-from ..common.launch.process import die_with_owner
 from ..common.model.chat import ChatEncoder
 from ..common.rows.prepared import Split
 from ..common.training.arguments import adapter_config, freeze, trainer_arguments
@@ -127,16 +124,3 @@ def train(job: dict[str, Any]) -> None:
     trainer.validation, trainer.settings = (encoder, held_out, asked), config
     opened.run(trainer)
     opened.finish(trainer, {"samples": len(indices), "validation_items": len(asked)})
-
-
-def main() -> None:
-    """Entry point of a training process."""
-    parser = argparse.ArgumentParser(description="SFT training process; started by the sft stage")
-    parser.add_argument("--job", required=True, help="URI of job.json")
-    arguments = parser.parse_args()
-    die_with_owner()
-    train(read_job(arguments.job))
-
-
-if __name__ == "__main__":
-    main()

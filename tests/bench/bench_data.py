@@ -198,9 +198,9 @@ _FIRST_BATCH = """
 import sys, time
 start = time.perf_counter()
 from pathlib import Path
-from vthink.components.common.config import StorageConfig
+from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.rows.prepared import PreparedSet
-from vthink.components.common.storage import Storage
+from vthink.components.common.storage.s3 import Storage
 storage = Storage(StorageConfig.load(sys.argv[1]))
 data = PreparedSet.open(storage, sys.argv[2], Path(sys.argv[3]), stream=sys.argv[4] == "stream")
 split = data.split("train")

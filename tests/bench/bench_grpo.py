@@ -6,6 +6,8 @@ where they are needed). Ours processes each prompt once per group. `make bench` 
 tests/bench/README.md. Models have random weights: speed does not depend on them.
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import argparse
@@ -18,6 +20,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from recording import OUTPUT, Measurement, interleave, peak_mib, record
+from vthink.components.common.compat.torchvision import declare_torchvision_operators
+
+declare_torchvision_operators()  # before transformers is imported
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.generation import Sampling, sample
@@ -82,9 +87,7 @@ class Work:
 
 def build(case: Case, threads: int) -> Work:
     """The case's model (random weights, vision depth 2), ready for both ways."""
-    from trl.trainer.utils import (
-        add_fused_lm_head,  # after vthink, which lets torchvision be imported beside a CPU torch
-    )
+    from trl.trainer.utils import add_fused_lm_head
 
     torch.set_num_threads(threads)
     multiple = 28 if case.family == "qwen2_5_vl" else 32

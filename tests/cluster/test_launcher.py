@@ -18,7 +18,7 @@ from vthink.components.common.context import RunContext
 from vthink.components.common.launch.config import LaunchConfig
 from vthink.components.common.launch.kubernetes import backend, trainjob
 from vthink.components.common.launch.kubernetes import owner as owner_module
-from vthink.components.common.launch.kubernetes.client import POD, TRAIN_JOB, WORKFLOW, Cluster, condition
+from vthink.components.common.launch.kubernetes.client import POD, TRAIN_JOB, WORKFLOW, Cluster, condition, is_true
 from vthink.components.common.launch.local import run_training
 from vthink.components.common.launch.process import LaunchError, free_port
 from vthink.components.common.storage.manifest import Manifest

@@ -3,6 +3,8 @@
 Adam has a large epsilon here: with the usual one it turns the rounding of tiny gradients into whole steps.
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import json
@@ -13,6 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from vthink.components.common.compat.torch import load_to_numbered_cpus
+from vthink.components.common.compat.torchvision import declare_torchvision_operators
+
+# As in training/worker.py, before transformers is imported.
+declare_torchvision_operators()
+load_to_numbered_cpus()
 from vthink.components.common.compat.deepspeed import repartition
 from vthink.components.common.launch.process import end_quickly
 from vthink.components.common.model.chat import ChatEncoder

@@ -333,7 +333,7 @@ def test_keys_that_never_worked_are_an_error_at_once(config: StorageConfig, prox
 DOWNLOAD = """
 import resource, sys
 from pathlib import Path
-from vthink.components.common.config import StorageConfig
+from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.storage.s3 import Storage, StorageError
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 try:
@@ -508,8 +508,8 @@ def test_a_clock_that_jumps_hides_no_value_and_ends_no_wait(
 
 KILLED = """
 import os, signal, sys, time
-from vthink.components.common import tracking
-from vthink.components.common.config import RunContext
+from vthink.components.common.tracking import run as tracking
+from vthink.components.common.context import RunContext
 tracking._COUNT_S = 0.0
 tracker = tracking.Tracker.start(RunContext.load(sys.argv[1]), "grpo", "0123", {"a": 1}, {}, accelerators=3600)
 time.sleep(2)

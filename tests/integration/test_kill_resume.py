@@ -97,7 +97,7 @@ def test_kills_of_the_training_processes_before_and_while_a_checkpoint_is_writte
         return any(not (folder / "sealed.json").exists() for folder in made)
 
     for stage in ("sft", "grpo"):
-        module = f"vthink.components.{stage}.train"
+        module = f"vthink.components.{stage}"
         for moment in (training, writing, writing):
             started = time.time()
             process = demo.start_run()

@@ -218,10 +218,11 @@ CLUSTER_DAG = """
 import sys
 from pathlib import Path
 from kfp import local
-from vthink.components.common.config import LaunchConfig
+from vthink.components.common.launch.config import LaunchConfig
 from vthink.pipelines.config import load
 from vthink.pipelines.pipeline import arguments, build
-from vthink.pipelines.run import STATE, State, session
+from vthink.pipelines.run.state import STATE, State
+from vthink.pipelines.run.session import session
 
 config = load(sys.argv[1])
 with session(config, Path(".vthink")) as opened:

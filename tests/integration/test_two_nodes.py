@@ -92,7 +92,7 @@ class Job:
     def start(self, nodes: int = 2) -> None:
         """Start every node, on an empty machine."""
         context = self.context
-        command = trainjob.command(context, f"vthink.components.{self.stage}.train", self.uri)
+        command = trainjob.command(context, f"vthink.components.{self.stage}", self.uri)
         body = trainjob.train_job(context, self.stage, "job", 1, command)["spec"]["trainer"]  # type: ignore[arg-type]
         carried = {entry["name"]: entry["value"] for entry in body["env"] if "value" in entry}
         meeting = {"PET_NNODES": str(nodes), "PET_NPROC_PER_NODE": str(body["numProcPerNode"])}

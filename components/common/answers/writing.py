@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from ..errors import UserError
 from ..model.prompts import AnswerFormat
 from ..rows.sample import Sample
 from .responses import _TAG, Segment, follows_format, parse_response
@@ -12,7 +13,7 @@ from .spans import format_span
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
-class ResponseError(ValueError):
+class ResponseError(UserError):
     """A sample from which no response can be written, in one line that names it."""
 
 

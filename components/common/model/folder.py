@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..errors import UserError
 from ..video.config import VideoConfig
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
@@ -21,10 +22,6 @@ CARD = "vthink.json"
 _WEIGHTS_THAT_RUN_CODE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py", ".msgpack", ".h5")
 
 
-class ModelError(ValueError):
-    """A model that cannot be used, with the reason and what to do."""
-
-
 def write_card(folder: Path, prompt: str, video: VideoConfig, lineage: dict[str, Any]) -> None:
     """Write ``vthink.json``: what inference must do to see what training saw, and where the model came from."""
     card = {"prompt": prompt, "video": video.model_dump(mode="json"), "lineage": lineage}
@@ -35,26 +32,24 @@ def check_folder(folder: Path) -> None:
     """Refuse a model folder that is not a supported model in safetensors.
 
     Raises:
-        ModelError: naming the file or the setting, and what to do.
+        UserError: naming the file or the setting, and what to do.
     """
     config_path = folder / "config.json"
     if not config_path.is_file():
-        raise ModelError(f"{folder}: no config.json; expected a Hugging Face model folder")
+        raise UserError(f"{folder}: no config.json; expected a Hugging Face model folder")
     try:
         config = json.loads(config_path.read_text())
         family = config.get("model_type")
     except (json.JSONDecodeError, AttributeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{config_path}: not a JSON object ({error})") from error
+        raise UserError(f"{config_path}: not a JSON object ({error})") from error
     if family not in FAMILIES:
-        raise ModelError(f"{config_path}: model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}")
+        raise UserError(f"{config_path}: model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}")
     if "auto_map" in config:
-        raise ModelError(
-            f"{config_path}: asks for code of its own (auto_map); code from a model folder never runs here"
-        )
+        raise UserError(f"{config_path}: asks for code of its own (auto_map); code from a model folder never runs here")
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _WEIGHTS_THAT_RUN_CODE)
         found = f" (found {', '.join(pickled)}, which can run code when read)" if pickled else ""
-        raise ModelError(f"{folder}: no *.safetensors{found}; convert the weights to safetensors first")
+        raise UserError(f"{folder}: no *.safetensors{found}; convert the weights to safetensors first")
 
 
 def _copy_safe(source: Path, target: Path) -> None:
@@ -70,7 +65,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     """The contents of ``vthink.json``.
 
     Raises:
-        ModelError: it is missing or malformed.
+        UserError: it is missing or malformed.
     """
     path = folder / CARD
     try:
@@ -79,9 +74,9 @@ def read_card(folder: Path) -> dict[str, Any]:
         card["prompt"] = str(card["prompt"])
         return card
     except FileNotFoundError:
-        raise ModelError(f"{folder}: no {CARD}; bring the model in with `vthink` first") from None
+        raise UserError(f"{folder}: no {CARD}; bring the model in with `vthink` first") from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: damaged ({error})") from error
+        raise UserError(f"{path}: damaged ({error})") from error
 
 
 def save_model(

@@ -12,18 +12,17 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import DynamicCache
 
+from ..errors import UserError
 from .chat import ChatEncoder
 from .load import LoadedModel
 from .prompt import EncodedPrompt
 
-
-class NonFiniteError(RuntimeError):
-    """A result that should be a finite number is none."""
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,10 +172,12 @@ def _decode(
 
     Row ``i * n + j`` is completion j of prompt i.
     """
+    from transformers import DynamicCache
+
     cache = DynamicCache(config=model.config.get_text_config())
     logits, next_position, mask = _prefill(model, encoder, prompts, cache, blind)
     if not bool(torch.isfinite(logits).all()):
-        raise NonFiniteError("the model's logits are not finite numbers; are its weights, or the frames, damaged?")
+        raise UserError("the model's logits are not finite numbers; are its weights, or the frames, damaged?")
     padded = bool((mask == 0).any())
     if n > 1:
         cache.batch_repeat_interleave(n)

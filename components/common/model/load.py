@@ -11,9 +11,11 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
+from ..compat.torchvision import declare_torchvision_operators
+from ..errors import UserError
 from ..video.config import VideoConfig
 from .chat import ChatEncoder
-from .folder import ModelError, check_folder, read_card
+from .folder import check_folder, read_card
 from .patch_embedding import embed_patches_by_product
 
 
@@ -54,8 +56,9 @@ def load_model(
     """Load a model folder.
 
     Raises:
-        ModelError: see `check_folder`, or weights that do not fit the configuration.
+        UserError: see `check_folder`, or weights that do not fit the configuration.
     """
+    declare_torchvision_operators()
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     check_folder(folder)
@@ -73,11 +76,11 @@ def load_model(
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{folder}: cannot be loaded ({type(error).__name__}: {reason})") from error
+        raise UserError(f"{folder}: cannot be loaded ({type(error).__name__}: {reason})") from error
     missing = [k for k in info.get("missing_keys", ()) if not k.endswith("lm_head.weight")]
     if missing or info.get("mismatched_keys"):
         broken = sorted(str(k) for k in [*missing, *info.get("mismatched_keys", ())])
-        raise ModelError(f"{folder}: weights missing or of another shape: {', '.join(broken[:5])}")
+        raise UserError(f"{folder}: weights missing or of another shape: {', '.join(broken[:5])}")
     embed_patches_by_product(model)
     encoder = ChatEncoder(processor, card["prompt"], card["video"], tokens_per_second(model))
     return LoadedModel(model.to(device).eval(), encoder, card["video"], card["prompt"], folder)

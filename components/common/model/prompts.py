@@ -15,11 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..errors import UserError
+
 AnswerFormat = Literal["video_r1", "video_thinker"]
-
-
-class PromptError(ValueError):
-    """An unknown prompt template."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,12 +68,12 @@ def get_template(name: str) -> PromptTemplate:
     """The template called ``name``.
 
     Raises:
-        PromptError: naming the templates there are.
+        UserError: naming the templates there are.
     """
     try:
         return TEMPLATES[name]
     except KeyError:
-        raise PromptError(f"unknown prompt template '{name}'; there are: {', '.join(sorted(TEMPLATES))}") from None
+        raise UserError(f"unknown prompt template '{name}'; there are: {', '.join(sorted(TEMPLATES))}") from None
 
 
 def question_text(question: str, options: Sequence[str], problem_type: str, template: PromptTemplate) -> str:

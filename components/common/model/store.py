@@ -6,11 +6,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from ..errors import UserError
 from ..storage.names import fingerprint, join
 from ..storage.s3 import Storage
 from ..video.config import VideoConfig
 from .config import ModelConfig
-from .folder import _WEIGHTS_THAT_RUN_CODE, ModelError, _copy_safe, check_folder, write_card
+from .folder import _WEIGHTS_THAT_RUN_CODE, _copy_safe, check_folder, write_card
 from .tiny import build_tiny
 
 
@@ -30,7 +31,7 @@ def ensure_base_model(storage: Storage, config: ModelConfig, video: VideoConfig,
         ``s3://…/models/<fingerprint>/``, complete.
 
     Raises:
-        ModelError: unsupported, unsafe or unreachable model, or nobody brought it in time.
+        UserError: unsupported, unsafe or unreachable model, or nobody brought it in time.
     """
     tiny = config.tiny.model_dump() | {"seed": config.seed} if config.name == "tiny" else None
     key = fingerprint("base-model", config.name, config.revision, config.prompt, tiny, video.model_dump(mode="json"))
@@ -41,7 +42,7 @@ def ensure_base_model(storage: Storage, config: ModelConfig, video: VideoConfig,
     if complete:
         return prefix
     if wait_s is not None:
-        raise ModelError(f"{prefix}: the first process did not bring the base model within {wait_s:g} s; see its log")
+        raise UserError(f"{prefix}: the first process did not bring the base model within {wait_s:g} s; see its log")
     with tempfile.TemporaryDirectory(prefix="vthink-model-") as scratch:
         folder = Path(scratch) / "model"
         folder.mkdir()
@@ -65,7 +66,7 @@ def _local_copy(storage: Storage, config: ModelConfig, scratch: Path) -> Path:
         prefix = config.name if config.name.endswith("/") else config.name + "/"
         objects = [o for o in storage.list(prefix) if "/" not in o.uri.removeprefix(prefix) and o.size]
         if not objects:
-            raise ModelError(f"{prefix}: nothing there")
+            raise UserError(f"{prefix}: nothing there")
         source.mkdir()
         for item in objects:
             name = item.uri.removeprefix(prefix)
@@ -88,7 +89,7 @@ def _local_copy(storage: Storage, config: ModelConfig, scratch: Path) -> Path:
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:200]
-        raise ModelError(
+        raise UserError(
             f"model '{config.name}' is neither a folder here nor reachable on the hub ({reason}); "
             "give a folder, an s3://…/ prefix, or the name of a model you can reach"
         ) from error

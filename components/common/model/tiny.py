@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..compat.torchvision import declare_torchvision_operators
 from ..video.config import VideoConfig
 from .config import TinyModelConfig
 
@@ -237,6 +238,7 @@ def build_tiny(config: TinyModelConfig, video: VideoConfig, seed: int) -> tuple[
     Returns:
         (model in float32, processor). The same arguments give the same weights.
     """
+    declare_torchvision_operators()
     from transformers import (
         Qwen2_5_VLConfig,
         Qwen2_5_VLForConditionalGeneration,

@@ -11,13 +11,13 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
+from ..errors import UserError
 from ..storage.names import join
 from ..storage.s3 import Storage
 from ..video.clip import Clip, MediaKind
 from ..video.codec import EncodedClip, stored
 from ..video.config import VideoConfig
 from ..video.workers import Decoder
-from .files import SamplesError
 from .remote_file import _RemoteFile
 from .row_groups import _Groups
 
@@ -91,7 +91,7 @@ class _Clips:
         number, group, row = (int(value) for value in self._places[place])
         record: dict[str, Any] = self._groups.table(number, group).slice(row, 1).to_pylist()[0]
         if record["media_id"] != media_id:
-            raise SamplesError(f"the index of the prepared set names another medium than {media_id}; prepare it again")
+            raise UserError(f"the index of the prepared set names another medium than {media_id}; prepare it again")
         return record
 
     def _read(self, media_id: str) -> Clip:

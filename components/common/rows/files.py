@@ -20,6 +20,7 @@ from typing import IO, Any
 from pydantic import ValidationError
 
 from ..config import describe
+from ..errors import UserError
 from .arrow import rows_schema, to_record, write_records
 from .sample import Sample
 
@@ -28,10 +29,6 @@ MAX_LINE_BYTES = 16 * 2**20
 
 
 _RAW_CHARACTERS = 2000
-
-
-class SamplesError(ValueError):
-    """A file of rows that cannot be read at all: missing, of another format, damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +50,7 @@ def read_samples(source: str | Path | IO[bytes] | IO[str]) -> Iterator[Sample | 
     """The rows of a ``.jsonl`` or ``.parquet`` file, one at a time; an open file is read as JSONL.
 
     Raises:
-        SamplesError: the file is missing, of another kind, or a damaged Parquet file.
+        UserError: the file is missing, of another kind, or a damaged Parquet file.
     """
     for _, row in numbered_samples(source):
         yield row
@@ -70,7 +67,7 @@ def numbered_objects(source: str | Path | IO[bytes] | IO[str]) -> Iterator[tuple
     no JSON. Each with its line or row, from 1.
 
     Raises:
-        SamplesError: as `read_samples`.
+        UserError: as `read_samples`.
     """
     if not isinstance(source, str | Path):
         yield from _from_jsonl(source)
@@ -78,9 +75,9 @@ def numbered_objects(source: str | Path | IO[bytes] | IO[str]) -> Iterator[tuple
     path = Path(source)
     suffix = path.suffix.lower()
     if suffix not in (".jsonl", ".ndjson", ".parquet"):
-        raise SamplesError(f"{path}: rows come as .jsonl or .parquet, not as '{suffix}'")
+        raise UserError(f"{path}: rows come as .jsonl or .parquet, not as '{suffix}'")
     if not path.is_file():
-        raise SamplesError(f"{path}: there is no such file")
+        raise UserError(f"{path}: there is no such file")
     if suffix == ".parquet":
         yield from _from_parquet(path)
         return
@@ -139,7 +136,7 @@ def _from_parquet(path: Path) -> Iterator[tuple[int, Any]]:
                         {k: v for k, v in row.items() if k != "media_id" and not k.startswith("__index_level_")},
                     )
     except (pa.ArrowException, OSError) as error:
-        raise SamplesError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
 
 
 def parse_row(row: Any, number: int) -> Sample | RowError:
@@ -190,7 +187,7 @@ def write_samples(path: str | Path, samples: Iterable[Sample]) -> int:
     """
     path = Path(path)
     if path.suffix.lower() not in (".jsonl", ".ndjson", ".parquet"):
-        raise SamplesError(f"{path}: rows are written as .jsonl or .parquet, not as '{path.suffix}'")
+        raise UserError(f"{path}: rows are written as .jsonl or .parquet, not as '{path.suffix}'")
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         count = (

@@ -12,12 +12,12 @@ from typing import overload
 
 import numpy as np
 
+from ..errors import UserError
 from ..storage.manifest import Manifest
 from ..storage.s3 import Storage
 from ..video.clip import Clip
 from ..video.config import VideoConfig
 from .clips import _Clips
-from .files import SamplesError
 from .row_groups import _RowFiles
 from .sample import Sample
 
@@ -104,14 +104,12 @@ class PreparedSet:
         """The rows of a split, in the order of the set.
 
         Raises:
-            SamplesError: there is no such split.
+            UserError: there is no such split.
         """
         if name not in self._splits:
             paths = [path for path in self._row_paths() if path.name.split("-", 1)[0] == name]
             if not paths:
-                raise SamplesError(
-                    f"no split '{name}' in {self.manifest.uri}; there are: {', '.join(self.split_names)}"
-                )
+                raise UserError(f"no split '{name}' in {self.manifest.uri}; there are: {', '.join(self.split_names)}")
             rows = _RowFiles(paths)
             self._splits[name] = Split(Rows(rows, np.arange(rows.count)), self._clips)
         return self._splits[name]

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .files import RowError, SamplesError, parse_row
+from ..errors import UserError
+from .files import RowError, parse_row
 from .remote_file import _RemoteFile
 from .sample import Sample
 
@@ -62,7 +63,7 @@ class _Groups:
                     )
                 table = self._files[number].read_row_group(group, columns=self._columns, use_threads=False)
             except (pa.ArrowException, OSError) as error:
-                raise SamplesError(
+                raise UserError(
                     f"{source}: damaged ({str(error).splitlines()[0]}); fetch or prepare it again"
                 ) from None
             self._groups[number, group] = table
@@ -113,7 +114,7 @@ class _RowFiles:
     def _parse(self, values: dict[str, Any], index: int) -> Sample:
         sample = parse_row({key: value for key, value in values.items() if key != "media_id"}, index + 1)
         if isinstance(sample, RowError):
-            raise SamplesError(f"{self._paths[0].parent}: {sample}")
+            raise UserError(f"{self._paths[0].parent}: {sample}")
         return sample
 
     def media_id(self, index: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..context import RunContext
+from ..errors import UserError
 
 COMPLETE = "_COMPLETE.json"
 """Marker of a finished folder; written after everything it lists."""
@@ -23,7 +24,7 @@ MANIFEST = "manifest.json"
 """Marker of a finished stage."""
 
 
-class StorageError(RuntimeError):
+class StorageError(UserError):
     """The store cannot be reached, refuses the credentials, or lacks or holds damaged data; one line for a
     person."""
 

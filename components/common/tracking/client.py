@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from ..errors import UserError
 from ..provenance import git_commit
 from ..storage.config import StorageConfig
 from .config import TrackingConfig
@@ -44,7 +45,7 @@ _NO_BUCKET = frozenset({"NoSuchBucket", "AccessDenied", "InvalidAccessKeyId", "S
 """What a store answers where an experiment keeps its artifacts in one that is not ours."""
 
 
-class TrackingError(RuntimeError):
+class TrackingError(UserError):
     """The tracking store cannot be used; one line for a person."""
 
 

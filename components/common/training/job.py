@@ -28,12 +28,6 @@ from ..tracking.run import Tracker
 from .checkpoints import _BASE_MODEL_WAIT_S, CheckpointStore
 from .export import export
 
-# transformers loads the optimiser of several processes on a CPU to the device ``cpu:0``, a name that torch.load does
-# not know: resuming would fail.
-torch.serialization.register_package(
-    5, lambda _: None, lambda storage, tag: storage if tag.startswith("cpu:") else None
-)
-
 
 @dataclass(slots=True)
 class TrainingJob:

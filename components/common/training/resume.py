@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..model.folder import ModelError
+from ..errors import UserError
 from .callbacks import CheckpointCallback
 
 
@@ -18,12 +18,12 @@ def load_weights(model: Any, folder: Path) -> None:
     Trainer loads checkpoints without translating and without insisting: it would go on from random weights.
 
     Raises:
-        ModelError: a weight is missing or left over.
+        UserError: a weight is missing or left over.
     """
     source, info = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
     if info["missing_keys"] or info["unexpected_keys"]:
         odd = sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"]]))
-        raise ModelError(f"{folder}: {len(odd)} weights do not fit the model, among them {', '.join(odd[:3])}")
+        raise UserError(f"{folder}: {len(odd)} weights do not fit the model, among them {', '.join(odd[:3])}")
     model.load_state_dict(source.state_dict(), strict=True)
 
 

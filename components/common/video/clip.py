@@ -9,10 +9,12 @@ from typing import Literal
 
 import numpy as np
 
+from ..errors import UserError
+
 MediaKind = Literal["video", "image"]
 
 
-class DecodeError(ValueError):
+class DecodeError(UserError):
     """A file that cannot become frames, and why. The message does not name the file: the caller knows it."""
 
 

@@ -122,7 +122,7 @@ def curate(
         format_name, roots: see `read_items`.
 
     Raises:
-        CurateError, SamplesError, FormatError: the source, the prompts or the journal cannot be used.
+        CurateError, UserError, FormatError: the source, the prompts or the journal cannot be used.
         EndpointError: a server cannot be used as it is set up; what is decided has been written.
         KeyboardInterrupt: asked to stop (SIGINT, SIGTERM); calls under way were waited for, what is decided has been
             written.

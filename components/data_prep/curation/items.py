@@ -92,7 +92,7 @@ def read_items(
 
     Raises:
         CurateError: the file of segments cannot be read at all.
-        SamplesError, FormatError: the file of rows cannot be read at all.
+        UserError, FormatError: the file of rows cannot be read at all.
     """
     captioned = None if format_name else _captioned_videos(source.path)
     rows = read_rows(source.path, format_name, roots) if captioned is None else None

@@ -117,7 +117,7 @@ def read_rows(path: Path, format_name: str | None = None, roots: Mapping[str, st
 
     Raises:
         FormatError: the format is unknown, or none fits.
-        SamplesError: the file cannot be read at all.
+        UserError: the file cannot be read at all.
     """
     objects = read_objects(path)
     first: list[tuple[int, Any]] = []

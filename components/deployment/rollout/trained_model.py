@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...common.config import ConfigError
+from ...common.errors import UserError
 from ...common.model.prompts import get_template
-from ...common.storage.names import StorageError, join
+from ...common.storage.names import join
 from ...common.storage.s3 import Storage
 from ...common.video.config import VideoConfig
 
@@ -41,7 +41,7 @@ class TrainedModel:
             video = VideoConfig.load(card["video"], join(source, "vthink.json"))
             get_template(card["prompt"])
             return cls(str(card["prompt"]), video, str(config["model_type"]), template)
-        except (StorageError, ConfigError) as error:
+        except UserError as error:
             raise RolloutError(f"{source} cannot be served: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise RolloutError(f"{source} cannot be served: vthink.json or config.json is damaged ({error})") from error

@@ -19,10 +19,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...common.config import ConfigError
 from ...common.launch.process import die_with_owner
 from ...common.storage.config import StorageConfig
-from ...common.storage.names import StorageError
 from ...common.storage.s3 import Storage
 from ..client import API_KEY
 from ..config import ServerConfig
@@ -140,7 +138,7 @@ def run_server(
         cache_dir: where a downloaded model is kept; None: a temporary folder.
 
     Raises:
-        ServerError, ModelError, StorageError: the address or the model cannot be had, in one line.
+        ServerError, UserError: the address or the model cannot be had, in one line.
     """
     check_address(config)
     from ...common.model.load import load_model
@@ -166,14 +164,14 @@ def main(arguments: list[str] | None = None) -> int:
     die_with_owner()
     # Until KServe takes the signals over, one ends the process as usual, with its cleanup.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    from ...common.model.folder import ModelError
+    from ...common.errors import UserError
 
     try:
         config = ServerConfig.load(given.config, "--config")
         changes = {k: v for k, v in {"host": given.host, "port": given.port}.items() if v is not None}
         config = ServerConfig.load(config.model_dump() | changes, "--host/--port")
         run_server(given.model, config, StorageConfig.load(given.storage, "--storage"), given.cache_dir)
-    except (ConfigError, ServerError, ModelError, StorageError) as error:
+    except (UserError, ServerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

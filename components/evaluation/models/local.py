@@ -77,7 +77,7 @@ class LocalModel(_Weights):
         """Args: ``video``: settings of `VideoConfig` in place of those that the model was trained with.
 
         Raises:
-            ModelError: not a model folder.
+            UserError: not a model folder.
         """
         from ...common.model.folder import check_folder, read_card
 

@@ -53,7 +53,7 @@ def open_engine(
 
     Raises:
         EvaluationError: there is no such model.
-        ModelError: it cannot be used.
+        UserError: it cannot be used.
         StorageError: the store lacks it.
     """
     video = video or VideoConfig()

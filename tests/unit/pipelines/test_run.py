@@ -106,7 +106,7 @@ def test_a_second_session_is_refused_but_one_that_only_reads_is_not(elsewhere):
         other = textwrap.dedent(f"""
             from pathlib import Path
             from vthink.pipelines.config import load
-            from vthink.pipelines.run import session
+            from vthink.pipelines.run.session import session
             with session(load("laptop"), Path({str(elsewhere)!r})): pass
         """)
         done = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)

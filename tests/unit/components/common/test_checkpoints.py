@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from vthink.components.common.config import ConfigError
+from vthink.components.common.errors import UserError
 from vthink.components.common.model.config import TinyModelConfig
-from vthink.components.common.model.folder import ModelError
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.storage.names import join
 from vthink.components.common.storage.s3 import Storage
@@ -88,7 +88,7 @@ def test_loading_weights_loads_all_of_them_or_refuses(tmp_path: Path) -> None:
     for (name, expected), found in zip(saved.named_parameters(), model.parameters(), strict=True):
         assert torch.equal(expected, found), name
     deeper, _ = build_tiny(TinyModelConfig(num_layers=3), video, 2)
-    with pytest.raises((ModelError, RuntimeError)):
+    with pytest.raises((UserError, RuntimeError)):
         load_weights(deeper, tmp_path / "saved")
 
 

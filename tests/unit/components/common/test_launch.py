@@ -518,9 +518,11 @@ def test_a_machine_without_rclone_is_told_what_to_install(tmp_path: Path, own_en
 
 WORKER = """
     import argparse, os, signal, subprocess, sys, time
-    from vthink.components.common.launch import die_with_owner, read_job
-    from vthink.components.common.storage import Manifest, Storage
-    from vthink.components.common.config import RunContext
+    from vthink.components.common.launch.process import die_with_owner
+    from vthink.components.common.launch.job import read_job
+    from vthink.components.common.storage.manifest import Manifest
+    from vthink.components.common.storage.s3 import Storage
+    from vthink.components.common.context import RunContext
 
     die_with_owner()
     parser = argparse.ArgumentParser()
@@ -660,13 +662,14 @@ def test_a_job_is_read_from_the_store_that_the_environment_names(
 
 def launcher(run: RunContext, do: str, direct: bool) -> str:
     """A stage's process: the program that calls `run_training`."""
-    replace = "launch.torchrun_command = lambda c, m, uri, d: [sys.executable, *launch.worker_command(m, uri)]"
+    replace = "local.torchrun_command = lambda c, m, uri, d: [sys.executable, *worker_command(m, uri)]"
     return f"""
-from vthink.components.common import launch
-from vthink.components.common.config import RunContext
+from vthink.components.common.launch import local
+from vthink.components.common.launch.job import worker_command
+from vthink.components.common.context import RunContext
 {replace if direct else ""}
 run = RunContext.load({run.to_json()!r})
-launch.run_training(run, "sft", "tiny_worker", {{"do": {do!r}}}, "0123", run.storage.root_uri + "sft/0123/")
+local.run_training(run, "sft", "tiny_worker", {{"do": {do!r}}}, "0123", run.storage.root_uri + "sft/0123/")
 """
 
 

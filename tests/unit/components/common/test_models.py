@@ -1,13 +1,12 @@
 import json
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
+from vthink.components.common.errors import UserError
 from vthink.components.common.model.config import ModelConfig, TinyModelConfig
-from vthink.components.common.model.folder import FAMILIES, ModelError, check_folder, read_card, save_model
+from vthink.components.common.model.folder import FAMILIES, check_folder, read_card, save_model
 from vthink.components.common.model.load import load_model
 from vthink.components.common.model.patch_embedding import PatchEmbedding
 from vthink.components.common.model.store import ensure_base_model, fetch_model
@@ -30,7 +29,7 @@ def test_damaged_weights_are_one_clear_error(tmp_path: Path) -> None:
     save_model(tmp_path / "m", model, processor, {"prompt": "compact/1", "video": VIDEO})
     weights = tmp_path / "m" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="cannot be loaded"):
         load_model(tmp_path / "m")
 
 
@@ -66,7 +65,7 @@ def test_a_process_that_is_not_the_first_waits_for_the_base_model(storage: Stora
     uri = ensure_base_model(storage, ModelConfig(), VIDEO, wait_s=60)
     assert storage.is_complete(uri)
     bringing.join()
-    with pytest.raises(ModelError, match=r"did not bring the base model within 0\.6 s"):
+    with pytest.raises(UserError, match=r"did not bring the base model within 0\.6 s"):
         ensure_base_model(storage, ModelConfig(seed=1), VIDEO, wait_s=0.6)
     assert [info.uri for info in storage.list(storage.config.root_uri) if not info.uri.startswith(uri)] == []
 
@@ -81,13 +80,13 @@ def test_a_local_folder_and_an_s3_prefix_are_base_models_too(storage: Storage, t
         names = {o.uri.removeprefix(prefix) for o in storage.list(prefix)}
         assert "model.safetensors" in names
         assert "optimizer.pt" not in names
-    with pytest.raises(ModelError, match="nothing there"):
+    with pytest.raises(UserError, match="nothing there"):
         ensure_base_model(storage, ModelConfig(name="s3://vthink-test/no/such/"), VIDEO)
 
 
 def test_an_unreachable_hub_model_is_one_clear_line(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ModelError, match="neither a folder here nor reachable on the hub") as caught:
+    with pytest.raises(UserError, match="neither a folder here nor reachable on the hub") as caught:
         ensure_base_model(storage, ModelConfig(name="no-such-org/no-such-model"), VIDEO)
     assert "\n" not in str(caught.value)
 
@@ -110,10 +109,10 @@ def test_unsafe_or_unsupported_folders_are_refused_with_the_reason(tmp_path: Pat
         (folder_with(tmp_path / "e", [1], model__safetensors=b"x"), "not a JSON object"),
     ]
     for folder, reason in cases:
-        with pytest.raises(ModelError, match=reason):
+        with pytest.raises(UserError, match=reason):
             check_folder(folder)
     (tmp_path / "f").mkdir()
-    with pytest.raises(ModelError, match=r"no config\.json"):
+    with pytest.raises(UserError, match=r"no config\.json"):
         check_folder(tmp_path / "f")
     check_folder(folder_with(tmp_path / "g", good, model__safetensors=b"x"))  # the control
 
@@ -125,16 +124,16 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     config["text_config"]["num_hidden_layers"] += 1
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="cannot be loaded"):  # it contradicts its own layer_types
+    with pytest.raises(UserError, match="cannot be loaded"):  # it contradicts its own layer_types
         load_model(tmp_path / "m")
     del config["text_config"]["layer_types"]
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="weights missing"):
+    with pytest.raises(UserError, match="weights missing"):
         load_model(tmp_path / "m")
 
 
 def test_a_model_without_its_card_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no vthink\.json"):
+    with pytest.raises(UserError, match=r"no vthink\.json"):
         read_card(tmp_path)
 
 
@@ -163,37 +162,3 @@ def test_patches_are_embedded_by_a_product_as_by_the_convolution(tmp_path: Path,
     # The control: the weights taken in another order are seen.
     ours.model.visual.patch_embed.proj.weight.data = ours.model.visual.patch_embed.proj.weight.data.flip(-1)
     assert not torch.allclose(ours.model.visual(pixels, grid_thw=grid).pooler_output, found.pooler_output, rtol=1e-2)
-
-
-def test_torchvision_imports_beside_a_cpu_build_of_torch_in_a_new_process() -> None:
-    code = "import vthink, transformers; transformers.Qwen2VLVideoProcessor()"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
-    if torch.version.cuda is None and torch.version.hip is None:
-        # The control: without vthink's import hook the processor cannot be made.
-        alone = subprocess.run([sys.executable, "-c", code.replace("vthink, ", "")], capture_output=True, timeout=120)
-        assert alone.returncode != 0
-
-
-def test_large_imports_leave_the_collector_as_it_was_and_sklearn_for_later() -> None:
-    code = """
-import gc, sys
-import vthink
-searches = []
-gc.callbacks.append(lambda phase, about: searches.append(phase))
-import torch
-assert len(searches) < 20, len(searches)  # hundreds, were the collector at work
-import transformers
-transformers.Qwen2_5_VLForConditionalGeneration, transformers.Trainer
-assert gc.isenabled()
-from transformers.data.metrics import f1_score, pearsonr
-from transformers.generation.candidate_generator import roc_curve
-assert not {"sklearn", "sklearn.metrics", "scipy.stats"} & set(sys.modules)
-assert roc_curve([0, 1], [0.2, 0.8])[1].tolist() == [0.0, 1.0, 1.0]
-assert f1_score([0, 1], [0, 1]) == 1 and pearsonr([0, 1], [0, 1]).statistic == 1
-assert {"sklearn.metrics", "scipy.stats"} <= set(sys.modules)
-gc.disable()
-import trl
-assert not gc.isenabled()
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr

@@ -1,9 +1,10 @@
 import pytest
-from vthink.components.common.model.prompts import TEMPLATES, PromptError, build_messages, get_template, question_text
+from vthink.components.common.errors import UserError
+from vthink.components.common.model.prompts import TEMPLATES, build_messages, get_template, question_text
 
 
 def test_an_unknown_template_is_refused_with_the_known_names() -> None:
-    with pytest.raises(PromptError, match=r"'video_thinker/9'; there are: .*video_thinker/1"):
+    with pytest.raises(UserError, match=r"'video_thinker/9'; there are: .*video_thinker/1"):
         get_template("video_thinker/9")
 
 

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from vthink.components.common.errors import UserError
 from vthink.components.common.rows.files import (
     MAX_LINE_BYTES,
     RowError,
-    SamplesError,
     numbered_samples,
     read_samples,
     to_line,
@@ -189,7 +189,7 @@ def test_a_file_that_holds_no_rows_is_one_clear_error(
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(SamplesError, match=word) as error:
+    with pytest.raises(UserError, match=word) as error:
         list(read_samples(tmp_path / name))
     assert "\n" not in str(error.value)
 

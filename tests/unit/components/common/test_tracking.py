@@ -213,8 +213,8 @@ def test_a_final_value_can_be_replaced(child: RunContext, client: Any) -> None:
 
 KILLED_STAGE = """
     import os, signal, sys
-    from vthink.components.common.config import RunContext
-    from vthink.components.common.tracking import Tracker
+    from vthink.components.common.context import RunContext
+    from vthink.components.common.tracking.run import Tracker
     tracker = Tracker.start(RunContext.load(sys.argv[1]), "sft", "0123", {"rate": 1}, {})
     for step in range(1, 58):
         tracker.log_metrics({"sft/loss": 100.0 - step}, step=step)
@@ -412,8 +412,8 @@ def test_mlflow_writes_to_our_store_and_tells_nobody(context: RunContext) -> Non
 def test_recording_prints_nothing(child: RunContext) -> None:
     program = """
         import sys
-        from vthink.components.common.config import RunContext
-        from vthink.components.common.tracking import Trace, Tracker
+        from vthink.components.common.context import RunContext
+        from vthink.components.common.tracking.run import Trace, Tracker
         with Tracker.start(RunContext.load(sys.argv[1]), "sft", "quiet", {}, {}) as tracker:
             tracker.log_metrics({"sft/loss": 1.0}, step=1)
             tracker.log_text("a", "b")

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from kfp import compiler, dsl, local
 from vthink.components.common.context import RunContext
-from vthink.components.common.rows.files import SamplesError, write_samples
+from vthink.components.common.errors import UserError
+from vthink.components.common.rows.files import write_samples
 from vthink.components.common.rows.prepared import PreparedSet
 from vthink.components.common.rows.sample import Sample
 from vthink.components.common.storage.manifest import Manifest
@@ -94,7 +95,7 @@ def test_rows_come_back_with_exactly_the_frames_that_the_server_would_make(
         assert row.clip.times_s.tolist() == expected.times_s.tolist()
         assert (row.clip.duration_s, row.clip.kind) == (expected.duration_s, "video")
         assert row.sample.media.sha256 == sha256_file(file)
-    with pytest.raises(SamplesError, match="there are: test, train"):
+    with pytest.raises(UserError, match="there are: test, train"):
         data.split("validation")
 
 
@@ -295,7 +296,7 @@ def test_a_source_that_cannot_be_read_is_one_clear_error(run: Run, tmp_path: Pat
     with pytest.raises(objects.FormatError, match="no such file"):
         run(str(tmp_path / "missing.jsonl"))
     (tmp_path / "rows.parquet").write_bytes(b"no parquet")
-    with pytest.raises(SamplesError, match="Parquet"):
+    with pytest.raises(UserError, match="Parquet"):
         run(str(tmp_path / "rows.parquet"))
     with pytest.raises(StorageError, match="does not exist"):
         run(join(run.context.storage.root_uri, "missing.jsonl"))
@@ -351,11 +352,11 @@ def test_a_killed_shard_goes_on_where_it_was_and_gives_the_same_files(
     script = (
         "import sys\n"
         "from vthink.components.common.storage.s3 import Storage\n"
-        "from vthink.components.data_prep import prepare\n"
-        "prepare.PART_MEDIA = 3\n"
+        "from vthink.components.data_prep import shard\n"
+        "shard.PART_MEDIA = 3\n"
         "send = Storage.write_json\n"
         "Storage.write_json = lambda *a: (send(*a), print('part', flush=True), sys.stdin.readline())\n"
-        "prepare.prepare_shard(*sys.argv[1:])\n"
+        "shard.prepare_shard(*sys.argv[1:])\n"
     )
     killed = subprocess.Popen(
         [sys.executable, "-c", script, *arguments, shard],
@@ -659,7 +660,7 @@ def test_a_reader_that_streams_notices_a_damaged_page(
     data = bytearray(file.read_bytes())
     data[data.index(b"\xff\xd8\xff") + 100] ^= 0xFF
     file.write_bytes(data)
-    with pytest.raises(SamplesError, match=r"media/train.*damaged"):
+    with pytest.raises(UserError, match=r"media/train.*damaged"):
         _ = run.open(manifest, tmp_path / "damaged", stream=True).split("train")[0].clip
 
 
@@ -691,10 +692,10 @@ def test_a_second_start_reads_nothing_again_that_was_verified(
 
 _SLOWLY = """
 import sys
-from vthink.components.data_prep import prepare
-prepare.PART_MEDIA = 2
-fetch = prepare._Fetcher.__call__
-prepare._Fetcher.__call__ = lambda self, file: (print(file.uri, flush=True), fetch(self, file))[1]
+from vthink.components.data_prep import prepare, shard
+shard.PART_MEDIA = 2
+fetch = shard._Fetcher.__call__
+shard._Fetcher.__call__ = lambda self, file: (print(file.uri, flush=True), fetch(self, file))[1]
 print(prepare.prepare_data(*sys.argv[1:]), flush=True)
 """
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from vthink.components.common.answers.responses import is_video_thinker_format
 from vthink.components.common.answers.spans import format_span
 from vthink.components.common.answers.writing import write_response
-from vthink.components.common.rows.files import RowError, SamplesError
+from vthink.components.common.errors import UserError
+from vthink.components.common.rows.files import RowError
 from vthink.components.common.rows.sample import Evidence, Media, Sample
 from vthink.components.data_prep import objects
 from vthink.components.data_prep import source as source_module
@@ -325,7 +326,7 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
 def test_a_broken_list_is_an_error_with_its_line(name: str, tmp_path: Path) -> None:
     data, message = BROKEN[name]
     (tmp_path / "rows.json").write_bytes(data if isinstance(data, bytes) else data.encode())
-    with pytest.raises(SamplesError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         list(objects.read_objects(tmp_path / "rows.json"))
     assert "\n" not in str(error.value)
 
@@ -375,7 +376,7 @@ def test_files_that_fit_no_format_are_refused_in_one_line(tmp_path: Path) -> Non
     with pytest.raises(FormatError, match="unknown format 'x'"):
         read_rows(tmp_path / "rows.jsonl", "x")
     (tmp_path / "rows.xml").touch()
-    with pytest.raises(SamplesError, match=r"rows come as \.jsonl"):
+    with pytest.raises(UserError, match=r"rows come as \.jsonl"):
         read_rows(tmp_path / "rows.xml")
 
 

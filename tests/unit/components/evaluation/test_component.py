@@ -31,7 +31,7 @@ import sys
 for name in ("torch", "transformers", "trl", "datasets", "pyarrow", "av", "decord", "PIL", "jiwer", "rouge_score"):
     sys.modules[name] = None
 import vthink.components.evaluation.component, vthink.components.evaluation.config
-import vthink.components.evaluation.gate, vthink.components.evaluation.evaluate, vthink.components.common.report
+import vthink.components.evaluation.gate, vthink.components.evaluation.evaluate, vthink.components.common.html.page
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

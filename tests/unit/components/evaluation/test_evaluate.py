@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from vthink.components.common.config import ConfigError
 from vthink.components.common.context import RunContext
+from vthink.components.common.errors import UserError
 from vthink.components.common.model.config import ModelConfig
 from vthink.components.common.model.store import ensure_base_model
-from vthink.components.common.rows.files import SamplesError
 from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.s3 import Storage
@@ -225,7 +225,7 @@ def test_a_benchmark_that_is_not_known_is_a_mistake_in_the_configuration():
 
 
 def test_a_split_that_is_not_there_is_named(stage):
-    with pytest.raises(SamplesError, match="no split 'holdout'"):
+    with pytest.raises(UserError, match="no split 'holdout'"):
         stage.run(CONFIG.model_copy(update={"split": "holdout"}))
 
 

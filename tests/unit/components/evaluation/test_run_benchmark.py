@@ -631,7 +631,8 @@ def test_a_killed_benchmark_resumes_and_ends_with_the_same_answers(videos, tiny_
     config = CONFIG.model_copy(update={"max_new_tokens": 32})
     whole = run("video-holmes", tmp_path / "data", tiny_model, tmp_path / "whole", config=config, reliance=True)
     code = (
-        "import sys; from pathlib import Path; from vthink.components.evaluation.run_benchmark import run_benchmark as run; "
+        "import sys; from pathlib import Path; "
+        "from vthink.components.evaluation.run_benchmark import run_benchmark as run; "
         "from vthink.components.evaluation.config import EvaluationConfig as E; "
         "from vthink.components.common.model.config import ModelConfig as M; d, m, o, w, c = sys.argv[1:]; "
         "run('video-holmes', d, m, Path(o), config=E.load(c), model_config=M(), work_dir=Path(w), reliance=True)"

@@ -13,9 +13,10 @@ import torch
 from trl import GRPOConfig as TRLConfig
 from trl import GRPOTrainer
 from vthink.components.common.config import ConfigError
+from vthink.components.common.errors import UserError
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
-from vthink.components.common.model.generation import NonFiniteError, Sampling, sample
+from vthink.components.common.model.generation import Sampling, sample
 from vthink.components.common.model.load import tokens_per_second
 from vthink.components.common.model.prompt import BlindInputError
 from vthink.components.common.model.tiny import build_tiny
@@ -495,9 +496,9 @@ def test_broken_numbers_stop_the_training_before_the_weights(build: Build, prepa
     generated = trainer._generate_and_score_completions(inputs_for(rows))
     # Frames that are not finite: a hostile normalisation in a model folder would make them so.
     broken = replace(generated["prompts"][0], pixel_values=generated["prompts"][0].pixel_values * float("nan"))
-    with pytest.raises(NonFiniteError, match="log-probabilities of rows"):
+    with pytest.raises(UserError, match="log-probabilities of rows"):
         trainer._compute_loss(trainer.model, generated | {"prompts": [broken] * G + generated["prompts"][G:]})
-    with pytest.raises(NonFiniteError, match="logits are not finite"):
+    with pytest.raises(UserError, match="logits are not finite"):
         sample(trainer.model, trainer.encoder, [broken], Sampling(max_new_tokens=2))
     # A completion made of vision tokens.
     hostile = generated["completion_ids"].clone()
@@ -508,9 +509,9 @@ def test_broken_numbers_stop_the_training_before_the_weights(build: Build, prepa
     far = generated["ref_per_token_logps"] + 5.0
     with pytest.raises(DivergedError, match=r"KL .* above grpo.max_kl"):
         trainer._compute_loss(trainer.model, generated | {"ref_per_token_logps": far})
-    with pytest.raises(NonFiniteError, match="the loss is"):
+    with pytest.raises(UserError, match="the loss is"):
         trainer._compute_loss(trainer.model, generated | {"advantages": generated["advantages"] * float("inf")})
-    with pytest.raises(NonFiniteError, match="norm of the gradients"):
+    with pytest.raises(UserError, match="norm of the gradients"):
         trainer._get_grad_norm(trainer.model, grad_norm=torch.tensor(float("nan")))
     # The control: the batch as it was.
     assert torch.isfinite(trainer._compute_loss(trainer.model, generated))

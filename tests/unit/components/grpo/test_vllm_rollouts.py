@@ -405,7 +405,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FakeServer]
 
     # The features are in vLLM's own serialisation; `TestWithVLLM` checks the real body.
     monkeypatch.setattr(
-        request_module, "server_payload", lambda asked: {"token_ids": asked.token_ids, "seed": asked.sampling["seed"]}
+        rollouts_module, "server_payload", lambda asked: {"token_ids": asked.token_ids, "seed": asked.sampling["seed"]}
     )
     yield start
     for server in servers:

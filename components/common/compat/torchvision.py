@@ -1,0 +1,37 @@
+"""torchvision 0.28: no wheel for a CPU build of torch.
+
+Every wheel on PyPI is built for CUDA. Beside a CPU build of torch its compiled library cannot be loaded, and
+``import torchvision`` fails with "operator torchvision::nms does not exist", because it describes that operator without
+asking whether it is there (pytorch/vision#9085). transformers imports torchvision with nearly everything.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_library: Any = None
+"""Keeps the declarations alive."""
+
+
+def declare_torchvision_operators() -> None:
+    """Let torchvision be imported beside a CPU build of torch, by declaring the operators that it describes.
+
+    To be called before transformers, trl or peft are imported. It does nothing where torch has an accelerator build,
+    where torchvision is not installed, and where it can be imported as it is. `torchvision.ops.nms` and the codecs
+    stay unavailable; nothing here uses them.
+    """
+    global _library
+    import torch
+
+    if _library is not None or torch.version.cuda is not None or torch.version.hip is not None:
+        return
+    try:
+        import torchvision  # noqa: F401
+    except ModuleNotFoundError:
+        return
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        _library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
