@@ -8,6 +8,7 @@ import typer
 
 from .settings import Overrides, Preset, load
 
+
 def show(preset: Preset = "laptop", overrides: Overrides = None) -> None:
     """Print the whole configuration, defaults included, as YAML that can be edited and used."""
     from ..config import to_yaml

@@ -19,6 +19,7 @@ RowFormat = Annotated[
     ),
 ]
 
+
 def synthesize(
     folder: Annotated[Path, typer.Argument(help="Folder to write: rows.jsonl, videos/, images/.")],
     preset: Preset = "laptop",

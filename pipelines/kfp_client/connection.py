@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ...components.common.compat.kfp import connect
+from ...components.common.retry import Backoff, retry
 from .credentials import credentials
 from .errors import KfpError
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 TIMEOUT_S = (5.0, 60.0)
 """To connect, and to read."""
 _ATTEMPTS = 4
-_PAUSE_S = 1.0
+_BACKOFF = Backoff(first_s=1.0)
 
 
 class KfpConnection:
@@ -46,7 +46,9 @@ class KfpConnection:
         """Whether this KFP tells namespaces apart."""
 
     def _login_page(self) -> KfpError:
-        text = "answered with a web page: it wants a login (--token), or is not the address of the API (often …/pipeline)"
+        text = (
+            "answered with a web page: it wants a login (--token), or is not the address of the API (often …/pipeline)"
+        )
         return KfpError(f"{self.host} {text}", 401)
 
     @property
@@ -81,30 +83,29 @@ class KfpConnection:
 
     def create(self, action: str, create: Callable[[], T], find: Callable[[], T | None]) -> T:
         """Create something under a name of its own, once, although answers may get lost; ``find`` looks it up."""
-        for attempt in range(_ATTEMPTS):
-            try:
-                return self.call(action, create)
-            except KfpError as error:
-                # 409: it arrived at an earlier attempt, or somebody else made the same.
-                if not (error.is_temporary or error.status == 409) or attempt == _ATTEMPTS - 1:
-                    raise
-                time.sleep(_PAUSE_S * 2**attempt)
-                if (found := self.call(action, find)) is not None:
-                    return found
-                if error.status == 409:
-                    raise
-        raise AssertionError("unreachable")
+        sent = False
 
-    def repeat(self, action: str, function: Callable[..., Any], *args: Any) -> None:
+        def find_or_create() -> T:
+            nonlocal sent
+            if sent and (existing := self.call(action, find)) is not None:
+                return existing
+            sent = True
+            return self.call(action, create)
+
+        # 409: it arrived at an earlier attempt, or somebody else made the same.
+        return self._retry(find_or_create, lambda error: error.is_temporary or error.status == 409)
+
+    def repeat(self, action: str, function: Callable[..., T], *args: Any) -> T:
         """Call a function that does no harm twice, until it is answered."""
-        for attempt in range(_ATTEMPTS):
-            try:
-                self.call(action, function, *args)
-                return
-            except KfpError as error:
-                if not error.is_temporary or attempt == _ATTEMPTS - 1:
-                    raise
-                time.sleep(_PAUSE_S * 2**attempt)
+        return self._retry(lambda: self.call(action, function, *args), lambda error: error.is_temporary)
+
+    def _retry(self, call: Callable[[], T], transient: Callable[[KfpError], bool]) -> T:
+        return retry(
+            call,
+            transient=lambda error: isinstance(error, KfpError) and transient(error),
+            attempts=_ATTEMPTS,
+            backoff=_BACKOFF,
+        )
 
 
 def _message(error: Any) -> str:

@@ -90,9 +90,9 @@ def find_data(opened: Session, name: str | None) -> str:
     """The manifest of the prepared set that a person means: a set, rows to prepare, or the configuration's rows."""
     from ...components.data_prep.objects import SUFFIXES
 
-    if given is None or (given.endswith(SUFFIXES) and posixpath.basename(given) != MANIFEST):
-        return prepare_data(opened, given)
-    return find_manifest(opened, given)
+    if name is None or (name.endswith(SUFFIXES) and posixpath.basename(name) != MANIFEST):
+        return prepare_data(opened, name)
+    return find_manifest(opened, name)
 
 
 def find_manifest(opened: Session, name: str) -> str:

@@ -19,10 +19,14 @@ from typing import Any
 import pytest
 import yaml
 from kfp_server import API, Fault, KfpServer
-from vthink.components.common.config import ConfigError
+from typer.testing import CliRunner
+from vthink.components.common.compat import kfp as compat_kfp
 from vthink.components.common.context import RunContext
+from vthink.components.common.errors import UserError
+from vthink.components.common.retry import Backoff
 from vthink.components.deployment.config import DeploymentConfig
 from vthink.pipelines import pipeline
+from vthink.pipelines.cli.main import app
 from vthink.pipelines.config import Config, load
 from vthink.pipelines.kfp_client import connection, runs, submit
 from vthink.pipelines.kfp_client.connection import KfpConnection
@@ -32,6 +36,7 @@ from vthink.pipelines.kfp_client.submit import cron_expression, submit_run
 from vthink.pipelines.run.progress import StageProgress
 
 VTHINK = [sys.executable, "-m", "vthink.pipelines.cli.main"]
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 ALL = ("plan_data", "prepare_shard", "merge_data", "sft", "grpo", "evaluate", "gate", "register", "deploy")
 
 
@@ -56,7 +61,8 @@ def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
     for name in list(os.environ):
         if name.startswith(("KF_PIPELINES_", "VTHINK_OIDC_")):
             monkeypatch.delenv(name)
-    monkeypatch.setattr(connection, "_PAUSE_S", 0.02)
+    monkeypatch.setattr(connection, "_BACKOFF", Backoff(first_s=0.02))
+    monkeypatch.setattr(compat_kfp, "REPEAT_AFTER_S", 0.01)
     monkeypatch.setattr(submit, "compile_to", compile_once)
     server = KfpServer()
     server.start()
@@ -149,15 +155,17 @@ def test_a_recurring_run(kfp: KfpServer, client: KfpConnection, config: Config):
 
 def test_a_wrong_time_is_refused_before_anything_is_sent(kfp: KfpServer, client: KfpConnection, config: Config):
     before = len(kfp.requests)
-    with pytest.raises(ConfigError, match="expected five fields"):
+    with pytest.raises(UserError, match="expected five fields"):
         submit_run(client, config, cron="daily")
     assert len(kfp.requests) == before
     assert cron_expression("1 2 3 4 5 6") == "1 2 3 4 5 6"
 
 
 def test_what_kfp_s_page_gets_by_hand_starts_with_the_settings_that_were_compiled_in(kfp: KfpServer, tmp_path: Path):
-    filled = next(yaml.safe_load_all(pipeline.compile_to(tmp_path / "filled.yaml", load("video_r1_7b")).read_text()))
-    empty = next(yaml.safe_load_all(pipeline.compile_to(tmp_path / "empty.yaml").read_text()))
+    filled, empty = (
+        next(yaml.load_all(pipeline.compile_to(tmp_path / "x.yaml", config).read_text(), LOADER))
+        for config in (load("video_r1_7b"), None)
+    )
     needed = {
         name: {
             key for key, about in spec["root"]["inputDefinitions"]["parameters"].items() if "defaultValue" not in about
@@ -389,7 +397,11 @@ def test_the_log_of_a_stage_is_that_of_its_pods(kfp: KfpServer, client: KfpConne
         pods[1]: "shard 1\n\x1b]0;evil\x07shard 2\x1b[2J\n",
         f"{started[:8]}-plan-data-driver": "noise\n",
     }
-    assert list(runs.stage_log(client, runs.get_run(client, started), "prepare")) == ["3 shards", "shard 1", "]0;evilshard 2"]
+    assert list(runs.stage_log(client, runs.get_run(client, started), "prepare")) == [
+        "3 shards",
+        "shard 1",
+        "]0;evilshard 2",
+    ]
     with pytest.raises(KfpError, match=r"stage sft .* has not started"):
         list(runs.stage_log(client, runs.get_run(client, started), "sft"))
     del kfp.pod_logs[pods[0]]
@@ -400,56 +412,76 @@ def test_the_log_of_a_stage_is_that_of_its_pods(kfp: KfpServer, client: KfpConne
 # --- the command line ---
 
 
-def vthink(kfp: KfpServer, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "KF_PIPELINES_ENDPOINT": kfp.url,
-           "KF_PIPELINES_NAMESPACE": "team", **environment}  # fmt: skip
-    return subprocess.run([*VTHINK, *arguments], capture_output=True, text=True, env=env, timeout=120, check=False)
+@pytest.fixture
+def environment(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a user sets once."""
+    for name, value in {"ENDPOINT": kfp.url, "NAMESPACE": "team"}.items():
+        monkeypatch.setenv(f"KF_PIPELINES_{name}", value)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
 
 
+def vthink(*arguments: str) -> tuple[int, str]:
+    """Exit code and output of a command, in this process."""
+    done = CliRunner().invoke(app, arguments)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.stdout
+
+
+@pytest.mark.usefixtures("environment")
 def test_commands_from_submission_to_the_end(kfp: KfpServer, tmp_path: Path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}\n")
     settings = ["--preset", "laptop", "--set", f"data.source={rows}"]
-    submitted, result = in_background(lambda: vthink(kfp, "submit", *settings, "--wait"))
+    submitted, result = in_background(lambda: vthink("submit", *settings, "--wait"))
     wait_for(lambda: bool(kfp.runs), 60)
     run_id = next(iter(kfp.runs))
     kfp.play(run_id, "SUCCEEDED", **dict.fromkeys(ALL[:7], "SUCCEEDED"), refuse="SUCCEEDED")
     submitted.join(60)
-    assert result[0].returncode == 3, result[0].stderr
-    assert f"/#/runs/details/{run_id}" in result[0].stdout
-    assert "✗ gate refused" in result[0].stdout
+    code, output = result[0]
+    assert code == 3
+    assert f"/#/runs/details/{run_id}" in output
+    assert "✗ gate refused" in output
 
-    unchanged = vthink(kfp, "submit", *settings, "--when-data-changes")
-    assert (unchanged.returncode, len(kfp.runs)) == (0, 1)
-    assert "nothing to do" in unchanged.stdout
+    code, output = vthink("submit", *settings, "--when-data-changes")
+    assert (code, len(kfp.runs)) == (0, 1)
+    assert "nothing to do" in output
     rows.write_text('{"id": "new"}\n')
-    assert vthink(kfp, "submit", *settings, "--when-data-changes").returncode == 0
+    assert vthink("submit", *settings, "--when-data-changes")[0] == 0
     assert len(kfp.runs) == 2
 
-    listed = vthink(kfp, "status").stdout.splitlines()
+    listed = vthink("status")[1].splitlines()
     assert len(listed) == 2
     assert "pending" in listed[0]
     assert "refused" in listed[1]
-    assert "✗ gate" in vthink(kfp, "status", run_id).stdout
-    both = vthink(kfp, "status", "--preset", "laptop", "--workspace", str(tmp_path / "workspace")).stdout.splitlines()
+    assert "✗ gate" in vthink("status", run_id)[1]
+    both = vthink("status", "--preset", "laptop", "--workspace", str(tmp_path / "workspace"))[1].splitlines()
     assert both[:2] == listed
     assert both[-1] == "champion: none yet"
 
 
+@pytest.mark.usefixtures("environment")
+def test_a_mistake_is_one_line():
+    done = subprocess.run([*VTHINK, "status", "none"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("vthink: no run 'none'")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.usefixtures("environment")
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["status", "none"], "no run 'none'"),
         (["submit", "--cron", "daily"], "expected five fields"),
         (["submit", "--cron", "0 3 * * *", "--wait"], "--cron starts runs later"),
+        (["submit", "--every", "9"], "--every needs --when-data-changes"),
     ],
-    ids=["no such run", "not a time", "options that exclude each other"],
+    ids=["not a time", "options that exclude each other", "an option that needs another"],
 )
-def test_a_mistake_is_one_line(kfp: KfpServer, arguments: list[str], said: str):
-    done = vthink(kfp, *arguments)
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+def test_options_that_make_no_sense_are_the_user_s_mistake(arguments: list[str], message: str):
+    with pytest.raises(UserError, match=message):
+        vthink(*arguments)
 
 
 # --- the server that these tests rest on ---

@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+REPEAT_AFTER_S = 0.3
+"""First pause before a reading request is repeated; each is twice the one before."""
+
 # --- the client ---------------------------------------------------------------------------------------------------
 
 
@@ -80,7 +83,7 @@ def connect(
 
     rest.request = bounded
     rest.pool_manager.connection_pool_kw["retries"] = urllib3.Retry(
-        total=3, backoff_factor=0.3, allowed_methods={"GET"}, status_forcelist={429, 502, 503, 504},
+        total=3, backoff_factor=REPEAT_AFTER_S, allowed_methods={"GET"}, status_forcelist={429, 502, 503, 504},
         raise_on_status=False, respect_retry_after_header=False,
     )  # fmt: skip
     return KfpApis(

@@ -12,8 +12,9 @@ from vthink.components.common.config import STAGES
 from vthink.components.common.context import RunContext
 from vthink.pipelines import pipeline
 from vthink.pipelines.config import load, presets
-from vthink.pipelines.run.watch import LAST_TASK, STAGE_OF_TASK
+from vthink.pipelines.run.progress import LAST_TASK, STAGE_OF_TASK
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 TRAINING = ("exec-sft", "exec-grpo")
 LAUNCHERS = {"skip", "keep", "begin", "finish"}
 """Tasks that only steer the graph, or record the run, and belong to no stage."""
@@ -26,7 +27,7 @@ def compiled(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def spec(compiled) -> dict[str, Any]:
-    return next(yaml.safe_load_all(compiled))
+    return next(yaml.load_all(compiled, LOADER))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def pods(compiled) -> dict[str, Any]:
 
 
 def platform(compiled: str) -> dict[str, Any]:
-    _, platforms = yaml.safe_load_all(compiled)
+    _, platforms = yaml.load_all(compiled, LOADER)
     return platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
@@ -107,7 +108,7 @@ def test_every_pod_is_not_root_finds_the_store_and_is_started_again_when_it_is_e
 def test_a_run_on_a_cluster_trains_in_jobs_and_serves_with_kserve_unless_told_otherwise(tmp_path):
     def defaults(*changes: str) -> dict[str, Any]:
         path = pipeline.compile_to(tmp_path / "x.yaml", load("laptop", changes))
-        found = next(yaml.safe_load_all(path.read_text("utf-8")))["root"]["inputDefinitions"]["parameters"]
+        found = next(yaml.load_all(path.read_text("utf-8"), LOADER))["root"]["inputDefinitions"]["parameters"]
         return {name: json.loads(found[name]["defaultValue"]) for name in ("run", "deployment")}
 
     assert defaults()["run"]["launch"]["backend"] == "trainjob"
@@ -198,7 +199,7 @@ import {modules}
 TORCH_FREE = [
     "vthink.pipelines.pipeline",
     "vthink.pipelines.run.execute",
-    "vthink.pipelines.kfp_client.client",
+    "vthink.pipelines.kfp_client.submit",
     "vthink.pipelines.cli.main",
     *(
         f"vthink.components.{stage}.{module}"

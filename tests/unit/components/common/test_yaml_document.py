@@ -11,7 +11,15 @@ VALUES = {"z": 1, "a": {"none": None, "number": 5e-6, "words": ["5e-6", "on", "0
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("5e-6", 5e-6), ("010", 10), ("on", "on"), ("1:30", "1:30"), ("2026-12-01", "2026-12-01"), ("~", None), ("", None)],
+    [
+        ("5e-6", 5e-6),
+        ("010", 10),
+        ("on", "on"),
+        ("1:30", "1:30"),
+        ("2026-12-01", "2026-12-01"),
+        ("~", None),
+        ("", None),
+    ],
 )
 def test_scalars_are_those_of_yaml_1_2_without_dates(text, value):
     assert read_yaml(f"key: {text}\n", "x").values == {"key": value}
