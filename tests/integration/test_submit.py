@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,8 @@ from vthink.components.common.compat import kfp as compat_kfp
 from vthink.components.common.context import RunContext
 from vthink.components.common.errors import UserError
 from vthink.components.common.retry import Backoff
+from vthink.components.common.storage.config import StorageConfig
+from vthink.components.common.tracking.config import TrackingConfig
 from vthink.components.deployment.config import DeploymentConfig
 from vthink.pipelines import pipeline
 from vthink.pipelines.cli.main import app
@@ -419,6 +422,8 @@ def environment(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"KF_PIPELINES_{name}", value)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")
+    impatient = SimpleNamespace(sleep=lambda _: time.sleep(0.05), monotonic=time.monotonic)
+    monkeypatch.setattr(runs, "time", impatient)
 
 
 def vthink(*arguments: str) -> tuple[int, str]:
@@ -430,7 +435,9 @@ def vthink(*arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.usefixtures("environment")
-def test_commands_from_submission_to_the_end(kfp: KfpServer, tmp_path: Path):
+def test_commands_from_submission_to_the_end(
+    kfp: KfpServer, s3: StorageConfig, tracking: TrackingConfig, tmp_path: Path
+):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}\n")
     settings = ["--preset", "laptop", "--set", f"data.source={rows}"]
@@ -456,7 +463,9 @@ def test_commands_from_submission_to_the_end(kfp: KfpServer, tmp_path: Path):
     assert "pending" in listed[0]
     assert "refused" in listed[1]
     assert "✗ gate" in vthink("status", run_id)[1]
-    both = vthink("status", "--preset", "laptop", "--workspace", str(tmp_path / "workspace"))[1].splitlines()
+    stores = ["--set", f"storage.endpoint_url={s3.endpoint_url}", "--set", f"tracking.uri={tracking.uri}"]
+    command = ["status", "--preset", "laptop", *stores, "--workspace", str(tmp_path / "workspace")]
+    both = vthink(*command)[1].splitlines()
     assert both[:2] == listed
     assert both[-1] == "champion: none yet"
 

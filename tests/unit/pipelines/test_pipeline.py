@@ -106,14 +106,12 @@ def test_every_pod_is_not_root_finds_the_store_and_is_started_again_when_it_is_e
 
 
 def test_a_run_on_a_cluster_trains_in_jobs_and_serves_with_kserve_unless_told_otherwise(tmp_path):
-    def defaults(*changes: str) -> dict[str, Any]:
-        path = pipeline.compile_to(tmp_path / "x.yaml", load("laptop", changes))
-        found = next(yaml.load_all(path.read_text("utf-8"), LOADER))["root"]["inputDefinitions"]["parameters"]
-        return {name: json.loads(found[name]["defaultValue"]) for name in ("run", "deployment")}
-
-    assert defaults()["run"]["launch"]["backend"] == "trainjob"
-    assert defaults()["deployment"]["target"] == "kserve"
-    assert defaults("deployment.target=local")["deployment"]["target"] == "local"
+    path = pipeline.compile_to(tmp_path / "x.yaml", load("laptop"))
+    parameters = next(yaml.load_all(path.read_text("utf-8"), LOADER))["root"]["inputDefinitions"]["parameters"]
+    defaults = {name: json.loads(parameters[name]["defaultValue"]) for name in ("run", "deployment")}
+    assert defaults["run"]["launch"]["backend"] == "trainjob"
+    assert defaults["deployment"]["target"] == "kserve"
+    assert pipeline.for_cluster(load("laptop", ["deployment.target=local"])).deployment.target == "local"
 
 
 def test_what_is_compiled_is_exactly_what_kfp_s_definitions_allow(spec, pods):
@@ -141,9 +139,10 @@ def test_a_stage_s_pool_becomes_its_queue_or_its_nodes_and_touches_no_other_stag
         return {name: where for name, pod in pods.items() if (where := {key: pod[key] for key in keys if key in pod})}
 
     queued = {"kueue.x-k8s.io/queue-name": "gpu"}
-    assert placed()["exec-evaluate"] == {"podMetadata": {"labels": queued}}
+    by_queue = placed()
+    assert by_queue["exec-evaluate"] == {"podMetadata": {"labels": queued}}
     # SFT's accelerators are its training job's, and the launcher needs none.
-    assert set(placed()) == {"exec-evaluate", "exec-plan-data", "exec-prepare-shard", "exec-merge-data"}
+    assert set(by_queue) == {"exec-evaluate", "exec-plan-data", "exec-prepare-shard", "exec-merge-data"}
     nodes = placed("launch.cluster.queues=false")["exec-evaluate"]
     assert nodes["nodeSelector"]["labels"] == {"vthink.dev/pool": "gpu"}
     assert [toleration["key"] for toleration in nodes["tolerations"]] == ["vthink.dev/pool", "nvidia.com/gpu"]
