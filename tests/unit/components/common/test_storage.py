@@ -447,7 +447,7 @@ def test_a_name_that_leaves_the_folder_is_refused(storage: Storage, prefix: str,
 UPLOAD = """
     import sys
     from vthink.components.common.storage.config import StorageConfig
-    from vthink.components.common import storage
+    from vthink.components.common.storage import s3 as storage
     storage._JOURNAL_INTERVAL_S = 0.0
     store = storage.Storage(StorageConfig.load(sys.argv[1]))
     def show(done, total):
