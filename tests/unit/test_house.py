@@ -18,7 +18,20 @@ ROOT = Path(__file__).parents[2]
 PRODUCT = ("components", "pipelines")
 MOST_LINES, MANY_LINES, USUAL_LINES = 500, 400, 200
 """No file has more, nine in ten have no more, half of them have no more."""
-HEAVY = ["torch", "torchvision", "transformers", "trl", "deepspeed", "datasets", "kfp", "mlflow", "boto3", "kserve", "decord", "vllm"]
+HEAVY = [
+    "torch",
+    "torchvision",
+    "transformers",
+    "trl",
+    "deepspeed",
+    "datasets",
+    "kfp",
+    "mlflow",
+    "boto3",
+    "kserve",
+    "decord",
+    "vllm",
+]
 
 
 def sources(root: Path) -> dict[str, Path]:
