@@ -26,6 +26,7 @@ from ..components.common.yaml_document import YamlDocument, parse_yaml, read_yam
 from ..components.data_prep.config import CurationConfig, DataPrepConfig
 from ..components.deployment.config import DeploymentConfig
 from ..components.evaluation.config import EvaluationConfig
+from ..components.evaluation.rules import check_evaluated
 from ..components.grpo.config import GRPOConfig
 from ..components.sft.config import SFTConfig
 
@@ -76,6 +77,8 @@ class Config(Section):
     def _check(self) -> Self:
         if not (self.sft.enabled or self.grpo.enabled):
             raise ValueError("sft.enabled and grpo.enabled are both false: nothing is trained")
+        stages = {"sft": self.sft.enabled, "grpo": self.grpo.enabled}
+        check_evaluated(self.evaluation.gate, models=["base", *(name for name, enabled in stages.items() if enabled)])
         if self.model.name == "tiny":
             multiple = {"qwen2_5_vl": 28, "qwen3_vl": 32}[self.model.tiny.family]
             if self.video.size_multiple % multiple:

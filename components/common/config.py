@@ -61,7 +61,9 @@ def known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]
     """The keys that are allowed at ``path`` below ``model`` (empty when the path leaves the typed part)."""
     current: Any = model
     for part in path:
-        if isinstance(part, int) or not (isinstance(current, type) and issubclass(current, BaseModel)):
+        if isinstance(part, int):  # of a list of sections
+            continue
+        if not (isinstance(current, type) and issubclass(current, BaseModel)):
             return []
         field = current.model_fields.get(part)
         if field is None:
@@ -76,6 +78,9 @@ def known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """The first mistake of a pydantic error as one line for a person."""
     errors = error.errors()
+    unknown = [e for e in errors if e["type"] == "extra_forbidden" and e["loc"][:-1] == errors[0]["loc"][:-1]]
+    if errors[0]["type"] == "missing" and unknown:
+        errors = unknown  # the key that is missing is there, misspelt
     # Of a union every branch complains; the one that got furthest into the value is the one that was meant.
     beside = errors[0]["loc"][:-1]
     first = max((e for e in errors if e["loc"][: len(beside)] == beside), key=lambda e: len(e["loc"]))

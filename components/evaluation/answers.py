@@ -1,4 +1,4 @@
-"""What a model said, item by item."""
+"""Answers of a model: asked together, then apart where that fails."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..common.errors import UserError
 from ..common.rows.sample import Sample
 
 logger = logging.getLogger(__name__)
@@ -14,10 +15,6 @@ logger = logging.getLogger(__name__)
 
 SYSTEMIC = 8
 """So many failures in one batch, and nothing but failures, are a broken machine and not broken items."""
-
-
-class EvaluationError(RuntimeError):
-    """An evaluation that cannot be carried out, with the reason and what to do."""
 
 
 class Completion(Protocol):
@@ -43,7 +40,7 @@ alone, one that is raised may be of any."""
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model said to one question, before any grading."""
+    """What a model answered to one question, before any grading."""
 
     id: str
     text: str = ""
@@ -59,11 +56,11 @@ def check_systemic(answers: Sequence[Answer]) -> None:
     """See that a batch did not fail as a whole.
 
     Raises:
-        EvaluationError: it did, and is too large for that to be chance.
+        UserError: it did, and is too large for that to be chance.
     """
     errors = [answer.error for answer in answers if answer.error is not None]
     if len(errors) == len(answers) >= SYSTEMIC:
-        raise EvaluationError(
+        raise UserError(
             f"all {len(errors)} items of a batch failed ({errors[-1]}); nothing of it was recorded: "
             "remove the cause and run again"
         )
@@ -93,16 +90,16 @@ def answer_all(samples: Sequence[Sample], media: Sequence[Any], predict: Predict
         try:
             completions = predict([samples[place] for place in wanted], [media[place] for place in wanted])
             if len(completions) != len(wanted):
-                raise EvaluationError(f"{len(completions)} completions for {len(wanted)} questions")
+                raise UserError(f"{len(completions)} completions for {len(wanted)} questions")
         except Exception as error:
             if len(wanted) == 1:
-                answers[wanted[0]] = _failed(samples[wanted[0]], error)
+                answers[wanted[0]] = failed_answer(samples[wanted[0]], error)
             else:
                 logger.warning("a batch of %d failed (%s); asking smaller ones", len(wanted), one_line(error))
             continue
         for place, completion in zip(wanted, completions, strict=True):
             if isinstance(completion, Exception):
-                answers[place] = _failed(samples[place], completion)
+                answers[place] = failed_answer(samples[place], completion)
                 continue
             answers[place] = Answer(
                 id=samples[place].id,
@@ -114,7 +111,8 @@ def answer_all(samples: Sequence[Sample], media: Sequence[Any], predict: Predict
     return [answers[place] for place in everything]
 
 
-def _failed(sample: Sample, error: Exception) -> Answer:
+def failed_answer(sample: Sample, error: Exception) -> Answer:
+    """The answer to a question that could not be asked."""
     logger.warning("item '%s' failed and counts as wrong: %s", sample.id, one_line(error))
     return Answer(id=sample.id, error=one_line(error))
 

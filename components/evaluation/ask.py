@@ -1,160 +1,109 @@
-"""Asking a model every item under a condition."""
+"""Asking a model the questions of a benchmark, video by video."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ..common.rows.sample import Sample
-from .answers import Answer, EvaluationError, Predict, _failed, answer_all, check_systemic
-from .conditions import Items, clip_for, other_videos, under
-from .config import EvaluationConfig
-from .journal import Journal
+from .answers import Answer, Predict, answer_all, check_systemic, failed_answer
+from .benchmarks.benchmark import QuestionSet
+from .conditions import CONDITIONS, ORDERED, clip_key, other_videos, video_of
+
+Media = Callable[[Iterable[Sample]], Iterator[Any]]
+"""Gives what a model is shown of each sample's video, in order: a clip, a file, or the error of reading it."""
+Keep = Callable[[str, Sequence[Sample], Sequence[Answer]], None]
+"""Takes the answers to some questions under a condition."""
 
 
-def ask(
-    split: Items,
-    indices: Sequence[int],
-    frames: str,
-    predict: Callable[[], Predict],
-    journal: Journal,
-    config: EvaluationConfig,
-    on_items: Callable[[int], None] = lambda count: None,
-) -> list[Answer]:
-    """Ask a model every item under one frame condition.
-
-    Args:
-        split: where the items are.
-        indices: which of them.
-        frames: one of `FRAMES`.
-        predict: gives the model's predictor; called only when something is left to ask.
-        journal: where answers are kept.
-        config: batch size and seed.
-        on_items: told how many more items are answered.
-
-    Returns:
-        An answer per index, in the same order; one that failed carries its error.
-
-    Raises:
-        EvaluationError: a whole batch failed, which says nothing about the model.
-    """
-    others = other_videos(split.samples, config.seed) if frames == "other_video" else {}
-    answers: list[Answer] = []
-    for batch, start in enumerate(range(0, len(indices), config.batch_size)):
-        chosen = indices[start : start + config.batch_size]
-        found = journal.read(batch)
-        if found is None:
-            found = _ask_batch(split, chosen, frames, others, predict(), config.seed)
-            journal.write(batch, found)
-        if [answer.id for answer in found] != [split.samples[index].id for index in chosen]:
-            raise EvaluationError(
-                f"{journal.prefix}: batch {batch} holds other items; delete this prefix and run again"
-            )
-        answers += found
-        on_items(len(chosen))
-    return answers
+def clip_key_of(sample: Sample) -> str:
+    """Names the part of the video that a question is about."""
+    return clip_key(video_of(sample), sample.media.start_s, sample.media.end_s)
 
 
-def _ask_batch(
-    split: Items, indices: Sequence[int], frames: str, others: Mapping[str, int], predict: Predict, seed: int
-) -> list[Answer]:
-    answers: dict[int, Answer] = {}
-    clips: dict[int, Any] = {}
-    for index in indices:
-        try:
-            clips[index] = clip_for(split[index], frames, split, others, seed)
-        except Exception as error:
-            answers[index] = _failed(split.samples[index], error)
-    asked = answer_all([split.samples[index] for index in clips], list(clips.values()), predict)
-    answers |= dict(zip(clips, asked, strict=True))
-    check_systemic(list(answers.values()))
-    return [answers[index] for index in indices]
-
-
-def by_video(samples: Sequence[Sample]) -> list[list[int]]:
-    """Indices of the questions about the same part of the same video, in the order of the first of them."""
-    groups: dict[tuple[str, float | None, float | None], list[int]] = {}
-    for index, sample in enumerate(samples):
-        groups.setdefault((sample.media.uri, sample.media.start_s, sample.media.end_s), []).append(index)
+def by_video(samples: Iterable[Sample]) -> list[list[Sample]]:
+    """The questions about the same part of the same video together, in the order of the first of them."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(clip_key_of(sample), []).append(sample)
     return list(groups.values())
 
 
-def ask_videos(
-    samples: Sequence[Sample],
-    groups: Iterable[Sequence[int]],
-    media: Callable[[Iterable[Sample]], Iterator[Any]],
-    frames: Sequence[str],
+def to_ask(samples: Iterable[Sample], condition: str) -> list[Sample]:
+    """The questions that are asked under a condition; one about an image is asked as it is alone."""
+    return [sample for sample in samples if condition == ORDERED or sample.media.kind == "video"]
+
+
+def ask(
+    questions: QuestionSet,
+    media: Media,
+    conditions: Sequence[str],
     predict: Callable[[], Predict],
-    keep: Callable[[str, Sequence[Answer], Sequence[int]], None],
-    config: EvaluationConfig,
-    asked: Callable[[str, int], bool],
+    keep: Keep,
+    asked: Callable[[str, Sample], bool],
+    *,
+    batch_size: int,
+    seed: int,
 ) -> None:
-    """Ask questions video by video.
+    """Ask what has not been asked, video by video, so that the questions about one share its prefill.
 
     Args:
-        samples: the questions.
-        groups: indices of the questions about one video each, from `by_video`.
-        media: gives the clip (file, or the error of decoding it) for the sample that stands for each group.
-        frames: conditions, of `FRAMES`; an image is asked about as it is alone.
+        questions: what to ask.
+        media: gives the videos.
+        conditions: names, of `CONDITIONS`.
         predict: gives the model's predictor; called only when something is left to ask.
-        keep: takes the answers to some questions under one condition.
-        config: batch size and seed.
+        keep: takes answers, batch by batch.
         asked: whether a question has been asked under a condition.
+        batch_size: questions that are decoded and asked together; a video is not divided.
+        seed: of shuffled frames and exchanged videos.
 
     Raises:
-        EvaluationError: a whole batch failed, which says nothing about the model.
+        UserError: a whole batch failed, which says nothing about the model.
     """
 
-    def left(condition: str, group: Sequence[int]) -> list[int]:
-        if condition != "ordered" and samples[group[0]].media.kind == "image":
-            return []
-        return [index for index in group if not asked(condition, index)]
+    def left(condition: str, samples: Sequence[Sample]) -> list[Sample]:
+        return [sample for sample in to_ask(samples, condition) if not asked(condition, sample)]
 
-    def ask_batch(batch: Sequence[tuple[Sequence[int], Any]]) -> None:
-        for condition in frames:
-            _ask_videos(samples, batch, condition, left, predict, keep, config)
+    def ask_batch(batch: Sequence[tuple[Sequence[Sample], Any]], condition: str) -> None:
+        samples: list[Sample] = []
+        shown: list[Any] = []
+        for group, medium in batch:
+            wanted = left(condition, group)
+            if isinstance(medium, Exception):
+                keep(condition, wanted, [failed_answer(sample, medium) for sample in wanted])
+            elif wanted:
+                samples += wanted
+                shown += [CONDITIONS.get(condition).show(medium, clip_key_of(group[0]), seed)] * len(wanted)
+        if samples:
+            answers = answer_all(samples, shown, predict())
+            check_systemic(answers)
+            keep(condition, samples, answers)
 
-    unfinished = [group for group in groups if any(left(condition, group) for condition in frames)]
-    batch: list[tuple[Sequence[int], Any]] = []
-    for group, medium in zip(unfinished, media(samples[group[0]] for group in unfinished), strict=True):
+    for condition in conditions:
+        lost = [sample for sample in left(condition, questions.samples) if sample.id in questions.missing]
+        keep(condition, lost, [Answer(sample.id, error=questions.missing[sample.id]) for sample in lost])
+    there = [sample for sample in questions.samples if sample.id not in questions.missing]
+    others = other_videos(there, seed)
+    for other_video in (False, True):  # these show other clips, so that they are another round through the videos
+        names = [name for name in conditions if CONDITIONS.get(name).other_video == other_video]
+        groups = [group for group in by_video(there) if any(left(name, group) for name in names)]
+        if other_video:
+            groups = [group for group in groups if video_of(group[0]) in others]
+        wanted = [others[video_of(group[0])] if other_video else group[0] for group in groups]
+        for batch in _batches(zip(groups, media(wanted), strict=True), batch_size):
+            for name in names:
+                ask_batch(batch, name)
+
+
+def _batches(
+    groups: Iterable[tuple[Sequence[Sample], Any]], batch_size: int
+) -> Iterator[list[tuple[Sequence[Sample], Any]]]:
+    batch: list[tuple[Sequence[Sample], Any]] = []
+    for group, medium in groups:
         # A video is not divided: its questions would be taken in twice.
-        if batch and sum(len(other) for other, _ in batch) + len(group) > config.batch_size:
-            ask_batch(batch)
+        if batch and sum(len(other) for other, _ in batch) + len(group) > batch_size:
+            yield batch
             batch = []
         batch.append((group, medium))
     if batch:
-        ask_batch(batch)
-
-
-def _ask_videos(
-    samples: Sequence[Sample],
-    batch: Sequence[tuple[Sequence[int], Any]],
-    condition: str,
-    left: Callable[[str, Sequence[int]], list[int]],
-    predict: Callable[[], Predict],
-    keep: Callable[[str, Sequence[Answer], Sequence[int]], None],
-    config: EvaluationConfig,
-) -> None:
-    indices: list[int] = []
-    media: list[Any] = []
-    for group, medium in batch:
-        wanted = left(condition, group)
-        if isinstance(medium, Exception):
-            keep(condition, [_failed(samples[index], medium) for index in wanted], wanted)
-            continue
-        if condition != "ordered" and wanted:
-            # One order for all questions about a video, so that they can share its prefill.
-            medium = under(medium, condition, clip_key(samples[group[0]]), config.seed)
-        indices += wanted
-        media += [medium] * len(wanted)
-    if not indices:
-        return
-    answers = answer_all([samples[index] for index in indices], media, predict())
-    check_systemic(answers)
-    keep(condition, answers, indices)
-
-
-def clip_key(sample: Sample) -> str:
-    """Names the part of the video that a question is about."""
-    media = sample.media
-    return f"{media.uri}/{media.start_s}/{media.end_s}"
+        yield batch

@@ -34,7 +34,7 @@ def evaluate(
     Returns:
         URI of the stage's manifest.
     """
-    from vthink.components.evaluation.evaluate import run as evaluate_models
+    from vthink.components.evaluation.evaluate import evaluate_models
 
     return evaluate_models(run, config, model, data, sft, grpo, report.path, metrics.log_metric)
 
@@ -51,6 +51,6 @@ def gate(run: str, config: str, evaluation: str) -> str:
     Returns:
         ``pass`` or ``fail``.
     """
-    from vthink.components.evaluation.gate import gate as judge_candidate
+    from vthink.components.evaluation.gate import judge_candidate
 
     return judge_candidate(run, config, evaluation)

@@ -1,32 +1,151 @@
-"""Frame conditions: what a model is shown with a question."""
+"""What a model is shown with a question: the registry of conditions, and the choices that a seed makes.
+
+Adding a condition is one `Condition` here, or in a module of one's own that ``evaluation.conditions`` names
+(``my_module:CONDITION``).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..common.errors import UserError
+from ..common.registry import Registry
 from ..common.rows.sample import Sample
-from .config import EvaluationConfig
-from .expressions import FRAMES
+
+if TYPE_CHECKING:
+    from ..common.video.clip import Clip
 
 NO_VIDEO = object()
 """Stands for the clip (or file) of a question that is asked ``blind``."""
 
 
-class Items(Protocol):
-    """A split of a prepared set."""
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """What becomes of a video before a model is asked about it."""
 
-    @property
-    def samples(self) -> Sequence[Sample]:
-        """The rows without frames."""
+    name: str
+    """In items, results and gate rules."""
+    title: str
+    """In reports."""
+    description: str
+    show: Callable[[Clip, str, int], Any]
+    """What the model is given: of the clip in order, a key of the clip, and the seed (both of random choices)."""
+    other_video: bool = False
+    """Whether the clip is that of another video."""
+    needs_frames: bool = True
+    """Whether frames must be at hand: a model that is sent the file cannot be asked."""
 
-    def __getitem__(self, index: int, /) -> Any:
-        """The row with its clip (``.sample``, ``.clip``)."""
+
+def _shuffled(clip: Clip, key: str, seed: int) -> Clip:
+    return clip.permuted(frame_order(key, len(clip.frames), seed))
+
+
+def _reversed(clip: Clip, key: str, seed: int) -> Clip:
+    return clip.permuted(np.arange(len(clip.frames))[::-1])
+
+
+def _single_frame(clip: Clip, key: str, seed: int) -> Clip:
+    middle = slice(len(clip.frames) // 2, len(clip.frames) // 2 + 1)
+    return replace(clip, frames=clip.frames[middle], times_s=clip.times_s[middle])
+
+
+ORDERED = "ordered"
+"""The condition that every model is asked under, and that the others are compared with."""
+
+_LIST = (
+    Condition(
+        name=ORDERED,
+        title="in order",
+        description="the video as it is",
+        show=lambda clip, key, seed: clip,
+        needs_frames=False,
+    ),
+    Condition(
+        name="shuffled",
+        title="shuffled",
+        description="its frames in a random order, the same for all questions about it, and never the true one",
+        show=_shuffled,
+    ),
+    Condition(
+        name="other_video",
+        title="another video's",
+        description="the frames of another video: accuracy must fall to chance, or questions give answers away",
+        show=lambda clip, key, seed: clip,
+        other_video=True,
+    ),
+    Condition(name="reversed", title="backwards", description="the video played backwards", show=_reversed),
+    Condition(name="single_frame", title="one frame", description="its middle frame alone", show=_single_frame),
+    Condition(
+        name="blind",
+        title="no video",
+        description="the question alone, in the same prompt: what its words give away",
+        show=lambda clip, key, seed: NO_VIDEO,
+        needs_frames=False,
+    ),
+)
+
+CONDITIONS: Registry[Condition] = Registry("condition", Condition, {condition.name: condition for condition in _LIST})
+"""The conditions under which a model can be asked, in the order in which reports show them."""
+
+DEFAULT_CONDITIONS = ("shuffled", "other_video")
+"""Asked under by default; where they are not, reports say so."""
+RELIANCE = ("shuffled", "reversed", "single_frame", "blind")
+"""Conditions under which a model that needs the video, in order, must do worse."""
+
+
+def add_conditions(references: Iterable[str]) -> tuple[str, ...]:
+    """The names of conditions, registered ones or ``my_module:CONDITION``, which are registered.
+
+    Raises:
+        UserError: there is no such condition, or another one has its name.
+    """
+    names = []
+    for reference in references:
+        condition = CONDITIONS.get(reference)
+        if condition.name not in CONDITIONS:
+            CONDITIONS.register(condition.name, condition)
+        elif CONDITIONS.get(condition.name) is not condition:
+            raise UserError(f"condition '{reference}': there is another '{condition.name}'; choose another name")
+        names.append(condition.name)
+    return tuple(dict.fromkeys(names))
+
+
+def condition_title(name: str) -> str:
+    """What reports call a condition; its name where this process does not know it."""
+    return CONDITIONS.get(name).title if name in CONDITIONS else name
+
+
+def which_conditions(wanted: Iterable[str], samples: Sequence[Sample]) -> tuple[list[str], dict[str, str]]:
+    """The conditions that questions are asked under, and why others are left out.
+
+    Args:
+        wanted: names, besides ``ordered``.
+        samples: the questions.
+    """
+    videos = {video_of(sample) for sample in samples if sample.media.kind == "video"}
+    asked: list[str] = [ORDERED]
+    left_out: dict[str, str] = {}
+    for name, condition in CONDITIONS.items():
+        if name == ORDERED:
+            continue
+        if name not in wanted:
+            left_out |= {name: "switched off"} if name in DEFAULT_CONDITIONS else {}
+        elif not videos:
+            left_out[name] = "there are no videos"
+        elif condition.other_video and len(videos) < 2:
+            left_out[name] = "there are fewer than two videos"
+        else:
+            asked.append(name)
+    return asked, left_out
+
+
+# -- choices that depend on a seed ---------------------------------------------------------------------------
 
 
 def seed_of(*parts: object) -> int:
@@ -34,29 +153,21 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big")
 
 
-def video_of(sample: Sample) -> str:
-    """What its items are clustered by: the same file is the same video, whichever part of it is asked
-    about."""
-    return sample.media.sha256 or sample.media.uri
-
-
-def frame_order(sample_id: str, num_frames: int, seed: int) -> np.ndarray:
-    """A random order of ``num_frames`` frames, the same for the same sample and seed, and never the true
-    order."""
-    rng = np.random.default_rng(seed_of(seed, "frames", sample_id))
+def frame_order(key: str, num_frames: int, seed: int) -> np.ndarray:
+    """A random order of ``num_frames`` frames, the same for the same key and seed, and never the true order."""
+    rng = np.random.default_rng(seed_of(seed, "frames", key))
     order = rng.permutation(num_frames)
     while num_frames > 1 and (order == np.arange(num_frames)).all():
         order = rng.permutation(num_frames)
     return order
 
 
-def other_videos(samples: Sequence[Sample], seed: int) -> dict[str, int]:
-    """For each video, the index of a sample about another one whose pixels it gets; empty with fewer than
-    two."""
-    first: dict[str, int] = {}
-    for index, sample in enumerate(samples):
+def other_videos(samples: Iterable[Sample], seed: int) -> Mapping[str, Sample]:
+    """For each video, a sample about another one, whose pixels it gets; empty with fewer than two."""
+    first: dict[str, Sample] = {}
+    for sample in samples:
         if sample.media.kind == "video":
-            first.setdefault(video_of(sample), index)
+            first.setdefault(video_of(sample), sample)
     ring = sorted(first, key=lambda video: seed_of(seed, "other", video))
     if len(ring) < 2:
         return {}
@@ -64,67 +175,24 @@ def other_videos(samples: Sequence[Sample], seed: int) -> dict[str, int]:
 
 
 def choose_items(samples: Sequence[Sample], limit: int | None, seed: int) -> list[int]:
-    """Indices of the items to ask: all, or ``limit`` of them drawn by the seed, in the order of the split."""
+    """Indices of the items to ask: all, or ``limit`` of them drawn by the seed, in the order of the set."""
     indices = list(range(len(samples)))
     if limit is None or limit >= len(indices):
         return indices
     return sorted(sorted(indices, key=lambda index: seed_of(seed, "item", samples[index].id))[:limit])
 
 
-def conditions(config: EvaluationConfig, samples: Sequence[Sample]) -> dict[str, str | None]:
-    """Frame conditions that are wanted by default or by the settings, each with why it is left out, or None."""
-    videos = {video_of(sample) for sample in samples if sample.media.kind == "video"}
-    left_out: dict[str, str | None] = dict.fromkeys(FRAMES)
-    if not config.shuffled:
-        left_out["shuffled"] = "switched off"
-    elif not videos:
-        left_out["shuffled"] = "there are no videos"
-    if not config.other_video_control:
-        left_out["other_video"] = "switched off"
-    elif len(videos) < 2:
-        left_out["other_video"] = "there are fewer than two videos"
-    for frames in ("reversed", "single_frame", "blind"):
-        if not getattr(config, frames):
-            del left_out[frames]  # off unless asked for: nothing to say
-        elif not videos:
-            left_out[frames] = "there are no videos"
-    return left_out
+# -- names ---------------------------------------------------------------------------------------------------
 
 
-def clip_for(item: Any, frames: str, split: Items, others: Mapping[str, int], seed: int) -> Any:
-    """The clip that an item of a prepared set is asked with."""
-    if frames == "other_video":
-        return split[others[video_of(item.sample)]].clip
-    return under(item.clip, frames, item.sample.id, seed)
+def video_of(sample: Sample) -> str:
+    """What its items are clustered by: the same file is the same video, whichever part of it is asked about."""
+    return sample.media.sha256 or sample.media.uri
 
 
-def under(clip: Any, frames: str, key: str, seed: int) -> Any:
-    """A clip as a frame condition shows it.
-
-    Args:
-        clip: frames in order (of a file that is handed on, only ``blind`` is possible).
-        frames: one of `FRAMES` that needs no other video.
-        key: determines the order of ``shuffled``, with ``seed``.
-        seed: of the evaluation.
-
-    Returns:
-        The same times as ``clip``, but for ``single_frame``, which is its middle frame alone, and ``blind``,
-        which is `NO_VIDEO`.
-    """
-    if frames == "shuffled":
-        return clip.permuted(frame_order(key, len(clip.frames), seed))
-    if frames == "reversed":
-        return clip.permuted(np.arange(len(clip.frames))[::-1])
-    if frames == "single_frame":
-        middle = slice(len(clip.frames) // 2, len(clip.frames) // 2 + 1)
-        return replace(clip, frames=clip.frames[middle], times_s=clip.times_s[middle])
-    if frames == "blind":
-        return NO_VIDEO
-    return clip
-
-
-RELIANCE = ("shuffled", "reversed", "single_frame", "blind")
-"""Conditions under which a model that needs the video, in order, must do worse."""
+def clip_key(video: str, start_s: float | None, end_s: float | None) -> str:
+    """Names the part of a video that a question is about."""
+    return f"{video}/{start_s}/{end_s}"
 
 
 def kind_of(sample: Sample) -> str | None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..common.config import Section
-from .expressions import BENCHMARKS, parse
+from ..common.errors import UserError
+from .benchmarks.registry import BENCHMARKS
+from .conditions import DEFAULT_CONDITIONS, ORDERED, add_conditions
+from .metrics import add_metrics
+from .rules import DEFAULT_GATE, GateRule, check_evaluated, translate_expression
+from .statistics import Resampling
 
 
 class Protocol(Section):
@@ -47,17 +53,12 @@ class EvaluationConfig(Section):
     greedy)."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling; without effect at temperature 0."""
-    shuffled: bool = True
-    """Also ask about every video with its frames in random order."""
-    other_video_control: bool = True
-    """Also ask with the pixels of another video: accuracy must fall to chance, or the questions give answers
-    away."""
-    reversed: bool = False
-    """Also ask about every video played backwards."""
-    single_frame: bool = False
-    """Also ask with the middle frame alone."""
-    blind: bool = False
-    """Also ask without the video: what the words of a question give away."""
+    conditions: tuple[str, ...] = DEFAULT_CONDITIONS
+    """Conditions that every video is also asked about under, besides frames in order: ``shuffled``, ``other_video``
+    (the pixels of another one: accuracy must fall to chance, or the questions give answers away), ``reversed``,
+    ``single_frame``, ``blind`` (no video), or ``my_module:CONDITION``."""
+    metrics: tuple[str, ...] = ()
+    """Further metrics of one's own, ``my_module:METRIC``."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Coverage of the intervals."""
     bootstrap_resamples: int = Field(default=2000, ge=100)
@@ -78,26 +79,61 @@ class EvaluationConfig(Section):
     """Items shown with frames in the report."""
     benchmarks: dict[str, str] = Field(default_factory=dict)
     """Public benchmarks that every model of the pipeline is measured on too: name (``video-holmes`` …) → folder or
-    ``s3://…/`` prefix with the published files and the videos. Rules say ``video_holmes.accuracy``, with ``_``."""
-    gate: tuple[str, ...] = (
-        "candidate.ordered.format_rate.value >= 0.9",
-        "candidate.ordered.accuracy.low > base.ordered.accuracy.value",
-        "candidate.ordered.accuracy.value >= champion.ordered.accuracy.low",
-    )
-    """Rules that must all hold before a model is registered (language: `evaluation/expressions.py`)."""
+    ``s3://…/`` prefix with the published files and the videos. Rules name them."""
+    gate: tuple[GateRule, ...] = DEFAULT_GATE
+    """Rules that must all hold before a model is registered (`evaluation/rules.py`)."""
+
+    @field_validator("conditions")
+    @classmethod
+    def _check_conditions(cls, references: tuple[str, ...]) -> tuple[str, ...]:
+        with _as_mistake():
+            add_conditions(references)
+        return references
+
+    @field_validator("metrics")
+    @classmethod
+    def _check_metrics(cls, references: tuple[str, ...]) -> tuple[str, ...]:
+        with _as_mistake():
+            add_metrics(references)
+        return references
 
     @field_validator("benchmarks")
     @classmethod
     def _check_benchmarks(cls, benchmarks: dict[str, str]) -> dict[str, str]:
-        for name in benchmarks:
-            if name.replace("-", "_") not in BENCHMARKS or "_" in name:
-                known = [known.replace("_", "-") for known in BENCHMARKS]
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(known)}"
-                raise ValueError(f"unknown benchmark '{name}'; {hint}")
+        with _as_mistake():
+            for name in benchmarks:
+                BENCHMARKS.get(name)
         return benchmarks
 
-    @field_validator("gate")
+    @field_validator("gate", mode="before")
     @classmethod
-    def _check_gate(cls, rules: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(parse(rule).text for rule in rules)
+    def _refuse_expressions(cls, rules: Any) -> Any:
+        for rule in [rules] if isinstance(rules, str) else rules if isinstance(rules, Sequence) else ():
+            if isinstance(rule, str):
+                raise ValueError(translate_expression(rule))
+        return rules
+
+    @model_validator(mode="after")
+    def _check_gate(self) -> Self:
+        names = [BENCHMARKS.get(reference).name for reference in self.benchmarks]
+        check_evaluated(self.gate, conditions=self.condition_names, benchmarks=names)
+        return self
+
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        """The conditions that are wanted, ``ordered`` first."""
+        return tuple(dict.fromkeys((ORDERED, *add_conditions(self.conditions))))
+
+    @property
+    def resampling(self) -> Resampling:
+        """How sure numbers are to be."""
+        return Resampling(self.confidence, self.bootstrap_resamples, self.seed)
+
+
+@contextmanager
+def _as_mistake() -> Iterator[None]:
+    """Lets an unknown name be a mistake of its field."""
+    try:
+        yield
+    except UserError as error:
+        raise ValueError(str(error)) from None

@@ -1,47 +1,54 @@
-"""Base, SFT and GRPO side by side on the held-out split, or one model on a public benchmark: ask, grade, estimate.
+"""The stage: base, SFT and GRPO side by side on the held-out split, and on the benchmarks of the configuration.
 
-In the pipeline every model is asked every question with ordered frames, and every question about a video again
-with its frames in random order and, as a control, with the pixels of another video. A benchmark is asked the
-same way, but video by video, of whatever answers questions. Grades are computed from the answers at the end.
+Every model is asked every question with frames in order, and every question about a video again under the other
+conditions of the configuration. Answers are kept in the store by model and settings, so that a killed evaluation loses
+a batch, and another gate, or other statistics, ask nothing again.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ... import __version__
 from ..common.context import RunContext
+from ..common.errors import UserError
 from ..common.launch.process import die_with_owner
 from ..common.model.config import ModelConfig
-from ..common.model.prompts import get_template
 from ..common.provenance import git_commit
 from ..common.storage.manifest import Manifest
 from ..common.storage.names import fingerprint, join, stage_prefix
 from ..common.storage.s3 import Storage
 from ..common.video.config import VideoConfig
-from .answers import EvaluationError
-from .ask import ask
 from .captions import left_out_metrics
-from .conditions import Items, choose_items, conditions, video_of
+from .conditions import ORDERED, video_of, which_conditions
 from .config import EvaluationConfig
-from .expressions import FRAMES, check_asked, parse
-from .grade import grade_answer
+from .evaluate_benchmark import folder_media, open_questions
+from .finished import EvaluationManifest
 from .grounding import baseline_items, mean_span
-from .journal import Journal
-from .models.local import StoredModel
-from .results import BenchmarkResult, key_of, parse_benchmark
-from .run_benchmark import run_benchmark
-from .summary import Rows, conclude, flat_metrics, item_traces, items_table, result_table
+from .held_out import HeldOutSplit
+from .item import Item
+from .journal import Journal, StoreLog
+from .measure import conclude, failed_items, measure, settings_of
+from .models.local import LocalModel
+from .models.model import ModelIdentity
+from .records import flat_metrics, item_traces, items_table, result_table
+from .results import (
+    BenchmarkResult,
+    DataReference,
+    EvaluatedModel,
+    EvaluationResult,
+    parse_benchmark,
+)
+from .rules import check_evaluated
+from .summary import comparisons, summarize
 
 
-def run(
+def evaluate_models(
     run_json: str,
     config_json: str,
     model_json: str,
@@ -64,11 +71,11 @@ def run(
         log_metric: also tell this function every metric.
 
     Returns:
-        URI of the evaluation's manifest; its files are ``result``, ``items`` and ``report``.
+        URI of the evaluation's manifest (`EvaluationManifest`).
 
     Raises:
         ConfigError: a mistake in a section.
-        EvaluationError: nothing to evaluate, or a machine that fails every item.
+        UserError: nothing to evaluate, or a machine that fails every item.
         StorageError: the store or something in it is not as expected.
     """
     die_with_owner()
@@ -77,11 +84,12 @@ def run(
     model = ModelConfig.load(model_json, "model")
     storage = Storage(context.storage)
     data = Manifest.read(storage, data_uri)
-    trained = {name: Manifest.read(storage, uri) for name, uri in (("sft", sft_uri), ("grpo", grpo_uri)) if uri}
-    switches = {"ordered": True, "other_video": config.other_video_control}
-    asked = [name for name in FRAMES if switches.get(name, getattr(config, name, False))]
-    for rule in config.gate:
-        check_asked(parse(rule), ["base", *trained], asked, [key_of(name) for name in config.benchmarks])
+    inputs = {"data": data_uri} | {name: uri for name, uri in (("sft", sft_uri), ("grpo", grpo_uri)) if uri}
+    trained = {name: Manifest.read(storage, uri) for name, uri in inputs.items() if name != "data"}
+    try:
+        check_evaluated(config.gate, models=["base", *trained])
+    except ValueError as error:
+        raise UserError(str(error)) from None
     identity = fingerprint(
         "evaluate",
         config.model_dump(mode="json", exclude={"gate"}),  # another gate judges the same numbers
@@ -96,11 +104,10 @@ def run(
     if manifest is not None:
         print(f"evaluate: reused {prefix}")
     else:
-        inputs = {"data": data_uri} | {k: u for k, u in (("sft", sft_uri), ("grpo", grpo_uri)) if u}
         with ExitStack() as stack:
             scratch = context.work_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="vthink-"))
-            evaluation = _Evaluation(context, config, model, storage, data, trained, Path(scratch))
-            manifest = evaluation.carry_out(prefix, identity, inputs)
+            stage = _Stage(context, config, model, storage, data, trained, Path(scratch))
+            manifest = stage.carry_out(prefix, identity, inputs)
     if report_path is not None:
         Path(report_path).parent.mkdir(parents=True, exist_ok=True)
         Path(report_path).write_bytes(storage.read_bytes(manifest.files["report"]))
@@ -110,99 +117,114 @@ def run(
     return manifest.manifest_uri
 
 
-class _Evaluation:
-    def __init__(
-        self,
-        context: RunContext,
-        config: EvaluationConfig,
-        model: ModelConfig,
-        storage: Storage,
-        data: Manifest,
-        trained: Mapping[str, Manifest],
-        work_dir: Path,
-    ) -> None:
-        self.context = context
-        self.config = config
-        self.model = model
-        self.storage = storage
-        self.data = data
-        self.trained = trained
-        self.work_dir = work_dir
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    context: RunContext
+    config: EvaluationConfig
+    model: ModelConfig
+    storage: Storage
+    data: Manifest
+    trained: Mapping[str, Manifest]
+    work_dir: Path
 
     def carry_out(self, prefix: str, identity: str, inputs: dict[str, str]) -> Manifest:
+        """Measure, summarize, report and record."""
         from ..common.model.store import ensure_base_model
         from ..common.rows.prepared import PreparedSet
         from ..common.tracking.run import Tracker
-        from .report.benchmarks import benchmark_page
-        from .report.split import report_page
+        from .report.pages import benchmark_page, evaluation_page
 
         started = time.monotonic()
         config, storage = self.config, self.storage
         with Tracker.start(self.context, "evaluate", identity, config.model_dump(mode="json"), inputs) as tracker:
             prepared = PreparedSet.open(storage, self.data.manifest_uri, self.work_dir / "data")
-            split = prepared.split(config.split)
-            if not len(split.samples):
-                raise EvaluationError(f"split '{config.split}' of {self.data.manifest_uri} is empty; name another")
-            indices = choose_items(split.samples, config.max_items, config.seed)
-            samples = [split.samples[index] for index in indices]
+            split = HeldOutSplit(prepared.split(config.split), config.split, config.max_items, config.seed)
             base = ensure_base_model(storage, self.model, prepared.video)
-            models = {"base": {"uri": base, "fingerprint": base.rstrip("/").rsplit("/", 1)[-1]}}
-            for name, manifest in self.trained.items():
-                models[name] = {"uri": manifest.files["model"], "fingerprint": manifest.fingerprint}
-            left_out = conditions(config, samples)
-            rows, durations_s = self.ask_all(split, indices, models, left_out)
-            typical = mean_span(prepared.split("train").samples)
-            result = conclude(rows, models, baseline_items(samples, durations_s, typical), config)
-            result |= {
-                "split": config.split,
-                "items": len(samples),
-                "videos": len({video_of(sample) for sample in samples}),
-                "left_out": {frames: why for frames, why in left_out.items() if why} | left_out_metrics(samples),
-                "data": {"uri": self.data.manifest_uri, "fingerprint": self.data.fingerprint},
-                "prompt": self.model.prompt,
-                "settings": config.model_dump(mode="json", exclude={"gate"}),
-            }
-            benchmarks = self.measure_benchmarks(models, prepared.video)
-            html = report_page(result, rows, split, indices, config, benchmarks)
-            files = {"result": "result.json", "items": "items.jsonl", "report": "report.html"}
-            files = {name: join(prefix, file) for name, file in files.items()}
-            for one in benchmarks:
-                result["models"][one.model][one.key] = one.cells
-                files[f"benchmarks/{one.model}/{one.key}"] = one.where
-            if benchmarks:
-                page = benchmark_page(benchmarks, config)
-                files["benchmarks"] = join(prefix, "benchmarks.html")
+            models = {"base": ModelIdentity(kind="s3", uri=base, fingerprint=base.rstrip("/").rsplit("/", 1)[-1])}
+            for name, trained in self.trained.items():
+                models[name] = ModelIdentity(kind="s3", uri=trained.files["model"], fingerprint=trained.fingerprint)
+            conditions, left_out = which_conditions(config.condition_names, split.questions.samples)
+            on_split, on_benchmarks = [], []
+            for name, about in models.items():
+                about = about.model_copy(update={"prompt": self.model.prompt})
+                model = LocalModel(lambda uri=about.uri: self._fetch(uri), self.model, config, about)  # type: ignore[misc]
+                on_split.append(self._measure_split(name, model, split, conditions, prepared.video))
+                on_benchmarks += [
+                    self._measure_benchmark(name, model, benchmark, where)
+                    for benchmark, where in config.benchmarks.items()
+                ]
+                model.release()
+            samples = split.questions.samples
+            ordered = [item for result in on_split for item in result.items[ORDERED]]
+            durations_s = {item.id: 0.0 for item in ordered}
+            for item in ordered:  # of the models that were shown it
+                durations_s[item.id] = max(durations_s[item.id], item.duration_s)
+            baselines = baseline_items(samples, durations_s, mean_span(prepared.split("train").samples))
+            result = EvaluationResult(
+                models={
+                    one.model: EvaluatedModel(
+                        uri=models[one.model].uri,
+                        fingerprint=models[one.model].fingerprint,
+                        **one.result.conditions,
+                        **{
+                            other.key: {
+                                condition: cell.with_scores_as_metrics()
+                                for condition, cell in other.result.conditions.items()
+                            }
+                            for other in on_benchmarks
+                            if other.model == one.model
+                        },
+                    )
+                    for one in on_split
+                },
+                baselines={
+                    name: {ORDERED: summarize(items, {}, config.resampling)} for name, items in baselines.items()
+                },
+                comparisons=tuple(comparisons(on_split, config.resampling, held_out=True)),
+                candidate=on_split[-1].model,
+                failed=tuple(failed for one in on_split for failed in failed_items(one.items)),
+                split=config.split,
+                items=len(samples),
+                videos=len({video_of(sample) for sample in samples}),
+                left_out=left_out | left_out_metrics(samples),
+                data=DataReference(uri=self.data.manifest_uri, fingerprint=self.data.fingerprint),
+                prompt=self.model.prompt,
+                settings=config.model_dump(mode="json", exclude={"gate"}),
+            )
+            items = [item for one in on_split for cell in one.items.values() for item in cell]
+            html = evaluation_page(result, on_split, on_benchmarks, split.clip, config)
+            files = EvaluationManifest.files_at(prefix, on_benchmarks)
+            if on_benchmarks:
+                page = benchmark_page(on_benchmarks, config)
                 storage.write_bytes(files["benchmarks"], page.encode())
                 tracker.log_html("benchmark_report", page)
-            items = "".join(json.dumps(row, ensure_ascii=False) + "\n" for cell in rows.values() for row in cell)
-            storage.write_bytes(files["items"], items.encode())
+            storage.write_bytes(files["items"], b"".join(item.to_line() for item in items))
             storage.write_bytes(files["report"], html.encode())
-            storage.write_json(files["result"], result)
+            storage.write_bytes(files["result"], result.model_dump_json(by_alias=True).encode())
             metrics = flat_metrics(result)
-            for one in benchmarks:
-                name = f"evaluation/{one.model}/{one.key}/{one.headline}"
-                metrics[name] = one.cells["ordered"][one.headline]["value"]
+            for one in on_benchmarks:
+                metrics[f"evaluation/{one.model}/{one.key}/{one.headline}"] = one.ordered.scores[one.headline].value
             seconds = round(time.monotonic() - started, 3)
             tracker.log_metrics(metrics | {"time/evaluate_s": seconds})
             tracker.log_table("evaluation", result_table(result))
-            tracker.log_table("evaluation_items", items_table(rows))
+            tracker.log_table("evaluation_items", items_table(items))
             tracker.log_html("evaluation_report", html)
-            tracker.log_traces(item_traces(rows, result["candidate"], config))
+            tracker.log_traces(item_traces(on_split[-1].items[ORDERED], config.report_items, config.seed))
             manifest = Manifest(
                 stage="evaluate",
                 fingerprint=identity,
                 uri=prefix,
                 inputs=inputs | {"base": base},
                 counts={
-                    "items": len(samples),
-                    "videos": result["videos"],
-                    "asked": sum(map(len, rows.values())),
-                    "failed": len(result["failed"]),
+                    "items": result.items,
+                    "videos": result.videos,
+                    "asked": len(items),
+                    "failed": len(result.failed),
                 },
                 metrics=metrics,
                 files=files,
                 config=config.model_dump(mode="json"),
-                details={"candidate": result["candidate"], "data_fingerprint": self.data.fingerprint},
+                details={"candidate": result.candidate, "data_fingerprint": self.data.fingerprint},
                 mlflow_run_id=tracker.run_id,
                 seconds=seconds,
                 git_commit=git_commit(),
@@ -210,90 +232,50 @@ class _Evaluation:
             manifest.write(storage)
             return manifest
 
-    def ask_all(
-        self,
-        split: Items,
-        indices: Sequence[int],
-        models: Mapping[str, Mapping[str, str]],
-        left_out: Mapping[str, str | None],
-    ) -> tuple[Rows, list[float]]:
-        """Graded items of every model and condition, and the length of every asked item's clip in seconds."""
-        answer_format = get_template(self.model.prompt).answer_format
-        videos = [index for index in indices if split.samples[index].media.kind == "video"]
-        asked = {frames: indices if frames == "ordered" else videos for frames, why in left_out.items() if not why}
-        rows: Rows = {}
-        durations_s = [0.0] * len(indices)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, transient=True) as progress:
-            task = progress.add_task("evaluate", total=len(models) * sum(map(len, asked.values())))
-            for model, about in models.items():
-                loaded = StoredModel(self.storage, about["uri"], self.model, self.config, self.work_dir)
-                for frames, chosen in asked.items():
-                    progress.update(task, description=f"{model}, {frames.replace('_', ' ')}")
-                    began = time.monotonic()
-                    journal = Journal(self.storage, self.answers_prefix(about, frames))
-                    answers = ask(
-                        split,
-                        chosen,
-                        frames,
-                        loaded.predict,
-                        journal,
-                        self.config,
-                        lambda count: progress.advance(task, count),
-                    )
-                    rows[model, frames] = [
-                        grade_answer(split.samples[index], answer, model, frames, answer_format)
-                        for index, answer in zip(chosen, answers, strict=True)
-                    ]
-                    right = sum(row["correct"] for row in rows[model, frames])
-                    print(
-                        f"evaluate: {model}, {frames}: {right} of {len(chosen)} right, "
-                        f"{time.monotonic() - began:.1f} s",
-                        flush=True,
-                    )
-                    if frames == "ordered":
-                        durations_s = [
-                            max(pair) for pair in zip(durations_s, (a.duration_s for a in answers), strict=True)
-                        ]
-                loaded.release()
-        return rows, durations_s
+    def _fetch(self, uri: str) -> Path:
+        from ..common.model.store import fetch_model
 
-    def measure_benchmarks(self, models: Mapping[str, Mapping[str, str]], video: VideoConfig) -> list[BenchmarkResult]:
-        """Every model on every benchmark of the configuration; what was measured before is read again."""
-        found = []
-        for name, where in self.config.benchmarks.items():
-            for model, about in models.items():
-                identity = fingerprint("benchmark", name, where, self.answers_prefix(about, "ordered"))
-                prefix = join(self.context.storage.root_uri, "evaluate", "benchmarks", identity + "/")
-                files = [join(prefix, file) for file in ("items.jsonl", "result.json")]
-                if not self.storage.exists(files[-1]):  # which is written last
-                    output = self.work_dir / "benchmarks" / identity
-                    run_benchmark(
-                        name,
-                        where,
-                        about["uri"],
-                        output,
-                        config=self.config,
-                        model_config=self.model,
-                        work_dir=self.work_dir,
-                        video=video,
-                        storage=self.storage,
-                    )
-                    for file in files:
-                        self.storage.write_bytes(file, (output / file.rpartition("/")[2]).read_bytes())
-                items, result = (self.storage.read_bytes(file) for file in files)
-                found.append(parse_benchmark(result, items, prefix, model))
-                score = found[-1].cells["ordered"][found[-1].headline]["value"]
-                print(f"evaluate: {model}, {name}: {found[-1].headline} {score:.4f}", flush=True)
-        return found
+        return fetch_model(self.storage, uri, self.work_dir)
 
-    def answers_prefix(self, about: Mapping[str, str], frames: str) -> str:
-        """Where the answers of one model under one condition are kept: named by all that determines them."""
-        settings = ("split", "batch_size", "max_new_tokens", "temperature", "top_p", "seed", "max_items")
+    def _measure_split(
+        self, name: str, model: LocalModel, split: HeldOutSplit, conditions: Sequence[str], video: VideoConfig
+    ) -> BenchmarkResult:
+        began = time.monotonic()
+        with Journal(StoreLog(self.storage, self._answers_prefix(model.about))) as journal:
+            items = measure(split.questions, split.media, model, journal, conditions, self.config, name)
+        for condition, cell in items.items():
+            right = sum(item.correct for item in cell)
+            print(f"evaluate: {name}, {condition}: {right} of {len(cell)} right", flush=True)
+        print(f"evaluate: {name}: {time.monotonic() - began:.1f} s", flush=True)
+        settings = settings_of(split.questions, model, video, self.config)
+        return BenchmarkResult(name, "", conclude(split.questions, items, settings, self.config), items)
+
+    def _measure_benchmark(self, name: str, model: LocalModel, benchmark: str, data: str) -> BenchmarkResult:
+        """A model on a public benchmark; what was measured before is read again."""
+        storage, config = self.storage, self.config
+        answers = fingerprint("benchmark", benchmark, data, self._answers_prefix(model.about))
+        prefix = join(storage.config.root_uri, "evaluate", "benchmarks", answers + "/")
+        result_uri, items_uri = (join(prefix, file) for file in ("result.json", "items.jsonl"))
+        if not storage.exists(result_uri):  # which is written last
+            questions, source = open_questions(benchmark, data, config, storage, self.work_dir)
+            media = folder_media(source, model.video, config.decode_workers)
+            with Journal(StoreLog(storage, join(prefix, "answers/"))) as journal:
+                cells: Mapping[str, Sequence[Item]] = measure(questions, media, model, journal, [ORDERED], config)
+            settings = settings_of(questions, model, model.video, config)
+            result = conclude(questions, cells, settings, config, data=data)
+            storage.write_bytes(items_uri, b"".join(item.to_line() for cell in cells.values() for item in cell))
+            storage.write_bytes(result_uri, result.model_dump_json(by_alias=True).encode())
+        one = parse_benchmark(storage.read_bytes(result_uri), storage.read_bytes(items_uri), prefix, name)
+        score = one.ordered.scores[one.headline].value
+        print(f"evaluate: {name}, {benchmark}: {one.headline} {score:.4f}", flush=True)
+        return one
+
+    def _answers_prefix(self, about: ModelIdentity) -> str:
+        """Where the answers of one model are kept: named by all that determines them, whatever the condition."""
+        settings = ("split", "max_new_tokens", "temperature", "top_p", "seed", "max_items")
         identity = fingerprint(
             "answers",
-            dict(about),
-            frames,
+            [about.uri, about.fingerprint],
             {name: getattr(self.config, name) for name in settings},
             [self.model.prompt, self.model.dtype, self.model.attention],
             self.data.fingerprint,

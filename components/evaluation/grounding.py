@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from ..common.answers import spans as spans_module
 from ..common.rows.sample import Sample
-from .conditions import kind_of, video_of
+from .conditions import ORDERED, kind_of, video_of
+from .item import Item
 
 MAX_CLUES = 5
 """CG-Bench reads no more intervals of a response than these."""
@@ -47,17 +47,32 @@ def mean_span(samples: Iterable[Sample]) -> spans_module.Span | None:
 
 
 def baseline_items(
-    samples: Sequence[Sample], durations_s: Sequence[float], typical: spans_module.Span | None
-) -> dict[str, list[dict[str, Any]]]:
-    """Grounding that needs no model: always the whole clip, and always the mean span of the training data."""
-    rows: dict[str, list[dict[str, Any]]] = {"whole_clip": [], "mean_training_span": []}
-    for sample, duration_s in zip(samples, durations_s, strict=True):
-        if not sample.evidence:
-            continue
-        row: dict[str, Any] = {"id": sample.id, "video": video_of(sample), "error": None}
-        row |= {"problem_type": sample.problem_type, "kind": kind_of(sample)}
-        rows["whole_clip"].append(row | {"metrics": grounding([(0.0, duration_s)], sample)})
-        if typical is not None:
-            span = (min(typical[0], duration_s), min(typical[1], duration_s))
-            rows["mean_training_span"].append(row | {"metrics": grounding([span], sample)})
-    return {name: found for name, found in rows.items() if found}
+    samples: Iterable[Sample], durations_s: Mapping[str, float], typical: spans_module.Span | None
+) -> dict[str, list[Item]]:
+    """Grounding that needs no model: always the whole clip, and always the mean span of the training data.
+
+    Args:
+        samples: the questions.
+        durations_s: length of each one's clip, by id.
+        typical: the mean span, from `mean_span`.
+    """
+    baselines: dict[str, list[Item]] = {"whole_clip": [], "mean_training_span": []}
+    for sample in samples:
+        if sample.evidence:
+            duration_s = durations_s[sample.id]
+            baselines["whole_clip"].append(_baseline_item(sample, (0.0, duration_s)))
+            if typical is not None:
+                span = (min(typical[0], duration_s), min(typical[1], duration_s))
+                baselines["mean_training_span"].append(_baseline_item(sample, span))
+    return {name: items for name, items in baselines.items() if items}
+
+
+def _baseline_item(sample: Sample, span: spans_module.Span) -> Item:
+    return Item(
+        id=sample.id,
+        video=video_of(sample),
+        condition=ORDERED,
+        problem_type=sample.problem_type,
+        kind=kind_of(sample),
+        metrics=dict(grounding([span], sample)),
+    )

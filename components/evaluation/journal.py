@@ -1,133 +1,142 @@
-"""Answers that are kept, so that nothing is asked twice."""
+"""Items that are kept as they are answered, so that nothing is asked twice.
+
+In a folder the journal is ``items.jsonl`` itself: lines are appended and forced to disk batch by batch, and a line that
+was cut off is dropped. In the store every batch is an object of its own: what a killed evaluation can lose is a batch.
+"""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+import uuid
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Protocol, Self
 
+from ..common.errors import UserError
 from ..common.storage.names import join
 from ..common.storage.s3 import Storage
-from .answers import Answer, EvaluationError
+from .item import Item, read_item
 
 
-class Journal:
-    """Answers in the store, one object per batch, so that a killed evaluation asks nothing twice."""
+class Log(Protocol):
+    """Where the lines of a journal are."""
 
-    def __init__(self, storage: Storage, prefix: str) -> None:
-        self.storage = storage
-        self.prefix = prefix
-        self.finished = {info.uri for info in storage.list(prefix)}
+    def read(self) -> Sequence[Item]:
+        """The items that were kept, in the order in which they were."""
 
-    def _uri(self, batch: int) -> str:
-        return join(self.prefix, f"batch-{batch:06d}.jsonl")
+    def append(self, items: Sequence[Item]) -> None:
+        """Keep more; when this returns they stay."""
 
-    def missing(self, num_batches: int) -> bool:
-        """Whether any of the batches has not been asked."""
-        return any(self._uri(batch) not in self.finished for batch in range(num_batches))
-
-    def read(self, batch: int) -> list[Answer] | None:
-        """The answers of a batch, or None when it has not been asked."""
-        if self._uri(batch) not in self.finished:
-            return None
-        lines = self.storage.read_bytes(self._uri(batch)).decode().splitlines()
-        return [Answer(**{**(row := json.loads(line)), "token_ids": tuple(row["token_ids"])}) for line in lines]
-
-    def write(self, batch: int, answers: Iterable[Answer]) -> None:
-        """Keep the answers of a batch."""
-        text = "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
-        self.storage.write_bytes(self._uri(batch), text.encode())
-        self.finished.add(self._uri(batch))
+    def close(self) -> None:
+        """Let others write."""
 
 
-class ItemJournal:
-    """Graded items in a file, one per line: what is there has been asked.
-
-    Lines are appended and forced to disk batch by batch; a line that was cut off is dropped. One process at a
-    time (the file is locked).
-    """
+class FileLog:
+    """A file of items, one per line; one process at a time (the file is locked)."""
 
     def __init__(self, path: Path) -> None:
         """Open or begin the file.
 
         Raises:
-            EvaluationError: another process writes it, or it holds something else.
+            UserError: another process writes it.
         """
         self.path = path
-        self.rows: dict[tuple[str, str], dict[str, Any]] = {}
-        """By (frames, id)."""
         self._file: IO[bytes] = path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
-            raise EvaluationError(f"{path}: another evaluation is writing it; give another --output") from None
-        try:
-            self._read()
-        except EvaluationError:
-            self._file.close()
-            raise
+            raise UserError(f"{path}: another evaluation is writing it; give another --output") from None
 
-    def _read(self) -> None:
+    def read(self) -> Sequence[Item]:
+        """See `Log`.
+
+        Raises:
+            UserError: it holds something else.
+        """
         self._file.seek(0)
         lines = self._file.read().split(b"\n")
-        kept = 0
+        items: list[Item] = []
+        whole = 0
         for number, line in enumerate(lines[:-1], 1):
             try:
-                row = json.loads(line)
-                self.rows[row["frames"], row["id"]] = row
-            except (ValueError, TypeError, KeyError, RecursionError):
+                items.append(read_item(line, f"{self.path}, line {number}"))
+            except UserError:
                 if number == len(lines) - 1:  # cut off, or blocks of the file that never reached the disk
                     break
-                raise EvaluationError(f"{self.path}, line {number}: not an item of an evaluation") from None
-            kept += len(line) + 1
-        self._file.truncate(kept)
+                raise
+            whole += len(line) + 1
+        self._file.truncate(whole)
+        return items
+
+    def append(self, items: Sequence[Item]) -> None:
+        """See `Log`."""
+        self._file.write(b"".join(item.to_line() for item in items))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """See `Log`."""
+        self._file.close()
+
+
+class StoreLog:
+    """Items in the store below a prefix, an object per batch."""
+
+    def __init__(self, storage: Storage, prefix: str) -> None:
+        self._storage = storage
+        self.prefix = prefix
+        self._number = 0
+
+    def read(self) -> Sequence[Item]:
+        """See `Log`."""
+        pieces = sorted(piece.uri for piece in self._storage.list(self.prefix))
+        self._number = len(pieces)
+        lines = ((uri, line) for uri in pieces for line in self._storage.read_bytes(uri).splitlines())
+        return [read_item(line, uri) for uri, line in lines]
+
+    def append(self, items: Sequence[Item]) -> None:
+        """See `Log`."""
+        name = f"{self._number:06d}-{uuid.uuid4().hex[:8]}.jsonl"  # no name that another process could take
+        self._storage.write_bytes(join(self.prefix, name), b"".join(item.to_line() for item in items))
+        self._number += 1
+
+    def close(self) -> None:
+        """See `Log`."""
+
+
+class Journal:
+    """Items by (condition, id): what is there has been asked; the last line of a key counts. A context manager."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        try:
+            self.items: dict[tuple[str, str], Item] = {_key(item): item for item in log.read()}
+        except BaseException:
+            log.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._log.close()
 
-    def close(self) -> None:
-        """Let others write."""
-        self._file.close()
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        return key in self.items
 
-    def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Keep items; when this returns they are on the disk."""
-        rows = list(rows)
-        self._file.write(b"".join(line_of(row) for row in rows))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.rows |= {(row["frames"], row["id"]): row for row in rows}
+    def append(self, items: Iterable[Item]) -> None:
+        """Keep items, in place of earlier ones of the same key; when this returns they stay."""
+        items = list(items)
+        if items:
+            self._log.append(items)
+            self.items |= {_key(item): item for item in items}
 
-    def forget_failed(self) -> int:
-        """Take out the items that failed, so that they are asked again; their number."""
-        failed = [key for key, row in self.rows.items() if row["error"] is not None]
-        for key in failed:
-            del self.rows[key]
-        if failed:
-            self._file.truncate(0)
-            self.append(self.rows.values())
-        return len(failed)
+    def forget_failed(self) -> None:
+        """Leave out the items that failed, so that they are asked again."""
+        self.items = {key: item for key, item in self.items.items() if item.error is None}
 
 
-def line_of(row: Mapping[str, Any]) -> bytes:
-    """An item as a line of ``items.jsonl``."""
-    return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-
-
-def answer_of(row: Mapping[str, Any]) -> Answer:
-    """What was said, from the item that was kept."""
-    return Answer(
-        id=row["id"],
-        text=row["response"],
-        token_ids=tuple(row["token_ids"]),
-        finish_reason=row["finish_reason"],
-        duration_s=row["duration_s"],
-        error=row["error"],
-    )
+def _key(item: Item) -> tuple[str, str]:
+    return item.condition, item.id

@@ -1,146 +1,210 @@
-"""Finished evaluations, read back: what `vthink evaluate --benchmark` left in a folder, for reports and gates.
+"""What an evaluation leaves, as typed values: `Result` of one model on one benchmark, `EvaluationResult` of the stage.
 
 ``result.json`` and ``items.jsonl`` may come from anywhere, so nothing in them is believed before it is checked.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.dataclasses import dataclass as checked
 
-from .benchmarks.registry import BENCHMARKS
-from .config import EvaluationConfig
-from .expressions import FRAMES
-from .grade import Row
-from .scores import Score
-from .statistics import Difference, paired_difference
+from ..common.errors import UserError
+from ..common.storage.names import fingerprint
+from .benchmarks.registry import BENCHMARKS, benchmark_key
+from .conditions import CONDITIONS, ORDERED
+from .item import Item, first_mistake, read_items
+from .models.model import ModelIdentity
+from .scores import Score, metric_score
+from .statistics import Difference, Estimate
 
+HELD_OUT = "held-out"
+"""Name of the held-out split as a benchmark."""
 MAX_RESULT_BYTES = 64 * 2**20
 """Largest ``result.json`` that is read."""
 
+Estimates = dict[str, Estimate]
+"""By metric or score."""
+Group = tuple[str, str]
+"""``("by_kind", "direction")`` or ``("by_type", "regression")``: some of the items."""
 
-class ResultError(ValueError):
-    """A folder that does not hold a finished evaluation, in one line: which file, and what to do."""
+
+class _Record(BaseModel):
+    """A part of a file: other keys are left out."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False, populate_by_name=True)
 
 
-def key_of(benchmark: str) -> str:
-    """A benchmark's name as gate rules say it: ``video_holmes`` for ``video-holmes``."""
-    return re.sub(r"\W+", "_", benchmark).strip("_")
+class Cell(_Record):
+    """One model under one condition. In the file the metrics stand beside the other keys."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: Estimates = Field(init=False)
+
+    scores: Estimates = {}
+    """The figures of the benchmark."""
+    by_type: dict[str, Estimates] = {}
+    by_kind: dict[str, Estimates] = {}
+    by: dict[str, dict[str, Estimates]] = {}
+    """Further breakdowns: dimension → value → metrics."""
+    failed: int = 0
+
+    @property
+    def metrics(self) -> Estimates:
+        """Metrics over all items."""
+        return self.__pydantic_extra__
+
+    @property
+    def groups(self) -> dict[Group, Estimates]:
+        """Metrics by kind and by problem type."""
+        parts = {"by_type": self.by_type, "by_kind": self.by_kind}
+        return {(by, name): estimates for by, groups in parts.items() for name, estimates in groups.items()}
+
+    def with_scores_as_metrics(self) -> Cell:
+        """The same, with scores in place of the metrics of their names."""
+        breakdowns: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
+        return Cell(**breakdowns | self.metrics | self.scores)
+
+    def estimate(self, metric: str, group: Group | None = None) -> Estimate | None:
+        """A score or metric, over all items or those of a group; None where it was not measured."""
+        if group is not None:
+            return self.groups.get(group, {}).get(metric)
+        return self.scores.get(metric) or self.metrics.get(metric)
+
+
+def _checked_conditions(cells: dict[str, Cell]) -> dict[str, Cell]:
+    for name in cells:
+        if name not in CONDITIONS:
+            raise ValueError(f"'{name[:40]}' is not a condition")
+    if ORDERED not in cells:
+        raise ValueError(f"'{ORDERED}' is missing")
+    return cells
+
+
+class FailedItem(_Record):
+    """A question that got no answer."""
+
+    id: str
+    condition: str = Field(validation_alias="frames", serialization_alias="frames")
+    error: str
+    model: str | None = None
+
+    @field_validator("condition")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in CONDITIONS:
+            raise ValueError(f"'{name[:40]}' is not a condition")
+        return name
+
+
+class Settings(_Record):
+    """Everything that the answers of a model to a benchmark depend on."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    benchmark: str = ""
+    model: ModelIdentity = ModelIdentity()
+    protocol: str | None = None
+    video: dict[str, Any] | None = None
+    """`VideoConfig` of the frames; null where the model was given the files."""
+    temperature: float | None = None
+    top_p: float | None = None
+    max_new_tokens: int | None = None
+    seed: int = 0
+    max_items: int | None = None
+    questions: str
+    """Fingerprint of the questions and of the answers that are held true."""
+    files: dict[str, str] = {}
+    """SHA-256 of the annotation files by name."""
+
+
+class Result(_Record):
+    """``result.json`` of one model on one benchmark."""
+
+    benchmark: str
+    title: str
+    asks: str = ""
+    source: str
+    traps: tuple[str, ...] = ()
+    model: ModelIdentity
+    headline: str
+    metrics: Estimates = {}
+    """Scores and abilities, frames in order."""
+    definitions: dict[str, str] = {}
+    conditions: dict[str, Cell]
+    failed: tuple[FailedItem, ...] = ()
+    data: str = ""
+    items: int
+    videos: int
+    missing_videos: int = 0
+    left_out: dict[str, str] = {}
+    """What was not measured, and why."""
+    settings: Settings
+    confidence: float = 0.95
+    reliance: dict[str, Difference | None] = {}
+    """The headline, ordered − another condition, paired."""
+    asked_now: int = 0
+    """Answers of this run; the others were kept from earlier ones."""
+    seconds: float = 0.0
+    version: str = ""
+    git_commit: str | None = None
+
+    @field_validator("conditions")
+    @classmethod
+    def _known(cls, cells: dict[str, Cell]) -> dict[str, Cell]:
+        return _checked_conditions(cells)
+
+    @model_validator(mode="after")
+    def _headline_is_a_score(self) -> Self:
+        if self.headline not in self.conditions[ORDERED].scores:
+            raise ValueError(f"headline '{self.headline[:40]}' is none of the scores")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkResult:
-    """One model on one benchmark."""
+    """One model on one benchmark (the held-out split is one), with its items."""
 
     model: str
     """What the reader calls it."""
     where: str
-    result: Mapping[str, Any]
-    """Contents of ``result.json``."""
-    rows: Mapping[str, list[dict[str, Any]]]
-    """Items by frame condition."""
+    result: Result
+    items: Mapping[str, Sequence[Item]]
+    """By condition."""
 
     @property
     def benchmark(self) -> str:
         """Its name, as on the command line."""
-        return str(self.result["benchmark"])
+        return self.result.benchmark
 
     @property
     def key(self) -> str:
-        """Its name, as in gate rules."""
-        return key_of(self.benchmark)
+        """Its name in metrics and files."""
+        return benchmark_key(self.benchmark)
 
     @property
     def headline(self) -> str:
         """The score that stands for the benchmark."""
-        return str(self.result["headline"])
+        return self.result.headline
 
     @property
-    def cells(self) -> dict[str, dict[str, Any]]:
-        """By frame condition: every metric and score with its interval, ``by_type``, ``by_kind``."""
-        return {name: {**cell, **cell["scores"]} for name, cell in self.result["conditions"].items()}
+    def ordered(self) -> Cell:
+        """Its numbers with frames in order."""
+        return self.result.conditions[ORDERED]
 
     def same_questions(self, other: BenchmarkResult) -> bool:
         """Whether both were asked the same questions with the same answers held true."""
-        mine, theirs = (one.result["settings"]["questions"] for one in (self, other))
-        return self.benchmark == other.benchmark and mine == theirs
+        return self.benchmark == other.benchmark and self.result.settings.questions == other.result.settings.questions
 
     def score(self, metric: str) -> Score:
         """How a score or metric is made of items."""
-        known = BENCHMARKS.get(self.benchmark)
-        if known is not None and metric in known.scores:
-            return known.scores[metric]
-        return Score("", lambda row: row["metrics"].get(metric))
-
-
-def compare(
-    first: BenchmarkResult,
-    second: BenchmarkResult,
-    metric: str,
-    config: EvaluationConfig,
-    frames: tuple[str, str] = ("ordered", "ordered"),
-    group: tuple[str, str] | None = None,
-) -> Difference | None:
-    """The paired difference first − second; None where they share no questions or fewer than two videos.
-
-    Args:
-        first: one model (its frame condition is ``frames[0]``).
-        second: the other, on the same benchmark.
-        metric: a score or metric.
-        config: confidence, resamples and seed.
-        frames: conditions of both.
-        group: ``("kind", "TCI")`` or ``("problem_type", …)``: only these items.
-    """
-    if not first.same_questions(second):
-        return None
-    score = first.score(metric)
-    sides = [
-        {row["id"]: (row, score.value(row)) for row in one.rows.get(condition, ()) if _in_group(row, group)}
-        for one, condition in zip((first, second), frames, strict=True)
-    ]
-    shared = [
-        (row, value, other)
-        for item, (row, value) in sides[0].items()
-        if value is not None and (other := sides[1].get(item, (row, None))[1]) is not None
-    ]
-    if len({row["video"] for row, _, _ in shared}) < 2:
-        return None
-    rows = [row for row, _, _ in shared]
-    return paired_difference(
-        [value for _, value, _ in shared],
-        [value for _, _, value in shared],
-        [row["video"] for row in rows],
-        confidence=config.confidence,
-        resamples=config.bootstrap_resamples,
-        seed=config.seed,
-        weights=item_weights(score, rows),
-    )
-
-
-def _in_group(row: Mapping[str, Any], group: tuple[str, str] | None) -> bool:
-    return group is None or row[group[0]] == group[1]
-
-
-def item_weights(score: Score, rows: Sequence[Row]) -> np.ndarray | None:
-    """What each item counts in a mean of means; None where all count alike."""
-    if score.cell is None or not rows:
-        return None
-    cells = [score.cell(row) for row in rows]
-    groups = {group for group, _ in cells}
-    parts = {group: len({cell for cell in cells if cell[0] == group}) for group in groups}
-    counts: dict[tuple[str, str], int] = {}
-    for cell in cells:
-        counts[cell] = counts.get(cell, 0) + 1
-    return np.array([1 / len(groups) / parts[cell[0]] / counts[cell] for cell in cells])
-
-
-# -- reading -------------------------------------------------------------------------------------------------
+        if self.benchmark in BENCHMARKS and metric in (scores := BENCHMARKS.get(self.benchmark).scores):
+            return scores[metric]
+        return metric_score(metric)
 
 
 def read_benchmark(folder: str | Path, model: str | None = None) -> BenchmarkResult:
@@ -151,7 +215,7 @@ def read_benchmark(folder: str | Path, model: str | None = None) -> BenchmarkRes
         model: what to call the model; None: its name in the result.
 
     Raises:
-        ResultError: nothing there, or not what the command writes.
+        UserError: nothing there, or not what the command writes.
     """
     folder = Path(folder)
     contents = []
@@ -159,7 +223,7 @@ def read_benchmark(folder: str | Path, model: str | None = None) -> BenchmarkRes
         try:
             contents.append((folder / name).read_bytes())
         except OSError as error:
-            raise ResultError(
+            raise UserError(
                 f"{folder / name}: {error.strerror or error}; give a folder that `vthink evaluate --benchmark … "
                 "--output` wrote"
             ) from None
@@ -168,145 +232,141 @@ def read_benchmark(folder: str | Path, model: str | None = None) -> BenchmarkRes
 
 def parse_benchmark(result_json: bytes, items_jsonl: bytes, where: str, model: str | None = None) -> BenchmarkResult:
     """`read_benchmark` of the contents of both files; ``where`` is for messages."""
-    path, items = f"{where}result.json", f"{where}items.jsonl"
+    path, items_path = f"{where}result.json", f"{where}items.jsonl"
     if len(result_json) > MAX_RESULT_BYTES:
-        raise ResultError(f"{path}: larger than {MAX_RESULT_BYTES // 2**20} MiB; not a result of vthink evaluate")
-    result = _checked(result_json, path)
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in result["conditions"]}
-    for number, line in enumerate(items_jsonl.splitlines(), start=1):
-        row = _row(line, f"{items}, line {number}")
-        if row["frames"] in rows:
-            rows[row["frames"]].append(row)
-    for name, cell in rows.items():
-        if len({row["id"] for row in cell}) != len(cell):
-            raise ResultError(
-                f"{items}: an item is there twice under '{name}'; run `vthink evaluate --benchmark` again"
-            )
-    return BenchmarkResult(model or _model_name(result["model"]), where, result, rows)
+        raise UserError(f"{path}: larger than {MAX_RESULT_BYTES // 2**20} MiB; not a result of vthink evaluate")
+    try:
+        result = Result.model_validate_json(result_json)
+    except ValidationError as error:
+        raise UserError(f"{path}{first_mistake(error)}; not what `vthink evaluate --benchmark` writes") from None
+    items = items_by_condition(read_items(items_jsonl, items_path), result.conditions, items_path)
+    return BenchmarkResult(model or result.model.label, where, result, items)
 
 
-class _Estimate(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+def items_by_condition(items: Iterable[Item], conditions: Iterable[str], where: str) -> dict[str, list[Item]]:
+    """Items of one model by the conditions that are wanted.
 
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-
-
-class _Cell(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    scores: dict[str, _Estimate]
-    by_type: dict[str, dict[str, _Estimate]] = {}
-    by_kind: dict[str, dict[str, _Estimate]] = {}
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    questions: str
-    seed: int = 0
-    video: dict[str, Any] | None = None
+    Raises:
+        UserError: one is there twice.
+    """
+    cells: dict[str, list[Item]] = {name: [] for name in conditions}
+    for item in items:
+        if item.condition in cells:
+            cells[item.condition].append(item)
+    for name, cell in cells.items():
+        if len({item.id for item in cell}) != len(cell):
+            raise UserError(f"{where}: an item is there twice under '{name}'; evaluate again")
+    return cells
 
 
-class _Failed(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    id: str
-    frames: str
-    error: str
+# -- the stage -----------------------------------------------------------------------------------------------
 
 
-class _Result(BaseModel):
-    """What reports and comparisons use of ``result.json``; the rest is kept as it is."""
+class EvaluatedModel(_Record):
+    """One model of a pipeline. In the file its conditions and benchmarks stand beside the other keys."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Cell | dict[str, Cell]] = Field(init=False)
 
-    benchmark: str
-    title: str
-    source: str
-    headline: str
-    model: dict[str, Any]
-    conditions: dict[str, _Cell]
-    settings: _Settings
+    uri: str
+    fingerprint: str
+
+    @property
+    def conditions(self) -> dict[str, Cell]:
+        """The held-out split, by condition."""
+        return {name: value for name, value in self.__pydantic_extra__.items() if isinstance(value, Cell)}
+
+
+@checked(frozen=True, kw_only=True, config=ConfigDict(strict=True))
+class Comparison(Difference):
+    """A paired difference, first − second."""
+
+    first: str
+    """``model.condition``."""
+    second: str
+    metric: str
+    kind: str | None = None
+    """Only questions of this kind; null: all."""
+    benchmark: str | None = None
+    """Key of the benchmark; null: the held-out split."""
+
+
+class DataReference(_Record):
+    """The prepared data that were asked about."""
+
+    uri: str
+    fingerprint: str
+
+
+class EvaluationResult(_Record):
+    """``result.json`` of the stage: every model on the held-out split, and on the benchmarks of the configuration."""
+
+    models: dict[str, EvaluatedModel]
+    """In the order of the chain."""
+    baselines: dict[str, dict[str, Cell]] = {}
+    """Grounding that needs no model."""
+    comparisons: tuple[Comparison, ...] = ()
+    candidate: str
+    """The last model of the chain, the one that would be registered."""
+    failed: tuple[FailedItem, ...] = ()
+    split: str
     items: int
     videos: int
-    failed: list[_Failed] = []
-    traps: list[str] = []
-    missing_videos: int = 0
+    left_out: dict[str, str] = {}
+    data: DataReference
+    prompt: str
+    settings: dict[str, Any]
+    """The section ``evaluation`` without its gate."""
+
+    @property
+    def questions(self) -> str:
+        """Fingerprint of the questions."""
+        names = ("max_items",) if self.settings.get("max_items") is None else ("max_items", "seed")
+        return fingerprint(self.data.fingerprint, self.split, {name: self.settings.get(name) for name in names})
+
+    def on_split(self, model: str, items: Iterable[Item], where: str) -> BenchmarkResult:
+        """One model on the held-out split, as a benchmark.
+
+        Args:
+            model: its name.
+            items: of all models, from ``items.jsonl``.
+            where: for messages.
+        """
+        about = self.models[model]
+        named: dict[str, Any] = {
+            name: self.settings.get(name) for name in ("temperature", "top_p", "max_new_tokens", "max_items")
+        }
+        identity = ModelIdentity(kind="s3", uri=about.uri, fingerprint=about.fingerprint, prompt=self.prompt)
+        result = Result(
+            benchmark=HELD_OUT,
+            title=f"split “{self.split}”",
+            source=self.data.uri,
+            model=identity,
+            headline="accuracy",
+            conditions=about.conditions,
+            failed=tuple(item for item in self.failed if item.model == model),
+            items=self.items,
+            videos=self.videos,
+            left_out=self.left_out,
+            settings=Settings(
+                benchmark=HELD_OUT,
+                model=identity,
+                seed=int(self.settings.get("seed") or 0),
+                questions=self.questions,
+                **named,
+            ),
+        )
+        mine = (item for item in items if item.model == model)
+        return BenchmarkResult(model, where, result, items_by_condition(mine, about.conditions, where))
 
 
-def _checked(text: bytes, path: str) -> dict[str, Any]:
+def read_evaluation(result_json: bytes, where: str) -> EvaluationResult:
+    """The stage's ``result.json``; ``where`` is for messages.
+
+    Raises:
+        UserError: it is none.
+    """
     try:
-        result = _Result.model_validate_json(text).model_dump()
+        return EvaluationResult.model_validate_json(result_json)
     except ValidationError as error:
-        raise ResultError(f"{path}{_first(error)}; not what `vthink evaluate --benchmark` writes") from None
-    conditions = result["conditions"]
-    for name in [*conditions, *(row["frames"] for row in result["failed"])]:
-        if name not in FRAMES:
-            raise ResultError(f"{path}, field 'conditions.{name[:40]}': not a frame condition")
-    if "ordered" not in conditions:
-        raise ResultError(f"{path}, field 'conditions.ordered': missing")
-    for where, found in _estimates(conditions, "conditions"):
-        try:
-            _Estimate.model_validate(found)
-        except ValidationError as error:
-            raise ResultError(f"{path}, field '{where}'{_first(error)}") from None
-    if result["headline"] not in conditions["ordered"]["scores"]:
-        raise ResultError(f"{path}, field 'headline': '{result['headline'][:40]}' is none of the scores")
-    return result
-
-
-def _first(error: ValidationError) -> str:
-    """The first mistake, in one line."""
-    found = error.errors(include_url=False, include_input=False)[0]
-    field = ".".join(map(str, found["loc"]))
-    return (f", field '{field}'" if field else "") + f": {found['msg'][:100]}"
-
-
-def _estimates(node: Mapping[str, Any], where: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            if "value" in value:
-                yield f"{where}.{name}", value
-            else:
-                yield from _estimates(value, f"{where}.{name}")
-
-
-class _Item(BaseModel):
-    """What reports and comparisons use of a line of ``items.jsonl``; the rest is kept as it is."""
-
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
-
-    id: str
-    video: str
-    frames: str
-    problem_type: str
-    metrics: dict[str, float]
-    correct: bool
-    kind: str | None = None
-    groups: dict[str, str] = {}
-    value: float | None = None
-    answer: str | None = None
-    response: str | None = None
-    error: str | None = None
-    finish_reason: str = ""
-    truth: str = ""
-    question: str = ""
-    options: list[str] = []
-    clip: tuple[float | None, float | None] = (None, None)
-    evidence: list[tuple[float, float, str]] = []
-    duration_s: float = 0.0
-
-
-def _row(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        return _Item.model_validate_json(line).model_dump()
-    except ValidationError as error:
-        raise ResultError(f"{place}{_first(error)}; evaluate the benchmark again") from None
-
-
-def _model_name(about: Mapping[str, Any]) -> str:
-    name = str(about.get("name") or about.get("uri") or "model").rstrip("/")
-    return name.rsplit("/", 1)[-1][:60] or "model"
+        raise UserError(f"{where}{first_mistake(error)}; evaluate again") from None

@@ -1,4 +1,4 @@
-"""Figures that a benchmark reports."""
+"""Figures over items: plain means, and the means of means that some benchmarks report."""
 
 from __future__ import annotations
 
@@ -9,71 +9,125 @@ from statistics import NormalDist
 
 import numpy as np
 
-from .config import EvaluationConfig
-from .grade import Row
-from .statistics import Estimate, cluster_mean, t_quantile
+from .item import Item
+from .metrics import metric_named
+from .statistics import Estimate, Resampling, cluster_mean, t_quantile
+
+Part = tuple[str, str]
+"""A group, and a part of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A figure that a benchmark reports: a mean over items, or a mean of means."""
+    """A figure over items: a mean, or a mean of means."""
 
     definition: str
     """In words, with the source where there are several."""
-    value: Callable[[Row], float | None]
-    """The item's value in [0, 1]; None: it does not count here."""
-    cell: Callable[[Row], tuple[str, str]] | None = None
-    """(group, part): items are averaged per part, parts per group, then groups. None: all items alike."""
+    value: Callable[[Item], float | None]
+    """What an item counts; None: it does not count here."""
+    part: Callable[[Item], Part] | None = None
+    """Items are averaged per part, parts per group, then groups. None: all items alike."""
+    bounded: bool = True
+    """Whether values are in [0, 1]."""
 
-    def estimate(self, rows: Sequence[Row], config: EvaluationConfig) -> Estimate | None:
+    def estimate(self, items: Sequence[Item], resampling: Resampling) -> Estimate | None:
         """The score with its interval, by bootstrap over videos; None where no item counts."""
-        counted = [(row, value) for row in rows if (value := self.value(row)) is not None]
+        counted = [(item, value) for item in items if (value := self.value(item)) is not None]
         if not counted:
             return None
         values = np.array([value for _, value in counted], np.float64)
-        videos = [row["video"] for row, _ in counted]
-        cells = [self.cell(row) if self.cell else ("", "") for row, _ in counted]
-        if len(set(cells)) == 1 or len(set(videos)) < 2 or np.ptp(values) == 0:
+        videos = [item.video for item, _ in counted]
+        parts = [self.part(item) if self.part else ("", "") for item, _ in counted]
+        if len(set(parts)) == 1 or len(set(videos)) < 2 or np.ptp(values) == 0:
             return cluster_mean(
                 values,
                 videos,
-                confidence=config.confidence,
-                resamples=config.bootstrap_resamples,
-                seed=config.seed,
+                confidence=resampling.confidence,
+                resamples=resampling.resamples,
+                seed=resampling.seed,
+                bounds=(0.0, 1.0) if self.bounded else None,
             )
-        return _mean_of_means(values, cells, videos, config)
+        return _mean_of_means(values, parts, videos, resampling)
+
+    def weights(self, items: Sequence[Item]) -> np.ndarray | None:
+        """What each item counts in a mean of means, (N,); None where all count alike."""
+        if self.part is None or not items:
+            return None
+        parts = [self.part(item) for item in items]
+        groups = {group for group, _ in parts}
+        sizes = {group: len({part for part in parts if part[0] == group}) for group in groups}
+        counts: dict[Part, int] = {}
+        for part in parts:
+            counts[part] = counts.get(part, 0) + 1
+        return np.array([1 / len(groups) / sizes[part[0]] / counts[part] for part in parts])
 
 
 def _mean_of_means(
-    values: np.ndarray, cells: Sequence[tuple[str, str]], videos: Sequence[str], config: EvaluationConfig
+    values: np.ndarray, items_parts: Sequence[Part], videos: Sequence[str], resampling: Resampling
 ) -> Estimate:
     """`cluster_mean` for a mean of group means: whole videos are drawn, and every mean is taken anew."""
-    parts = list(dict.fromkeys(cells))
+    parts = list(dict.fromkeys(items_parts))
     groups = list(dict.fromkeys(group for group, _ in parts))
     weights = np.array([1 / len(groups) / sum(other == group for other, _ in parts) for group, _ in parts])
     names = list(dict.fromkeys(videos))
-    where = {video: place for place, video in enumerate(names)}, {part: place for place, part in enumerate(parts)}
-    index = ([where[0][video] for video in videos], [where[1][cell] for cell in cells])
+    video_place = {video: place for place, video in enumerate(names)}
+    part_place = {part: place for place, part in enumerate(parts)}
+    index = ([video_place[video] for video in videos], [part_place[part] for part in items_parts])
     sums, counts = np.zeros((2, len(names), len(parts)))
     np.add.at(sums, index, values)
     np.add.at(counts, index, 1)
-    rng = np.random.default_rng([config.seed, len(names)])
-    draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), config.bootstrap_resamples)
+    rng = np.random.default_rng([resampling.seed, len(names)])
+    draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), resampling.resamples)
     with np.errstate(invalid="ignore"):
         means = draws @ sums / (draws @ counts)  # (resamples, parts); nan where a draw has nothing of a part
     present = np.isfinite(means) * weights
     drawn = (np.nan_to_num(means) * present).sum(1) / present.sum(1)
     mean = float(sums.sum(0) / counts.sum(0) @ weights)
     # Widened as in `cluster_mean` (Hesterberg 2015, §5.3).
-    wide = t_quantile((1 + config.confidence) / 2, len(names) - 1) * math.sqrt(len(names) / (len(names) - 1))
+    wide = t_quantile((1 + resampling.confidence) / 2, len(names) - 1) * math.sqrt(len(names) / (len(names) - 1))
     tail = NormalDist().cdf(-wide)
     low, high = (float(q) for q in np.quantile(drawn, [tail, 1 - tail]))
     return Estimate(mean, min(low, mean), max(high, mean), len(values))
 
 
-def score_all(
-    scores: Mapping[str, Score], rows: Sequence[Row], config: EvaluationConfig
-) -> dict[str, dict[str, float]]:
-    """Every score of a benchmark that some item counts for, as ``result.json`` holds it."""
-    estimates = {name: score.estimate(rows, config) for name, score in scores.items()}
-    return {name: estimate.to_dict() for name, estimate in estimates.items() if estimate is not None}
+def estimates(scores: Mapping[str, Score], items: Sequence[Item], resampling: Resampling) -> dict[str, Estimate]:
+    """Every score that some item counts for."""
+    made = {name: score.estimate(items, resampling) for name, score in scores.items()}
+    return {name: estimate for name, estimate in made.items() if estimate is not None}
+
+
+# -- what scores are made of ---------------------------------------------------------------------------------
+
+
+def metric_score(name: str) -> Score:
+    """The mean of a metric over the items that have it."""
+    metric = metric_named(name)
+    return Score(metric.description, metric_value(name), bounded=metric.bounded)
+
+
+def metric_value(name: str) -> Callable[[Item], float | None]:
+    """An item's value of a metric."""
+    return lambda item: item.metrics.get(name)
+
+
+def accuracy(item: Item) -> float | None:
+    """1 for a right answer."""
+    return item.metrics.get("accuracy")
+
+
+def accuracy_of_choices(item: Item) -> float | None:
+    """`accuracy` of questions with options."""
+    return accuracy(item) if item.problem_type == "multiple_choice" else None
+
+
+def accuracy_of_open(item: Item) -> float | None:
+    """`accuracy` of questions without options."""
+    return None if item.problem_type == "multiple_choice" else accuracy(item)
+
+
+def kind_part(item: Item) -> Part:
+    """Averaged per kind of question."""
+    return str(item.kind), ""
+
+
+ACCURACY = Score("share of questions answered right; a failed one is wrong", accuracy)

@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ..common.errors import UserError
 from ..common.storage.names import as_prefix, join
 from ..common.storage.s3 import Storage
-from .answers import EvaluationError
 from .benchmarks.folder import DataFolder
 
 
@@ -49,13 +49,13 @@ class Source:
             hub: the data set that ``hub`` means.
 
         Raises:
-            EvaluationError: nothing is there.
+            UserError: nothing is there.
         """
         if where == "hub":
             where = str(_from_hub(hub, work_dir))
         if where.startswith("s3://"):
             if storage is None:
-                raise EvaluationError(f"{where}: no object store to look in")
+                raise UserError(f"{where}: no object store to look in")
             prefix = as_prefix(where)
             names = [item.uri.removeprefix(prefix) for item in storage.list(prefix)]
             names = [name for name in names if ".." not in PurePosixPath(name).parts and not name.endswith("/")]
@@ -63,10 +63,10 @@ class Source:
         else:
             root = Path(where)
             if not root.is_dir():
-                raise EvaluationError(f"{where}: there is no such folder")
+                raise UserError(f"{where}: there is no such folder")
             source = cls(DataFolder(where, _names_below(root)), root, None, work_dir)
         if not source.folder.names:
-            raise EvaluationError(f"{where}: nothing there")
+            raise UserError(f"{where}: nothing there")
         return source
 
     def file(self, name: str) -> LocalFile:
@@ -84,7 +84,7 @@ class Source:
 def _from_hub(name: str, work_dir: Path) -> Path:
     """A folder with a data set of the hub, its archives unpacked; fetched once."""
     if not name:
-        raise EvaluationError("a set of your own is not on the hub; give its folder")
+        raise UserError("a set of your own is not on the hub; give its folder")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -93,7 +93,7 @@ def _from_hub(name: str, work_dir: Path) -> Path:
         snapshot_download(name, repo_type="dataset", local_dir=folder)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise EvaluationError(
+        raise UserError(
             f"the data set {name} cannot be fetched from the hub ({reason}); give the folder it is in"
         ) from None
     for archive in sorted(folder.rglob("*.zip")):
@@ -105,7 +105,7 @@ def unpack(archive: Path) -> Path:
     """Unpack a zip archive into a folder of its name beside it, once; nothing is written outside of that folder.
 
     Raises:
-        EvaluationError: it is damaged, or there is no room for it.
+        UserError: it is damaged, or there is no room for it.
     """
     target = archive.with_suffix("")
     done = archive.with_name(f".{archive.name}.unpacked")
@@ -115,14 +115,10 @@ def unpack(archive: Path) -> Path:
         with zipfile.ZipFile(archive) as opened:
             wanted, free = sum(item.file_size for item in opened.infolist()), shutil.disk_usage(archive.parent).free
             if wanted > free:
-                raise EvaluationError(
-                    f"{archive}: needs {wanted / 2**30:.1f} GiB unpacked, {free / 2**30:.1f} are free"
-                )
+                raise UserError(f"{archive}: needs {wanted / 2**30:.1f} GiB unpacked, {free / 2**30:.1f} are free")
             opened.extractall(target)  # leaves out leading slashes and ".."
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, EvaluationError):
-            raise
-        raise EvaluationError(f"{archive}: cannot be unpacked ({error}); delete it and run again") from None
+        raise UserError(f"{archive}: cannot be unpacked ({error}); delete it and run again") from None
     done.touch()
     return target
 

@@ -17,63 +17,84 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo, computed_field
+from pydantic.dataclasses import dataclass as checked
 
 NO_DIFFERENCE = "no significant difference"
 MAX_DRAWS = 2**25
 """Largest number of draws (resamples × videos) that is kept for the next metric: 32 MiB."""
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over items with its interval."""
+def _rounded(value: float | None) -> float | None:
+    """Six decimals; null for what is not bounded."""
+    return round(value, 6) if value is not None and math.isfinite(value) else None
 
-    value: float
+
+def _end(unbounded: float) -> BeforeValidator:
+    def read(value: Any, info: ValidationInfo) -> Any:
+        if info.mode == "json" and isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("must be finite, or null")
+        return unbounded if value is None else value
+
+    return BeforeValidator(read)
+
+
+_Finite = Annotated[float, Field(allow_inf_nan=False), PlainSerializer(_rounded)]
+_Optional = Annotated[float | None, Field(allow_inf_nan=False), PlainSerializer(_rounded)]
+_Low = Annotated[float, _end(-math.inf), PlainSerializer(_rounded)]
+_High = Annotated[float, _end(math.inf), PlainSerializer(_rounded)]
+
+
+@dataclass(frozen=True, slots=True)
+class Resampling:
+    """How sure numbers are to be, and the draws that say so."""
+
+    confidence: float = 0.95
+    """Coverage of the intervals."""
+    resamples: int = 2000
+    """Draws."""
+    seed: int = 0
+    """Of the draws."""
+
+
+@checked(frozen=True, config=ConfigDict(strict=True))
+class Estimate:
+    """A mean over items with its interval; ``result.json`` holds it to six decimals, an end without bound as null."""
+
+    value: _Finite
     """The mean."""
-    low: float
+    low: _Low
     """Lower end of the interval."""
-    high: float
+    high: _High
     """Upper end of the interval."""
     n: int
     """Items averaged."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The form that ``result.json`` holds, rounded to six decimals; an end that is not bounded is null."""
-        return {k: _rounded(v) for k, v in asdict(self).items()}
 
-
-@dataclass(frozen=True, slots=True)
+@checked(frozen=True, config=ConfigDict(strict=True))
 class Difference(Estimate):
     """The mean of first − second over the items of both."""
 
-    p_value: float
+    p_value: _Finite
     """Of the sign-flip test over videos, two-sided."""
-    mcnemar_p: float | None
+    mcnemar_p: _Optional
     """McNemar's mid-p over items, two-sided, as if they were independent; null where scores are not 0 or 1."""
-    detectable: float | None
+    detectable: _Optional
     """The smallest true difference that such a comparison shows in four of five cases (power 0.8)."""
     clusters: int
     """Videos."""
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def verdict(self) -> str:
         """``higher``, ``lower`` or ``no significant difference``, at the confidence of the interval."""
         return "higher" if self.low > 0 else "lower" if self.high < 0 else NO_DIFFERENCE
-
-    def to_dict(self) -> dict[str, Any]:
-        """The form that ``result.json`` holds."""
-        return {k: _rounded(v) for k, v in asdict(self).items()} | {"verdict": self.verdict}
-
-
-def _rounded(value: float | None) -> float | None:
-    if value is None or isinstance(value, int):
-        return value
-    return round(value, 6) if math.isfinite(value) else None
 
 
 # -- one model -----------------------------------------------------------------------------------------------

@@ -7,13 +7,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
+from ...components.common.errors import UserError
 from .settings import WORKSPACE, Folder, Overrides, Preset, load
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ...components.evaluation.results import Result
+    from ...components.evaluation.statistics import Estimate
     from ..config import Config
 
 _BENCHMARK = "With --benchmark"
+
+
+class NamesBenchmarks(TyperCommand):
+    """Names the benchmarks in its help, which are read only for that: they bring numpy with them."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help."""
+        from ...components.evaluation.benchmarks.registry import BENCHMARKS
+
+        for option in self.params:
+            if isinstance(option, TyperOption) and option.name == "benchmark":
+                option.help = str(option.help).replace("{names}", ", ".join(BENCHMARKS))
+        super().format_help(ctx, formatter)
 
 
 def evaluate(
@@ -33,8 +52,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="video-holmes, cg-bench, cg-bench-reasoning, vrbench, vrbench-summary, videommmu, vsi-bench, mmvu, "
-            "mvbench, tempcompass, videomme, or a YAML file that describes a set of your own.",
+            help="{names}, my_module:BENCHMARK, or a YAML file that describes a set of your own.",
             rich_help_panel=_BENCHMARK,
         ),
     ] = None,
@@ -85,22 +103,21 @@ def evaluate(
     workspace: Folder = WORKSPACE,
 ) -> None:
     """Evaluate base, SFT and GRPO on the held-out split; or, with --benchmark, one model on a public benchmark."""
-    from ...components.evaluation.answers import EvaluationError
 
     config = load(preset, overrides)
     if benchmark is None:
-        given = {"--model": model, "--output": output, "--protocol": protocol, "--frames": frames}
-        given |= {"--reliance": reliance or None, "--retry-failed": retry_failed or None}
-        lost = [name for name, value in given.items() if value is not None]
+        options = {"--model": model, "--output": output, "--protocol": protocol, "--frames": frames}
+        options |= {"--reliance": reliance or None, "--retry-failed": retry_failed or None}
+        lost = [name for name, value in options.items() if value is not None]
         if lost:
-            raise EvaluationError(f"{', '.join(lost)} only with --benchmark NAME")
+            raise UserError(f"{', '.join(lost)} only with --benchmark NAME")
         _evaluate_split(config, data, sft, grpo, report, workspace)
         return
     if sft or grpo or report:
-        raise EvaluationError("--sft, --grpo and --report are for the held-out split; a benchmark takes --model")
+        raise UserError("--sft, --grpo and --report are for the held-out split; a benchmark takes --model")
     if data is None or model is None or output is None:
         wanted = {"--data": data, "--model": model, "--output": output}
-        raise EvaluationError(f"--benchmark needs {', '.join(name for name, value in wanted.items() if value is None)}")
+        raise UserError(f"--benchmark needs {', '.join(name for name, value in wanted.items() if value is None)}")
     chosen = {"protocol": protocol, "num_frames": frames, "reliance": reliance, "retry_failed": retry_failed}
     _evaluate_benchmark(config, benchmark, data, model, output, workspace, chosen)
 
@@ -111,14 +128,14 @@ def _evaluate_split(
     from rich.console import Console
 
     from ...components.common.storage.manifest import Manifest
-    from ...components.evaluation import evaluate as evaluate_module
+    from ...components.evaluation.evaluate import evaluate_models
     from ..run.session import find_data, find_manifest, session
     from .summary import accuracy_table
 
     with session(config, workspace) as opened:
-        of_sft, of_grpo = (find_manifest(opened, given) if given else "" for given in (sft, grpo))
-        told = (opened.context.to_json(), config.evaluation.to_json(), config.model.to_json())
-        uri = evaluate_module.run(*told, find_data(opened, data), of_sft, of_grpo, str(report) if report else None)
+        of_sft, of_grpo = (find_manifest(opened, where) if where else "" for where in (sft, grpo))
+        sections = (opened.context.to_json(), config.evaluation.to_json(), config.model.to_json())
+        uri = evaluate_models(*sections, find_data(opened, data), of_sft, of_grpo, str(report) if report else None)
         result = opened.storage.read_json(Manifest.read(opened.storage, uri).files["result"])
     Console(highlight=False).print(accuracy_table(result))
     print(uri)
@@ -130,14 +147,14 @@ def _evaluate_benchmark(
     from rich.console import Console
 
     from ...components.evaluation.benchmarks.registry import find_benchmark
+    from ...components.evaluation.evaluate_benchmark import evaluate_benchmark
     from ...components.evaluation.models.open import needs_store
-    from ...components.evaluation.run_benchmark import run_benchmark
     from ..run.session import session
 
     find_benchmark(benchmark)  # before a store is started for it
     stored = needs_store(model) or data.startswith("s3://")
     with session(config, workspace, exclusive=False) if stored else nullcontext() as opened:
-        result = run_benchmark(
+        result = evaluate_benchmark(
             benchmark,
             data,
             model,
@@ -151,34 +168,34 @@ def _evaluate_benchmark(
             **chosen,
         )
     console = Console(highlight=False)
-    missing = f", {result['missing_videos']} of them missing" if result["missing_videos"] else ""
-    failed = f"; {len(result['failed'])} failed, counted as wrong" if result["failed"] else ""
+    missing = f", {result.missing_videos} of them missing" if result.missing_videos else ""
+    failed = f"; {len(result.failed)} failed, counted as wrong" if result.failed else ""
     console.print(
-        f"[bold]{result['title']}[/]: {result['items']:,} questions, {result['videos']:,} videos{missing}{failed}",
+        f"[bold]{result.title}[/]: {result.items:,} questions, {result.videos:,} videos{missing}{failed}",
         soft_wrap=True,
     )
-    console.print(benchmark_table(result))
-    for name, why in result["left_out"].items():
+    console.print(_benchmark_table(result))
+    for name, why in result.left_out.items():
         console.print(f"{name.replace('_', ' ')}: not measured, {why}", style="dim", soft_wrap=True)
     print(output / "result.json")
 
 
-def benchmark_table(result: dict[str, Any]) -> Any:
+def _benchmark_table(result: Result) -> Table:
     """A benchmark's scores and what the model does without the video, for a terminal."""
     from rich.table import Table
 
     table = Table(box=None)
     table.add_column("")
-    for name in ("value", f"{100 * result['confidence']:g} %", "n"):
+    for name in ("value", f"{100 * result.confidence:g} %", "n"):
         table.add_column(name, justify="right")
 
-    def add(name: str, found: dict[str, float], style: str | None = None) -> None:
-        interval = f"[{found['low']:.3f}, {found['high']:.3f}]".replace("[", "\\[", 1)
-        table.add_row(name, f"{found['value']:.3f}", interval, f"{found['n']:,}", style=style)
+    def add(name: str, estimate: Estimate, style: str | None = None) -> None:
+        interval = f"\\[{estimate.low:.3f}, {estimate.high:.3f}]"
+        table.add_row(name, f"{estimate.value:.3f}", interval, f"{estimate.n:,}", style=style)
 
-    for name, found in result["metrics"].items():
-        add(name, found, "bold" if name == result["headline"] else None)
-    for condition, cell in result["conditions"].items():
+    for name, estimate in result.metrics.items():
+        add(name, estimate, "bold" if name == result.headline else None)
+    for condition, cell in result.conditions.items():
         if condition != "ordered":
-            add(f"{result['headline']}, {condition.replace('_', ' ')}", cell["scores"][result["headline"]])
+            add(f"{result.headline}, {condition.replace('_', ' ')}", cell.scores[result.headline])
     return table

@@ -11,12 +11,29 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ... import __version__
 from ...components.common.errors import UserError
 from ...components.common.launch.process import end_quickly
-from . import compare, compile, config, data, doctor, evaluate, plan, prune, report, run, runs, serve, submit, train, ui
+from . import (
+    compare,
+    compile,
+    config,
+    data,
+    doctor,
+    evaluate,
+    gate,
+    plan,
+    prune,
+    report,
+    run,
+    runs,
+    serve,
+    submit,
+    train,
+    ui,
+)
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -36,6 +53,8 @@ class Command:
     """Its line in `vthink --help`; for a group's command empty, and its docstring's first sentence shown."""
     examples: str = ""
     """Arguments for the examples at the end of its help, one a line."""
+    cls: type[TyperCommand] = TyperCommand
+    """For a help that names what is registered, such as formats."""
 
     @property
     def epilog(self) -> str:
@@ -71,13 +90,14 @@ COMMANDS = (
     Command("Evaluate", "evaluate", evaluate.evaluate, "models on the held-out split, or one on a public benchmark",
             "--sft s3://vthink/sft/0123456789abcdef/\n"
             "--benchmark video-holmes --data ~/Video-Holmes --model models:/vthink@champion --output holmes\n"
-            "--benchmark vsi-bench --data s3://sets/vsi/ --model http://127.0.0.1:8080 --output vsi"),
+            "--benchmark vsi-bench --data s3://sets/vsi/ --model http://127.0.0.1:8080 --output vsi",
+            evaluate.NamesBenchmarks),
     Command("Evaluate", "compare", compare.compare, "finished benchmarks side by side, with paired tests",
             "base=out/base-holmes ours=out/ours-holmes base=out/base-vsi ours=out/ours-vsi --report benchmarks.html"),
-    Command("Evaluate", "gate", compare.gate, "judge rules about finished benchmarks",
-            '"video_holmes.accuracy > 0.4" --candidate out/holmes\n'
-            '"lower_bound(video_holmes.accuracy - champion.video_holmes.accuracy) > -0.01" --candidate new '
-            "--champion old"),
+    Command("Evaluate", "gate", gate.gate, "judge rules about finished benchmarks",
+            '"{metric: accuracy, above: 0.4}" --candidate out/holmes\n'
+            '"{metric: accuracy, not_worse_than: champion, by: 0.01}" --candidate new --champion old\n'
+            "--rules rules.yaml --candidate new-holmes --candidate new-vsi --champion old-holmes --champion old-vsi"),
     Command("Serve", "serve", serve.serve, "serve a model here, with a page to try it", "--port 8080"),
     Command("Serve", "ask", serve.ask, "ask a served model about a video",
             "http://127.0.0.1:8080 clip.mp4 'Which way does it move?'"),
@@ -141,7 +161,7 @@ for _command in COMMANDS:
         _groups[_name] = typer.Typer(help=f"{_command.summary.capitalize()}.", no_args_is_help=True)
         app.add_typer(_groups[_name], name=_name)
     else:
-        _groups[_group].command(_name, epilog=_command.epilog)(_command.function)
+        _groups[_group].command(_name, cls=_command.cls, epilog=_command.epilog)(_command.function)
 
 
 def _print_version(value: bool) -> None:

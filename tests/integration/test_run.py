@@ -117,10 +117,10 @@ def test_without_grpo_the_model_of_sft_is_the_candidate(copied, statuses, check)
 
 
 def test_a_model_that_fails_its_gate_is_not_deployed_and_the_one_in_service_stays(copied, statuses):
-    done = copied.run("--set", "evaluation.gate=[candidate.ordered.accuracy.value >= 1]")
+    done = copied.run("--set", "evaluation.gate=[{metric: accuracy, at_least: 1}]")
     assert done.returncode == 3
     assert "refused" in done.stdout
-    assert "candidate.ordered.accuracy.value >= 1" in done.stdout
+    assert "FAIL  accuracy at least 1: " in done.stdout
     found = statuses(copied)
     assert (found["gate"], found["register"], found["deploy"]) == ("refused", "skipped", "skipped")
     assert copied.summary["gate"]["verdict"] == "fail"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...common.rows.sample import Sample
+from ..metrics import Rule
 from ..scores import Score
-from .entries import Entry
-from .question import Question
+from .entries import Entry, Question
 
 CUT_ALREADY = "_segment"
 """Ending of folders (of lmms-eval's copy of MVBench) whose videos are the parts that are asked about."""
@@ -27,16 +27,16 @@ class Benchmark:
     """Paper, and what its format and scores were read from."""
     hub: str = ""
     """Data set on the hub, for ``--data hub``."""
-    files: tuple[tuple[str, ...], ...]
+    files: tuple[tuple[str, ...], ...] = ()
     """Names of annotation files: the first alternative of which something is there is read, whole."""
-    read: Callable[[Entry], Iterator[Question]]
+    read: Callable[[Entry], Iterator[Question]] = lambda entry: iter(())
     """The questions of one entry of an annotation file."""
     scores: Mapping[str, Score]
     """What is reported, the headline first."""
     traps: tuple[str, ...] = ()
     """What makes two numbers of this name incomparable."""
-    grade: Callable[[Sample, str | None], float] | None = None
-    """Grades an answer where the rules of `common.answers` are not the benchmark's (``metadata.rule`` set)."""
+    grade: Rule | None = None
+    """Grades an answer where the rules of `common.answers` are not the benchmark's (those with ``metadata.rule``)."""
 
     @property
     def headline(self) -> str:
@@ -45,13 +45,13 @@ class Benchmark:
 
 
 @dataclass(frozen=True, slots=True)
-class BenchmarkSet:
-    """The questions of a benchmark in a folder."""
+class QuestionSet:
+    """The questions of a benchmark that are asked."""
 
     benchmark: Benchmark
-    samples: list[Sample]
-    """``media.uri`` is the video's name in the folder."""
-    missing: dict[str, str]
+    samples: Sequence[Sample]
+    """``media.uri`` is the video's name in its folder."""
+    missing: Mapping[str, str]
     """Why there is no video, by question id: these count as wrong."""
-    files: dict[str, str]
-    """SHA-256 of the annotation files that were read, by name."""
+    files: Mapping[str, str]
+    """SHA-256 of the annotation files that they were read from, by name."""

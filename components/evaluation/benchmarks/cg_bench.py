@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from ..scores import Score
+from ..scores import ACCURACY, Score, metric_value
 from .benchmark import Benchmark
-from .entries import Entry, choice
-from .question import Question
-from .scores import ACCURACY, _metric
+from .entries import Entry, Question, choice
 
 
 def _cg_bench(entry: Entry, reasoning: bool = False) -> Iterator[Question]:
@@ -44,7 +42,7 @@ _CG_SCORES = {
     "clue_iou": Score(
         "mean IoU of the union of clue intervals with the union of the first five segments that the response "
         "names (CG-Bench's mIoU asks for the intervals in a prompt of its own: not comparable)",
-        _metric("clue_iou"),
+        metric_value("clue_iou"),
     ),
 }
 

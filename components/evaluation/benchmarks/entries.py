@@ -14,9 +14,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from ...common.config import describe
+from ...common.errors import UserError
 from ...common.rows.files import MAX_LINE_BYTES
 from ...common.rows.sample import Sample
-from .question import MAX_OPTIONS, BenchmarkError, Question
+
+MAX_OPTIONS = 26
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question as a published row asks it, before its video has been looked for."""
+
+    sample: Sample
+    """``media.uri`` is the first of ``videos``."""
+    videos: tuple[str, ...]
+    """Where the published layout may have the video, the likeliest place first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +47,10 @@ class Entry:
         """File and row, for messages."""
         return f"{self.file}, row {self.number}" + (f", {self.inside}" if self.inside else "")
 
-    def error(self, name: str, why: str) -> BenchmarkError:
+    def error(self, name: str, why: str) -> UserError:
         """The mistake of one field."""
         shown = f", found {str(self.data[name])[:60]!r}" if name in self.data else ""
-        return BenchmarkError(f"{self.place}, field '{name}': {why}{shown}")
+        return UserError(f"{self.place}, field '{name}': {why}{shown}")
 
     def text(self, *names: str) -> str:
         """The text (or number) of the first field of these names that is there and not empty."""
@@ -73,7 +85,7 @@ class Entry:
         """A part of this entry as an entry of its own."""
         part = Entry(self.file, self.number, data, f"{self.inside}.{where}" if self.inside else where)
         if not isinstance(data, Mapping):
-            raise BenchmarkError(f"{part.place}: expected an object")
+            raise UserError(f"{part.place}: expected an object")
         return part
 
     def options(self, name: str) -> dict[str, str]:
@@ -102,7 +114,7 @@ class Entry:
         marks = {letter: re.match(rf"\(?{letter}[.):]\s*(?=\S)", text) for letter, text in texts.items()}
         if sum(mark is not None for mark in marks.values()) >= 2:  # once may be chance: "A. Smith"
             texts = {letter: text[mark.end() :] if (mark := marks[letter]) else text for letter, text in texts.items()}
-        return _distinct(texts)
+        return distinct(texts)
 
     def letter(self, name: str, options: Mapping[str, str], by_text: bool = False) -> str:
         """The true option's published letter.
@@ -114,8 +126,8 @@ class Entry:
         """
         value = self.text(name)
         marked = re.match(r"[(\[]?([A-Za-z])(?:[)\].:,;]|\s*$|\s+[(\-–—:])", value)
-        wanted = _folded(value)
-        same = [letter for letter, text in options.items() if _folded(text) == wanted]
+        wanted = folded(value)
+        same = [letter for letter, text in options.items() if folded(text) == wanted]
         loose = re.match(r"([A-Z])\b", value)
         tried = [marked and marked[1].upper(), same[0] if same else None, loose and loose[1]]
         for letter in [tried[1], tried[0], tried[2]] if by_text else tried:
@@ -128,7 +140,7 @@ class Entry:
         try:
             return Sample.model_validate({"split": "test", **values})
         except ValidationError as error:
-            raise BenchmarkError(f"{self.place}: {describe(error, Sample)}") from None
+            raise UserError(f"{self.place}: {describe(error, Sample)}") from None
 
 
 def _spelled(text: str) -> Any:
@@ -142,7 +154,7 @@ def _spelled(text: str) -> Any:
     return [line for line in text.splitlines() if line.strip()] or None
 
 
-def _distinct(texts: Mapping[str, str]) -> dict[str, str]:
+def distinct(texts: Mapping[str, str]) -> dict[str, str]:
     """The same options, those of equal text told apart by spaces at the end (CG-Bench has some)."""
     taken: set[str] = set()
     found = {}
@@ -154,7 +166,8 @@ def _distinct(texts: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """A text without what does not tell options apart."""
     return " ".join(text.split()).rstrip(".").casefold()
 
 
@@ -162,7 +175,7 @@ def entries(path: Path, name: str) -> Iterator[Entry]:
     """The rows of a ``.json`` (a list, or an object, which is one row), ``.jsonl`` or ``.parquet`` file.
 
     Raises:
-        BenchmarkError: it is not readable as what its name says.
+        UserError: it is not readable as what its name says.
     """
     suffix = path.suffix.lower()
     rows: Iterable[Any]
@@ -178,16 +191,14 @@ def entries(path: Path, name: str) -> Iterator[Entry]:
             rows = data if isinstance(data, list) else [data]
         for number, row in enumerate(rows, 1):
             if not isinstance(row, Mapping):
-                raise BenchmarkError(f"{name}, row {number}: expected an object, got {type(row).__name__}")
+                raise UserError(f"{name}, row {number}: expected an object, got {type(row).__name__}")
             yield Entry(name, number, row)
-    except BenchmarkError:
-        raise
     except RecursionError:
-        raise BenchmarkError(f"{name}: nested too deeply") from None
+        raise UserError(f"{name}: nested too deeply") from None
     except OSError as error:
-        raise BenchmarkError(f"{name}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{name}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:  # JSON, UTF-8 and Arrow errors
-        raise BenchmarkError(f"{name}: not readable as {suffix[1:]} ({str(error).splitlines()[0][:200]})") from None
+        raise UserError(f"{name}: not readable as {suffix[1:]} ({str(error).splitlines()[0][:200]})") from None
 
 
 def _lines(path: Path, name: str) -> Iterator[Any]:
@@ -196,12 +207,12 @@ def _lines(path: Path, name: str) -> Iterator[Any]:
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(line) > MAX_LINE_BYTES:
-                raise BenchmarkError(f"{name}, row {number}: longer than {MAX_LINE_BYTES} bytes")
+                raise UserError(f"{name}, row {number}: longer than {MAX_LINE_BYTES} bytes")
             if line.strip():
                 try:
                     yield json.loads(line.decode("utf-8-sig"))
                 except ValueError as error:
-                    raise BenchmarkError(f"{name}, row {number}: not JSON ({error})") from None
+                    raise UserError(f"{name}, row {number}: not JSON ({error})") from None
 
 
 def choice(
@@ -235,7 +246,7 @@ def choice(
     """
     letters = list(options)
     if len(letters) < 2:
-        raise BenchmarkError(f"{entry.place}: a choice between {len(letters)} options")
+        raise UserError(f"{entry.place}: a choice between {len(letters)} options")
     sample = entry.sample(
         id=identity,
         media=_media(videos, start_s, end_s),

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ...common.errors import UserError
 from ...common.rows.sample import Sample
 from ...common.storage.names import sha256_file
-from .benchmark import CUT_ALREADY, Benchmark, BenchmarkSet
+from .benchmark import CUT_ALREADY, Benchmark, QuestionSet
 from .entries import entries
-from .question import BenchmarkError
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".mpg", ".mpeg", ".gif")
 
@@ -36,14 +36,14 @@ class DataFolder:
         """The annotation files of the first alternative that is there, wherever in the folder they lie.
 
         Raises:
-            BenchmarkError: there is none.
+            UserError: there is none.
         """
         for patterns in alternatives:
             found = [name for name in self.names if any(PurePosixPath(name).match(p) for p in patterns)]
             if found:
                 return found
         wanted = " or ".join(dict.fromkeys(patterns[0] for patterns in alternatives))
-        raise BenchmarkError(f"{self.where}: no annotation file; expected {wanted} (as published) somewhere in it")
+        raise UserError(f"{self.where}: no annotation file; expected {wanted} (as published) somewhere in it")
 
     def video(self, candidates: Sequence[str]) -> str | None:
         """The video's (or, as it stands, an image's) name in the folder, or None.
@@ -74,7 +74,7 @@ def _stem(name: str) -> str:
     return str(path.with_suffix("")) if path.suffix.lower() in VIDEO_SUFFIXES else str(path)
 
 
-def load(benchmark: Benchmark, folder: DataFolder, local: Callable[[str], Path]) -> BenchmarkSet:
+def load_questions(benchmark: Benchmark, folder: DataFolder, local: Callable[[str], Path]) -> QuestionSet:
     """Read a benchmark's annotation files and find its videos.
 
     Args:
@@ -83,7 +83,7 @@ def load(benchmark: Benchmark, folder: DataFolder, local: Callable[[str], Path])
         local: gives the path on this machine of a name in the folder.
 
     Raises:
-        BenchmarkError: no annotation file, one that is not as published, or not one video.
+        UserError: no annotation file, one that is not as published, or not one video.
     """
     samples: list[Sample] = []
     missing: dict[str, str] = {}
@@ -109,10 +109,10 @@ def load(benchmark: Benchmark, folder: DataFolder, local: Callable[[str], Path])
                     sample = sample.model_copy(update={"media": media})
                 samples.append(sample)
     if not samples:
-        raise BenchmarkError(f"{folder.where}: no question in {', '.join(files)}")
+        raise UserError(f"{folder.where}: no question in {', '.join(files)}")
     if len(missing) == len(samples):
         first = next(iter(missing.values()))
-        raise BenchmarkError(
+        raise UserError(
             f"{folder.where}: none of the videos of {benchmark.title} is there ({first}); unpack the archives"
         )
-    return BenchmarkSet(benchmark, samples, missing, files)
+    return QuestionSet(benchmark, samples, missing, files)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ..scores import Score
+from ..scores import Score, accuracy_of_choices, accuracy_of_open
 from .benchmark import Benchmark
-from .entries import Entry, choice, open_answer
-from .question import Question
-from .scores import _if_choice, _if_open
+from .entries import Entry, Question, choice, open_answer
 
 
 def _mmvu(entry: Entry) -> Iterator[Question]:
@@ -48,11 +46,13 @@ MMVU = Benchmark(
     files=(("validation.json",), ("validation*.parquet",), ("*mmvu*.json", "*MMVU*.json")),
     read=_mmvu,
     scores={
-        "accuracy_choice": Score("share of the multiple-choice questions answered right (Video-R1's MMVU)", _if_choice),
+        "accuracy_choice": Score(
+            "share of the multiple-choice questions answered right (Video-R1's MMVU)", accuracy_of_choices
+        ),
         "accuracy_open": Score(
             "share of the open questions answered right: numbers to 2 decimals, words by ROUGE (the benchmark asks "
             "GPT-4o: not comparable)",
-            _if_open,
+            accuracy_of_open,
         ),
     },
     traps=("the benchmark's own score mixes both kinds, the open ones judged by a language model",),

@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
-from ..scores import Score
+from ...common.errors import UserError
+from ..scores import ACCURACY, Score, accuracy, kind_part
 from .benchmark import Benchmark
-from .entries import Entry, choice
-from .question import BenchmarkError, Question
-from .scores import ACCURACY, _accuracy, _kind
+from .entries import Entry, Question, choice
 
 MVBENCH_FOLDERS: Mapping[str, tuple[str, ...]] = {
     "object_interaction": ("star/Charades_segment", "star/Charades_v1_480"),
@@ -43,7 +42,7 @@ def _mvbench(entry: Entry) -> Iterator[Question]:
     )
     task = _task(task) or ""
     if not task:
-        raise BenchmarkError(f"{entry.file}: named for none of the 20 tasks ({', '.join(sorted(MVBENCH_FOLDERS))})")
+        raise UserError(f"{entry.file}: named for none of the 20 tasks ({', '.join(sorted(MVBENCH_FOLDERS))})")
     video, options = entry.text("video"), entry.options("candidates")
     yield choice(
         entry,
@@ -76,7 +75,7 @@ MVBENCH = Benchmark(
     read=_mvbench,
     scores={
         "accuracy": ACCURACY,
-        "accuracy_by_task": Score("mean over the tasks of their accuracies", _accuracy, _kind),
+        "accuracy_by_task": Score("mean over the tasks of their accuracies", accuracy, kind_part),
     },
     traps=(
         "lmms-eval leaves empty answers out of the denominator; here they are wrong",

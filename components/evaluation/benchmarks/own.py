@@ -11,12 +11,11 @@ import yaml
 from pydantic import Field, ValidationError
 
 from ...common.config import Section, describe
+from ...common.errors import UserError
 from ...common.rows.files import RowError, parse_row
-from ..scores import Score
+from ..scores import ACCURACY
 from .benchmark import Benchmark
-from .entries import Entry, choice, open_answer
-from .question import BenchmarkError, Question
-from .scores import _accuracy
+from .entries import Entry, Question, choice, open_answer
 
 
 class OwnFields(Section):
@@ -61,18 +60,18 @@ def own_set(path: Path) -> Benchmark:
     """The benchmark that a YAML file describes.
 
     Raises:
-        BenchmarkError: the file is not there or not as `OwnSet` says.
+        UserError: the file is not there or not as `OwnSet` says.
     """
     try:
         described = OwnSet.model_validate(yaml.safe_load(path.read_text("utf-8")))
     except OSError as error:
-        raise BenchmarkError(f"{path}: {error.strerror}") from None
+        raise UserError(f"{path}: {error.strerror}") from None
     except ValidationError as error:
-        raise BenchmarkError(f"{path}: {describe(error, OwnSet)}") from None
+        raise UserError(f"{path}: {describe(error, OwnSet)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BenchmarkError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
     if described.fields is not None and "{video}" not in described.videos:
-        raise BenchmarkError(f"{path}: 'videos' must hold {{video}}, got '{described.videos}'")
+        raise UserError(f"{path}: 'videos' must hold {{video}}, got '{described.videos}'")
     read = partial(_own_row, described) if described.fields else _own_sample
     return Benchmark(
         name=described.name,
@@ -81,14 +80,14 @@ def own_set(path: Path) -> Benchmark:
         source=str(path.name),
         files=((described.annotations,),),
         read=read,
-        scores={"accuracy": Score("share of questions answered right; a failed one is wrong", _accuracy)},
+        scores={"accuracy": ACCURACY},
     )
 
 
 def _own_sample(entry: Entry) -> Iterator[Question]:
     row = parse_row({key: value for key, value in entry.data.items() if key != "media_id"}, entry.number)
     if isinstance(row, RowError):
-        raise BenchmarkError(f"{entry.file}, row {row.line}: {row.reason}")
+        raise UserError(f"{entry.file}, row {row.line}: {row.reason}")
     yield Question(row, (row.media.uri.removeprefix("./"),))
 
 

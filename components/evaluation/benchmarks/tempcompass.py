@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ...common.answers import values as values_module
+from ...common.errors import UserError
 from ...common.rows.sample import Sample
-from ..grade import Row
-from ..scores import Score
+from ..item import Item
+from ..scores import Score, accuracy, kind_part
 from .benchmark import Benchmark
-from .entries import Entry, _distinct, _folded, choice, open_answer
-from .question import BenchmarkError, Question
-from .scores import _accuracy, _kind
+from .entries import Entry, Question, choice, distinct, folded, open_answer
 
 _TEMPCOMPASS_TASKS = ("multi-choice", "yes_no", "caption_matching", "captioning")
 
@@ -26,14 +25,14 @@ _TEMPCOMPASS_LINE = re.compile(r"\s*(?:(?:option|sentence|caption|information)\s
 def _tempcompass(entry: Entry) -> Iterator[Question]:
     task = next((t for t in _TEMPCOMPASS_TASKS if _plain(t) in _plain(entry.file)), None)
     if task is None:
-        raise BenchmarkError(f"{entry.file}: named for none of the tasks {', '.join(_TEMPCOMPASS_TASKS)}")
+        raise UserError(f"{entry.file}: named for none of the tasks {', '.join(_TEMPCOMPASS_TASKS)}")
     if "question" in entry.data:  # rows, as on the hub
         yield _tempcompass_question(entry, task, entry.text("video_id"), entry.text("dim"), f"{entry.number}")
         return
     for video, dims in entry.data.items():  # one object by video and dimension, as in the repository
         for dim, questions in entry.inner(video, dims).data.items():
             if not isinstance(questions, Sequence) or isinstance(questions, str):
-                raise BenchmarkError(f"{entry.place}, {video}.{dim}: expected a list of questions")
+                raise UserError(f"{entry.place}, {video}.{dim}: expected a list of questions")
             for place, question in enumerate(questions, 1):
                 one = entry.inner(f"{video}.{dim}[{place}]", question)
                 yield _tempcompass_question(one, task, video, dim, f"{dim}-{place}")
@@ -68,11 +67,11 @@ def _tempcompass_question(entry: Entry, task: str, video: str, dim: str, place: 
         if match is None:
             raise entry.error("question", f"the line {line[:40]!r} is no option")
         letter = match[1].upper() if match[1].isalpha() else string.ascii_uppercase[int(match[1]) - 1]
-        options[letter], heads[letter] = match[2].strip(), _folded(line)
-    wanted = _folded(answer)
-    found = [letter for letter in options if wanted in (heads[letter], _folded(options[letter]))]
+        options[letter], heads[letter] = match[2].strip(), folded(line)
+    wanted = folded(answer)
+    found = [letter for letter in options if wanted in (heads[letter], folded(options[letter]))]
     letter = found[0] if found else entry.letter("answer", options)
-    return choice(entry, videos, question=first, options=_distinct(options), answer=letter, **about)
+    return choice(entry, videos, question=first, options=distinct(options), answer=letter, **about)
 
 
 def _tempcompass_grade(sample: Sample, said: str | None) -> float:
@@ -103,8 +102,8 @@ def _nearest_information(question: str, caption: str) -> str | None:
     return winners[0] if len(winners) == 1 else None
 
 
-def _tempcompass_value(*tasks: str) -> Callable[[Row], float | None]:
-    return lambda row: _accuracy(row) if row["kind"] in map(_plain, tasks) else None
+def _tempcompass_value(*tasks: str) -> Callable[[Item], float | None]:
+    return lambda item: accuracy(item) if item.kind in [_plain(task) for task in tasks] else None
 
 
 TEMPCOMPASS = Benchmark(
@@ -122,7 +121,7 @@ TEMPCOMPASS = Benchmark(
         "accuracy": Score(
             "mean of the accuracies of the three tasks that rules can grade: multi-choice, yes_no, caption_matching",
             _tempcompass_value("multi-choice", "yes_no", "caption_matching"),
-            _kind,
+            kind_part,
         ),
         "multi_choice": Score("share of questions with options answered right", _tempcompass_value("multi-choice")),
         "yes_no": Score("share of answers that begin with the right one of yes and no", _tempcompass_value("yes_no")),

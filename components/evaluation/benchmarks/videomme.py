@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..scores import ACCURACY
 from .benchmark import Benchmark
-from .entries import Entry, choice
-from .question import Question
-from .scores import ACCURACY
+from .entries import Entry, Question, choice
 
 
 def _videomme(entry: Entry) -> Iterator[Question]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..scores import Score
+from ..scores import ACCURACY
 from .benchmark import Benchmark
-from .entries import Entry, choice, open_answer
-from .question import Question
-from .scores import _accuracy
+from .entries import Entry, Question, choice, open_answer
 
 _TRACKS = ("Perception", "Comprehension", "Adaptation")
 
@@ -62,7 +60,7 @@ VIDEOMMMU = Benchmark(
         ("*videommmu*.json", "*VideoMMMU*.json", "*videommmu*.jsonl", "*VideoMMMU*.jsonl"),
     ),
     read=_videommmu,
-    scores={"accuracy": Score("share of questions answered right, over the three tracks", _accuracy)},
+    scores={"accuracy": ACCURACY},
     traps=(
         "open questions: ours compares numbers to 2 decimals and words by ROUGE; lmms-eval looks whether the truth "
         "occurs in the response",

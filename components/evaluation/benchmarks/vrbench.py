@@ -8,11 +8,9 @@ from functools import partial
 from typing import Any
 
 from ...common.answers import spans as spans_module
-from ..scores import Score
+from ..scores import ACCURACY, Score, metric_value
 from .benchmark import Benchmark
-from .entries import Entry, choice
-from .question import Question
-from .scores import ACCURACY, _metric
+from .entries import Entry, Question, choice
 
 _VRBENCH_STEP = re.compile(r"\[\s*([0-9:.]+)\s*-+>\s*([0-9:.]+)\s*\]")
 
@@ -63,7 +61,7 @@ VRBENCH = Benchmark(
     hub="OpenGVLab/VRBench",
     files=(("VRBench_eval.jsonl",), ("VRBench*.jsonl",), ("vrbench*.jsonl",)),
     read=_vrbench,
-    scores={"accuracy": ACCURACY, "miou": Score("see grounding in README.md", _metric("miou"))},
+    scores={"accuracy": ACCURACY, "miou": Score("see grounding in README.md", metric_value("miou"))},
     traps=(_VRBENCH_TRAP, "open-ended and process ratings by a language model are not computed here"),
 )
 

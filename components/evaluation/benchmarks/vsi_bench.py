@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..grade import Row
-from ..scores import Score
+from ..item import Item
+from ..scores import Part, Score, accuracy, accuracy_of_choices, metric_value
 from .benchmark import Benchmark
-from .entries import Entry, choice, open_answer
-from .question import Question
-from .scores import _accuracy, _if_choice, _metric
+from .entries import Entry, Question, choice, open_answer
 
 VSI_CHOICES = (
     "object_rel_direction_easy",
@@ -48,24 +46,18 @@ def _vsi_bench(entry: Entry) -> Iterator[Question]:
         raise entry.error("question_type", f"expected one of {', '.join((*VSI_CHOICES, *VSI_NUMBERS))}")
 
 
-def _vsi_value(inclusive: bool) -> Callable[[Row], float | None]:
-    def value(row: Row) -> float | None:
-        if row["kind"] in VSI_CHOICES:
-            return _accuracy(row)
-        found: float | None = row["metrics"].get("mra_inclusive" if inclusive else "mra")
-        return found
-
-    return value
+def _vsi_value(mra: str) -> Callable[[Item], float | None]:
+    return lambda item: accuracy(item) if item.kind in VSI_CHOICES else item.metrics.get(mra)
 
 
-def _vsi_task(row: Row) -> tuple[str, str]:
+def _vsi_task(item: Item) -> Part:
     direction = "object_rel_direction"
-    kind = str(row["kind"])
+    kind = str(item.kind)
     return (direction, kind) if kind.startswith(direction) else (kind, "")
 
 
-def _vsi_half(row: Row) -> tuple[str, str]:
-    return ("accuracy" if row["kind"] in VSI_CHOICES else "mra"), ""
+def _vsi_half(item: Item) -> Part:
+    return ("accuracy" if item.kind in VSI_CHOICES else "mra"), ""
 
 
 _MRA = "mean over the number questions of the share of θ in 0.5, 0.55 … 0.95 with relative error {} 1 − θ"
@@ -83,15 +75,15 @@ VSI_BENCH = Benchmark(
         "overall": Score(
             "mean over 8 tasks of accuracy or MRA (<=), direction being the mean of easy, medium and hard (the "
             "benchmark's own score, as in lmms-eval)",
-            _vsi_value(True),
+            _vsi_value("mra_inclusive"),
             _vsi_task,
         ),
         "overall_video_r1": Score(
-            "mean of the mean accuracy and the mean MRA (<), over questions (Video-R1)", _vsi_value(False), _vsi_half
+            "mean of the mean accuracy and the mean MRA (<), over questions (Video-R1)", _vsi_value("mra"), _vsi_half
         ),
-        "accuracy": Score("share of the questions with options answered right", _if_choice),
-        "mra": Score(_MRA.format("<") + " (Video-R1)", _metric("mra")),
-        "mra_inclusive": Score(_MRA.format("<=") + " (lmms-eval)", _metric("mra_inclusive")),
+        "accuracy": Score("share of the questions with options answered right", accuracy_of_choices),
+        "mra": Score(_MRA.format("<") + " (Video-R1)", metric_value("mra")),
+        "mra_inclusive": Score(_MRA.format("<=") + " (lmms-eval)", metric_value("mra_inclusive")),
     },
     traps=("overall and overall_video_r1 differ by several points on the same answers: never compare across them",),
 )

@@ -2,51 +2,45 @@
 
 from __future__ import annotations
 
-import base64
-import ipaddress
-import json
-import mimetypes
 import os
-import random
-import threading
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from time import sleep
 from typing import Any
-from urllib.parse import urlsplit
 
+from pydantic import ValidationError
+
+from ...common.chat_endpoint.config import ChatEndpointConfig
+from ...common.chat_endpoint.endpoint import BlockingEndpoint, EndpointError
+from ...common.chat_endpoint.media import DataUrls, media_part, text_part
+from ...common.errors import UserError
 from ...common.model.config import ModelConfig
 from ...common.model.prompts import build_messages, get_template
 from ...common.rows.sample import Sample
 from ...common.storage.names import fingerprint
 from ...common.video.config import VideoConfig
-from ..answers import Completion, EvaluationError, Predict
+from ..answers import Completion, Predict
 from ..conditions import NO_VIDEO, seed_of
 from ..config import EvaluationConfig
-from .model import API_KEY
+from .model import API_KEY, ModelIdentity
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class EndpointCompletion:
     """A completion from an endpoint."""
 
     text: str
     finish_reason: str
-    token_ids: list[int] = field(default_factory=list)
+    token_ids: list[int]
+    """Empty where the server does not give them."""
 
 
-class EndpointError(EvaluationError):
-    """An endpoint that refused a question, or did not answer."""
+class EndpointModel:
+    """A model of an OpenAI-compatible server, which is sent the video file with every question.
 
-
-class Endpoint:
-    """An OpenAI-compatible server, which is sent the video file with every question.
-
-    This package's own server puts the question into the prompt that its model was trained with; any other is
-    sent the whole prompt of ``model.prompt``.
+    This package's own server puts the question into the prompt that its model was trained with; any other is sent the
+    whole prompt of ``model.prompt``.
     """
 
     video: VideoConfig | None = None
@@ -55,177 +49,97 @@ class Endpoint:
         """Ask the server what it serves.
 
         Raises:
-            EvaluationError: no server, or none of this kind.
+            UserError: no server, or none of this kind.
         """
-        import httpx
-
-        self.url = url.rstrip("/").removesuffix("/v1")
-        key = os.environ.get(API_KEY)
-        self._client = httpx.Client(
-            timeout=httpx.Timeout(config.request_timeout_s, connect=min(config.request_timeout_s, 10.0)),
-            trust_env=not _loopback(url),  # a proxy of the environment is for addresses elsewhere
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx.Limits(max_connections=config.requests),
-        )
         self._config = config
-        card = self._card()
-        self.model = str(card.get("id"))
-        own = card.get("vthink") if card.get("owned_by") == "vthink" else None
-        self.own = isinstance(own, Mapping)
+        try:
+            server = ChatEndpointConfig(
+                url=url,
+                api_key_env=API_KEY if os.environ.get(API_KEY) else None,
+                concurrency=config.requests,
+                timeout_s=config.request_timeout_s,
+                retries=0,
+            )
+        except ValidationError:
+            raise UserError(f"'{url}' is not a server's address; e.g. http://127.0.0.1:8080") from None
+        with BlockingEndpoint(server) as endpoint:
+            served = endpoint.models()[0]
+        name = str(served.get("id"))
+        own = served.get("vthink") if served.get("owned_by") == "vthink" else None
+        self._is_ours = isinstance(own, Mapping)
         if isinstance(own, Mapping):
             limit = own.get("max_new_tokens")
             if isinstance(limit, int) and limit < config.max_new_tokens:
-                raise EvaluationError(
+                raise UserError(
                     f"{url} answers with at most {limit} tokens; ask for no more "
                     f"(--set evaluation.max_new_tokens={limit}), or serve with more"
                 )
         prompt = str(own.get("prompt")) if isinstance(own, Mapping) else model.prompt
-        self.conditions: Sequence[str] = () if self.own else ("blind",)  # ours refuses a question without its video
-        self.template = get_template(prompt)
-        self.answer_format = self.template.answer_format
-        self.about = {
-            "kind": "endpoint",
-            "uri": self.url,
-            "name": self.model,
-            "fingerprint": fingerprint("endpoint", self.url, self.model, own or None),
-            "prompt": prompt,
-            "frames": "the server's own",
-        }
-
-    def _card(self) -> Mapping[str, Any]:
-        import httpx
-
-        try:
-            response = self._client.get(f"{self.url}/v1/models")
-            response.raise_for_status()
-            card = response.json()["data"][0]
-            if not isinstance(card, Mapping):
-                raise TypeError
-            return card
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol):
-            raise EvaluationError(f"'{self.url}' is not a server's address; e.g. http://127.0.0.1:8080") from None
-        except httpx.HTTPStatusError as error:
-            raise EvaluationError(f"{self.url} answered {error.response.status_code} to /v1/models") from None
-        except httpx.HTTPError as error:
-            raise EvaluationError(f"no server at {self.url} ({error or type(error).__name__})") from None
-        except (ValueError, LookupError, TypeError):
-            raise EvaluationError(f"{self.url} does not list its models like an OpenAI-compatible server") from None
+        # Ours refuses a question without its video.
+        self.conditions: Sequence[str] = () if self._is_ours else ("blind",)
+        self._template = get_template(prompt)
+        self.answer_format = self._template.answer_format
+        base_url = server.base_url.removesuffix("/v1")
+        self.about = ModelIdentity(
+            kind="endpoint",
+            uri=base_url,
+            name=name,
+            fingerprint=fingerprint("endpoint", base_url, name, own or None),
+            prompt=prompt,
+            frames="the server's own",
+        )
+        self._server = server.model_copy(update={"model": name, "retries": config.request_attempts - 1})
+        self._endpoint: BlockingEndpoint | None = None
 
     def predict(self) -> Predict:
-        """See `Engine`."""
+        """See `Model`."""
+        if self._endpoint is None:
+            self._endpoint = BlockingEndpoint(self._server).__enter__()
         return self._predict
 
     def release(self) -> None:
         """Close the connections."""
-        self._client.close()
+        if self._endpoint is not None:
+            self._endpoint.__exit__(None, None, None)
+            self._endpoint = None
 
     def _predict(self, samples: Sequence[Sample], files: Sequence[Any]) -> Sequence[Completion | Exception]:
         paths = [None if file is NO_VIDEO else file.path for file in files]
-        urls = _DataUrls([path for path in paths if path is not None])
+        urls = DataUrls(path for path in paths if path is not None)
         with ThreadPoolExecutor(min(self._config.requests, len(samples))) as pool:
-            return list(pool.map(lambda sample, path: self._attempt(sample, path, urls), samples, paths))
+            return list(pool.map(lambda sample, path: self._answer(sample, path, urls), samples, paths))
 
-    def _attempt(self, sample: Sample, path: Path | None, urls: _DataUrls) -> Completion | Exception:
+    def _answer(self, sample: Sample, path: Path | None, urls: DataUrls) -> Completion | Exception:
+        assert self._endpoint is not None  # `predict` opened it
+        media = sample.media
         try:
-            return self._ask(sample, None if path is None else urls.take(path, sample.media.kind))
-        except (EndpointError, OSError) as error:
+            if path is not None and not self._is_ours and (media.start_s is not None or media.end_s is not None):
+                raise UserError("a part of a video can be asked of this package's server alone")
+            part = None if path is None else media_part(urls.take(path, media.kind), media.kind)
+            reply = self._endpoint.complete(self._messages(sample, part), self._parameters(sample))
+        except (EndpointError, UserError) as error:
             return error
+        return EndpointCompletion(reply.text, reply.finish_reason, list(reply.token_ids or ()))
 
-    def _body(self, sample: Sample, data_url: str | None) -> dict[str, Any]:
-        kind, media = f"{sample.media.kind}_url", sample.media
-        part = {"type": kind, kind: {"url": data_url}}
-        body: dict[str, Any] = {
-            "model": self.model,
+    def _messages(self, sample: Sample, part: dict[str, Any] | None) -> list[dict[str, Any]]:
+        if self._is_ours:
+            return [{"role": "user", "content": [part, text_part(sample.question)]}]
+        shown = None if part is None else sample.media.kind
+        messages = build_messages(sample.question, sample.options, sample.problem_type, shown, self._template)
+        for message in messages:
+            message["content"] = [part if block["type"] == shown else block for block in message["content"]]
+        return messages
+
+    def _parameters(self, sample: Sample) -> dict[str, Any]:
+        parameters: dict[str, Any] = {
             "max_tokens": self._config.max_new_tokens,
             "temperature": self._config.temperature,
             "top_p": self._config.top_p,
             "seed": seed_of(self._config.seed, "sampling", sample.id) % 2**31,
         }
-        if self.own:
-            text = sample.question
+        if self._is_ours:
+            media = sample.media
             about: dict[str, Any] = {"options": list(sample.options), "problem_type": sample.problem_type}
             about |= {"start_s": media.start_s, "end_s": media.end_s}
-            body |= {"vthink": {name: value for name, value in about.items() if value}, "return_token_ids": True}
-            return body | {"messages": [{"role": "user", "content": [part, {"type": "text", "text": text}]}]}
-        shown = None if data_url is None else media.kind
-        messages = build_messages(sample.question, sample.options, sample.problem_type, shown, self.template)
-        for message in messages:
-            message["content"] = [part if block["type"] == shown else block for block in message["content"]]
-        return body | {"messages": messages}
-
-    def _ask(self, sample: Sample, data_url: str | None) -> Said:
-        import httpx
-
-        if (
-            not self.own
-            and data_url is not None
-            and (sample.media.start_s is not None or sample.media.end_s is not None)
-        ):
-            raise EndpointError("a part of a video can be asked of this package's server alone")
-        body = json.dumps(self._body(sample, data_url)).encode()
-        reason = ""
-        for attempt in range(self._config.request_attempts):
-            if attempt:
-                sleep(min(2.0 ** (attempt - 1), 30.0) * random.uniform(1, 1.2))
-            try:
-                response = self._client.post(
-                    f"{self.url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}
-                )
-            except httpx.HTTPError as error:
-                reason = f"{error or type(error).__name__}"
-                continue
-            if response.status_code == 200:
-                return _said(response)
-            reason = f"HTTP {response.status_code}: {_message(response)}"
-            if response.status_code not in (408, 409, 425, 429) and response.status_code < 500:
-                break
-        raise EndpointError(reason)
-
-
-class _DataUrls:
-    """Files as data URLs, each read once for all questions about it and dropped with the last of them."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._left = Counter(paths)
-        self._urls: dict[Path, str] = {}
-        self._lock = threading.Lock()
-
-    def take(self, path: Path, kind: str) -> str:
-        """The URL for one more of the questions about a file."""
-        with self._lock:
-            self._left[path] -= 1
-            if path not in self._urls:
-                mime = mimetypes.guess_type(path.name)[0] or ""
-                if not mime.startswith(f"{kind}/"):
-                    mime = "video/mp4" if kind == "video" else "image/png"
-                self._urls[path] = f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
-            return self._urls[path] if self._left[path] else self._urls.pop(path)
-
-
-def _said(response: Any) -> Said:
-    try:
-        choice = response.json()["choices"][0]
-        text, reason = choice["message"]["content"] or "", choice.get("finish_reason") or ""
-        tokens = choice.get("token_ids") or []
-        if not isinstance(text, str) or not all(type(token) is int for token in tokens):
-            raise TypeError
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise EndpointError("the answer is not a chat completion") from None
-    return Said(text, str(reason)[:40], list(tokens))
-
-
-def _message(response: Any) -> str:
-    try:
-        error = response.json()["error"]
-        text = str(error["message"] if isinstance(error, Mapping) else error)
-    except (ValueError, LookupError, TypeError):
-        text = response.text
-    return " ".join(text.split())[:200] or "no reason given"
-
-
-def _loopback(url: str) -> bool:
-    try:
-        host = urlsplit(url).hostname or ""
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+            parameters |= {"vthink": {name: value for name, value in about.items() if value}, "return_token_ids": True}
+        return parameters

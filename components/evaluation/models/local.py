@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import gc
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...common.model.config import ModelConfig
-from ...common.model.prompts import get_template
+from ...common.model.prompts import AnswerFormat, get_template
 from ...common.rows.sample import Sample
-from ...common.storage.names import fingerprint
-from ...common.storage.s3 import Storage
 from ...common.video.config import VideoConfig
 from ..answers import Completion, Predict
-from ..conditions import NO_VIDEO, seed_of
+from ..conditions import CONDITIONS, NO_VIDEO, ORDERED, seed_of
 from ..config import EvaluationConfig
-from ..expressions import FRAMES
+from .model import ModelIdentity
 
 if TYPE_CHECKING:
     from ...common.model.chat import ChatEncoder
@@ -25,21 +23,76 @@ if TYPE_CHECKING:
     from ...common.video.clip import Clip
 
 
-class _Weights:
-    """Weights that are loaded when they are first needed."""
+class LocalModel:
+    """A model folder with its ``vthink.json``; fetched when it is first needed, loaded when it is first asked."""
 
-    def __init__(self, folder: Callable[[], Path], model: ModelConfig, config: EvaluationConfig) -> None:
-        self._folder = folder
+    conditions: Sequence[str] = tuple(name for name in CONDITIONS if name != ORDERED)
+
+    def __init__(
+        self,
+        folder: Callable[[], Path],
+        model: ModelConfig,
+        config: EvaluationConfig,
+        about: ModelIdentity,
+        override: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Nothing is fetched yet.
+
+        Args:
+            folder: gives the folder on this machine.
+            model: dtype and attention.
+            config: how it is asked.
+            about: what identifies it.
+            override: settings of `VideoConfig` in place of those that the model was trained with.
+        """
+        self._fetch = folder
         self._model = model
         self._config = config
+        self._about = about
+        self._override = override or {}
         self._predict: Predict | None = None
 
+    @cached_property
+    def folder(self) -> Path:
+        """Where it is.
+
+        Raises:
+            ModelError: it is not a model folder.
+        """
+        from ...common.model.folder import check_folder
+
+        folder = self._fetch()
+        check_folder(folder)
+        return folder
+
+    @cached_property
+    def video(self) -> VideoConfig:
+        """See `Model`."""
+        from ...common.model.folder import read_card
+
+        trained = read_card(self.folder)["video"].model_dump()
+        return VideoConfig.load({**trained, **self._override}, str(self.folder))
+
+    @cached_property
+    def about(self) -> ModelIdentity:
+        """See `Model`; the prompt is that of ``vthink.json`` where it was not given."""
+        if self._about.prompt:
+            return self._about
+        from ...common.model.folder import read_card
+
+        return self._about.model_copy(update={"prompt": str(read_card(self.folder)["prompt"])})
+
+    @property
+    def answer_format(self) -> AnswerFormat:
+        """See `Model`."""
+        return get_template(self.about.prompt).answer_format
+
     def predict(self) -> Predict:
-        """See `Engine`."""
+        """See `Model`."""
         if self._predict is None:
             from ...common.model.load import load_model
 
-            loaded = load_model(self._folder(), dtype=self._model.dtype, attention=self._model.attention)
+            loaded = load_model(self.folder, dtype=self._model.dtype, attention=self._model.attention)
             self._predict = predictor(loaded, self._config)
         return self._predict
 
@@ -48,47 +101,6 @@ class _Weights:
         if self._predict is not None:
             self._predict = None
             free_memory()
-
-
-class StoredModel(_Weights):
-    """A model of the store, fetched when it is first asked."""
-
-    def __init__(
-        self, storage: Storage, uri: str, model: ModelConfig, config: EvaluationConfig, work_dir: Path
-    ) -> None:
-        from ...common.model.store import fetch_model
-
-        super().__init__(lambda: fetch_model(storage, uri, work_dir), model, config)
-
-
-class LocalModel(_Weights):
-    """A model folder with its ``vthink.json``, loaded when it is first asked."""
-
-    conditions: Sequence[str] = FRAMES[1:]
-
-    def __init__(
-        self,
-        folder: Path,
-        model: ModelConfig,
-        config: EvaluationConfig,
-        about: Mapping[str, Any],
-        video: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Args: ``video``: settings of `VideoConfig` in place of those that the model was trained with.
-
-        Raises:
-            UserError: not a model folder.
-        """
-        from ...common.model.folder import check_folder, read_card
-
-        check_folder(folder)
-        card = read_card(folder)
-        self.folder = folder
-        self.video: VideoConfig | None = VideoConfig.load({**card["video"].model_dump(), **(video or {})}, str(folder))
-        self.prompt = str(card["prompt"])
-        self.answer_format = get_template(self.prompt).answer_format
-        self.about = {**about, "prompt": self.prompt}
-        super().__init__(lambda: folder, model, config)
 
 
 def free_memory() -> None:
@@ -145,25 +157,3 @@ def encode_together(encoder: ChatEncoder, samples: Sequence[Sample], clips: Sequ
         made = [encoder.encode_blind(*one) for one in asked] if clip is NO_VIDEO else encoder.encode_many(asked, clip)
         prompts |= dict(zip(places, made, strict=True))
     return [prompts[place] for place in range(len(samples))]
-
-
-def _folder_fingerprint(folder: Path) -> str:
-    """Of names, sizes and times of change: contents of many gigabytes are not read again for it."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    return fingerprint("folder", [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
-
-
-def _with_card(folder: Path, given: str, model: ModelConfig, video: VideoConfig, work_dir: Path) -> Path:
-    """A folder that is the model with its ``vthink.json``; a Hugging Face folder gets one beside links to its files."""
-    from ...common.model.folder import CARD, check_folder, write_card
-
-    if (folder / CARD).is_file():
-        return folder
-    check_folder(folder)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    linked = Path(tempfile.mkdtemp(prefix="model-", dir=work_dir))
-    for path in folder.iterdir():
-        if path.is_file():
-            (linked / path.name).symlink_to(path)
-    write_card(linked, model.prompt, video, {"base": given})
-    return linked

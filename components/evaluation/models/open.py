@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...common.errors import UserError
 from ...common.model.config import ModelConfig
 from ...common.storage.names import as_prefix, fingerprint
 from ...common.storage.s3 import Storage
 from ...common.tracking.config import TrackingConfig
 from ...common.video.config import VideoConfig
-from ..answers import EvaluationError
 from ..config import EvaluationConfig
-from .endpoint import Endpoint
-from .local import LocalModel, _folder_fingerprint, _with_card
-from .model import Engine
+from .endpoint import EndpointModel
+from .local import LocalModel
+from .model import Model, ModelIdentity
 
 
-def needs_store(given: str) -> bool:
+def needs_store(reference: str) -> bool:
     """Whether a model's name leads to the object store."""
-    return not is_endpoint(given) and not Path(given).is_dir()
+    return not is_endpoint(reference) and not Path(reference).is_dir()
 
 
-def is_endpoint(given: str) -> bool:
+def is_endpoint(reference: str) -> bool:
     """Whether a model's name is the URL of a server."""
-    return given.startswith(("http://", "https://"))
+    return reference.startswith(("http://", "https://"))
 
 
-def open_engine(
-    given: str,
+def open_model(
+    reference: str,
     model: ModelConfig,
     config: EvaluationConfig,
     work_dir: Path,
@@ -38,11 +39,11 @@ def open_engine(
     tracking: TrackingConfig | None = None,
     video: VideoConfig | None = None,
     override: Mapping[str, Any] | None = None,
-) -> Engine:
-    """The engine that a person means.
+) -> Model:
+    """The model that a person means.
 
     Args:
-        given: a folder, ``s3://…/``, ``models:/name@alias``, ``models:/name/3``, a hub name, or a URL.
+        reference: a folder, ``s3://…/``, ``models:/name@alias``, ``models:/name/3``, a hub name, or a URL.
         model: dtype, attention, and the prompt of a model that does not bring one (``vthink.json``).
         config: how it is asked.
         work_dir: scratch space; fetched models are kept there.
@@ -52,49 +53,74 @@ def open_engine(
         override: settings of `VideoConfig` that win over what the model says.
 
     Raises:
-        EvaluationError: there is no such model.
-        UserError: it cannot be used.
+        UserError: there is no such model.
+        ModelError: it cannot be used.
         StorageError: the store lacks it.
     """
     video = video or VideoConfig()
-    if is_endpoint(given):
-        return Endpoint(given, model, config)
-    if Path(given).is_dir():
-        folder = Path(given).resolve()
-        known = {"kind": "folder", "uri": str(folder), "fingerprint": _folder_fingerprint(folder)}
-        return LocalModel(_with_card(folder, given, model, video, work_dir), model, config, known, override)
+    if is_endpoint(reference):
+        return EndpointModel(reference, model, config)
+    if Path(reference).is_dir():
+        folder = Path(reference).resolve()
+        about = ModelIdentity(kind="folder", uri=str(folder), fingerprint=_folder_fingerprint(folder))
+        return LocalModel(lambda: _with_card(folder, reference, model, video, work_dir), model, config, about, override)
     if storage is None:
-        raise EvaluationError(f"model '{given}': no such folder, and no object store to look in")
+        raise UserError(f"model '{reference}': no such folder, and no object store to look in")
     from ...common.model.store import ensure_base_model, fetch_model
 
-    about: dict[str, Any] = {"kind": "s3", "uri": given}
-    uri = given
-    if given.startswith("models:/"):
-        version, uri = _registered(given, tracking, storage)
-        about = {"kind": "registry", "uri": given, "version": version, "source": uri}
+    about = ModelIdentity(kind="s3", uri=reference)
+    uri = reference
+    if reference.startswith("models:/"):
+        version, uri = _registered(reference, tracking, storage)
+        about = ModelIdentity(kind="registry", uri=reference, version=version, source=uri)
     if uri.startswith("s3://") and storage.is_complete(uri) and storage.exists(as_prefix(uri) + "vthink.json"):
         uri = as_prefix(uri)
     else:
-        about |= {} if uri.startswith("s3://") else {"kind": "hub"}
+        if not uri.startswith("s3://"):
+            about = about.model_copy(update={"kind": "hub"})
         uri = ensure_base_model(storage, model.model_copy(update={"name": uri}), video)
     files = {name: file.sha256 for name, file in storage.tree(uri).files.items()}
-    about["fingerprint"] = fingerprint("model", files)
-    return LocalModel(fetch_model(storage, uri, work_dir), model, config, about, override)
+    about = about.model_copy(update={"fingerprint": fingerprint("model", files)})
+    return LocalModel(lambda: fetch_model(storage, uri, work_dir), model, config, about, override)
 
 
-def _registered(given: str, tracking: TrackingConfig | None, storage: Storage) -> tuple[int, str]:
+def _registered(reference: str, tracking: TrackingConfig | None, storage: Storage) -> tuple[int, str]:
     """Version and ``s3://…/`` source of a registered model."""
     from mlflow.exceptions import MlflowException
 
     from ...common.tracking.client import registry_client
 
-    match = re.fullmatch(r"models:/([^/@\s]+)(?:@([^/@\s]+)|/([0-9]{1,9}))", given)
+    match = re.fullmatch(r"models:/([^/@\s]+)(?:@([^/@\s]+)|/([0-9]{1,9}))", reference)
     if match is None or tracking is None:
-        raise EvaluationError(f"model '{given}': a registered model is models:/name@alias or models:/name/3")
+        raise UserError(f"model '{reference}': a registered model is models:/name@alias or models:/name/3")
     name, alias, version = match.groups()
     client = registry_client(tracking, storage.config)
     try:
-        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+        registered = (
+            client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+        )
     except MlflowException as error:
-        raise EvaluationError(f"model '{given}': {str(error).strip().splitlines()[0][:300]}") from None
-    return int(found.version), str(found.source)
+        raise UserError(f"model '{reference}': {str(error).strip().splitlines()[0][:300]}") from None
+    return int(registered.version), str(registered.source)
+
+
+def _folder_fingerprint(folder: Path) -> str:
+    """Of names, sizes and times of change: contents of many gigabytes are not read again for it."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    return fingerprint("folder", [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
+
+
+def _with_card(folder: Path, reference: str, model: ModelConfig, video: VideoConfig, work_dir: Path) -> Path:
+    """A folder that is the model with its ``vthink.json``; a Hugging Face folder gets one beside links to its files."""
+    from ...common.model.folder import CARD, check_folder, write_card
+
+    if (folder / CARD).is_file():
+        return folder
+    check_folder(folder)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    linked = Path(tempfile.mkdtemp(prefix="model-", dir=work_dir))
+    for path in folder.iterdir():
+        if path.is_file():
+            (linked / path.name).symlink_to(path)
+    write_card(linked, model.prompt, video, {"base": reference})
+    return linked

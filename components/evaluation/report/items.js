@@ -22,14 +22,14 @@ if (source) {
   };
   const candidate = data.models[data.models.length - 1];
   const before = data.models.length > 1 ? data.models[data.models.length - 2] : null;
-  const said = (item, model, frames = "ordered") => (item.said[model] || {})[frames];
-  const outcome = (item, model, frames) => (said(item, model, frames) || {}).o || "";
+  const answerOf = (item, model, frames = "ordered") => (item.answers[model] || {})[frames];
+  const outcome = (item, model, frames) => (answerOf(item, model, frames) || {}).o || "";
   const change = (item) => {
     const [now, then] = [outcome(item, candidate), before ? outcome(item, before) : ""];
     if (!now || !then || (now === "right") === (then === "right")) return "";
     return now === "right" ? "gained" : "lost";
   };
-  const onlyInOrder = (item) => outcome(item, candidate) === "right" && said(item, candidate, "shuffled")
+  const onlyInOrder = (item) => outcome(item, candidate) === "right" && answerOf(item, candidate, "shuffled")
     && outcome(item, candidate, "shuffled") !== "right";
   const MARK = { right: "✓", wrong: "✗", failed: "!" };
   const seconds = (x) => `${Number(x).toFixed(1)} s`;
@@ -77,7 +77,7 @@ if (source) {
     else if (wanted.outcome && outcome(item, candidate) !== wanted.outcome) return false;
     if (!wanted.words) return true;
     item.text ??= [item.id, item.question, item.truth, item.video,
-      ...data.models.map((model) => (said(item, model) || {}).a || "")].join("\n").toLowerCase();
+      ...data.models.map((model) => (answerOf(item, model) || {}).a || "")].join("\n").toLowerCase();
     return item.text.includes(wanted.words);
   }
 
@@ -178,7 +178,7 @@ if (source) {
 
   function timeline(item, media) {
     const tracks = [["truth", item.evidence, "good"],
-      ...data.models.slice().reverse().map((model) => [model, (said(item, model) || {}).s || [], "accent"])]
+      ...data.models.slice().reverse().map((model) => [model, (answerOf(item, model) || {}).s || [], "accent"])]
       .filter(([, spans]) => spans.length);
     const ends = tracks.flatMap(([, spans]) => spans.map((span) => span[1]));
     const duration = (media && media.duration) || item.duration || Math.max(...ends, 0);
@@ -196,11 +196,11 @@ if (source) {
   }
 
   function answers(item, model, isOpen) {
-    const asked = Object.entries(item.said[model] || {});
+    const asked = Object.entries(item.answers[model] || {});
     if (!asked.length) return null;
-    const ordered = said(item, model) || {};
+    const ordered = answerOf(item, model) || {};
     const tones = { right: "good", wrong: "bad", failed: "warn" };
-    return make("div", { class: "said" }, make("b", {}, model), " ",
+    return make("div", { class: "answers" }, make("b", {}, model), " ",
       ...asked.flatMap(([frames, one]) => [make("span", { class: `chip ${tones[one.o]}`,
         title: `${one.o}, score ${one.g}` },
       `${data.frames[frames] || frames}: ${one.a ?? (one.o === "failed" ? "failed" : "no answer")} ${MARK[one.o]}`), " "]),

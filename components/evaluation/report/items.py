@@ -1,60 +1,71 @@
-"""Every item, to browse."""
+"""Every item, to browse: data that the page's script shows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from ...common.answers.responses import parse_response
 from ...common.html import images, page
 from ..answers import one_line
-from ..conditions import frame_order, seed_of
+from ..conditions import CONDITIONS, ORDERED, clip_key, condition_title, frame_order, seed_of
 from ..config import EvaluationConfig
-from ..expressions import FRAMES
-from .tables import _FRAMES, Frames, _Set
+from ..item import Item
+from .board import Board
+
+if TYPE_CHECKING:
+    from ...common.video.clip import Clip
+
+Clips = Callable[[Item], "Clip | None"]
+"""The clip that an item was about; None where it cannot be had."""
 
 _MAX_RESPONSE_CHARS = 2_000
 """So much of a response is in the page at most; all of it is in ``items.jsonl``."""
-
-
 _MAX_RESPONSES_CHARS = 12 * 2**20
 """Responses of all items together: with many items less of each is shown."""
-
-
 _MAX_MEDIA_BYTES = 24 * 2**20
 """Pictures of all items together."""
-
-
 _FRAME_HEIGHT = 144
 
 
-def _outcome(row: Mapping[str, Any]) -> str:
-    return "failed" if row["error"] is not None else "right" if row["correct"] else "wrong"
+@dataclass
+class _Question:
+    """One question with the items of all models and conditions."""
+
+    key: str
+    """Of its benchmark."""
+    seed: int
+    """Of the shuffled order of frames."""
+    item: Item
+    """One of the items: what all of them say of the question."""
+    items: dict[str, dict[str, Item]] = field(default_factory=dict)
+    """By model and condition."""
+    pictures: dict[str, Any] = field(default_factory=dict)
+    """What the page needs to show its video."""
+
+    @property
+    def clip(self) -> str:
+        return f"{self.key}/{clip_key(self.item.video, *self.item.clip)}"
+
+    @property
+    def kind(self) -> str:
+        return self.item.kind or self.item.problem_type
 
 
-def _browser(sets: Sequence[_Set], models: Sequence[str], frames: Frames | None, config: EvaluationConfig) -> Markup:
+def browser(board: Board, clips: Clips | None, config: EvaluationConfig) -> Markup:
     """Every item as data, and the place where the page's script shows them."""
-    items: list[dict[str, Any]] = []
-    responses = sum(len(rows) for one in sets for (_, frames), rows in one.rows.items() if frames == "ordered")
-    limit = max(200, min(_MAX_RESPONSE_CHARS, _MAX_RESPONSES_CHARS // max(1, responses)))
-    for one in sets:
-        entries: dict[str, dict[str, Any]] = {}
-        for model in models:
-            for condition in FRAMES:
-                for row in one.rows.get((model, condition), ()):
-                    entry = entries.get(row["id"])
-                    if entry is None:
-                        entry = entries[row["id"]] = _entry(one, row)
-                    entry["said"].setdefault(model, {})[condition] = _said(row, condition, limit)
-        items += entries.values()
-    media = _media(sets, models, items, frames, config) if frames is not None else {}
+    questions = _questions(board)
+    ordered = sum(ORDERED in conditions for question in questions for conditions in question.items.values())
+    limit = max(200, min(_MAX_RESPONSE_CHARS, _MAX_RESPONSES_CHARS // max(1, ordered)))
+    media = _media(questions, board.models[-1], clips, config) if clips is not None else {}
     data = {
-        "models": list(models),
-        "frames": _FRAMES,
-        "sets": [{"key": one.key, "title": one.title} for one in sets],
-        "items": items,
+        "models": board.models,
+        "frames": {name: condition_title(name) for name in CONDITIONS},
+        "sets": [{"key": key, "title": title} for key, title in board.titles.items()],
+        "items": [_entry(question, limit) for question in questions],
         "media": media,
         "noframes": "no pictures: left out to keep the page small" if media else "no pictures in this report",
     }
@@ -63,90 +74,89 @@ def _browser(sets: Sequence[_Set], models: Sequence[str], frames: Frames | None,
     )
 
 
-def _entry(one: _Set, row: Mapping[str, Any]) -> dict[str, Any]:
+def _questions(board: Board) -> list[_Question]:
+    questions: dict[tuple[str, str], _Question] = {}
+    for result in board.firsts:
+        for condition in CONDITIONS:
+            for item in result.items.get(condition, ()):
+                made = _Question(result.key, result.result.settings.seed, item)
+                question = questions.setdefault((result.key, item.id), made)
+                question.items.setdefault(result.model, {})[condition] = item
+    return list(questions.values())
+
+
+def _entry(question: _Question, limit: int) -> dict[str, Any]:
+    item = question.item
     return {
-        "id": row["id"],
-        "set": one.key,
-        "video": row["video"],
-        "clip": f"{one.key}/{row['video']} {row.get('clip')}",
-        "kind": row["kind"] or row["problem_type"],
-        "question": str(row.get("question", ""))[:_MAX_RESPONSE_CHARS],
-        "options": [str(option)[:500] for option in row.get("options", ())][:26],
-        "truth": str(row.get("truth", ""))[:500],
-        "evidence": [[start, end, caption[:200]] for start, end, caption in row.get("evidence", ())],
-        "duration": row.get("duration_s") or 0,
-        "said": {},
+        "id": item.id,
+        "set": question.key,
+        "video": item.video,
+        "kind": question.kind,
+        "question": item.question[:_MAX_RESPONSE_CHARS],
+        "options": [option[:500] for option in item.options][:26],
+        "truth": item.truth[:500],
+        "evidence": [[start, end, caption[:200]] for start, end, caption in item.evidence],
+        "duration": item.duration_s,
+        "answers": {
+            model: {condition: _answer(item, limit) for condition, item in items.items()}
+            for model, items in question.items.items()
+        },
+        **question.pictures,
     }
 
 
-def _said(row: Mapping[str, Any], condition: str, limit: int) -> dict[str, Any]:
+def _answer(item: Item, limit: int) -> dict[str, Any]:
     """o: outcome, a: answer, g: grade; in order also r: response, s: segments; e: error."""
-    found: dict[str, Any] = {"o": _outcome(row), "g": round(float(row["metrics"].get("score", row["correct"])), 3)}
-    if row["answer"] is not None:
-        found["a"] = row["answer"][:200]
-    if row["error"] is not None:
-        found["e"] = row["error"][:300]
-    response = row["response"] or ""
-    if condition == "ordered" and response:
-        found["r"] = response[:limit]
+    entry: dict[str, Any] = {"o": item.outcome, "g": round(item.metrics.get("score", float(item.correct)), 3)}
+    if item.answer is not None:
+        entry["a"] = item.answer[:200]
+    if item.error is not None:
+        entry["e"] = item.error[:300]
+    response = item.response or ""
+    if item.condition == ORDERED and response:
+        entry["r"] = response[:limit]
         if len(response) > limit:
-            found["cut"] = f"first {limit:,} of {len(response):,} characters"
-        elif row.get("finish_reason") == "length":
-            found["cut"] = "cut off at the longest length"
+            entry["cut"] = f"first {limit:,} of {len(response):,} characters"
+        elif item.finish_reason == "length":
+            entry["cut"] = "cut off at the longest length"
         segments = parse_response(response).segments[:50]
         if segments:
-            found["s"] = [[s.start_s, s.end_s, s.caption[:200]] for s in segments]
-    return found
+            entry["s"] = [[s.start_s, s.end_s, s.caption[:200]] for s in segments]
+    return entry
 
 
-def _media(
-    sets: Sequence[_Set],
-    models: Sequence[str],
-    items: Sequence[dict[str, Any]],
-    frames: Frames,
-    config: EvaluationConfig,
-) -> dict[str, Any]:
-    """Pictures of some videos, each once, for `config.report_items` items; sets ``media`` of every item about them."""
-    by_set = {one.key: one for one in sets}
+def _media(questions: Sequence[_Question], candidate: str, clips: Clips, config: EvaluationConfig) -> dict[str, Any]:
+    """Pictures of some videos, each once, for `config.report_items` questions, and for all others about them."""
     media: dict[str, Any] = {}
     used = 0
-    for item in _chosen(items, models[-1], config):
-        name = item["clip"]
-        row = next(
-            row
-            for model in models
-            if (model, "ordered") in by_set[item["set"]].rows
-            for row in by_set[item["set"]].rows[model, "ordered"]
-            if row["id"] == item["id"]
-        )
+    for question in _chosen(questions, candidate, config):
         try:
-            clip = frames(row)
+            clip = clips(question.item)
         except Exception as error:  # the item failed for the same reason; the page is for seeing that
-            item["noframes"] = f"no pictures: {one_line(error)}"
+            question.pictures["noframes"] = f"no pictures: {one_line(error)}"
             continue
         if clip is None or used > _MAX_MEDIA_BYTES:
             continue
-        if name not in media:
+        if question.clip not in media:
             pictures = [page.data_uri(images.jpeg(frame, _FRAME_HEIGHT, 75)) for frame in clip.frames]
             used += sum(map(len, pictures))
             times = [round(float(t), 3) for t in clip.times_s]
-            media[name] = {"frames": pictures, "times": times, "duration": float(clip.duration_s)}
-        if clip.kind == "video" and any("shuffled" in said for said in item["said"].values()):
-            order = frame_order(item["id"], len(clip.frames), by_set[item["set"]].seed)
-            item["order"] = [int(place) for place in order]
-    for item in items:
-        if item["clip"] in media:
-            item["media"] = item["clip"]
+            media[question.clip] = {"frames": pictures, "times": times, "duration": float(clip.duration_s)}
+        if clip.kind == "video" and any("shuffled" in conditions for conditions in question.items.values()):
+            key = clip_key(question.item.video, *question.item.clip)
+            question.pictures["order"] = [int(place) for place in frame_order(key, len(clip.frames), question.seed)]
+    for question in questions:
+        if question.clip in media:
+            question.pictures["media"] = question.clip
     return media
 
 
-def _chosen(items: Sequence[dict[str, Any]], candidate: str, config: EvaluationConfig) -> list[dict[str, Any]]:
-    """Items to show with pictures: every kind of question with every outcome in turn, drawn by the seed."""
-    order = sorted(items, key=lambda item: seed_of(config.seed, "shown", item["id"]))
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for item in order:
-        said = item["said"].get(candidate, {}).get("ordered", {"o": ""})
-        groups.setdefault((item["set"], item["kind"], said["o"]), []).append(item)
-    turns = [(turn, number) for number, g in enumerate(groups.values()) for turn in range(len(g))]
+def _chosen(questions: Sequence[_Question], candidate: str, config: EvaluationConfig) -> list[_Question]:
+    """Questions to show with pictures: every kind with every outcome in turn, drawn by the seed."""
+    groups: dict[tuple[str, str, str], list[_Question]] = {}
+    for question in sorted(questions, key=lambda question: seed_of(config.seed, "shown", question.item.id)):
+        item = question.items.get(candidate, {}).get(ORDERED)
+        groups.setdefault((question.key, question.kind, item.outcome if item else ""), []).append(question)
+    turns = [(turn, number) for number, group in enumerate(groups.values()) for turn in range(len(group))]
     listed = list(groups.values())
     return [listed[number][turn] for turn, number in sorted(turns)[: config.report_items]]

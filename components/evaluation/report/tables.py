@@ -3,280 +3,320 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from markupsafe import Markup
 
 from ...common.html import blocks, charts, page
 from ...common.html.blocks import Cell, Filter
 from ...common.html.charts import Bar
+from ..conditions import CONDITIONS, ORDERED, condition_title
 from ..config import EvaluationConfig
-from ..expressions import FRAMES
-from ..statistics import NO_DIFFERENCE
-from ..summary import Rows
-
-if TYPE_CHECKING:
-    from ...common.video.clip import Clip
-
-_FRAMES = {
-    "ordered": "in order",
-    "shuffled": "shuffled",
-    "reversed": "backwards",
-    "single_frame": "one frame",
-    "blind": "no video",
-    "other_video": "another video's",
-}
-
-
-_METRICS = {
-    "accuracy": "accuracy",
-    "accuracy_paper": "accuracy, graded as published",
-    "score": "graded score",
-    "format_rate": "format",
-    "mra": "MRA",
-    "mra_inclusive": "MRA (≤)",
-    "wer": "WER",
-    "rouge": "ROUGE",
-    "miou": "mIoU",
-    "recall_at_30": "R@0.3",
-    "recall_at_50": "R@0.5",
-    "recall_at_70": "R@0.7",
-    "clue_iou": "clue IoU",
-    "caption_rouge_l": "caption ROUGE-L",
-    "caption_bleu_1": "caption BLEU-1",
-    "caption_bleu_4": "caption BLEU-4",
-    "caption_meteor": "caption METEOR",
-}
-
+from ..metrics import METRICS, metric_named
+from ..results import BenchmarkResult, Comparison, EvaluationResult
+from ..statistics import Difference, over_runs
+from ..summary import compare
+from .board import Board
+from .cells import bar, estimate_cell, legend, small
+from .published import PublishedModel, published
 
 _BASELINES = {"whole_clip": "always the whole clip", "mean_training_span": "mean training span"}
-
-
+_ABILITIES = (
+    *("accuracy_paper", "format_rate", "miou", "recall_at_30", "recall_at_50", "recall_at_70"),
+    *("caption_rouge_l", "caption_bleu_1", "caption_bleu_4", "caption_meteor"),
+)
 _MAX_FAILURES = 200
-
-
 _MAX_REGRESSIONS = 20
 
 
-Frames = Callable[[Mapping[str, Any]], "Clip | None"]
-"""The clip that an item was about; None where it cannot be had."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Set:
-    """Some models on the same questions."""
-
-    key: str
-    title: str
-    rows: Rows
-    """Items by (model, frames)."""
-    seed: int
-    """Of the shuffled order of frames."""
-
-
-def _how_sure(config: EvaluationConfig) -> str:
-    return (
-        f"Intervals: {100 * config.confidence:g} %, by bootstrap over videos; differences: sign-flip test over videos. "
-        "Not corrected for the number of comparisons."
+def conditions_table(board: Board, left_out: Mapping[str, str], config: EvaluationConfig) -> Markup:
+    """Models and conditions × metrics, of one benchmark."""
+    results = board.firsts
+    cells = [cell for result in results for cell in result.result.conditions.values()]
+    names = [name for name, metric in METRICS.items() if metric.title and any(name in cell.metrics for cell in cells)]
+    first, table = results[0], []
+    for result in results:
+        for condition in CONDITIONS:
+            cell = result.result.conditions.get(condition)
+            if cell is None:
+                continue
+            name = Markup("<b>{}</b>") if condition == ORDERED else Markup('<span class="soft">{}, {}</span>')
+            label = name.format(result.model, condition_title(condition))
+            row: list[Any] = [Cell(content=label, sort=f"{result.model} {condition}")]
+            for metric in names:
+                compared = result is not first and condition == ORDERED and metric in cell.metrics
+                difference = compare(result, first, metric, config.resampling) if compared else None
+                row.append(estimate_cell(cell.metrics.get(metric), metric, difference))
+            table.append([*row, cell.metrics["accuracy"].n])
+    notes = [f"{_title(name)}: not measured, {why}." for name, why in left_out.items()]
+    columns = ["model", *(metric_named(name).title for name in names), "n"]
+    return page.joined(
+        [
+            blocks.table(columns, table, sortable=True),
+            legend(first.model, len(results) > 1),
+            *map(page.paragraph, notes),
+        ]
     )
 
 
-def _estimate(
-    found: Mapping[str, Any],
-    percent: bool = True,
-    difference: Mapping[str, Any] | None = None,
-    more_is_better: bool = True,
-) -> Cell:
-    low, high = (math.nan if found[part] is None else found[part] for part in ("low", "high"))
-    return Cell(
-        content=blocks.interval(found["value"], low, high, percent) + _mark(difference, more_is_better),
-        sort=found["value"],
+def _title(name: str) -> str:
+    return condition_title(name) if name in CONDITIONS else name
+
+
+def benchmarks_table(board: Board, comparisons: Sequence[Comparison]) -> Markup:
+    """Models × the headline of each benchmark, then published figures; scores published under another definition have
+    a column of their own."""
+    figures = published()
+    columns: list[tuple[str, str, str]] = []  # benchmark, score, heading
+    for key, results in board.by_benchmark.items():
+        first = results[0]
+        measured = first.ordered.metrics.keys() | first.ordered.scores.keys()
+        scores = dict.fromkeys([first.headline, *sorted(figures.scores_of(key) & measured)])
+        title = board.titles[key]
+        columns += [(key, score, title if len(scores) == 1 else f"{title}, {score}") for score in scores]
+    reference = board.models[0]
+    against = {
+        (c.first.rpartition(".")[0], c.benchmark, c.metric): c
+        for c in comparisons
+        if c.kind is None and c.second == f"{reference}.{ORDERED}"
+    }
+    table: list[list[Any]] = []
+    for model in board.models:
+        row: list[Any] = [Cell(content=Markup("<b>{}</b>").format(model), sort=model)]
+        for key, score, _ in columns:
+            row.append(_runs_cell(board.runs.get((model, key), ()), score, against.get((model, key, score))))
+        table.append(row)
+    of_ours = len(table)
+    for one in figures.models:
+        if any(f"{key}.{score}" in one.values for key, score, _ in columns):
+            name = f"{one.model} @{one.frames}"
+            label = Markup('<span class="soft">{}<br><small>published: {}</small></span>').format(name, one.source)
+            table.append(
+                [Cell(content=label, sort=name), *(_published_cell(one, f"{key}.{score}") for key, score, _ in columns)]
+            )
+    values = [{"source": ["ours" if place < of_ours else "published"]} for place in range(len(table))]
+    filters = [Filter(key="source", label="source", choices=[("ours", "ours"), ("published", "published")])]
+    notes = [
+        f"{heading}: {figures.unverified[f'{key}.{score}']} — unverified; compare the published figure with care."
+        for key, score, heading in columns
+        if f"{key}.{score}" in figures.unverified and any(f"{key}.{score}" in one.values for one in figures.models)
+    ]
+    headings = ["model", *(heading for _, _, heading in columns)]
+    return page.joined(
+        [
+            blocks.table(headings, table, sortable=True, filters=filters, values=values),
+            legend(reference, len(board.models) > 1),
+            small(
+                "Published figures are the papers' own, with their frames (@) and pixels; they have no interval and "
+                "are not re-measured here."
+            ),
+            *map(small, notes),
+        ]
     )
 
 
-def _mark(difference: Mapping[str, Any] | None, more_is_better: bool = True) -> Markup:
-    """▲ or ▼ where a paired test shows a difference."""
-    if difference is None or difference["verdict"] == NO_DIFFERENCE:
-        return Markup("")
-    up = difference["verdict"] == "higher"
-    title = f"{_points(difference)} points, p = {difference['p_value']:.2g}"
-    return Markup(' <span class="mark {}" title="{}">{}</span>').format(
-        "good" if up == more_is_better else "bad", title, "▲" if up else "▼"
-    )
+def _published_cell(one: PublishedModel, name: str) -> Any:
+    figure = one.values.get(name)
+    if figure is None:
+        return ""
+    caveat = published().unverified.get(name)
+    title = one.source + (f"; unverified: {caveat}" if caveat else "")
+    content = Markup('<span class="soft" title="{}">{:.1f} %</span>').format(title, figure)
+    return Cell(content=content, sort=figure / 100)
 
 
-def _points(found: Mapping[str, Any]) -> str:
-    value, low, high = (
-        "∞" if found[part] is None else f"{round(100 * found[part], 1) + 0.0:+.1f}" for part in ("value", "low", "high")
-    )
-    return f"{value} [{low}, {high}]"
+def _runs_cell(runs: Sequence[BenchmarkResult], score: str, difference: Difference | None) -> Any:
+    estimates = [estimate for run in runs if (estimate := run.ordered.estimate(score)) is not None]
+    if len(estimates) < 2:
+        return estimate_cell(estimates[0] if estimates else None, score, difference)
+    spread = over_runs([estimate.value for estimate in estimates])
+    text = f"{100 * spread.mean:.1f} ± {100 * (spread.spread or 0):.1f} %"
+    ends = f"{100 * (spread.low or 0):.1f} – {100 * (spread.high or 0):.1f}"
+    content = Markup('<span class="interval" title="mean ± standard deviation; below: interval of the mean">').format()
+    content += Markup("<b>{}</b><small>{} over {} runs</small></span>").format(text, ends, spread.runs)
+    return Cell(content=content, sort=spread.mean)
 
 
-def _legend(reference: str, several: bool) -> Markup:
-    if not several:
-        return Markup("")
-    return page.paragraph(
-        Markup(
-            '<small><span class="mark good">▲</span> <span class="mark bad">▼</span> differs from {} on the same '
-            "questions (paired); no mark: no significant difference, or nothing to compare with.</small>"
-        ).format(reference)
-    )
-
-
-def _differences(comparisons: Sequence[Mapping[str, Any]], titles: Mapping[str, str] | None = None) -> Markup:
-    """A table of paired differences; ``kind`` None is all questions. ``titles``: of benchmarks, where there are any."""
+def kinds_table(board: Board) -> Markup:
+    """Accuracy by kind of question and by problem type."""
     table, values = [], []
-    kinds = [found for found in comparisons if found["kind"] is not None]
-    for found in comparisons:
-        tone: page.Tone = {"higher": "good", "lower": "bad"}.get(found["verdict"], "plain")  # type: ignore[assignment]
-        names = [_cell_name(found[side]) for side in ("first", "second")]
-        shown = Markup('<span class="interval"><b>{}</b><small>{}</small></span>').format(*_points(found).split(" ", 1))
-        benchmark = [titles[found["benchmark"]]] if titles else []
-        table.append(
-            [
-                f"{names[0]} − {names[1]}",
-                *benchmark,
-                Cell(content=shown, sort=found["value"]),
-                Cell(content=page.chip(found["verdict"], tone), sort=found["verdict"]),
-                Cell(content=f"{found['p_value']:.2g}", sort=found["p_value"]),
-                _or_blank(found["mcnemar_p"], "{:.2g}"),
-                _or_blank(found["detectable"], "{:.1f}", 100),
-                *([found["kind"] or "all"] if kinds else []),
-                found["n"],
-                found["clusters"],
+    for key, results in board.by_benchmark.items():
+        groups = dict.fromkeys(group for result in results for group in result.ordered.groups)
+        for group in sorted(groups, key=lambda group: group[0] == "by_type"):
+            estimates = [
+                result.ordered.estimate("accuracy", group) if (result := board.get(model, key)) is not None else None
+                for model in board.models
             ]
-        )
-        shown_under = {"verdict": [found["verdict"].split()[0]], "questions": ["kind" if found["kind"] else "all"]}
-        values.append(shown_under | ({"benchmark": [found["benchmark"]]} if titles else {}))
-    if not table:
-        return page.paragraph("Nothing to compare: there is one model, or there are fewer than two videos.")
-    verdicts = [("higher", "higher"), ("lower", "lower"), ("no", NO_DIFFERENCE)]
-    filters = [Filter(key="verdict", label="difference", choices=verdicts)]
-    if titles and len(titles) > 1:
-        filters.append(Filter(key="benchmark", label="benchmark", choices=list(titles.items())))
-    if kinds:
-        choices = [("all", "all questions"), ("kind", "one kind")]
-        filters.append(Filter(key="questions", label="questions", choices=choices))
-    columns = ["first − second", *(["benchmark"] if titles else []), "difference in points", "", "p", "McNemar p"]
-    columns += ["detectable", *(["questions"] if kinds else []), "n", "videos"]
-    note = (
-        "p: sign-flip test over videos. McNemar's mid-p takes questions as independent and is for information only. "
-        "Detectable: the smallest true difference, in points, that this comparison shows in four of five cases."
-    )
-    return blocks.table(columns, table, sortable=True, filters=filters, values=values) + page.paragraph(
-        Markup("<small>{}</small>").format(note)
-    )
+            n = max((estimate.n for estimate in estimates if estimate), default=0)
+            table.append([group[1], board.titles[key], *(estimate_cell(estimate) for estimate in estimates), n])
+            values.append({"benchmark": [key], "group": [group[0]]})
+    filters = [Filter(key="group", label="by", choices=[("by_kind", "kind"), ("by_type", "problem type")])]
+    if len(board.titles) > 1:
+        filters.append(Filter(key="benchmark", label="benchmark", choices=list(board.titles.items())))
+    columns = ["kind", "benchmark", *board.models, "n"]
+    return blocks.table(columns, table, sortable=True, filters=filters, values=values)
 
 
-def _or_blank(value: float | None, form: str, scale: float = 1.0) -> Cell:
-    return Cell(content="" if value is None else form.format(scale * value), sort=value)
+def abilities_table(board: Board) -> Markup | None:
+    """Grading as published, format, grounding and captions, Video-Thinker's own figures (of another set) below."""
+    results = [result for model in board.models for key in board.titles if (result := board.get(model, key))]
+    names = [name for name in _ABILITIES if any(name in result.ordered.metrics for result in results)]
+    if not names:
+        return None
+    table: list[list[Any]] = [
+        [result.model, result.result.title, *(estimate_cell(result.ordered.metrics.get(name), name) for name in names)]
+        for result in results
+    ]
+    for one in published().abilities:
+        figures = [one.values.get(name) for name in names]
+        if any(figure is not None for figure in figures):
+            cells = ["" if f is None else Cell(content=f"{f:.1f} %", sort=f / 100) for f in figures]
+            table.append([f"{one.model} (published)", f"{one.source}: its own 1,000 captioned samples", *cells])
+    return blocks.table(["model", "questions", *(metric_named(n).title for n in names)], table, sortable=True)
 
 
-def _cell_name(cell: str) -> str:
-    model, _, frames = cell.rpartition(".")
-    return model if frames == "ordered" else f"{model} ({_FRAMES[frames]})"
+def _columns(columns: Sequence[tuple[str, int, Sequence[Bar]]]) -> Markup:
+    """Charts side by side: (name, items, bars)."""
+    shown = [{"name": name, "n": n, "bars": charts.bars(bars)} for name, n, bars in columns]
+    return page.render("evaluation/report/columns.jinja", columns=shown)
 
 
-def _breakdown(result: Mapping[str, Any]) -> Markup:
-    candidate = result["models"][result["candidate"]]["ordered"]
-    group = "by_kind" if candidate["by_kind"] else "by_type"
+def kinds_chart(board: Board) -> Markup:
+    """Accuracy by kind of question with frames in order; of the last model with frames shuffled, too."""
+    results = board.firsts
+    candidate = results[-1]
+    by = "by_kind" if candidate.ordered.by_kind else "by_type"
     columns = []
-    for name in candidate[group]:
+    for group in (group for group in candidate.ordered.groups if group[0] == by):
         bars = []
-        for model, about in result["models"].items():
-            for frames in ("ordered", "shuffled") if model == result["candidate"] else ("ordered",):
-                found = about.get(frames, {}).get(group, {}).get(name, {}).get("accuracy")
-                if found is not None:
-                    label = model if frames == "ordered" else f"{model}, {_FRAMES[frames]}"
-                    bars.append(_bar(label, found, "plain" if frames == "shuffled" else "accent"))
-        columns.append({"name": name, "n": candidate[group][name]["accuracy"]["n"], "bars": charts.bars(bars)})
-    return page.render("evaluation/report/columns.jinja", columns=columns)
+        for result in results:
+            for condition in (ORDERED, "shuffled") if result is candidate else (ORDERED,):
+                cell = result.result.conditions.get(condition)
+                estimate = cell.estimate("accuracy", group) if cell else None
+                if estimate is not None:
+                    shuffled = condition != ORDERED
+                    label = f"{result.model}, {condition_title(condition)}" if shuffled else result.model
+                    bars.append(bar(label, estimate, "plain" if shuffled else "accent"))
+        accuracy = candidate.ordered.estimate("accuracy", group)
+        columns.append((group[1], accuracy.n if accuracy else 0, bars))
+    return _columns(columns)
 
 
-def _bar(label: str, found: Mapping[str, Any], tone: page.Tone = "accent", note: str = "") -> Bar:
-    return Bar(label=label, value=found["value"], low=found["low"], high=found["high"], tone=tone, note=note)
-
-
-def _reliance(sets: Iterable[tuple[str, Mapping[str, Mapping[str, Any]], str]]) -> Markup:
-    """Bars of a metric under every frame condition; sets are (title, cells by model and frames, metric)."""
+def reliance_chart(board: Board) -> Markup:
+    """The headline under every condition."""
     columns = []
-    for title, models, metric in sets:
-        for model, cells in models.items():
-            asked = [frames for frames in FRAMES if frames in cells and metric in cells[frames]]
-            bars = [_bar(_FRAMES[f], cells[f][metric], "accent" if f == "ordered" else "plain") for f in asked]
-            if len(bars) > 1:
-                name = f"{model}, {title}" if title else model
-                columns.append({"name": name, "n": cells["ordered"][metric]["n"], "bars": charts.bars(bars)})
+    for result in board.firsts:
+        cells = [(name, result.result.conditions.get(name)) for name in CONDITIONS]
+        estimates = {name: e for name, cell in cells if cell and (e := cell.estimate(result.headline)) is not None}
+        bars = [bar(condition_title(n), e, "accent" if n == ORDERED else "plain") for n, e in estimates.items()]
+        if len(bars) > 1:
+            name = f"{result.model}, {result.result.title}" if len(board.titles) > 1 else result.model
+            columns.append((name, estimates[ORDERED].n, bars))
     if not columns:
         return page.paragraph("Asked with frames in order only, so that this cannot be said.")
     note = "A model that answers from the words of the question does as well without the video, or with a wrong one."
-    return page.render("evaluation/report/columns.jinja", columns=columns) + page.paragraph(note)
+    return _columns(columns) + page.paragraph(note)
 
 
-def _grounding(result: Mapping[str, Any]) -> Markup:
+def grounding_chart(result: EvaluationResult) -> Markup:
+    """Models beside what needs no model."""
     columns = []
-    sources = [(name, about["ordered"], "accent") for name, about in result["models"].items()]
-    sources += [(_BASELINES[name], about["ordered"], "plain") for name, about in result["baselines"].items()]
     for metric in ("miou", "recall_at_30", "recall_at_50", "recall_at_70"):
-        bars = [
-            _bar(name, found, tone)  # type: ignore[arg-type]
-            for name, cell, tone in sources
-            if (found := cell.get(metric)) is not None
-        ]
-        n = max((cell[metric]["n"] for _, cell, _ in sources if metric in cell), default=0)
-        columns.append({"name": _METRICS[metric], "n": n, "bars": charts.bars(bars)})
-    return page.render("evaluation/report/columns.jinja", columns=columns)
+        models = [(name, about.conditions[ORDERED].metrics.get(metric)) for name, about in result.models.items()]
+        baselines = [(_BASELINES[name], cells[ORDERED].metrics.get(metric)) for name, cells in result.baselines.items()]
+        bars = [bar(name, estimate) for name, estimate in models if estimate]
+        bars += [bar(name, estimate, "plain") for name, estimate in baselines if estimate]
+        n = max((estimate.n for _, estimate in models + baselines if estimate), default=0)
+        columns.append((metric_named(metric).title, n, bars))
+    return _columns(columns)
 
 
-def _failures(failed: Sequence[Mapping[str, Any]]) -> Markup:
-    table = [[row["id"], row["model"], _FRAMES[row["frames"]], row["error"]] for row in failed[:_MAX_FAILURES]]
-    block = blocks.table(["item", "model", "frames", "reason"], table, sortable=True)
-    if len(failed) > _MAX_FAILURES:
-        block += page.paragraph(f"and {len(failed) - _MAX_FAILURES} more, in items.jsonl")
+def failures_table(board: Board) -> Markup | None:
+    """The questions that got no answer."""
+    table = []
+    for result in board.firsts:
+        model = f"{result.model}, {result.result.title}" if len(board.titles) > 1 else result.model
+        table += [[row.id, model, condition_title(row.condition), row.error] for row in result.result.failed]
+    if not table:
+        return None
+    block = page.paragraph(f"{len(table)} items.") + blocks.table(
+        ["item", "model", "condition", "reason"], table[:_MAX_FAILURES], sortable=True
+    )
+    if len(table) > _MAX_FAILURES:
+        block += page.paragraph(f"and {len(table) - _MAX_FAILURES} more, in items.jsonl")
     return block
 
 
-def _regressions(sets: Sequence[_Set], models: Sequence[str]) -> list[tuple[str, Markup]]:
+def regressions_table(board: Board) -> Markup | None:
     """Kinds of questions and videos on which the last model does worse than the one before it."""
-    if len(models) < 2:
-        return []
-    now, before = models[-1], models[-2]
-    table: list[tuple[str, str, _Set, int, int, int]] = []
-    for one in sets:
-        earlier = {row["id"]: row["correct"] for row in one.rows.get((before, "ordered"), ())}
-        for what, key in (("question", "kind"), ("video", "video")):
+    if len(board.models) < 2:
+        return None
+    before, now = board.models[-2:]
+    table: list[tuple[str, str, str, int, int, int]] = []
+    for key in board.titles:
+        earlier, later = board.get(before, key), board.get(now, key)
+        if earlier is None or later is None:
+            continue
+        was_right = {item.id: item.correct for item in earlier.items[ORDERED]}
+        both = [item for item in later.items[ORDERED] if item.id in was_right]
+        for what in ("question", "video"):
             tally: dict[str, list[int]] = {}
-            for row in one.rows.get((now, "ordered"), ()):
-                if row["id"] in earlier:
-                    name = row[key] or row["problem_type"]
-                    counts = tally.setdefault(name, [0, 0, 0])
-                    counts[0] += earlier[row["id"]] and not row["correct"]
-                    counts[1] += row["correct"] and not earlier[row["id"]]
-                    counts[2] += 1
-            table += [(what, name, one, lost, won, n) for name, (lost, won, n) in tally.items() if lost > won]
+            for item in both:
+                name = item.video if what == "video" else item.kind or item.problem_type
+                counts = tally.setdefault(name, [0, 0, 0])
+                counts[0] += was_right[item.id] and not item.correct
+                counts[1] += item.correct and not was_right[item.id]
+                counts[2] += 1
+            table += [(what, name, key, lost, won, n) for name, (lost, won, n) in tally.items() if lost > won]
     if not table:
-        return [
-            (
-                "Worst regressions",
-                page.paragraph(f"None: no kind of question lost more than it gained since {before}."),
-            )
-        ]
+        return page.paragraph(f"None: no kind of question lost more than it gained since {before}.")
     table.sort(key=lambda row: (row[0], row[4] - row[3], row[1]))
+    several = len(board.titles) > 1
     rows = []
     for what in ("question", "video"):
-        for _, name, one, lost, gained, n in [row for row in table if row[0] == what][:_MAX_REGRESSIONS]:
-            wanted = {"change": "lost", "kind" if what == "question" else "video": name, "set": one.key}
-            show = Markup('<button type="button" data-show="{}">show</button>').format(_json(wanted))
-            rows.append([what, name, *([one.title] if len(sets) > 1 else []), lost, gained, gained - lost, n, show])
+        for _, name, key, lost, gained, n in [row for row in table if row[0] == what][:_MAX_REGRESSIONS]:
+            wanted = {"change": "lost", "kind" if what == "question" else "video": name, "set": key}
+            show = Markup('<button type="button" data-show="{}">show</button>').format(
+                json.dumps(wanted, ensure_ascii=False)
+            )
+            shown = Cell(content=show, sort=None)
+            rows.append([what, name, *([board.titles[key]] if several else []), lost, gained, gained - lost, n, shown])
     filters = [Filter(key="what", label="by", choices=[("question", "kind of question"), ("video", "video")])]
-    columns = ["", "name", *(["benchmark"] if len(sets) > 1 else []), "lost", "gained", "net", "items", ""]
+    columns = ["", "name", *(["benchmark"] if several else []), "lost", "gained", "net", "items", ""]
     values = [{"what": [str(row[0])]} for row in rows]
     caption = f"Right with {before}, no longer right with {now}; counts, not a test (see above for those)."
-    return [("Worst regressions", blocks.table(columns, rows, caption, sortable=True, filters=filters, values=values))]
+    return blocks.table(columns, rows, caption, sortable=True, filters=filters, values=values)
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def settings_table(board: Board) -> Markup:
+    """How every result came about, and what to beware of."""
+    table, traps = [], []
+    for run in board.results:
+        result, settings = run.result, run.result.settings
+        video = settings.video or {}
+        per_second = f"{video['fps']} fps" if video.get("fps") else ""
+        frames = video.get("num_frames") or per_second or result.model.frames or ""
+        asked = (settings.temperature, settings.top_p, settings.max_new_tokens, settings.seed)
+        table.append(
+            [
+                run.model,
+                result.title,
+                settings.protocol or "",
+                str(frames),
+                str(video.get("max_pixels") or ""),
+                *("" if value is None else str(value) for value in asked),
+                result.model.prompt,
+                result.items,
+                result.videos,
+                result.missing_videos,
+                result.model.uri[-80:],
+                (result.git_commit or "")[:12],
+            ]
+        )
+        traps += [f"{result.title}: {trap}" for trap in result.traps]
+    columns = ["model", "benchmark", "protocol", "frames", "pixels", "temperature", "top_p", "tokens", "seed", "prompt"]
+    columns += ["questions", "videos", "missing", "from", "commit"]
+    return page.joined(
+        [blocks.table(columns, table, sortable=True), *(page.paragraph(text) for text in dict.fromkeys(traps))]
+    )

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vthink.components.common.errors import UserError
 from vthink.components.common.rows.files import write_samples
 from vthink.components.common.rows.sample import Sample
 from vthink.components.evaluation.answers import Answer
 from vthink.components.evaluation.benchmarks.benchmark import Benchmark, BenchmarkSet
 from vthink.components.evaluation.benchmarks.entries import Entry
 from vthink.components.evaluation.benchmarks.folder import DataFolder, load
-from vthink.components.evaluation.benchmarks.question import BenchmarkError
 from vthink.components.evaluation.benchmarks.registry import BENCHMARKS, find_benchmark
 from vthink.components.evaluation.config import EvaluationConfig
 from vthink.components.evaluation.grade import grade_answer
@@ -229,7 +229,7 @@ def test_options_are_read_as_published(options, expected):
 
 @pytest.mark.parametrize("options", [{"AB": "one"}, {"A": "x", "a": "y"}, 5, ["x"] * 27])
 def test_what_is_no_set_of_options_is_refused_with_its_place(options):
-    with pytest.raises(BenchmarkError, match=r"^file.json, row 7, field 'options': "):
+    with pytest.raises(UserError, match=r"^file.json, row 7, field 'options': "):
         Entry("file.json", 7, {"options": options}).options("options")
 
 
@@ -255,7 +255,7 @@ def test_true_letters_are_read_with_text_behind_them(answer, expected):
 
 @pytest.mark.parametrize("answer", ["C", "a bird", "", None, 3, ["A"], "AB"])
 def test_an_answer_that_is_no_option_is_refused(answer):
-    with pytest.raises(BenchmarkError, match="f, row 1, field 'answer'"):
+    with pytest.raises(UserError, match="f, row 1, field 'answer'"):
         Entry("f", 1, {"answer": answer}).letter("answer", {"A": "a cat", "B": "a dog"})
 
 
@@ -298,7 +298,7 @@ def test_a_row_that_is_not_as_published_is_refused_with_file_and_row(name, chang
     published = FORMATS[name](random.Random(0), 12, 4)
     file = next(iter(published.files))
     published.files[file][2] |= change
-    with pytest.raises(BenchmarkError, match=f"{file}, {said}") as raised:
+    with pytest.raises(UserError, match=f"{file}, {said}") as raised:
         read(name, published, tmp_path)
     assert "\n" not in str(raised.value)
 
@@ -317,16 +317,16 @@ def test_a_row_that_is_not_as_published_is_refused_with_file_and_row(name, chang
 def test_a_damaged_annotation_file_is_named(contents, said, tmp_path: Path):
     (tmp_path / "test_Video-Holmes.json").write_bytes(contents)
     folder = DataFolder("data", ["test_Video-Holmes.json"])
-    with pytest.raises(BenchmarkError, match=said):
+    with pytest.raises(UserError, match=said):
         load(BENCHMARKS["video-holmes"], folder, lambda name: tmp_path / name)
 
 
 def test_a_folder_without_the_annotations_or_without_any_video_says_what_is_expected(tmp_path: Path):
-    with pytest.raises(BenchmarkError, match=r"data: no annotation file; expected cgbench.json or cgbench_mini.json"):
+    with pytest.raises(UserError, match=r"data: no annotation file; expected cgbench.json or cgbench_mini.json"):
         load(BENCHMARKS["cg-bench"], DataFolder("data", ["a.mp4"]), lambda name: tmp_path)
     published = FORMATS["cg-bench"](random.Random(0), 8, 2)
     published.write(tmp_path)
-    with pytest.raises(BenchmarkError, match=r"none of the videos of CG-Bench is there \(no video: none of BV0.mp4"):
+    with pytest.raises(UserError, match=r"none of the videos of CG-Bench is there \(no video: none of BV0.mp4"):
         load(BENCHMARKS["cg-bench"], DataFolder("data", list(published.files)), lambda name: tmp_path / name)
 
 
@@ -398,7 +398,7 @@ def test_parts_of_videos_that_were_cut_already_are_not_cut_again(tmp_path: Path)
 
 
 def test_an_unknown_benchmark_names_the_nearest():
-    with pytest.raises(BenchmarkError, match="unknown benchmark 'video_holms'; did you mean 'video-holmes'"):
+    with pytest.raises(UserError, match="unknown benchmark 'video_holms'; did you mean 'video-holmes'"):
         find_benchmark("video_holms")
 
 
@@ -479,6 +479,6 @@ def test_a_set_of_ones_own_may_hold_rows_of_ours_with_evidence(tmp_path: Path):
 def test_a_mistake_in_the_description_is_one_line(text, said, tmp_path: Path):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(BenchmarkError, match=said) as raised:
+    with pytest.raises(UserError, match=said) as raised:
         find_benchmark(str(path))
     assert "\n" not in str(raised.value)

@@ -1,50 +1,50 @@
-import dataclasses
-import json
+from typing import Any
 
 import pytest
 from vthink.components.common.context import RunContext
+from vthink.components.common.errors import UserError
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.names import join
 from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.tracking.client import registry_client
+from vthink.components.evaluation.champion import find_champion
 from vthink.components.evaluation.config import EvaluationConfig
-from vthink.components.evaluation.expressions import ExpressionError
-from vthink.components.evaluation.gate import GateError, find_champion, gate, gate_uri, judge_benchmarks, read_gate
-from vthink.components.evaluation.results import compare, read_benchmark
-from vthink.components.evaluation.summary import conclude
+from vthink.components.evaluation.finished import EvaluationManifest
+from vthink.components.evaluation.gate import gate_uri, judge_candidate, read_gate
+from vthink.components.evaluation.results import DataReference, EvaluatedModel, EvaluationResult
 
-from .conftest import make_world
-from .test_measures import SEGMENT, rows_of
-from .test_report_page import benchmark_folders
+from .test_verdict import measured, share
 
-WORLD = make_world(videos=40)
 NAME = "vthink"
 
 
-def write_evaluation(storage: Storage, name: str, right: float, data: str = "data-1") -> str:
-    """An evaluation of base and grpo in which grpo answers this share of the items rightly; its manifest's URI."""
-    config = EvaluationConfig(bootstrap_resamples=200)
-
-    def texts(share: float) -> list[str]:
-        wrong = round(share * 10)
-        return [
-            f"{SEGMENT}<answer>{sample.answer if number % 10 < wrong else '?'}</answer>"
-            for number, sample in enumerate(WORLD.samples)
-        ]
-
-    rows = {
-        ("base", "ordered"): rows_of(WORLD, texts(0.2), "base"),
-        ("grpo", "ordered"): rows_of(WORLD, texts(right), "grpo"),
-        ("grpo", "shuffled"): rows_of(WORLD, texts(0.3), "grpo", "shuffled"),
+def write_evaluation(storage: Storage, name: str, right: int, data: str = "data-1") -> str:
+    """An evaluation of base and grpo in which grpo answers so many of 80 questions rightly; its manifest's URI."""
+    formatted = {"format_rate": [1.0] * 80}
+    models = {
+        "base": measured("base", ordered={"accuracy": share(16)} | formatted),
+        "grpo": measured(
+            "grpo", ordered={"accuracy": share(right)} | formatted, shuffled={"accuracy": share(24)} | formatted
+        ),
     }
-    about = {model: {"uri": f"s3://b/{model}/", "fingerprint": model} for model in ("base", "grpo")}
-    result = conclude(rows, about, {}, config)
-    result |= {"data": {"uri": "s3://b/d/", "fingerprint": data}, "split": "test", "settings": {"max_items": None}}
+    result = EvaluationResult(
+        models={
+            model: EvaluatedModel(uri=f"s3://b/{model}/", fingerprint=model, **one.result.conditions)
+            for model, one in models.items()
+        },
+        candidate="grpo",
+        split="test",
+        items=80,
+        videos=20,
+        data=DataReference(uri="s3://b/d/", fingerprint=data),
+        prompt="compact/1",
+        settings={"max_items": None},
+    )
     prefix = join(storage.config.root_uri, "evaluate", name + "/")
-    files = {"result": join(prefix, "result.json"), "items": join(prefix, "items.jsonl")}
-    storage.write_json(files["result"], result)
-    items = [json.dumps(row) for cell in rows.values() for row in cell]
-    storage.write_bytes(files["items"], "\n".join(items).encode())
+    files = EvaluationManifest.files_at(prefix, ())
+    storage.write_bytes(files["result"], result.model_dump_json(by_alias=True).encode())
+    items = [item.to_line() for one in models.values() for cell in one.items.values() for item in cell]
+    storage.write_bytes(files["items"], b"".join(items))
     return Manifest(stage="evaluate", fingerprint=name, uri=prefix, files=files).write(storage)
 
 
@@ -58,31 +58,31 @@ def put_into_service(context: RunContext, evaluation: str | None) -> str:
     return str(version)
 
 
-def judged(context: RunContext, evaluation: str, *rules: str) -> tuple[str, list[str]]:
-    config = EvaluationConfig(gate=rules) if rules else EvaluationConfig()
-    said = gate(context.to_json(), config.to_json(), evaluation)
-    return said, read_gate(Storage(context.storage), context, evaluation).details["lines"]
+def judged(context: RunContext, evaluation: str, *rules: dict[str, Any]) -> tuple[str, list[str]]:
+    config = EvaluationConfig.load({"gate": rules} if rules else {})
+    verdict = judge_candidate(context.to_json(), config.to_json(), evaluation)
+    return verdict, read_gate(Storage(context.storage), context, evaluation).details["lines"]
 
 
 def test_without_a_champion_the_floors_decide(context, storage):
-    said, lines = judged(context, write_evaluation(storage, "good", 0.8))
-    assert said == "pass"
+    verdict, lines = judged(context, write_evaluation(storage, "good", 64))
+    assert verdict == "pass"
     assert lines[-1] == "gate passed: 3 of 3 rules hold"
     assert "there is no champion yet" in lines[2]
-    said, lines = judged(context, write_evaluation(storage, "poor", 0.2))
-    assert said == "fail"
-    assert lines[1].startswith("FAIL  candidate.ordered.accuracy.low > base.ordered.accuracy.value  (0.")
+    verdict, lines = judged(context, write_evaluation(storage, "poor", 16))
+    assert verdict == "fail"
+    assert lines[1].startswith("FAIL  accuracy above base: 0.")
 
 
 def test_a_candidate_worse_than_the_champion_fails_and_an_equal_one_passes(context, storage):
-    good, poor = write_evaluation(storage, "good", 0.8), write_evaluation(storage, "poor", 0.5)
+    good, poor = write_evaluation(storage, "good", 64), write_evaluation(storage, "poor", 40)
     put_into_service(context, good)
     assert judged(context, poor)[0] == "fail"
     assert judged(context, good)[0] == "pass"
 
 
 def test_a_new_champion_is_a_new_judgement(context, storage):
-    good, poor = write_evaluation(storage, "good", 0.8), write_evaluation(storage, "poor", 0.5)
+    good, poor = write_evaluation(storage, "good", 64), write_evaluation(storage, "poor", 40)
     assert judged(context, poor)[0] == "pass"
     first = read_gate(storage, context, poor)
     version = put_into_service(context, good)
@@ -93,7 +93,7 @@ def test_a_new_champion_is_a_new_judgement(context, storage):
 
 
 def test_the_same_question_is_judged_once(context, storage):
-    good = write_evaluation(storage, "good", 0.8)
+    good = write_evaluation(storage, "good", 64)
     judged(context, good)
     first = read_gate(storage, context, good)
     judged(context, good)
@@ -103,52 +103,48 @@ def test_the_same_question_is_judged_once(context, storage):
     assert read_gate(storage, again, good).fingerprint != first.fingerprint
 
 
-def test_a_difference_to_the_champion_is_paired_over_the_same_items(context, storage):
-    put_into_service(context, write_evaluation(storage, "before", 0.7))
-    rule = "lower_bound(candidate.accuracy - champion.accuracy) > 0.02"
-    said, lines = judged(context, write_evaluation(storage, "good", 0.8), rule)
-    assert said == "pass"
-    assert f"paired over {len(WORLD)} items" in lines[0]
-    # On other data there are no pairs; the intervals overlap, so the same rule fails, and a note says why.
-    said, lines = judged(context, write_evaluation(storage, "elsewhere", 0.8, data="data-2"), rule)
-    assert said == "fail"
-    assert "paired" not in lines[0]
-    assert "note  champion version 1 was measured on other questions than this candidate" in lines
+def test_a_champion_that_was_asked_other_questions_is_no_champion_to_be_compared_with(context, storage):
+    put_into_service(context, write_evaluation(storage, "before", 40))
+    rule = {"metric": "accuracy", "not_worse_than": "champion", "by": 0.02}
+    verdict, lines = judged(context, write_evaluation(storage, "good", 64), rule)
+    assert verdict == "pass"
+    assert "over 80 questions of 20 videos, higher" in lines[0]
+    # On other data there are no pairs: however much better it looks, the rule fails, and says why.
+    verdict, lines = judged(context, write_evaluation(storage, "elsewhere", 64, data="data-2"), rule)
+    assert verdict == "fail"
+    assert "cannot be judged: champion was asked other questions" in lines[0]
 
 
-def test_pairs_by_kind_and_between_orders_of_frames(context, storage):
-    good = write_evaluation(storage, "good", 0.8)
-    said, lines = judged(
+def test_every_model_kind_and_condition_of_the_evaluation_can_be_compared_with(context, storage):
+    verdict, lines = judged(
         context,
-        good,
-        "lower_bound(grpo.by_kind.direction.accuracy - base.by_kind.direction.accuracy) > 0.3",
-        "lower_bound(grpo.accuracy - grpo.shuffled.accuracy) > 0.3",
-        "lower_bound(grpo.accuracy - grpo.format_rate) < 0.3",
+        write_evaluation(storage, "good", 64),
+        {"metric": "accuracy", "by_kind": "direction", "above": "base", "by": 0.3},
+        {"metric": "accuracy", "above": "shuffled", "by": 0.2},
     )
-    assert said == "pass"
-    assert "paired over 40 items" in lines[0]
-    assert f"paired over {len(WORLD)} items" in lines[1]
-    assert "paired" not in lines[2]  # different metrics are no pair
+    assert verdict == "pass"
+    assert "over 40 questions of 20 videos" in lines[0]
+    assert "over 80 questions of 20 videos" in lines[1]
 
 
 def test_a_rule_about_what_was_not_measured_is_a_mistake_and_no_verdict(context, storage):
-    good = write_evaluation(storage, "good", 0.8)
-    with pytest.raises(ExpressionError, match=r"'grpo.ordered.by_kind.directions.accuracy' was not measured; nearest"):
-        judged(context, good, "grpo.by_kind.directions.accuracy > 0.5")
-    with pytest.raises(ExpressionError, match="no model 'sft' in this evaluation; it has: base, grpo, candidate"):
-        judged(context, good, "grpo.accuracy > sft.accuracy")
+    good = write_evaluation(storage, "good", 64)
+    with pytest.raises(UserError, match=r"kind 'directions' of candidate was not measured; did you mean 'direction'"):
+        judged(context, good, {"metric": "accuracy", "by_kind": "directions", "above": 0.5})
+    with pytest.raises(UserError, match="no model 'sft' in this evaluation; it has: base, grpo, candidate"):
+        judged(context, good, {"metric": "accuracy", "above": "sft"})
     assert not storage.exists(gate_uri(context, good))
 
 
 def test_a_champion_without_its_evaluation_is_an_error_and_not_a_pass(context, storage):
     put_into_service(context, None)
-    with pytest.raises(GateError, match=r"champion version 1 of 'vthink' has no tag vthink.evaluation_uri"):
-        judged(context, write_evaluation(storage, "good", 0.8))
+    with pytest.raises(UserError, match=r"champion version 1 of 'vthink' has no tag vthink.evaluation_uri"):
+        judged(context, write_evaluation(storage, "good", 64))
 
 
 def test_the_champion_is_found_by_its_alias(context, storage):
     assert find_champion(context) is None
-    good = write_evaluation(storage, "good", 0.8)
+    good = write_evaluation(storage, "good", 64)
     version = put_into_service(context, good)
     client = registry_client(context.tracking, context.storage)
     client.create_model_version(NAME, "s3://b/newer/")  # registered later, not in service
@@ -157,109 +153,10 @@ def test_the_champion_is_found_by_its_alias(context, storage):
 
 
 def test_the_verdict_is_recorded_in_mlflow(context, storage):
-    good = write_evaluation(storage, "good", 0.8)
+    good = write_evaluation(storage, "good", 64)
     judged(context, good)
     run_id = read_gate(storage, context, good).mlflow_run_id
     run = registry_client(context.tracking, context.storage).get_run(run_id)
     assert run.data.tags["vthink.gate"] == "pass"
     assert run.data.tags["vthink.stage"] == "gate"
     assert run.info.status == "FINISHED"
-
-
-# -- benchmarks ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def benchmarks(tmp_path_factory):
-    folders = benchmark_folders(tmp_path_factory.mktemp("results"))
-    return {name: read_benchmark(folder, name) for name, folder in folders.items()}
-
-
-CONFIG = EvaluationConfig(bootstrap_resamples=500)
-
-
-def test_a_rule_compares_candidate_and_champion_on_a_benchmark_paired_over_its_videos(benchmarks):
-    rule = "lower_bound(video_holmes.accuracy - champion.video_holmes.accuracy) > -0.01"
-    models = {"candidate": [benchmarks["ours"]], "champion": [benchmarks["base"]]}
-    verdict = judge_benchmarks([rule, "video_holmes.accuracy > 0.3"], models, CONFIG)
-    assert verdict.passed
-    low = compare(benchmarks["ours"], benchmarks["base"], "accuracy", CONFIG).low
-    assert f"paired over 60 items of 30 videos, higher) = {low:.4f} > -0.01" in verdict.lines[0]
-    assert verdict.lines[-1] == "gate passed: 2 of 2 rules hold"
-    turned = judge_benchmarks([rule], {"candidate": [benchmarks["base"]], "champion": [benchmarks["ours"]]}, CONFIG)
-    assert not turned.passed
-    assert turned.lines[0].startswith("FAIL")
-    assert ", lower)" in turned.lines[0]
-    same = judge_benchmarks([rule], {"candidate": [benchmarks["base"]], "champion": [benchmarks["base"]]}, CONFIG)
-    assert same.passed
-    assert "no significant difference" in same.lines[0]
-    assert "no champion yet" in judge_benchmarks([rule], {"candidate": [benchmarks["ours"]]}, CONFIG).lines[0]
-
-
-def test_pairs_on_a_benchmark_by_kind_and_between_orders_of_frames(benchmarks):
-    models = {"candidate": [benchmarks["ours"]], "base": [benchmarks["base"]]}
-    rules = [
-        "p_value(video_holmes.accuracy - video_holmes.shuffled.accuracy) < 0.05",
-        "lower_bound(video_holmes.by_kind.direction.accuracy - base.video_holmes.by_kind.direction.accuracy) > 0",
-    ]
-    lines = judge_benchmarks(rules, models, CONFIG).lines
-    assert "paired over 60 items of 30 videos" in lines[0]
-    assert "paired over 30 items of 30 videos" in lines[1]
-
-
-def test_answers_to_other_questions_are_not_paired_and_a_note_says_so(benchmarks):
-    other = dataclasses.replace(
-        benchmarks["base"], result=benchmarks["base"].result | {"settings": {"questions": "others"}}
-    )
-    models = {"candidate": [benchmarks["ours"]], "champion": [other]}
-    rules = ["p_value(video_holmes.accuracy - champion.video_holmes.accuracy) < 0.05"]
-    verdict = judge_benchmarks(rules, models, CONFIG)
-    assert not verdict.passed
-    assert "not measured on the same items" in verdict.lines[0]
-    assert (
-        "note  champion was asked other questions of video_holmes than the candidate: nothing is paired"
-        in verdict.lines
-    )
-
-
-def test_mistakes_in_rules_about_benchmarks_are_found_before_any_is_judged(benchmarks):
-    models = {"candidate": [benchmarks["ours"]]}
-    for rules, said in (
-        (["video_holmes.accuracy > 0.1", "mmvu.accuracy > 0.1"], "'candidate.mmvu.ordered.accuracy' was not measured"),
-        (
-            ["video_holmes.by_kind.directions.accuracy > 0.1"],
-            "nearest: 'candidate.video_holmes.ordered.by_kind.direction",
-        ),
-        (["base.video_holmes.accuracy > 0.1"], "no model 'base' in this evaluation; it has: candidate"),
-    ):
-        with pytest.raises(ExpressionError) as failure:
-            judge_benchmarks(rules, models, CONFIG)
-        assert said in str(failure.value)
-    with pytest.raises(GateError, match="two results of one benchmark"):
-        judge_benchmarks(["video_holmes.accuracy > 0.1"], {"candidate": [benchmarks["ours"]] * 2}, CONFIG)
-
-
-def test_the_set_of_ones_own_can_be_named_in_rules(benchmarks):
-    own = dataclasses.replace(benchmarks["ours"], result=benchmarks["ours"].result | {"benchmark": "my set"})
-    assert judge_benchmarks(["my_set.accuracy > 0.3"], {"candidate": [own]}, CONFIG).passed
-
-
-def test_a_mean_of_means_is_paired_as_it_is_measured(tmp_path):
-    """MVBench's mean over tasks: a task of few questions counts as much as one of many."""
-    folders = benchmark_folders(tmp_path, benchmark="mvbench")
-    results = []
-    for name in ("ours", "base"):
-        result = read_benchmark(folders[name], name)
-        kept = [row for row in result.rows["ordered"] if row["kind"] == "direction" or row["video"] < "videos/008"]
-        results.append(dataclasses.replace(result, rows={"ordered": kept}))
-
-    def mean(one, kind: str | None) -> float:
-        rows = [row["correct"] for row in one.rows["ordered"] if kind in (None, row["kind"])]
-        return sum(rows) / len(rows)
-
-    ours, base = results
-    tasks = [mean(ours, kind) - mean(base, kind) for kind in ("direction", "how_bright")]
-    found = compare(ours, base, "accuracy_by_task", CONFIG)
-    assert found.value == pytest.approx(sum(tasks) / 2)
-    assert found.value != pytest.approx(mean(ours, None) - mean(base, None))
-    assert compare(ours, base, "accuracy", CONFIG).value == pytest.approx(mean(ours, None) - mean(base, None))

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from vthink.components.common.errors import UserError
 from vthink.components.data_prep.config import SynthesizeConfig
 from vthink.components.data_prep.world.synthesize import synthesize
 from vthink.components.evaluation.benchmarks.registry import BENCHMARKS
@@ -18,7 +19,7 @@ from vthink.components.evaluation.grounding import baseline_items
 from vthink.components.evaluation.report.benchmarks import _published, benchmark_page
 from vthink.components.evaluation.report.frames import BenchmarkFrames
 from vthink.components.evaluation.report.split import report_page
-from vthink.components.evaluation.results import ResultError, compare, key_of, read_benchmark
+from vthink.components.evaluation.results import compare, key_of, read_benchmark
 from vthink.components.evaluation.run_benchmark import _conclude
 from vthink.components.evaluation.summary import conclude
 
@@ -236,7 +237,7 @@ def test_a_result_that_is_not_what_the_command_writes_is_refused_in_one_line(tmp
     result = json.loads((folder / "result.json").read_text())
     damage(result)
     (folder / "result.json").write_text(json.dumps(result))
-    with pytest.raises(ResultError) as failure:
+    with pytest.raises(UserError) as failure:
         read_benchmark(folder)
     assert said in str(failure.value)
     assert "\n" not in str(failure.value)
@@ -260,7 +261,7 @@ def test_a_damaged_item_is_named_by_its_line_and_field(tmp_path, change, said):
     change(row)
     lines[2] = json.dumps(row)
     (folder / "items.jsonl").write_text("\n".join(lines))
-    with pytest.raises(ResultError, match=r"items.jsonl, line 3") as failure:
+    with pytest.raises(UserError, match=r"items.jsonl, line 3") as failure:
         read_benchmark(folder)
     assert said in str(failure.value)
     assert "\n" not in str(failure.value)
@@ -271,7 +272,7 @@ def test_a_line_that_is_no_item_is_named(tmp_path, line):
     folder = benchmark_folders(tmp_path, videos=3)["base"]
     with (folder / "items.jsonl").open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(ResultError, match=r"items.jsonl, line 19: "):
+    with pytest.raises(UserError, match=r"items.jsonl, line 19: "):
         read_benchmark(folder)
 
 
@@ -296,7 +297,7 @@ def test_pictures_come_from_the_benchmarks_folder_and_a_damaged_video_says_so(tm
 
 
 def test_a_folder_with_nothing_in_it_says_what_to_give(tmp_path):
-    with pytest.raises(ResultError, match=r"give a folder that `vthink evaluate --benchmark"):
+    with pytest.raises(UserError, match=r"give a folder that `vthink evaluate --benchmark"):
         read_benchmark(tmp_path)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import torch
 from typer.testing import CliRunner
+from vthink.components.common.errors import UserError
 from vthink.components.common.model import generation
 from vthink.components.common.model.config import ModelConfig, TinyModelConfig
 from vthink.components.common.model.folder import save_model
@@ -37,9 +38,7 @@ from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.workers import Decoder
 from vthink.components.data_prep.config import SynthesizeConfig
 from vthink.components.data_prep.world.synthesize import synthesize
-from vthink.components.evaluation.answers import EvaluationError
 from vthink.components.evaluation.benchmarks.folder import DataFolder, load
-from vthink.components.evaluation.benchmarks.question import BenchmarkError
 from vthink.components.evaluation.benchmarks.registry import BENCHMARKS
 from vthink.components.evaluation.conditions import RELIANCE
 from vthink.components.evaluation.config import PROTOCOLS, EvaluationConfig
@@ -188,7 +187,7 @@ def test_a_protocol_sets_frames_pixels_and_sampling(oracle: Oracle, tiny_model, 
     assert video is not None
     assert (video.num_frames, video.max_pixels) == (64, PROTOCOLS["video_thinker"].max_pixels)
     assert open_engine(str(tiny_model), MODEL, CONFIG, tmp_path).video == VIDEO
-    with pytest.raises(EvaluationError, match="unknown protocol 'video_r2'; there are: video_r1, video_thinker"):
+    with pytest.raises(UserError, match="unknown protocol 'video_r2'; there are: video_r1, video_thinker"):
         under_protocol(CONFIG, "video_r2", None)
 
 
@@ -251,9 +250,9 @@ def test_model_and_videos_may_lie_in_the_store_and_the_model_in_the_registry(
     assert by_alias["metrics"] == by_prefix["metrics"]
     assert len(by_alias["failed"]) == 3
     assert not list((tmp_path / "work").glob("fetched-*"))  # videos do not pile up
-    with pytest.raises(EvaluationError, match=r"model 'models:/thinker@chump': .*chump"):
+    with pytest.raises(UserError, match=r"model 'models:/thinker@chump': .*chump"):
         run("video-holmes", remote, "models:/thinker@chump", tmp_path / "no", **where)
-    with pytest.raises(EvaluationError, match="a registered model is models:/name@alias or models:/name/3"):
+    with pytest.raises(UserError, match="a registered model is models:/name@alias or models:/name/3"):
         run("video-holmes", remote, "models:/thinker", tmp_path / "no", **where)
 
 
@@ -270,7 +269,7 @@ def test_what_is_not_there_is_named(data, model, said, videos, tiny_model, tmp_p
     monkeypatch.chdir(tmp_path)
     holmes(tmp_path / "data", videos)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(EvaluationError, match=said):
+    with pytest.raises(UserError, match=said):
         run("video-holmes", data, tiny_model if model == "tiny" else model, tmp_path / "out")
 
 
@@ -282,8 +281,8 @@ def test_a_set_on_the_hub_that_cannot_be_reached_is_one_line(tmp_path: Path):
     env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
-    assert "EvaluationError: the data set TencentARC/Video-Holmes cannot be fetched from the hub" in last
-    with pytest.raises(EvaluationError, match="a set of your own is not on the hub"):
+    assert "UserError: the data set TencentARC/Video-Holmes cannot be fetched from the hub" in last
+    with pytest.raises(UserError, match="a set of your own is not on the hub"):
         Source.open("hub", None, tmp_path)
 
 
@@ -301,7 +300,7 @@ def test_an_archive_is_unpacked_once_and_only_into_its_folder(tmp_path: Path):
     unpack(archive)
     assert not (tmp_path / "set" / "videos" / "clips" / "a.mp4").exists()  # once
     (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 not a zip")
-    with pytest.raises(EvaluationError, match=r"broken.zip: cannot be unpacked \(File is not a zip file\)"):
+    with pytest.raises(UserError, match=r"broken.zip: cannot be unpacked \(File is not a zip file\)"):
         unpack(tmp_path / "broken.zip")
 
 
@@ -470,7 +469,7 @@ def test_an_endpoint_that_fails_every_question_ends_the_evaluation_without_recor
 ):
     monkeypatch.setattr("vthink.components.evaluation.models.endpoint.sleep", lambda _: None)
     oracle.trouble = {str(number): [500] * 9 for number in range(32)}
-    with pytest.raises(EvaluationError, match=r"all 8 items of a batch failed .*HTTP 500"):
+    with pytest.raises(UserError, match=r"all 8 items of a batch failed .*HTTP 500"):
         run("video-holmes", tmp_path / "data", oracle.url, tmp_path / "out")
     assert {row["error"].split(":")[0] for row in items_in(tmp_path / "out")} == {"no video"}
     oracle.trouble = {}
@@ -487,7 +486,7 @@ def test_an_endpoint_that_fails_every_question_ends_the_evaluation_without_recor
     ],
 )
 def test_an_address_without_a_server_is_one_line(url, said, tmp_path: Path):
-    with pytest.raises(EvaluationError, match=re.escape(said)) as raised:
+    with pytest.raises(UserError, match=re.escape(said)) as raised:
         open_engine(url, MODEL, CONFIG, tmp_path)
     assert "\n" not in str(raised.value)
 
@@ -534,7 +533,7 @@ def test_the_command_shows_the_scores_and_where_they_are(oracle: Oracle, tmp_pat
 def test_a_mistake_on_the_command_line_is_one_line(arguments, said, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = command(*arguments)
-    assert isinstance(done.exception, EvaluationError | BenchmarkError)
+    assert isinstance(done.exception, UserError)
     assert said in str(done.exception)
     assert "\n" not in str(done.exception)
 
@@ -606,13 +605,13 @@ def test_a_folder_is_not_filled_with_two_evaluations(change, named, oracle: Orac
     run("video-holmes", tmp_path / "data", oracle.url, tmp_path / "out")
     name = change.get("name", "video-holmes")
     more = {key: value for key, value in change.items() if key != "name"}
-    with pytest.raises(EvaluationError, match=rf"out holds another evaluation \({named} differ\)"):
+    with pytest.raises(UserError, match=rf"out holds another evaluation \({named} differ\)"):
         run(name, tmp_path / "data", oracle.url, tmp_path / "out", **more)
 
 
 def test_two_processes_do_not_write_one_journal(tmp_path: Path):
     with ItemJournal(tmp_path / "items.jsonl"):
-        with pytest.raises(EvaluationError, match="another evaluation is writing it"):
+        with pytest.raises(UserError, match="another evaluation is writing it"):
             ItemJournal(tmp_path / "items.jsonl")
     ItemJournal(tmp_path / "items.jsonl").close()
 
@@ -620,7 +619,7 @@ def test_two_processes_do_not_write_one_journal(tmp_path: Path):
 def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path):
     path = tmp_path / "items.jsonl"
     path.write_text('{"id": "a", "frames": "ordered"}\nmy notes\n{"id": "b", "frames": "ordered"}\n')
-    with pytest.raises(EvaluationError, match="line 2: not an item of an evaluation"):
+    with pytest.raises(UserError, match="line 2: not an item of an evaluation"):
         ItemJournal(path)
     assert "my notes" in path.read_text()
 

@@ -1,0 +1,313 @@
+"""The client of a server of OpenAI chat completions: bounded, patient, and on its guard.
+
+What comes back is hostile: its size, its time, its shape and the numbers in it are checked here; the text is for the
+caller to check. Keys are read from the environment and appear nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from anyio.from_thread import start_blocking_portal
+
+from ..errors import UserError
+from ..retry import Backoff
+from .config import ChatEndpointConfig, is_loopback, may_carry_key
+from .reply import ChatReply, MalformedReplyError, StreamFailedError, StreamReader, parse_reply, refusal_reason
+
+T = TypeVar("T")
+
+MAX_REPLY_BYTES = 4 * 2**20
+"""A longer body is not read to its end."""
+
+_CONNECT_S = 10.0
+
+_TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
+
+_WRONG_SETTINGS = frozenset({401, 402, 403, 404, 405})
+
+
+class EndpointError(UserError):
+    """A call that got no answer."""
+
+
+class EndpointUnusableError(EndpointError):
+    """The server cannot be used as it is set up: no other call will be answered either."""
+
+
+class CallFailedError(EndpointError):
+    """One call that the server refused, or that failed at every attempt."""
+
+
+class _TransientError(Exception):
+    """An attempt that failed in a way that may pass."""
+
+    def __init__(self, problem: str, after_s: float = 0.0):
+        super().__init__(problem)
+        self.after_s = after_s
+
+
+class ChatEndpoint:
+    """One model of one server. An asynchronous context manager; see `BlockingEndpoint` for threads."""
+
+    def __init__(
+        self,
+        config: ChatEndpointConfig,
+        *,
+        name: str = "",
+        setting: str = "",
+        attempt: Callable[[], contextlib.AbstractAsyncContextManager[object]] = contextlib.nullcontext,
+        pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        """Check the settings.
+
+        Args:
+            config: the server.
+            name: what the server is to the caller, for messages (``the teacher``).
+            setting: where ``config`` stands in the configuration, for messages (``curation.teacher``).
+            attempt: a context around each attempt of a call, for example to count what it may cost; an exception on
+                entering it ends the call.
+            pause: waits so many seconds before another attempt.
+
+        Raises:
+            EndpointUnusableError: no URL, or no key where one is named, or a key that would travel unencrypted.
+        """
+        self.config = config
+        self._setting = f"{setting}." if setting else ""
+        self._name = f"{name} at {config.url}" if name else str(config.url)
+        self._attempt, self._pause = attempt, pause
+        self._slots = asyncio.Semaphore(config.concurrency)
+        self._not_before_s = 0.0
+        self._backoff = Backoff(first_s=config.backoff_s, longest_s=config.max_backoff_s, jitter=1.0)
+        if not config.url:
+            raise EndpointUnusableError(f"{self._setting}url is not set: where is the server?")
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if config.api_key_env is not None:
+            headers["Authorization"] = f"Bearer {self._key(config.api_key_env)}"
+        self._client = httpx.AsyncClient(
+            headers=headers,
+            timeout=httpx.Timeout(config.timeout_s, connect=min(config.timeout_s, _CONNECT_S), pool=None),
+            limits=httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency),
+            trust_env=not is_loopback(config.url),  # a proxy of the environment is for addresses elsewhere
+        )
+
+    def _key(self, variable: str) -> str:
+        key = os.environ.get(variable, "").strip()
+        if not key or not key.isascii() or not key.isprintable():
+            what = "is not set" if not key else "holds characters that no API key has"
+            raise EndpointUnusableError(f"{self._setting}api_key_env: the environment variable {variable} {what}")
+        if not may_carry_key(str(self.config.url)):
+            raise EndpointUnusableError(
+                f"{self._setting}url: the key in {variable} would be sent to {self.config.url} unencrypted; use https"
+            )
+        return key
+
+    async def __aenter__(self) -> Self:
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.__aexit__(kind, error, trace)
+
+    async def complete(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        parameters: Mapping[str, Any] | None = None,
+        on_delta: Callable[[str], object] | None = None,
+    ) -> ChatReply:
+        """One answered call; waits its turn, and repeats what failed in a way that may pass.
+
+        Args:
+            messages: the conversation, in OpenAI's form (`media` makes its parts).
+            parameters: further fields of the request; those that are None are left out.
+            on_delta: called with each piece of the text as it comes; without, the answer comes whole. A call is not
+                repeated once a piece came.
+
+        Raises:
+            EndpointUnusableError: the server cannot be used at all.
+            CallFailedError: the server refused this call, or failed at every attempt.
+        """
+        body = {"model": self.config.model or None, "messages": list(messages), **(parameters or {})}
+        if on_delta is not None:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        data = json.dumps({key: value for key, value in body.items() if value is not None}).encode()
+        async with self._slots:
+            return await self._until_answered(partial(self._chat, data, on_delta))
+
+    async def models(self) -> list[Mapping[str, Any]]:
+        """What the server says about the models that it serves (``GET /v1/models``).
+
+        Raises:
+            EndpointUnusableError: it does not list any.
+            CallFailedError: it refused, or failed at every attempt.
+        """
+        return await self._until_answered(self._list_models)
+
+    async def _until_answered(self, call: Callable[[], Awaitable[T]]) -> T:
+        failures = 0
+        while True:
+            held_s = self._not_before_s - time.monotonic()
+            if held_s > 0:
+                await self._pause(held_s)
+            async with self._attempt():
+                try:
+                    return await call()
+                except _TransientError as error:
+                    problem = error
+            failures += 1
+            if failures > self.config.retries:
+                times = f", {failures} times" if failures > 1 else ""
+                raise CallFailedError(f"{self._name} {problem}{times}")
+            # On top of what the server asks for: callers that were all told to wait do not return at once.
+            await self._pause(self._bounded_s(problem.after_s) + self._backoff.pause_s(failures))
+
+    def _bounded_s(self, after_s: float) -> float:
+        return min(after_s, 10 * self.config.max_backoff_s)
+
+    async def _chat(self, data: bytes, on_delta: Callable[[str], object] | None) -> ChatReply:
+        if on_delta is None:
+            with self._malformed():
+                return parse_reply(await self._exchange("POST", "/chat/completions", data))
+        reader, begun = StreamReader(), False
+
+        def take(chunk: bytes) -> None:
+            nonlocal begun
+            for piece in reader.feed(chunk):
+                begun = True
+                on_delta(piece)
+
+        try:
+            with self._malformed():
+                await self._exchange("POST", "/chat/completions", data, take)
+                return reader.reply()
+        except StreamFailedError as error:
+            raise CallFailedError(f"{self._name} {error}") from None
+        except _TransientError as error:
+            if begun:
+                raise CallFailedError(f"{self._name} {error}") from None
+            raise
+
+    @contextlib.contextmanager
+    def _malformed(self) -> Iterator[None]:
+        try:
+            yield
+        except MalformedReplyError:
+            raise _TransientError("sent something that is not a chat completion") from None
+
+    async def _list_models(self) -> list[Mapping[str, Any]]:
+        body = await self._exchange("GET", "/models")
+        try:
+            models = json.loads(body)["data"]
+            if not models or not all(isinstance(model, Mapping) for model in models):
+                raise TypeError
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise EndpointUnusableError(
+                f"{self._name} does not list its models like an OpenAI-compatible server"
+            ) from None
+        return list(models)
+
+    async def _exchange(
+        self, method: str, path: str, data: bytes = b"", take: Callable[[bytes], None] | None = None
+    ) -> bytes:
+        """The body of one request's answer; with ``take``, the body of an answer of status 200 goes there instead."""
+        limit_s, loop = self.config.timeout_s, asyncio.get_running_loop()
+        body, length = bytearray(), 0
+        try:
+            async with asyncio.timeout(limit_s) as deadline:
+                async with self._client.stream(method, self.config.base_url + path, content=data) as response:
+                    async for chunk in response.aiter_bytes():
+                        length += len(chunk)
+                        if length > MAX_REPLY_BYTES:
+                            raise _TransientError(f"sent more than {MAX_REPLY_BYTES} bytes")
+                        if take is not None and response.status_code == 200:
+                            take(chunk)
+                            deadline.reschedule(loop.time() + limit_s)
+                        else:
+                            body += chunk
+        except httpx.ConnectError as error:
+            raise _TransientError(f"cannot be reached ({error}); is the server running?") from None
+        except (TimeoutError, httpx.TimeoutException):
+            raise _TransientError(f"did not answer within {limit_s:g} s") from None
+        except httpx.TransportError as error:
+            raise _TransientError(f"broke off ({error or type(error).__name__})") from None
+        except httpx.InvalidURL as error:
+            raise EndpointUnusableError(f"'{self.config.url}' is not a server's address ({error})") from None
+        if response.status_code != 200:
+            self._refuse(response, bytes(body))
+        return bytes(body)
+
+    def _refuse(self, response: httpx.Response, body: bytes) -> None:
+        status, key = response.status_code, self.config.api_key_env
+        problem = f"answered HTTP {status}: {refusal_reason(body)}"
+        if status in _TRANSIENT:
+            after_s = _retry_after_s(response.headers.get("Retry-After"))
+            if status == 429 and after_s:
+                # Who is told to wait would be told so again: all calls of this server wait.
+                self._not_before_s = max(self._not_before_s, time.monotonic() + self._bounded_s(after_s))
+            raise _TransientError(problem, after_s)
+        if status in _WRONG_SETTINGS or response.is_redirect:
+            sent = f"the key comes from {key}" if key else "no key is sent"
+            raise EndpointUnusableError(
+                f"{self._name} {problem}; check {self._setting}url, {self._setting}model ('{self.config.model}') "
+                f"and {self._setting}api_key_env ({sent})"
+            )
+        raise CallFailedError(f"{self._name} {problem}")
+
+
+class BlockingEndpoint:
+    """A `ChatEndpoint` that threads share: each call blocks its thread only. A context manager."""
+
+    def __init__(self, config: ChatEndpointConfig, *, name: str = "", setting: str = "") -> None:
+        """See `ChatEndpoint`."""
+        self._endpoint = ChatEndpoint(config, name=name, setting=setting)
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            self._portal = stack.enter_context(start_blocking_portal())
+            stack.enter_context(self._portal.wrap_async_context_manager(self._endpoint))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def complete(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        parameters: Mapping[str, Any] | None = None,
+        on_delta: Callable[[str], object] | None = None,
+    ) -> ChatReply:
+        """See `ChatEndpoint.complete`."""
+        return self._portal.call(self._endpoint.complete, messages, parameters, on_delta)
+
+    def models(self) -> list[Mapping[str, Any]]:
+        """See `ChatEndpoint.models`."""
+        return self._portal.call(self._endpoint.models)
+
+
+def _retry_after_s(value: str | None) -> float:
+    """Seconds from a Retry-After header, which is a number or a date; 0 where it is neither."""
+    if value is None:
+        return 0.0
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return 0.0

@@ -1,0 +1,170 @@
+"""A model measured on a benchmark: asked, graded, summarized. The held-out split is a benchmark like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ... import __version__
+from ..common.provenance import git_commit
+from ..common.rows.sample import Sample
+from ..common.storage.names import fingerprint
+from ..common.video.config import VideoConfig
+from .answers import Answer
+from .ask import Media, ask, to_ask
+from .benchmarks.benchmark import QuestionSet
+from .conditions import ORDERED, video_of
+from .config import EvaluationConfig
+from .grade import answer_of, grade_answer
+from .item import Item
+from .journal import Journal
+from .models.model import Model
+from .results import BenchmarkResult, FailedItem, Result, Settings
+from .summary import compare, summarize
+
+
+def measure(
+    questions: QuestionSet,
+    media: Media,
+    model: Model,
+    journal: Journal,
+    conditions: Sequence[str],
+    config: EvaluationConfig,
+    name: str = "model",
+) -> dict[str, list[Item]]:
+    """Ask a model what the journal does not hold, and grade everything.
+
+    Args:
+        questions: what to ask.
+        media: gives the videos.
+        model: to ask.
+        journal: where items are kept.
+        conditions: names, of `CONDITIONS`.
+        config: batch size and seed.
+        name: of the model, in items.
+
+    Returns:
+        The items of every condition, in the order of the questions.
+
+    Raises:
+        UserError: a whole batch failed, which says nothing about the model.
+    """
+    answer_format = model.answer_format
+
+    def graded(sample: Sample, answer: Answer, condition: str) -> Item:
+        return grade_answer(sample, answer, name, condition, answer_format, questions.benchmark)
+
+    wanted = [(condition, sample.id) for condition in conditions for sample in to_ask(questions.samples, condition)]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task(f"{name}, {questions.benchmark.title}", total=len(wanted))
+        progress.advance(task, sum(key in journal for key in wanted))
+
+        def keep(condition: str, samples: Sequence[Sample], answers: Sequence[Answer]) -> None:
+            pairs = zip(samples, answers, strict=True)
+            journal.append(graded(sample, answer, condition) for sample, answer in pairs)
+            progress.advance(task, len(samples))
+
+        ask(
+            questions,
+            media,
+            conditions,
+            model.predict,
+            keep,
+            lambda condition, sample: (condition, sample.id) in journal,
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
+    return {
+        condition: [
+            graded(sample, answer_of(journal.items[condition, sample.id]), condition)
+            for sample in questions.samples
+            if (condition, sample.id) in journal
+        ]
+        for condition in conditions
+    }
+
+
+def settings_of(
+    questions: QuestionSet,
+    model: Model,
+    video: VideoConfig | None,
+    config: EvaluationConfig,
+    protocol: str | None = None,
+) -> Settings:
+    """Everything that the answers depend on; ``video`` is of the frames, None where the model is given the files."""
+    rows = [[s.id, s.question, list(s.options), s.answer] for s in questions.samples]
+    return Settings(
+        benchmark=questions.benchmark.name,
+        model=model.about,
+        protocol=protocol,
+        video=video.model_dump(mode="json") if video else None,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_new_tokens=config.max_new_tokens,
+        seed=config.seed,
+        max_items=config.max_items,
+        questions=fingerprint("questions", rows),
+        files=dict(questions.files),
+    )
+
+
+_ABILITIES = ("format_", "miou", "recall_at_", "caption_")
+"""Beginnings of the metrics that stand beside the scores of a benchmark."""
+
+
+def conclude(
+    questions: QuestionSet,
+    items: Mapping[str, Sequence[Item]],
+    settings: Settings,
+    config: EvaluationConfig,
+    **more: Any,
+) -> Result:
+    """The result of a model on a benchmark.
+
+    Args:
+        questions: what was asked.
+        items: by condition.
+        settings: what the answers depend on.
+        config: how sure the numbers are to be.
+        more: further fields of `Result`.
+    """
+    benchmark, samples = questions.benchmark, questions.samples
+    cells = {name: summarize(cell, benchmark.scores, config.resampling) for name, cell in items.items() if cell}
+    abilities = {name: e for name, e in cells[ORDERED].metrics.items() if name.startswith(_ABILITIES)}
+    result = Result(
+        benchmark=benchmark.name,
+        title=benchmark.title,
+        asks=benchmark.asks,
+        source=benchmark.source,
+        traps=benchmark.traps,
+        model=settings.model,
+        headline=benchmark.headline,
+        metrics=cells[ORDERED].scores | abilities,
+        definitions={name: score.definition for name, score in benchmark.scores.items()},
+        conditions=cells,
+        failed=failed_items(items),
+        items=len(samples),
+        videos=len({video_of(sample) for sample in samples}),
+        missing_videos=len({sample.media.uri for sample in samples if sample.id in questions.missing}),
+        settings=settings,
+        confidence=config.confidence,
+        version=__version__,
+        git_commit=git_commit(),
+        **more,
+    )
+    one = BenchmarkResult("model", "", result, items)
+    pairs = {name: compare(one, one, one.headline, config.resampling, (ORDERED, name)) for name in items}
+    return result.model_copy(update={"reliance": {name: pair for name, pair in pairs.items() if name != ORDERED}})
+
+
+def failed_items(items: Mapping[str, Sequence[Item]]) -> tuple[FailedItem, ...]:
+    """The questions that got no answer."""
+    return tuple(
+        FailedItem(id=item.id, model=item.model, condition=item.condition, error=item.error)
+        for cell in items.values()
+        for item in cell
+        if item.error is not None
+    )

@@ -1,0 +1,218 @@
+"""Judging a candidate by the rules of a gate: results in, a verdict that explains itself out.
+
+Numbers are computed from the items, the record of every answer; what ``result.json`` says of them must agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..common.errors import UserError
+from .item import Item
+from .metrics import metric_named
+from .results import HELD_OUT, BenchmarkResult, Group
+from .rules import GateRule, nearest
+from .scores import Score
+from .statistics import NO_DIFFERENCE, Difference, Estimate, Resampling
+from .summary import difference_of_items, in_group
+
+Results = Mapping[str, BenchmarkResult]
+"""One model's results by benchmark; the held-out split is `HELD_OUT`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What became of one rule."""
+
+    rule: GateRule
+    passed: bool
+    explanation: str
+    """The numbers, or why there are none."""
+
+    def __str__(self) -> str:
+        return f"{'pass' if self.passed else 'FAIL'}  {self.rule}: {self.explanation}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a candidate may go into service, and why."""
+
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every rule holds."""
+        return all(finding.passed for finding in self.findings)
+
+    @property
+    def held(self) -> int:
+        """How many rules hold."""
+        return sum(finding.passed for finding in self.findings)
+
+    @property
+    def lines(self) -> list[str]:
+        """The explanation: a line per rule, notes, and the verdict."""
+        word = "passed" if self.passed else "failed"
+        last = f"gate {word}: {self.held} of {len(self.findings)} rules hold"
+        return [*map(str, self.findings), *(f"note  {note}" for note in self.notes), last]
+
+
+def judge(rules: Sequence[GateRule], models: Mapping[str, Results], resampling: Resampling) -> Verdict:
+    """Judge every rule, after all were checked for names of what was not measured.
+
+    Args:
+        rules: that must all hold.
+        models: results by model: ``candidate``, and those that it is compared with; ``champion`` is absent while
+            nothing is in service.
+        resampling: of intervals and paired tests.
+
+    Raises:
+        UserError: a rule names what was not measured, with the nearest name that was; or files that contradict
+            each other.
+    """
+    for rule in rules:
+        _measured(rule, "candidate", rule.condition, models)
+        if rule.other is not None and rule.other_model != "champion":
+            _measured(rule, rule.other_model or "candidate", rule.other_condition, models)
+    findings = tuple(_finding(rule, models, resampling) for rule in rules)
+    return Verdict(findings, tuple(dict.fromkeys(note for rule in rules if (note := _asked_differently(rule, models)))))
+
+
+def _finding(rule: GateRule, models: Mapping[str, Results], resampling: Resampling) -> Finding:
+    candidate = _measured(rule, "candidate", rule.condition, models)
+    mine = candidate.estimate(resampling)
+    if rule.level is not None:
+        return _against_level(rule, rule.level, mine)
+    model = rule.other_model or "candidate"
+    if model == "champion" and model not in models:
+        return Finding(rule, True, "there is no champion yet, so this holds by rule")
+    try:
+        other = _measured(rule, model, rule.other_condition, models)
+        if not candidate.result.same_questions(other.result):
+            raise UserError(f"{model} was asked other questions")
+        difference = difference_of_items(candidate.items, other.items, candidate.score, resampling)
+        if difference is None:
+            raise UserError("fewer than two videos were asked of both")
+    except UserError as error:  # of an evaluation that was made under another configuration: no mistake of the rule
+        why = str(error).removeprefix(f"rule '{rule}': ")
+        return Finding(
+            rule, False, f"cannot be judged: {why}; evaluate {model} as the candidate, or leave the rule out"
+        )
+    held = holds(rule, difference)
+    text = (
+        f"{mine.value:.4f}; paired difference {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}] "
+        f"over {difference.n:,} questions of {difference.clusters:,} videos, {difference.verdict}"
+    )
+    if not held and difference.verdict == NO_DIFFERENCE and difference.detectable:
+        text += f" (detectable: {difference.detectable:.4f})"
+    return Finding(rule, held, text)
+
+
+def _against_level(rule: GateRule, level: float, mine: Estimate) -> Finding:
+    held = {
+        "at_least": mine.value >= level,
+        "at_most": mine.value <= level,
+        "above": mine.low > level,
+        "below": mine.high < level,
+    }[rule.comparison]
+    interval = f" [{mine.low:.4f}, {mine.high:.4f}]" if rule.comparison in ("above", "below") else ""
+    return Finding(rule, held, f"{mine.value:.4f}{interval} over {mine.n:,} questions")
+
+
+def holds(rule: GateRule, difference: Difference) -> bool:
+    """Whether a paired difference, candidate − other, is what a rule about a model or condition asks for."""
+    if rule.comparison == "above":
+        return difference.low > rule.by
+    if rule.comparison == "below":
+        return difference.high < -rule.by
+    return difference.low > -rule.by if metric_named(rule.metric).higher_is_better else difference.high < rule.by
+
+
+def _asked_differently(rule: GateRule, models: Mapping[str, Results]) -> str | None:
+    """What the other model of a rule was asked with differently, in words."""
+    benchmark = rule.benchmark or HELD_OUT
+    theirs = models.get(rule.other_model or "candidate", {}).get(benchmark)
+    if theirs is None:
+        return None
+    both = [side.result.settings for side in (theirs, models["candidate"][benchmark])]
+    pairs = {
+        name: [getattr(side, name) for side in both] for name in ("video", "max_new_tokens", "temperature", "top_p")
+    }
+    pairs["prompt"] = [side.model.prompt for side in both]
+    changed = [f"{name} {first}, not {second}" for name, (first, second) in pairs.items() if first != second]
+    place = f" on {rule.benchmark}" if rule.benchmark else ""
+    return f"{rule.other_model} was asked differently{place}: {'; '.join(changed)}" if changed else None
+
+
+# -- what was measured ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """The items that a side of a rule is about."""
+
+    result: BenchmarkResult
+    items: list[Item]
+    score: Score
+
+    def estimate(self, resampling: Resampling) -> Estimate:
+        estimate = self.score.estimate(self.items, resampling)
+        assert estimate is not None  # `_measured` found an item that counts
+        return estimate
+
+
+def _measured(rule: GateRule, model: str, condition: str, models: Mapping[str, Results]) -> _Measured:
+    """One side of a rule: its model under one condition.
+
+    Raises:
+        UserError: it was not measured, with the nearest name that was; or files that contradict each other.
+    """
+
+    def unmeasured(what: str, name: str, known: Collection[str]) -> UserError:
+        return UserError(f"rule '{rule}': {what} '{name}' of {model} was not measured; {nearest(name, known)}")
+
+    if model not in models:
+        raise UserError(f"rule '{rule}': there is no model '{model}' in this evaluation; it has: {', '.join(models)}")
+    benchmark = rule.benchmark or HELD_OUT
+    if benchmark not in models[model]:
+        raise unmeasured("benchmark", benchmark, models[model])
+    result = models[model][benchmark]
+    items = result.items.get(condition)
+    if not items:
+        raise unmeasured("condition", condition, [name for name, asked in result.items.items() if asked])
+    group: Group | None = None
+    if rule.by_kind is not None:
+        group = ("by_kind", rule.by_kind)
+    elif rule.by_type is not None:
+        group = ("by_type", rule.by_type)
+    chosen = [item for item in items if in_group(item, group)]
+    if group is not None and not chosen:
+        known = [name for by, name in result.result.conditions[condition].groups if by == group[0]]
+        raise unmeasured("kind" if group[0] == "by_kind" else "problem type", group[1], known)
+    score = result.score(rule.metric)
+    if all(score.value(item) is None for item in chosen):
+        cell = result.result.conditions[condition]
+        raise unmeasured("metric", rule.metric, dict.fromkeys((*cell.scores, *cell.metrics)))
+    _check_agreement(result, condition, rule.metric, score)
+    return _Measured(result, chosen, score)
+
+
+def _check_agreement(result: BenchmarkResult, condition: str, metric: str, score: Score) -> None:
+    """The mean in ``result.json`` is that of the items; a file that was changed, or cut off, is not judged by."""
+    counted = [(item, value) for item in result.items[condition] if (value := score.value(item)) is not None]
+    items = [item for item, _ in counted]
+    mean = float(np.average([value for _, value in counted], weights=score.weights(items)))
+    stated = result.result.conditions[condition].estimate(metric)
+    if stated is None or stated.n != len(items) or not math.isclose(stated.value, mean, abs_tol=1e-5):
+        there = "nothing" if stated is None else f"{stated.value:g} of {stated.n}"
+        raise UserError(
+            f"{result.where}: for {metric} ({condition}) result.json says {there}, the items {mean:g} of {len(items)}: "
+            "one of the files was changed; evaluate again"
+        )
+    if score.bounded and not 0 <= mean <= 1:
+        raise UserError(f"{result.where}: {metric} ({condition}) is {mean:g}, outside of 0 to 1; evaluate again")
