@@ -58,11 +58,11 @@ def examine(storage: Storage, tracking: TrackingConfig, older_than: timedelta) -
     Raises:
         UserError: the registry or the store cannot be read; without them nothing may be judged.
     """
-    from ..components.deployment.registry import Registry
+    from ..components.deployment.registry import ModelRegistry
 
     since = datetime.now(UTC) - older_than
     stored = _list_prefixes(storage)
-    for version in Registry(tracking).versions():
+    for version in ModelRegistry(tracking).versions():
         reason = f"version {version.version}" + "".join(f" ({alias})" for alias in version.aliases)
         for uri in (version.source, *version.tags.values()):
             _keep(storage, stored, uri, reason)

@@ -22,9 +22,9 @@ def register(run: str, config: str, model: str, evaluation: str, data: str) -> s
     Returns:
         URI of the stage's manifest.
     """
-    from vthink.components.deployment import registry
+    from vthink.components.deployment.register import register_model
 
-    return registry.register(run, config, model, evaluation, data)
+    return register_model(run, config, model, evaluation, data)
 
 
 @dsl.component(base_image=SERVE_IMAGE, install_kfp_package=False)
@@ -41,6 +41,6 @@ def deploy(run: str, config: str, registered: str, evaluation: str, data: str) -
     Returns:
         URI of the stage's manifest.
     """
-    from vthink.components.deployment import deploy as deploy_module
+    from vthink.components.deployment.deploy import deploy_model
 
-    return deploy_module.run(run, config, registered, evaluation, data)
+    return deploy_model(run, config, registered, evaluation, data)

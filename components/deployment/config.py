@@ -160,3 +160,8 @@ class DeploymentConfig(Section):
     """The question whose structured answer is kept with the deployment; null: that of the first replayed item."""
     start_timeout_s: float = Field(default=600.0, gt=0)
     """The server must be ready after this long, download and loading included."""
+
+    @property
+    def serves_plain_vllm(self) -> bool:
+        """Whether the server is vLLM, which knows nothing of this package's extension of OpenAI's API."""
+        return self.target == "kserve" and self.kserve.model_format == "vLLM"

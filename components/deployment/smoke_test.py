@@ -1,57 +1,84 @@
-"""Held-out items asked again through the endpoint."""
+"""Held-out items asked again through an endpoint: whether it answers as evaluation saw."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from ..common.answers.grading import is_correct
-from ..common.rows.prepared import PreparedSet
-from ..common.rows.sample import Media, Sample
+from ..common.chat_endpoint.config import is_loopback
+from ..common.chat_endpoint.endpoint import BlockingEndpoint, EndpointError
 from ..common.storage.manifest import Manifest
-from ..common.storage.names import StorageError, fingerprint, sha256_file
 from ..common.storage.s3 import Storage
-from .client import API_KEY, AskError, ask
+from .ask import FileQuestion, ask, served_endpoint
 from .config import DeploymentConfig
+from .replay import EvaluationSettings, Replay, choose_replays
 
 
-class DeploymentError(RuntimeError):
-    """The candidate did not go into service, and why; the champion is what it was."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """A held-out item asked again."""
+
+    id: str
+    expected: str | None
+    """Evaluation's answer."""
+    answer: str | None = None
+    error: str | None = None
+    """Why there was no answer."""
+    agrees: bool = False
+    """Whether the answers are the same."""
+    identical: bool = False
+    """Whether the very tokens are."""
+    correct: bool = False
+    text: str | None = None
+    """The response, where it is not identical."""
+    expected_text: str | None = None
 
 
-def _items(storage: Storage, evaluated: Manifest) -> list[dict[str, Any]]:
-    """The candidate's answers on frames in order, as evaluation recorded them, without those that failed there."""
-    rows = [json.loads(line) for line in storage.read_bytes(evaluated.files["items"]).splitlines()]
-    candidate = evaluated.details["candidate"]
-    return [r for r in rows if r["model"] == candidate and r["frames"] == "ordered" and not r["error"]]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StableResult:
+    """The same items asked of the model in service, whose answers need not agree with the candidate's evaluation."""
+
+    name: str | None
+    """Of its predictor."""
+    correct: float | None
+    """Share of right answers; None: it could not be asked."""
+    why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """A held-out item that is asked again."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SmokeTestResult:
+    """Whether an endpoint answers as evaluation saw."""
 
-    sample: Sample
-    path: Path
-    """The original file."""
-    item: Mapping[str, Any]
-    """The row of evaluation's ``items.jsonl``."""
+    passed: bool
+    why: str
+    """One line that says so."""
+    items: tuple[Comparison, ...] = ()
+    skipped: tuple[str, ...] = ()
+    """Why items were passed over."""
+    stable: StableResult | None = None
+    """On a cluster, where something is in service."""
 
-    def ask(self, url: str, **more: Any) -> dict[str, Any]:
-        """Ask the item's question (or another one, given in ``more``) about its media."""
-        media = self.sample.media
-        asked = {
-            "question": self.sample.question,
-            "options": self.sample.options,
-            "problem_type": self.sample.problem_type,
-            **more,
-        }
-        return ask(url, self.path, kind=media.kind, start_s=media.start_s, end_s=media.end_s, **asked)
+    @property
+    def shares(self) -> dict[str, float]:
+        """Shares of the items whose answer agrees, is identical, is correct; empty without items."""
+        names = {"agreement": "agrees", "identical": "identical", "correct": "correct"}
+        count = len(self.items)
+        return {k: sum(getattr(item, v) for item in self.items) / count for k, v in names.items()} if count else {}
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What is logged."""
+        return {f"deployment/{name}": share for name, share in self.shares.items() if name != "correct"}
+
+    def to_json(self) -> dict[str, Any]:
+        """The record that is kept (``smoke.json``)."""
+        return dataclasses.asdict(self) | {"asked": len(self.items), **self.shares}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,191 +90,95 @@ class SmokeTest:
     """Why items were passed over."""
     limit: int
     """Longest answer, in tokens."""
-    settings: Mapping[str, Any]
-    """Evaluation's section."""
+    settings: EvaluationSettings
     section: DeploymentConfig
 
     @classmethod
     def prepare(
         cls, storage: Storage, section: DeploymentConfig, evaluated: Manifest, data: str, scratch: Path
     ) -> SmokeTest:
-        """Choose the items and fetch their media."""
-        samples = PreparedSet.open(storage, data, scratch).split(evaluated.config["split"]).samples
-        items = _items(storage, evaluated)
-        if cls._is_plain(section):  # such a server sees whole videos only
-            whole = {s.id for s in samples if s.media.start_s is None and s.media.end_s is None}
-            items = [item for item in items if item["id"] in whole]
-        limit = min(int(evaluated.config["max_new_tokens"]), section.server.max_new_tokens)
-        chosen = choose(storage, samples, items, limit, section.smoke_items, scratch, section.smoke_kinds)
-        return cls(*chosen, limit, evaluated.config, section)
+        """Choose the items and fetch their media (see `choose_replays`)."""
+        settings = EvaluationSettings.model_validate(evaluated.config)
+        limit = min(settings.max_new_tokens, section.server.max_new_tokens)
+        return cls(*choose_replays(storage, section, evaluated, data, limit, scratch), limit, settings, section)
 
-    @staticmethod
-    def _is_plain(section: DeploymentConfig) -> bool:
-        return section.target == "kserve" and section.kserve.model_format == "vLLM"
+    def run(self, url: str) -> SmokeTestResult:
+        """Ask the items and compare with evaluation; at least one must be there.
 
-    @property
-    def _how(self) -> dict[str, Any]:
-        key = {"api_key": os.environ.get(API_KEY)}
-        if self.section.target == "local":
-            return key
-        return {**key, "plain": self._is_plain(self.section), "model": self.section.kserve.name}
-
-    def __call__(self, url: str) -> dict[str, Any]:
-        """See `smoke_test`; a server that goes away has failed it."""
-        health = "/health" if self._is_plain(self.section) else "/v2/health/ready"
-        minimum = self.section.smoke_min_agreement
-        return smoke_test(url, self.replays, self.limit, self.settings, minimum, health, self._how)
+        Raises:
+            EndpointError: the server is gone.
+        """
+        with self._endpoint(url) as endpoint:
+            items = tuple(self._compare(url, endpoint, replay) for replay in self.replays)
+        passed, why = self._verdict(items)
+        return SmokeTestResult(passed=passed, why=why, items=items, skipped=tuple(self.skipped))
 
     def ask_one(self, url: str) -> dict[str, Any]:
-        """One question as a user would ask it."""
-        return _ask_one(url, self.replays[0], self.section.smoke_question, self._how)
+        """One question as a user would ask it, streamed, with its structured answer, for people to see."""
+        sample = self.replays[0].sample
+        question, own = self._question(self.replays[0]), self.section.smoke_question
+        if own is not None:
+            question = dataclasses.replace(question, text=own, options=(), problem_type=None)
+        with self._endpoint(url) as endpoint:
+            answer = ask(endpoint, question, on_delta=lambda _: None, plain=self.section.serves_plain_vllm)
+        truth = sample.answer if own is None else None
+        about: dict[str, Any] = {"id": sample.id, "media_uri": sample.media.uri, "truth": truth}
+        about |= {"question": question.text, "options": list(question.options)}
+        kept = ("answer", "reasoning", "segments", "text", "finish_reason", "media")
+        return about | {name: value for name, value in answer.to_json().items() if name in kept}
 
+    def _endpoint(self, url: str) -> BlockingEndpoint:
+        model = "" if self.section.target == "local" else self.section.kserve.name
+        return BlockingEndpoint(served_endpoint(url, model))
 
-def choose(
-    storage: Storage,
-    samples: Sequence[Sample],
-    items: Sequence[Mapping[str, Any]],
-    limit: int,
-    count: int,
-    scratch: Path,
-    kinds: Sequence[str] = (),
-) -> tuple[list[Replay], list[str]]:
-    """The items to ask again, always the same ones, and why others were passed over.
+    def _question(self, replay: Replay) -> FileQuestion:
+        sample, media = replay.sample, replay.sample.media
+        return FileQuestion(
+            path=replay.path, text=sample.question, options=sample.options, problem_type=sample.problem_type,
+            kind=media.kind, start_s=media.start_s, end_s=media.end_s,
+        )  # fmt: skip
 
-    Args:
-        storage: where ``s3://`` media are.
-        samples: rows of the held-out split.
-        items: rows of evaluation's ``items.jsonl``; those of more than ``limit`` tokens cannot be repeated.
-        limit: longest answer of the server, in tokens.
-        count: how many.
-        scratch: for downloaded media.
-        kinds: only items whose ``metadata.kind`` is one of these; empty: any.
-    """
-    by_id = {s.id: s for s in samples if not kinds or s.metadata.get("kind") in kinds}
-    usable = [item for item in items if item["id"] in by_id and len(item["token_ids"]) <= limit]
-    usable.sort(key=lambda item: fingerprint("smoke", item["id"]))  # neighbours in a data set are alike
-    replays: list[Replay] = []
-    skipped: list[str] = []
-    for item in usable:
-        if len(replays) == count or len(skipped) == 8 * count:
-            break
-        sample = by_id[item["id"]]
+    def _compare(self, url: str, endpoint: BlockingEndpoint, replay: Replay) -> Comparison:
+        recorded, sampling = replay.recorded, self.settings.model_dump(include={"temperature", "top_p", "seed"})
+        sampling["max_tokens"] = self.limit
         try:
-            replays.append(Replay(sample, local_copy(storage, sample.media, scratch), item))
-        except (OSError, StorageError, DeploymentError) as error:
-            skipped.append(f"{sample.id}: {error}")
-    return replays, skipped
+            served = ask(endpoint, self._question(replay), sampling, plain=self.section.serves_plain_vllm)
+        except EndpointError as error:
+            self._require_ready(url, error)
+            return Comparison(id=recorded.id, expected=recorded.answer, error=str(error))
+        text, answer = served.reply.text, served.view.answer
+        # Two responses without an answer agree only when they are the same.
+        same = text == recorded.response if recorded.answer is None else answer == recorded.answer
+        identical = served.reply.token_ids == recorded.token_ids
+        return Comparison(
+            id=recorded.id,
+            expected=recorded.answer,
+            answer=answer,
+            agrees=same and answer == recorded.answer,
+            identical=identical,
+            correct=is_correct(replay.sample, answer),
+            text=None if identical else text,
+            expected_text=None if identical else recorded.response,
+        )
 
-
-def smoke_test(
-    url: str,
-    replays: Sequence[Replay],
-    limit: int,
-    settings: Mapping[str, Any],
-    min_agreement: float,
-    health: str = "/v2/health/ready",
-    how: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Ask held-out items again through the endpoint and compare with evaluation.
-
-    Args:
-        url: the server.
-        replays: what to ask, at least one.
-        limit: longest answer, in tokens.
-        settings: evaluation's section (``temperature``, ``top_p``, ``seed``).
-        min_agreement: share that must agree.
-        health: path at which the server says that it is ready.
-        how: further arguments of `client.ask`.
-
-    Returns:
-        ``passed``, ``why`` (one line), ``asked``, ``agreement`` (share with evaluation's answer), ``identical`` (share
-        with its very tokens), ``correct`` (share of right answers), ``items`` (each comparison).
-
-    Raises:
-        AskError: the server is gone.
-    """
-    sampling = {name: settings[name] for name in ("temperature", "top_p", "seed")}
-    compared: list[dict[str, Any]] = []
-    for replay in replays:
-        expected = replay.item
-        entry: dict[str, Any] = {"id": replay.sample.id, "expected": expected["answer"], "answer": None, "error": None}
+    def _require_ready(self, url: str, error: EndpointError) -> None:
+        """Raise ``error`` when the server does not even say that it is ready."""
+        health = "/health" if self.section.serves_plain_vllm else "/v2/health/ready"
         try:
-            reply = replay.ask(url, max_tokens=limit, **sampling, **(how or {}))
-        except AskError as error:
-            entry["error"] = str(error)
-            _still_there(url + health, error)
-        else:
-            # Two responses without an answer agree only when they are the same.
-            same = reply["text"] == expected["response"] if expected["answer"] is None else True
-            entry["answer"] = reply["answer"]
-            entry["agrees"] = same and reply["answer"] == expected["answer"]
-            entry["correct"] = is_correct(replay.sample, reply["answer"])
-            entry["identical"] = reply["token_ids"] == list(expected["token_ids"])
-            if not entry["identical"]:
-                entry |= {"text": reply["text"], "expected_text": expected["response"]}
-        compared.append(entry)
-    # What was drawn at random cannot be drawn again; a nucleus this small is greedy (Video-R1 evaluates with 0.001).
-    repeatable = settings["temperature"] == 0 or settings["top_p"] <= 0.01
-    passed, why = _verdict(compared, repeatable, min_agreement)
-    shares = {
-        name: sum(bool(entry.get(key)) for entry in compared) / len(compared)
-        for name, key in (("agreement", "agrees"), ("identical", "identical"), ("correct", "correct"))
-    }
-    return {"passed": passed, "why": why, "asked": len(compared), **shares, "items": compared}
+            httpx.get(url + health, trust_env=not is_loopback(url), timeout=10).raise_for_status()
+        except httpx.HTTPError:
+            raise error from None
 
-
-def _verdict(compared: Sequence[Mapping[str, Any]], repeatable: bool, min_agreement: float) -> tuple[bool, str]:
-    """Whether the smoke test passed, and a line that says so."""
-    asked, agreed = len(compared), sum(bool(entry.get("agrees")) for entry in compared)
-    said = f"{agreed} of {asked} held-out items got the answer that evaluation saw"
-    failed = [entry for entry in compared if entry["error"]]
-    if failed:
-        return False, f"{len(failed)} of {asked} held-out items got no answer: {failed[0]['error']}"
-    if not repeatable:
-        return True, f"{said}; evaluation sampled, so they need not agree"
-    if agreed < min_agreement * asked:
-        other = next(entry for entry in compared if not entry.get("agrees"))
-        example = f"{other['id']}: served {other['answer']!r}, evaluation {other['expected']!r}"
-        return False, f"{said}, {min_agreement:.0%} must ({example})"
-    return True, said
-
-
-def _still_there(url: str, error: AskError) -> None:
-    """Raise ``error`` when the server does not even say that it is ready."""
-    try:
-        httpx.get(url, trust_env=False, timeout=10).raise_for_status()
-    except httpx.HTTPError:
-        raise error from None
-
-
-def local_copy(storage: Storage, media: Media, scratch: Path) -> Path:
-    """The original file of a row: where it is, or downloaded once; its checksum is checked.
-
-    Raises:
-        DeploymentError: it is not the file that the row was prepared from.
-    """
-    path = Path(media.uri)
-    if media.uri.startswith("s3://"):
-        path = scratch / "media" / (fingerprint(media.uri) + PurePosixPath(media.uri).suffix)
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            storage.download_file(media.uri, path)
-    if media.sha256 is not None and sha256_file(path) != media.sha256:
-        raise DeploymentError(f"{media.uri} has changed since the data was prepared")
-    return path
-
-
-def _ask_one(url: str, replay: Replay, own_question: str | None, how: Mapping[str, Any]) -> dict[str, Any]:
-    """Ask one question as a user would, streaming, and keep its structured answer."""
-    sample = replay.sample
-    if own_question is None:
-        question, options, truth, problem_type = sample.question, sample.options, sample.answer, sample.problem_type
-    else:
-        question, options, truth, problem_type = own_question, (), None, None
-    reply = replay.ask(
-        url, question=question, options=options, problem_type=problem_type, on_delta=lambda text: None, **how
-    )
-    names = ("answer", "reasoning", "segments", "text", "finish_reason", "media")
-    kept = {name: reply.get(name) for name in names}  # vLLM does not say which frames it took
-    about = {"id": sample.id, "media_uri": sample.media.uri, "question": question, "options": list(options)}
-    return {**about, "truth": truth, **kept}
+    def _verdict(self, items: Sequence[Comparison]) -> tuple[bool, str]:
+        minimum, count = self.section.smoke_min_agreement, len(items)
+        if failed := [item for item in items if item.error]:
+            return False, f"{len(failed)} of {count} held-out items got no answer: {failed[0].error}"
+        agreed = sum(item.agrees for item in items)
+        line = f"{agreed} of {count} held-out items got the answer that evaluation saw"
+        if not self.settings.repeatable:  # what was drawn at random cannot be drawn again
+            return True, f"{line}; evaluation sampled, so they need not agree"
+        if agreed < minimum * count:
+            other = next(item for item in items if not item.agrees)
+            example = f"{other.id}: served {other.answer!r}, evaluation {other.expected!r}"
+            return False, f"{line}, {minimum:.0%} must ({example})"
+        return True, line

@@ -10,8 +10,9 @@ import typer
 from .settings import WORKSPACE, Folder, Overrides, Preset, load
 
 if TYPE_CHECKING:
-    from ...components.common.tracking.config import TrackingConfig
-    from ...components.deployment.registry import ModelVersion
+    from ...components.common.launch.kubernetes.client import Cluster, Object
+    from ...components.deployment.registry import RegisteredVersion
+    from ..config import Config
     from ..run.session import Session
 
 
@@ -25,7 +26,8 @@ def serve(
     workspace: Folder = WORKSPACE,
 ) -> None:
     """Serve a model: OpenAI chat completions with video, and a page to try it, on this machine only by default."""
-    from ...components.common.config import ConfigError
+    from ...components.common.errors import UserError
+    from ...components.deployment.registry import ModelRegistry
     from ...components.deployment.server.serve import run_server
     from ..run.session import session
 
@@ -37,18 +39,11 @@ def serve(
         run_server(model, server)
         return
     if "/" in model and not model.startswith("s3://"):
-        raise ConfigError(f"{model}: no such model folder")
+        raise UserError(f"{model}: no such model folder")
     with session(config, workspace, exclusive=False) as opened:
-        uri = model if model.startswith("s3://") else _registered(opened.context.tracking, model)
+        uri = model if model.startswith("s3://") else ModelRegistry(opened.context.tracking).find(model).source
         typer.echo(f"serving {uri}")
         run_server(uri, server, opened.context.storage, opened.workspace.work_dir / "served")
-
-
-def _registered(tracking: TrackingConfig, name: str) -> str:
-    """The S3 prefix of a version (``7``) or an alias (``champion``) in the registry."""
-    from ...components.deployment.registry import Registry
-
-    return Registry(tracking).find(name).source
 
 
 Version = Annotated[str, typer.Argument(metavar="VERSION|ALIAS", help="In the registry, e.g. 7 or candidate.")]
@@ -70,61 +65,67 @@ def deploy(
     With deployment.target=kserve it starts beside the model in service, is compared with it, gets a share of the
     traffic and then all of it. A version that fails is taken away; what was in service stays.
     """
-    from ...components.deployment.registry import Registry
+    from ...components.deployment.registry import ModelRegistry
     from ..run.session import session
 
     if output not in ("yaml", "json"):
         raise typer.BadParameter("yaml or json", param_hint="--output")
     with session(load(preset, overrides), workspace, exclusive=False) as opened:
-        found = Registry(opened.context.tracking).find(version)
+        registered = ModelRegistry(opened.context.tracking).find(version)
         if dry_run:
-            typer.echo(_manifest(opened, found, output), nl=False)
-            return
-        _deploy(opened, found, hold)
+            typer.echo(_manifest(opened, registered, output), nl=False)
+        else:
+            _deploy(opened, registered, hold)
 
 
 def service_lines(opened: Session) -> list[str]:
     """What is in service and what waits beside it, a line each: the registry's champion, then the cluster's view."""
-    from ...components.common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster
     from ...components.deployment.registry import champion
-    from ...components.deployment.rollout import standing
+    from ...components.deployment.rollout import status
 
     now = champion(opened.context.tracking)
     lines = [f"champion: {f'{now.name}/{now.version}, {now.source}' if now is not None else 'none yet'}"]
     if opened.config.deployment.target == "kserve":
         name = opened.config.deployment.kserve.name
-        found = Cluster.connect(opened.config.launch.cluster.namespace).get(INFERENCE_SERVICE, name)
-        lines += standing.standing(found) if found is not None else [f"no InferenceService {name} on the cluster"]
+        _, service = _inference_service(opened.config)
+        lines += status.service_lines(service) if service else [f"no InferenceService {name} on the cluster"]
     return lines
 
 
-def _manifest(opened: Session, version: ModelVersion, output: str) -> str:
+def _inference_service(config: Config) -> tuple[Cluster, Object | None]:
+    """The cluster, and the InferenceService where there is one."""
+    from ...components.common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster
+
+    cluster = Cluster.connect(config.launch.cluster.namespace)
+    return cluster, cluster.get(INFERENCE_SERVICE, config.deployment.kserve.name)
+
+
+def _manifest(opened: Session, version: RegisteredVersion, output: str) -> str:
     """The InferenceService as text."""
     import json
 
     import yaml
 
-    from ...components.deployment.rollout import inference_service, trained_model
+    from ...components.deployment.rollout.inference_service import inference_service
+    from ...components.deployment.rollout.trained_model import TrainedModel
 
-    section, launch = opened.config.deployment, opened.config.launch
-    model = trained_model.TrainedModel.read(opened.storage, version.source)
-    body = inference_service.inference_service(version, model, section, launch)
+    model = TrainedModel.read(opened.storage, version.source)
+    body = inference_service(version, model, opened.config.deployment, opened.config.launch)
     if output == "json":
         return json.dumps(body, indent=2, ensure_ascii=False) + "\n"
     return yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=110)
 
 
-def _deploy(opened: Session, version: ModelVersion, hold: bool = False) -> None:
+def _deploy(opened: Session, version: RegisteredVersion, hold: bool = False) -> None:
     import logging
 
     from ...components.deployment.deploy import deploy_registered
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    section = opened.config.deployment
     typer.echo(f"version {version.version} of '{version.name}': {version.source}")
-    smoke = deploy_registered(opened.context, section, version, opened.storage, hold)
-    typer.echo(smoke["why"])
-    if smoke.get("promoted", True):
+    outcome = deploy_registered(opened.context, opened.config.deployment, version, opened.storage, hold)
+    typer.echo(outcome.smoke.why)
+    if outcome.in_service:
         typer.echo(f"version {version.version} is in service (champion)")
     else:
         typer.echo(f"version {version.version} waits beside the model in service: vthink promote, or vthink rollback")
@@ -135,21 +136,21 @@ def promote(preset: Preset = "laptop", overrides: Overrides = None, workspace: F
 
     It is asked the held-out items once more first.
     """
-    from ...components.common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster
-    from ...components.deployment.registry import Registry
-    from ...components.deployment.rollout.trained_model import RolloutError
+    from ...components.common.errors import UserError
+    from ...components.deployment.registry import ModelRegistry
+    from ...components.deployment.rollout.status import canaries
     from ..run.session import session
 
     config = load(preset, overrides)
     if config.deployment.target == "local":
-        raise RolloutError("deployment.target=local has no candidates beside the model in service; use `vthink deploy`")
-    name = config.deployment.kserve.name
-    found = Cluster.connect(config.launch.cluster.namespace).get(INFERENCE_SERVICE, name)
-    waiting = [entry["predictor"]["name"] for entry in (found or {}).get("spec", {}).get("canary") or []]
+        raise UserError("deployment.target=local has no candidates beside the model in service; use `vthink deploy`")
+    _, service = _inference_service(config)
+    waiting = list(canaries(service)) if service is not None else []
     if not waiting:
-        raise RolloutError(f"the InferenceService {name} has no candidate; begin with `vthink deploy --hold`")
+        name = config.deployment.kserve.name
+        raise UserError(f"the InferenceService {name} has no candidate; begin with `vthink deploy --hold`")
     with session(config, workspace, exclusive=False) as opened:
-        _deploy(opened, Registry(opened.context.tracking).find(waiting[0].removeprefix("v")))
+        _deploy(opened, ModelRegistry(opened.context.tracking).find(waiting[0].removeprefix("v")))
 
 
 def rollback(
@@ -161,29 +162,25 @@ def rollback(
     workspace: Folder = WORKSPACE,
 ) -> None:
     """Take a waiting candidate away; where none waits, bring the version before the champion back into service."""
-    from ...components.common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster
-    from ...components.deployment.registry import CHAMPION, REPLACED, Registry
+    from ...components.common.errors import UserError
+    from ...components.deployment.registry import CHAMPION, REPLACED, ModelRegistry
     from ...components.deployment.rollout.rollout import withdraw
-    from ...components.deployment.rollout.trained_model import RolloutError
     from ..run.session import session
 
     config = load(preset, overrides)
     if config.deployment.target == "kserve" and version is None:
-        cluster = Cluster.connect(config.launch.cluster.namespace)
-        name = config.deployment.kserve.name
-        found = cluster.get(INFERENCE_SERVICE, name)
-        if found is not None and withdraw(cluster, name):
-            typer.echo(
-                f"took the candidate away; in service stays {found['spec']['predictor'].get('name', 'what was')}"
-            )
+        cluster, service = _inference_service(config)
+        if service is not None and withdraw(cluster, config.deployment.kserve.name):
+            stays = service["spec"]["predictor"].get("name", "what was")
+            typer.echo(f"took the candidate away; in service stays {stays}")
             return
     with session(config, workspace, exclusive=False) as opened:
-        registry = Registry(opened.context.tracking)
+        registry = ModelRegistry(opened.context.tracking)
         if version is None:
             champion = registry.find(CHAMPION)
             version = champion.tags.get(REPLACED)
             if version is None:
-                raise RolloutError(f"nothing was in service before version {champion.version}; name a version")
+                raise UserError(f"nothing was in service before version {champion.version}; name a version")
         _deploy(opened, registry.find(version))
 
 
@@ -202,21 +199,23 @@ def ask(
     A server that asks for a key gets the one in VTHINK_API_KEY.
     """
     import json
-    import os
 
     from rich.console import Console
     from rich.markup import escape
 
-    from ...components.deployment.client import API_KEY
-    from ...components.deployment.client import ask as ask_server
+    from ...components.common.chat_endpoint.endpoint import BlockingEndpoint
+    from ...components.deployment.ask import FileQuestion, served_endpoint
+    from ...components.deployment.ask import ask as ask_server
 
     console = Console(highlight=False)
     stream = None if json_output else lambda piece: console.print(piece, end="", markup=False, style="dim")
-    result = ask_server(url, video, question, option or (), stream, model=model, api_key=os.environ.get(API_KEY))
+    file_question = FileQuestion(path=video, text=question, options=option or ())
+    with BlockingEndpoint(served_endpoint(url, model or "")) as endpoint:
+        answer = ask_server(endpoint, file_question, on_delta=stream)
     if json_output:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        print(json.dumps(answer.to_json(), indent=2, ensure_ascii=False))
         return
     console.print("\n")
-    for segment in result["segments"]:
-        console.print(f"[cyan]{segment['start_s']:.1f}–{segment['end_s']:.1f} s[/] {escape(segment['caption'])}")
-    console.print(f"[bold]{escape(result['answer'] or 'no answer')}[/]")
+    for segment in answer.view.segments:
+        console.print(f"[cyan]{segment.start_s:.1f}–{segment.end_s:.1f} s[/] {escape(segment.caption)}")
+    console.print(f"[bold]{escape(answer.view.answer or 'no answer')}[/]")

@@ -1,29 +1,24 @@
-"""Rolling a model out: the test plays KServe's controller, which starts our real server for every predictor it sees."""
+"""Rolling a model out: the test plays KServe's controller, which starts our server for every predictor it sees."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-import uvicorn
 import yaml
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
+from typer.testing import CliRunner
 from vthink.components.common.context import RunContext
+from vthink.components.common.errors import UserError
 from vthink.components.common.launch.config import LaunchConfig
-from vthink.components.common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster, ClusterError
+from vthink.components.common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster
 from vthink.components.common.model.tiny import _CHAT_TEMPLATE
 from vthink.components.common.rows.prepared import PreparedSet
 from vthink.components.common.rows.sample import Sample
@@ -32,186 +27,27 @@ from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.names import join
 from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.tracking.config import TrackingConfig
-from vthink.components.common.video.clip import Clip
 from vthink.components.common.video.config import VideoConfig
-from vthink.components.deployment import deploy as deploy_module
-from vthink.components.deployment import smoke_test
-from vthink.components.deployment.config import DeploymentConfig, ServerConfig
-from vthink.components.deployment.registry import ModelVersion, Registry, champion, register
-from vthink.components.deployment.rollout import inference_service, trained_model, vllm
-from vthink.components.deployment.server.guard import Guard
-from vthink.components.deployment.server.reply import Generated, structured
-from vthink.components.deployment.server.request import Ask
-from vthink.components.deployment.server.routes import ChatCompletions, build_routes
+from vthink.components.deployment.config import DeploymentConfig
+from vthink.components.deployment.deploy import deploy_model
+from vthink.components.deployment.register import register_model
+from vthink.components.deployment.registry import ModelRegistry, RegisteredVersion, champion
+from vthink.components.deployment.rollout.inference_service import inference_service, predictor
+from vthink.components.deployment.rollout.trained_model import TrainedModel
+from vthink.components.deployment.rollout.vllm import vllm_arguments
+from vthink.components.deployment.structured import StructuredAnswer
 from vthink.components.evaluation.config import EvaluationConfig
+from vthink.pipelines.cli.main import app
 from vthink.pipelines.config import load as load_config
 from vthink.tests.cluster import validation
 from vthink.tests.cluster.api_server import ApiServer
-from vthink.tests.cluster.controllers import Hand, until
+from vthink.tests.cluster.controllers import Hand
+from vthink.tests.fakes.kserve_controller import Gateway, KServeController
+from vthink.tests.fakes.model_server import ScriptedModel
 
 Object = dict[str, Any]
 KEY = "key-of-the-endpoint"
 VIDEO = VideoConfig(num_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)
-
-
-# --- models and their servers -------------------------------------------------------------------------------
-
-
-@dataclass
-class Model:
-    """A model that knows some answers by heart; everything around it is the real server."""
-
-    answers: dict[str, str]
-    """The response to a question's text."""
-    fingerprint: str = "f" * 16
-    system: str | None = None
-    video: VideoConfig = VIDEO
-    asked: int = 0
-
-    def stream(self, ask: Ask, clip: Clip) -> Iterator[str | Generated]:
-        self.asked += 1
-        text = self.answers[ask.question]
-        yield text
-        yield Generated(text=text, token_ids=(1, 2, 3), finish_reason="stop", prompt_token_ids=(1,))
-
-
-@contextlib.contextmanager
-def serving(model: Model) -> Iterator[str]:
-    config = ServerConfig(model_name="vthink", decoders=1)
-    chat = ChatCompletions(model, config)
-    app = Starlette(routes=build_routes(chat, config, {}), middleware=[Middleware(Guard, config=config, api_key=KEY)])
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    until(lambda: server.started)
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        chat.close()
-
-
-class Gateway:
-    """In front of all predictors: ``/<service>/…``."""
-
-    def __init__(self) -> None:
-        self.services: dict[str, str] = {}
-        self.asked: list[str] = []
-        gateway = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-            def do(self) -> None:
-                service, _, path = self.path.lstrip("/").partition("/")
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                status, data = 503, b"{}"
-                if service in gateway.services:
-                    gateway.asked.append(service)
-                    url = f"{gateway.services[service]}/{path}"
-                    names = ("Content-Type", "Authorization")
-                    sent = {name: self.headers[name] for name in names if self.headers[name]}
-                    reply = httpx.request(self.command, url, content=body, headers=sent, timeout=60, trust_env=False)
-                    status, data = reply.status_code, reply.content
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_GET = do_POST = do  # noqa: N815
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-
-@dataclass
-class KServe:
-    """The controller: starts a server for each predictor and writes the status."""
-
-    hand: Hand
-    gateway: Gateway
-    models: dict[str, Model]
-    """By storageUri; a predictor of any other never becomes ready."""
-    broken: set[str] = field(default_factory=set)
-    """Names of predictors whose model cannot be loaded."""
-    traffic: list[dict[str, int]] = field(default_factory=list)
-    """Every split of the traffic that was ordered, by predictor."""
-    _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    _running: dict[str, str] = field(default_factory=dict)
-    _ended: threading.Event = field(default_factory=threading.Event)
-
-    def __post_init__(self) -> None:
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        seen = None
-        while not self._ended.wait(0.05):
-            found = self.hand.cluster.get(INFERENCE_SERVICE, "vthink")
-            if found is None:
-                seen = None
-                continue
-            if found["metadata"]["generation"] != seen:
-                with contextlib.suppress(ClusterError):
-                    self._reconcile(found)
-                    seen = found["metadata"]["generation"]
-
-    def _reconcile(self, found: Object) -> None:
-        spec = found["spec"]
-        canaries = spec.get("canary", [])
-        shares = {c["predictor"]["name"]: c.get("trafficPercent", 0) for c in canaries}
-        stable = spec["predictor"].get("name", "")
-        split = {stable: 100 - sum(shares.values()), **shares}
-        if not self.traffic or self.traffic[-1] != split:
-            self.traffic.append(split)
-        ready = {}
-        for predictor in [spec["predictor"], *(c["predictor"] for c in canaries)]:
-            name, uri = predictor.get("name", ""), predictor["model"]["storageUri"]
-            if uri in self.models and name not in self.broken:
-                if uri not in self._running:
-                    self._running[uri] = self._stack.enter_context(serving(self.models[uri]))
-                service = "-".join(filter(None, ["vthink", name, "predictor"]))
-                self.gateway.services[service] = self._running[uri]
-            ready[name] = uri in self.models and name not in self.broken
-        failure = {
-            "transitionStatus": "BlockedByFailedLoad",
-            "lastFailureInfo": {"reason": "ModelLoadFailed", "message": "CUDA out of memory"},
-        }
-        loaded = {"transitionStatus": "UpToDate"}
-        conditions = [
-            {"type": "Ready", "status": "True" if all(ready.values()) else "False", "message": "see modelStatus"},
-            {"type": "PredictorReady", "status": "True" if ready[stable] else "False"},
-        ]
-        self.hand.set_status(
-            INFERENCE_SERVICE,
-            "vthink",
-            {
-                "observedGeneration": found["metadata"]["generation"],
-                "conditions": conditions,
-                "modelStatus": loaded if ready[stable] else failure,
-                "canaryStatuses": [
-                    {"name": n, "ready": ready[n], "trafficPercent": p, "modelStatus": loaded if ready[n] else failure}
-                    for n, p in shares.items()
-                ],
-            },
-        )
-
-    def close(self) -> None:
-        self._ended.set()
-        self._thread.join(10)
-        self._stack.close()
 
 
 # --- what the stages before left behind ---------------------------------------------------------------------
@@ -227,7 +63,7 @@ class Before:
     data: str
     samples: list[Sample]
     cluster: Cluster
-    kserve: KServe
+    kserve: KServeController
     gateway: Gateway
 
     def model(self, number: int, answers: dict[str, str] | None, folder: Path) -> str:
@@ -239,8 +75,9 @@ class Before:
         right = {s.question: f"<answer>{s.answer}</answer>" for s in self.samples}
         rows = [
             {
-                "id": s.id, "model": "grpo", "frames": "ordered", "error": None, "token_ids": [1, 2, 3],
-                "response": right[s.question], "answer": structured(right[s.question])["answer"],
+                "id": s.id, "model": "grpo", "frames": "ordered", "error": None,
+                "token_ids": list(range(len(right[s.question].split(" ")))),
+                "response": right[s.question], "answer": StructuredAnswer.parse(right[s.question]).answer,
             }
             for s in self.samples
         ]  # fmt: skip
@@ -255,14 +92,14 @@ class Before:
             details={"candidate": "grpo"},
         )
         if answers is not None:
-            self.kserve.models[source] = Model(right | answers)
+            self.kserve.models[source] = ScriptedModel(answers=right | answers, system=None, video=VIDEO)
         uris = (trained.write(self.storage), evaluated.write(self.storage), self.data)
-        return register(self.context.to_json(), self.section.to_json(), *uris)
+        return register_model(self.context.to_json(), self.section.to_json(), *uris)
 
     def deploy(self, registered: str, section: DeploymentConfig | None = None) -> Manifest:
         evaluation = Manifest.read(self.storage, registered).inputs["evaluation"]
         run = (self.context.to_json(), (section or self.section).to_json(), registered, evaluation, self.data)
-        return Manifest.read(self.storage, deploy_module.run(*run))
+        return Manifest.read(self.storage, deploy_model(*run))
 
     def service(self) -> Object:
         found = self.cluster.get(INFERENCE_SERVICE, "vthink")
@@ -319,7 +156,7 @@ def before(
     samples = list(
         {s.question: s for s in opened.split("test").samples if s.problem_type == "multiple_choice"}.values()
     )
-    kserve = KServe(Hand(cluster), gateway, {})
+    kserve = KServeController(Hand(cluster), gateway, {}, KEY)
     yield Before(context, storage, section, small_world, samples[:6], cluster, kserve, gateway)
     kserve.close()
     gateway.close()
@@ -381,7 +218,7 @@ def test_a_bad_candidate_leaves_predictor_and_champion_as_they_were(
     before.deploy(before.model(1, {}, tmp_path))
     was = before.service()
     patience_s = 6.0 if make is bad_never_starts else before.section.start_timeout_s
-    with pytest.raises(smoke_test.DeploymentError) as caught:
+    with pytest.raises(UserError) as caught:
         before.deploy(make(before, tmp_path), before.section.model_copy(update={"start_timeout_s": patience_s}))
     assert words in str(caught.value)
     assert "in service stays version 1" in str(caught.value)
@@ -398,9 +235,7 @@ def test_a_candidate_that_answers_fewer_items_rightly_is_not_promoted(before: Be
     lenient = before.section.model_copy(update={"smoke_min_agreement": 0.3})
     before.deploy(before.model(1, {}, tmp_path), lenient)
     worse = before.model(2, before.wrong(0.5), tmp_path)
-    with pytest.raises(
-        smoke_test.DeploymentError, match=r"right answers to 4 replayed items: candidate \d+%, in service 100%"
-    ):
+    with pytest.raises(UserError, match=r"right answers to 4 replayed items: candidate \d+%, in service 100%"):
         before.deploy(worse, lenient)
     assert before.champion == 1
     # The control: who allows the loss gets it.
@@ -410,7 +245,7 @@ def test_a_candidate_that_answers_fewer_items_rightly_is_not_promoted(before: Be
 
 
 def test_a_first_version_that_fails_is_deleted(before: Before, tmp_path: Path) -> None:
-    with pytest.raises(smoke_test.DeploymentError, match="in service stays nothing"):
+    with pytest.raises(UserError, match="in service stays nothing"):
         before.deploy(before.model(1, before.wrong(1.0), tmp_path))
     assert before.cluster.get(INFERENCE_SERVICE, "vthink") is None
     assert before.champion is None
@@ -429,7 +264,7 @@ def test_a_version_that_fails_at_the_last_step_gives_its_place_back(before: Befo
         reconcile(found)
 
     before.kserve._reconcile = fails_alone  # type: ignore[method-assign]
-    with pytest.raises(smoke_test.DeploymentError, match="version 2 in service is not ready: CUDA out of memory"):
+    with pytest.raises(UserError, match="version 2 in service is not ready: CUDA out of memory"):
         before.deploy(registered)
     assert before.service()["spec"] == was["spec"]
     assert before.champion == 1
@@ -439,7 +274,7 @@ def test_without_its_key_the_endpoint_answers_nobody(
     before: Before, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VTHINK_API_KEY", "wrong")
-    with pytest.raises(smoke_test.DeploymentError, match="HTTP 401"):
+    with pytest.raises(UserError, match="HTTP 401"):
         before.deploy(before.model(1, {}, tmp_path))
 
 
@@ -452,7 +287,7 @@ def test_a_deployer_killed_between_traffic_and_alias_finishes_when_run_again(bef
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Registry, "promote", promote)
+        patch.setattr(ModelRegistry, "promote", promote)
         with pytest.raises(KeyboardInterrupt):
             before.deploy(registered)
     assert before.service()["spec"]["predictor"]["name"] == "v2"
@@ -475,7 +310,7 @@ def test_a_conflict_and_a_busy_api_cost_nothing(before: Before, tmp_path: Path, 
 # --- the command line ---------------------------------------------------------------------------------------
 
 
-def vthink(before: Before, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def written_config(before: Before, folder: Path) -> Path:
     config = {
         "name": "team",
         "deployment": before.section.model_dump(mode="json"),
@@ -484,38 +319,41 @@ def vthink(before: Before, folder: Path, *arguments: str) -> subprocess.Complete
         "tracking": before.context.tracking.model_dump(mode="json"),
     }
     (folder / "team.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "vthink.pipelines.cli.main", *arguments, "--config", "team.yaml"]
-    return subprocess.run(command, cwd=folder, env=dict(os.environ), capture_output=True, text=True, check=False)
+    return folder / "team.yaml"
+
+
+def vthink(before: Before, folder: Path, *arguments: str) -> str:
+    """What the command prints; it must succeed."""
+    with contextlib.chdir(folder):
+        done = CliRunner().invoke(app, [*arguments, "--config", str(written_config(before, folder))])
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout
 
 
 @SLOW
 def test_deploy_hold_promote_and_rollback_by_hand(before: Before, tmp_path: Path) -> None:
     before.model(1, {}, tmp_path)
-    done = vthink(before, tmp_path, "deploy")
-    assert done.returncode == 0, done.stderr
-    assert "version 1 is in service (champion)" in done.stdout
+    assert "version 1 is in service (champion)" in vthink(before, tmp_path, "deploy")
     before.model(2, {}, tmp_path)
     held = vthink(before, tmp_path, "deploy", "candidate", "--hold")
-    assert "version 2 waits beside the model in service" in held.stdout, held.stderr
+    assert "version 2 waits beside the model in service" in held
     assert before.champion == 1
     assert before.kserve.traffic[-1] == {"v1": 90, "v2": 10}
-    told = vthink(before, tmp_path, "status").stdout.splitlines()
-    assert told[0].startswith("champion: vthink/1, s3://")
-    assert told[1:] == [
+    lines = vthink(before, tmp_path, "status").splitlines()
+    assert lines[0].startswith("champion: vthink/1, s3://")
+    assert lines[1:] == [
         "in service: vthink/1, 90 % of the traffic, 1 replica(s), ready",
         "candidate: vthink/2, 10 % of the traffic, 1 replica(s), ready",
     ]
-    promoted = vthink(before, tmp_path, "promote")
-    assert "version 2 is in service (champion)" in promoted.stdout, promoted.stderr
+    assert "version 2 is in service (champion)" in vthink(before, tmp_path, "promote")
     assert before.champion == 2
-    nothing = vthink(before, tmp_path, "promote")
+    command = [sys.executable, "-m", "vthink.pipelines.cli.main", "promote", "--config", "team.yaml"]
+    nothing = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert nothing.returncode == 1
-    assert (
-        nothing.stderr.strip()
-        == "vthink: the InferenceService vthink has no candidate; begin with `vthink deploy --hold`"
-    )
-    back = vthink(before, tmp_path, "rollback")
-    assert "version 1 is in service (champion)" in back.stdout, back.stderr
+    expected = "vthink: the InferenceService vthink has no candidate; begin with `vthink deploy --hold`"
+    assert nothing.stderr.strip() == expected
+    assert "version 1 is in service (champion)" in vthink(before, tmp_path, "rollback")
     assert before.champion == 1
     assert before.service()["spec"]["predictor"]["name"] == "v1"
 
@@ -525,19 +363,18 @@ def test_rollback_takes_a_waiting_candidate_away(before: Before, tmp_path: Path)
     before.deploy(before.model(1, {}, tmp_path))
     was = before.service()
     before.model(2, {}, tmp_path)
-    assert vthink(before, tmp_path, "deploy", "2", "--hold").returncode == 0
-    done = vthink(before, tmp_path, "rollback")
-    assert "took the candidate away" in done.stdout, done.stderr
+    vthink(before, tmp_path, "deploy", "2", "--hold")
+    assert "took the candidate away" in vthink(before, tmp_path, "rollback")
     assert before.service()["spec"] == was["spec"]
     assert before.champion == 1
 
 
 # --- the object ---------------------------------------------------------------------------------------------
 
-TRAINED = trained_model.TrainedModel(
+TRAINED = TrainedModel(
     "video_r1/1", VideoConfig(num_frames=None, fps=2.0, max_frames=16, max_pixels=100352), "qwen2_5_vl", _CHAT_TEMPLATE
 )
-VERSION = ModelVersion(
+VERSION = RegisteredVersion(
     name="vthink", version=7, source="s3://vthink/models/7", aliases=(), tags={"vthink.fingerprint": "abc"}, run_id=None
 )
 SETTINGS: dict[str, Object] = {
@@ -553,12 +390,14 @@ SETTINGS: dict[str, Object] = {
 def test_the_object_is_valid_to_the_letter_also_with_a_canary(crds: Path, case: str) -> None:
     section = DeploymentConfig.load(SETTINGS[case])
     launch = LaunchConfig.load({"pool": {"deploy": "gpu"}})
-    body = inference_service.inference_service(VERSION, TRAINED, section, launch, "team-a")
+    body = inference_service(VERSION, TRAINED, section, launch, "team-a")
     assert validation.validate(body) == []
-    candidate = ModelVersion(name="vthink", version=8, source="s3://vthink/models/8/", aliases=(), tags={}, run_id=None)
+    candidate = RegisteredVersion(
+        name="vthink", version=8, source="s3://vthink/models/8/", aliases=(), tags={}, run_id=None
+    )
     canary = {
         "trafficPercent": 0,
-        "predictor": inference_service.predictor(candidate, TRAINED, section, launch, canary=True),
+        "predictor": predictor(candidate, TRAINED, section, launch, canary=True),
     }
     assert validation.validate({**body, "spec": {**body["spec"], "canary": [canary]}}) == []
     assert body["spec"]["predictor"]["nodeSelector"] == {"vthink.dev/pool": "gpu"}
@@ -571,26 +410,26 @@ def test_the_object_is_valid_to_the_letter_also_with_a_canary(crds: Path, case: 
 
 def test_what_training_saw_becomes_arguments(crds: Path) -> None:
     section = DeploymentConfig()
-    arguments = vllm.vllm_arguments(TRAINED, section)
+    arguments = vllm_arguments(TRAINED, section)
     assert '--media-io-kwargs={"video":{"fps":2,"num_frames":16}}' in arguments
     assert '--mm-processor-kwargs={"max_pixels":100352,"min_pixels":3136}' in arguments
     assert arguments[-2:] == ["--allowed-media-domains", "none.invalid"]
-    fixed = trained_model.TrainedModel("compact/1", VIDEO, "qwen3_vl", _CHAT_TEMPLATE)
-    arguments = vllm.vllm_arguments(fixed, section)
+    fixed = TrainedModel("compact/1", VIDEO, "qwen3_vl", _CHAT_TEMPLATE)
+    arguments = vllm_arguments(fixed, section)
     assert '--media-io-kwargs={"video":{"num_frames":8}}' in arguments
     assert '--mm-processor-kwargs={"size":{"longest_edge":25088,"shortest_edge":3136}}' in arguments
     server = {"allow_http_media": True, "allowed_media_domains": ["media.example.org"]}
-    arguments = vllm.vllm_arguments(TRAINED, DeploymentConfig.load({"server": server}))
+    arguments = vllm_arguments(TRAINED, DeploymentConfig.load({"server": server}))
     assert arguments[-2:] == ["--allowed-media-domains", "media.example.org"]
 
 
 def test_replicas_of_a_canary_are_fixed_and_scaling_is_by_requests_in_work(crds: Path) -> None:
     section = DeploymentConfig.load(SETTINGS["scaled"])
-    body = inference_service.inference_service(VERSION, TRAINED, section, LaunchConfig(), "team-a")
+    body = inference_service(VERSION, TRAINED, section, LaunchConfig(), "team-a")
     assert body["metadata"]["annotations"]["serving.kserve.io/autoscalerClass"] == "keda"
     (metric,) = body["spec"]["predictor"]["autoScaling"]["metrics"]
     assert 'namespace="team-a"' in metric["external"]["metric"]["query"]
-    canary = inference_service.predictor(VERSION, TRAINED, section, LaunchConfig(), canary=True)
+    canary = predictor(VERSION, TRAINED, section, LaunchConfig(), canary=True)
     assert "autoScaling" not in canary
     assert canary["minReplicas"] == 1
     assert "maxReplicas" not in canary
@@ -604,7 +443,7 @@ def example(storage: Storage, s3: StorageConfig, tracking: TrackingConfig, tmp_p
     source = "s3://vthink/models/vthink/1/"
     config = load_config("video_r1_7b")
     write_model(own, source, tmp_path / "model", config.video, config.model.prompt)
-    assert Registry(tracking).register(source, None, {}).version == 1
+    assert ModelRegistry(tracking).register(source, None, {}).version == 1
     stores = {"storage.endpoint_url": s3.endpoint_url, "tracking.uri": tracking.uri}
     return [f"{key}={value}" for key, value in stores.items()]
 
@@ -644,12 +483,12 @@ def test_a_damaged_model_folder_is_one_line(
 ) -> None:
     source = join(storage.config.root_uri, "m/")
     write_model(storage, source, tmp_path / "m")
-    assert trained_model.TrainedModel.read(storage, source).video == VIDEO
+    assert TrainedModel.read(storage, source).video == VIDEO
     for name, data in damage.items():
         if data is None:
             storage.delete(source + name)
         else:
             storage.write_bytes(source + name, data)
-    with pytest.raises(trained_model.RolloutError, match=words) as caught:
-        trained_model.TrainedModel.read(storage, source)
+    with pytest.raises(UserError, match=words) as caught:
+        TrainedModel.read(storage, source)
     assert "\n" not in str(caught.value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from vthink.components.common.context import RunContext
+from vthink.components.common.errors import UserError
 from vthink.components.common.launch.config import LaunchConfig
 from vthink.components.common.model.config import ModelConfig
 from vthink.components.common.model.store import ensure_base_model
@@ -26,10 +26,11 @@ from vthink.components.common.tracking.config import TrackingConfig
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.data_prep.config import DataPrepConfig, SynthesizeConfig
 from vthink.components.data_prep.prepare import prepare_data
-from vthink.components.deployment import deploy as deploy_module
-from vthink.components.deployment import smoke_test
 from vthink.components.deployment.config import DeploymentConfig, ServerConfig
-from vthink.components.deployment.registry import Registry, champion, register
+from vthink.components.deployment.deploy import deploy_model
+from vthink.components.deployment.register import register_model
+from vthink.components.deployment.registry import ModelRegistry, champion
+from vthink.components.deployment.smoke_test import SmokeTest, SmokeTestResult
 from vthink.components.evaluation import evaluate
 from vthink.components.evaluation.config import EvaluationConfig
 
@@ -55,10 +56,10 @@ class Run:
         return Manifest(stage="grpo", fingerprint=key, uri=prefix, files={"model": uri}).write(self.storage)
 
     def register(self, model: str | None = None, section: DeploymentConfig = SECTION) -> str:
-        return register(self.context.to_json(), section.to_json(), model or self.grpo, self.evaluation, self.data)
+        return register_model(self.context.to_json(), section.to_json(), model or self.grpo, self.evaluation, self.data)
 
     def deploy(self, registered: str, section: DeploymentConfig = SECTION) -> str:
-        return deploy_module.run(self.context.to_json(), section.to_json(), registered, self.evaluation, self.data)
+        return deploy_model(self.context.to_json(), section.to_json(), registered, self.evaluation, self.data)
 
 
 @pytest.fixture(scope="module")
@@ -86,20 +87,26 @@ def trained(s3: StorageConfig, empty_mlflow_database: Path, tmp_path_factory: py
     return done
 
 
-@pytest.fixture
-def finished(trained: Run, tracking: TrackingConfig, tmp_path: Path) -> Iterator[Run]:
-    """The run with a registry of this test's own; what the test does to the store is undone."""
-    storage = trained.storage
+@contextlib.contextmanager
+def restored(storage: Storage, contents: bool = False) -> Iterator[None]:
+    """What is done to the store inside is undone; ``contents``: objects of before may change or go, too."""
     root = storage.config.root_uri
-    before = {item.uri: storage.read_bytes(item.uri) for item in storage.list(root)}
-    context = trained.context.model_copy(update={"tracking": tracking, "work_dir": str(tmp_path / "work")})
-    yield dataclasses.replace(trained, context=context)
+    before = {item.uri: storage.read_bytes(item.uri) if contents else b"" for item in storage.list(root)}
+    yield
     for item in list(storage.list(root)):
         if item.uri not in before:
             storage.delete(item.uri)
     for uri, data in before.items():
-        if not storage.exists(uri) or storage.read_bytes(uri) != data:
+        if contents and (not storage.exists(uri) or storage.read_bytes(uri) != data):
             storage.write_bytes(uri, data)
+
+
+@pytest.fixture
+def finished(trained: Run, tracking: TrackingConfig, tmp_path: Path) -> Iterator[Run]:
+    """The run with an empty registry of this test's own, in a store that it may damage."""
+    context = trained.context.model_copy(update={"tracking": tracking, "work_dir": str(tmp_path / "work")})
+    with restored(trained.storage, contents=True):
+        yield dataclasses.replace(trained, context=context)
 
 
 def servers() -> set[int]:
@@ -114,21 +121,56 @@ def servers() -> set[int]:
     return found
 
 
-def test_candidate_that_agrees_with_evaluation_becomes_champion(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    registered = finished.register()
-    assert champion(finished.context.tracking) is None
-    before = servers()
-    during: set[int] = set()
-    ask = smoke_test._ask_one
+@dataclass
+class Deployed:
+    """The first version, in service."""
 
-    def seen(*args: Any, **options: Any) -> dict[str, Any]:
-        during.update(servers() - before)
-        return ask(*args, **options)
+    run: Run
+    database: Path
+    manifest_uri: str
+    servers: set[int]
+    """Those that ran while the smoke test did."""
+    left: set[int]
+    """Those that still run."""
 
-    monkeypatch.setattr(smoke_test, "_ask_one", seen)
-    uri = finished.deploy(registered)
-    manifest = Manifest.read(finished.storage, uri)
-    smoke = finished.storage.read_json(manifest.files["smoke"])
+
+@pytest.fixture(scope="module")
+def deployed(trained: Run, empty_mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    folder = tmp_path_factory.mktemp("deployed")
+    database = Path(shutil.copy(empty_mlflow_database, folder / "mlflow.db"))
+    tracking = trained.context.tracking.model_copy(update={"uri": f"sqlite:///{database}"})
+    context = trained.context.model_copy(update={"tracking": tracking, "work_dir": str(folder / "work")})
+    run = dataclasses.replace(trained, context=context)
+    with restored(trained.storage):
+        registered = run.register()
+        assert champion(tracking) is None
+        before = servers()
+        during: set[int] = set()
+        ask_one = SmokeTest.ask_one
+
+        def seen(test: SmokeTest, url: str) -> dict[str, Any]:
+            during.update(servers() - before)
+            return ask_one(test, url)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SmokeTest, "ask_one", seen)
+            uri = run.deploy(registered)
+        yield Deployed(run, database, uri, during, servers() - before)
+
+
+@pytest.fixture
+def in_service(deployed: Deployed, tmp_path: Path) -> Iterator[Run]:
+    """The run with the first version in service, in a registry of this test's own."""
+    database = shutil.copy(deployed.database, tmp_path / "mlflow.db")
+    tracking = deployed.run.context.tracking.model_copy(update={"uri": f"sqlite:///{database}"})
+    context = deployed.run.context.model_copy(update={"tracking": tracking, "work_dir": str(tmp_path / "work")})
+    with restored(deployed.run.storage):
+        yield dataclasses.replace(deployed.run, context=context)
+
+
+def test_candidate_that_agrees_with_evaluation_becomes_champion(deployed: Deployed, in_service: Run) -> None:
+    manifest = Manifest.read(in_service.storage, deployed.manifest_uri)
+    smoke = in_service.storage.read_json(manifest.files["smoke"])
     assert smoke["asked"] == 6
     assert smoke["agreement"] == 1.0
     assert smoke["identical"] == 1.0
@@ -138,49 +180,46 @@ def test_candidate_that_agrees_with_evaluation_becomes_champion(finished: Run, m
     assert question["truth"]
     assert set(question) >= {"answer", "segments", "reasoning", "text", "media"}
     assert manifest.details["replaced"] is None
-    now = champion(finished.context.tracking)
+    now = champion(in_service.context.tracking)
     assert now is not None
     assert now.version == manifest.details["version"] == 1
     assert now.tags["vthink.smoke_test"].startswith("6 of 6")
-    assert during  # what the next line looks for can be seen
-    assert servers() <= before
+    assert deployed.servers  # what the next line looks for can be seen
+    assert not deployed.left
 
     written = manifest.created
-    assert finished.deploy(finished.register()) == uri
-    assert Manifest.read(finished.storage, uri).created == written  # reused, not repeated
+    assert in_service.deploy(in_service.register()) == deployed.manifest_uri
+    assert Manifest.read(in_service.storage, deployed.manifest_uri).created == written  # reused, not repeated
 
 
-def test_candidate_that_says_something_else_leaves_the_champion(finished: Run) -> None:
+def test_candidate_that_says_something_else_leaves_the_champion(in_service: Run) -> None:
     """The control: another model than the evaluated one is served under the candidate's name."""
-    finished.deploy(finished.register())
-    impostor = finished.register(finished.candidate(seed=1))
-    with pytest.raises(smoke_test.DeploymentError) as caught:
-        finished.deploy(impostor)
+    impostor = in_service.register(in_service.candidate(seed=1))
+    with pytest.raises(UserError) as caught:
+        in_service.deploy(impostor)
     message = str(caught.value)
     assert "\n" not in message
     assert "got the answer that evaluation saw" in message
     assert "in service stays version 1" in message
-    registry = Registry(finished.context.tracking)
+    registry = ModelRegistry(in_service.context.tracking)
     now, candidate = registry.alias("champion"), registry.alias("candidate")
     assert now is not None
     assert candidate is not None
     assert (now.version, candidate.version) == (1, 2)
     assert "of 6" in candidate.tags["vthink.smoke_test"]
     # Back to the first: it is registered and in service already, so nothing is asked again.
-    finished.deploy(finished.register())
-    assert champion(finished.context.tracking).version == 1  # type: ignore[union-attr]
+    in_service.deploy(in_service.register())
+    assert champion(in_service.context.tracking).version == 1  # type: ignore[union-attr]
 
 
 @pytest.mark.slow
-def test_older_version_can_return_into_service(finished: Run) -> None:
-    first = finished.register()
-    uri = finished.deploy(first)
-    registry = Registry(finished.context.tracking)
+def test_older_version_can_return_into_service(deployed: Deployed, in_service: Run) -> None:
+    registry = ModelRegistry(in_service.context.tracking)
     other = registry.register("s3://elsewhere/model/", None, {})
-    registry.promote(other.version, {"passed": True})
-    assert finished.deploy(first) == uri
-    assert Manifest.read(finished.storage, uri).details["replaced"] == other.version
-    now = champion(finished.context.tracking)
+    registry.promote(other.version, SmokeTestResult(passed=True, why=""))
+    assert in_service.deploy(in_service.register()) == deployed.manifest_uri
+    assert Manifest.read(in_service.storage, deployed.manifest_uri).details["replaced"] == other.version
+    now = champion(in_service.context.tracking)
     assert now is not None
     assert now.version == 1
 
@@ -216,16 +255,8 @@ def _with_other_media(run: Run) -> str:
 )
 def test_what_cannot_be_tested_is_not_deployed(finished: Run, damage: Callable[[Run], str], words: str) -> None:
     registered = damage(finished)
-    with pytest.raises(smoke_test.DeploymentError, match=words) as caught:
+    with pytest.raises(UserError, match=words) as caught:
         finished.deploy(registered)
     assert "in service stays nothing" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert champion(finished.context.tracking) is None
-
-
-def test_own_question_is_asked_as_free_form(finished: Run) -> None:
-    section = SECTION.model_copy(update={"smoke_question": "What happens?", "smoke_items": 1})
-    manifest = Manifest.read(finished.storage, finished.deploy(finished.register(section=section), section))
-    question = manifest.details["question"]
-    assert (question["question"], question["options"], question["truth"]) == ("What happens?", [], None)
-    assert json.dumps(question)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from vthink.components.common.context import RunContext
+from vthink.components.common.errors import UserError
 from vthink.components.common.launch.process import free_port
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.names import StorageError, join
 from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.tracking.config import TrackingConfig
-from vthink.components.deployment.registry import Registry, RegistryError
+from vthink.components.deployment.registry import ModelRegistry
 from vthink.pipelines.retention import delete, examine
 
 DAY = timedelta(days=1)
@@ -64,7 +65,7 @@ def test_what_a_registered_model_was_made_from_stays_and_the_rest_goes(
     storage.write_bytes(join(unfinished, "checkpoints", "checkpoint-50", "x"), b"x")
     storage.write_bytes(join(storage.config.root_uri, "mlflow", "1", "artifact"), b"x")
     storage.write_bytes(join(storage.config.root_uri, "sft", "notes.txt"), b"mine")
-    Registry(tracking).register(join(prefix(grpo), "model/"), None, {"vthink.evaluation_uri": evaluation})
+    ModelRegistry(tracking).register(join(prefix(grpo), "model/"), None, {"vthink.evaluation_uri": evaluation})
     assert going(storage, tracking) == set()  # everything is young
 
     age()
@@ -100,9 +101,9 @@ def test_nothing_is_judged_without_the_registry_or_over_a_damaged_manifest(
     age()
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = tracking.model_copy(update={"uri": f"http://127.0.0.1:{free_port()}"})
-    with pytest.raises(RegistryError):
+    with pytest.raises(UserError):
         examine(storage, away, DAY)
-    Registry(tracking).register(join(prefix(sft), "model/"), None, {})
+    ModelRegistry(tracking).register(join(prefix(sft), "model/"), None, {})
     storage.write_bytes(sft, b"{}")
     with pytest.raises(StorageError, match="damaged"):
         examine(storage, tracking, DAY)

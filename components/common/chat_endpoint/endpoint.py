@@ -11,11 +11,10 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -24,7 +23,7 @@ from anyio.from_thread import start_blocking_portal
 from ..errors import UserError
 from ..retry import Backoff
 from .config import ChatEndpointConfig, is_loopback, may_carry_key
-from .reply import ChatReply, MalformedReplyError, StreamFailedError, StreamReader, parse_reply, refusal_reason
+from .reply import AttemptError, ChatReply, StreamReader, parse_reply, refusal_reason
 
 T = TypeVar("T")
 
@@ -48,14 +47,6 @@ class EndpointUnusableError(EndpointError):
 
 class CallFailedError(EndpointError):
     """One call that the server refused, or that failed at every attempt."""
-
-
-class _TransientError(Exception):
-    """An attempt that failed in a way that may pass."""
-
-    def __init__(self, problem: str, after_s: float = 0.0):
-        super().__init__(problem)
-        self.after_s = after_s
 
 
 class ChatEndpoint:
@@ -117,10 +108,8 @@ class ChatEndpoint:
         await self._client.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._client.__aexit__(kind, error, trace)
+    async def __aexit__(self, *error: Any) -> None:
+        await self._client.__aexit__(*error)
 
     async def complete(
         self,
@@ -165,10 +154,10 @@ class ChatEndpoint:
             async with self._attempt():
                 try:
                     return await call()
-                except _TransientError as error:
+                except AttemptError as error:
                     problem = error
             failures += 1
-            if failures > self.config.retries:
+            if problem.final or failures > self.config.retries:
                 times = f", {failures} times" if failures > 1 else ""
                 raise CallFailedError(f"{self._name} {problem}{times}")
             # On top of what the server asks for: callers that were all told to wait do not return at once.
@@ -179,8 +168,7 @@ class ChatEndpoint:
 
     async def _chat(self, data: bytes, on_delta: Callable[[str], object] | None) -> ChatReply:
         if on_delta is None:
-            with self._malformed():
-                return parse_reply(await self._exchange("POST", "/chat/completions", data))
+            return parse_reply(await self._exchange("POST", "/chat/completions", data))
         reader, begun = StreamReader(), False
 
         def take(chunk: bytes) -> None:
@@ -190,22 +178,11 @@ class ChatEndpoint:
                 on_delta(piece)
 
         try:
-            with self._malformed():
-                await self._exchange("POST", "/chat/completions", data, take)
-                return reader.reply()
-        except StreamFailedError as error:
-            raise CallFailedError(f"{self._name} {error}") from None
-        except _TransientError as error:
-            if begun:
-                raise CallFailedError(f"{self._name} {error}") from None
+            await self._exchange("POST", "/chat/completions", data, take)
+            return reader.reply()
+        except AttemptError as error:
+            error.final |= begun  # pieces that were passed on cannot be taken back
             raise
-
-    @contextlib.contextmanager
-    def _malformed(self) -> Iterator[None]:
-        try:
-            yield
-        except MalformedReplyError:
-            raise _TransientError("sent something that is not a chat completion") from None
 
     async def _list_models(self) -> list[Mapping[str, Any]]:
         body = await self._exchange("GET", "/models")
@@ -214,9 +191,8 @@ class ChatEndpoint:
             if not models or not all(isinstance(model, Mapping) for model in models):
                 raise TypeError
         except (ValueError, LookupError, TypeError, RecursionError):
-            raise EndpointUnusableError(
-                f"{self._name} does not list its models like an OpenAI-compatible server"
-            ) from None
+            problem = "does not list its models like an OpenAI-compatible server"
+            raise EndpointUnusableError(f"{self._name} {problem}") from None
         return list(models)
 
     async def _exchange(
@@ -231,18 +207,18 @@ class ChatEndpoint:
                     async for chunk in response.aiter_bytes():
                         length += len(chunk)
                         if length > MAX_REPLY_BYTES:
-                            raise _TransientError(f"sent more than {MAX_REPLY_BYTES} bytes")
+                            raise AttemptError(f"sent more than {MAX_REPLY_BYTES} bytes")
                         if take is not None and response.status_code == 200:
                             take(chunk)
                             deadline.reschedule(loop.time() + limit_s)
                         else:
                             body += chunk
         except httpx.ConnectError as error:
-            raise _TransientError(f"cannot be reached ({error}); is the server running?") from None
+            raise AttemptError(f"cannot be reached ({error}); is the server running?") from None
         except (TimeoutError, httpx.TimeoutException):
-            raise _TransientError(f"did not answer within {limit_s:g} s") from None
+            raise AttemptError(f"did not answer within {limit_s:g} s") from None
         except httpx.TransportError as error:
-            raise _TransientError(f"broke off ({error or type(error).__name__})") from None
+            raise AttemptError(f"broke off ({error or type(error).__name__})") from None
         except httpx.InvalidURL as error:
             raise EndpointUnusableError(f"'{self.config.url}' is not a server's address ({error})") from None
         if response.status_code != 200:
@@ -257,7 +233,7 @@ class ChatEndpoint:
             if status == 429 and after_s:
                 # Who is told to wait would be told so again: all calls of this server wait.
                 self._not_before_s = max(self._not_before_s, time.monotonic() + self._bounded_s(after_s))
-            raise _TransientError(problem, after_s)
+            raise AttemptError(problem, after_s)
         if status in _WRONG_SETTINGS or response.is_redirect:
             sent = f"the key comes from {key}" if key else "no key is sent"
             raise EndpointUnusableError(
@@ -272,6 +248,7 @@ class BlockingEndpoint:
 
     def __init__(self, config: ChatEndpointConfig, *, name: str = "", setting: str = "") -> None:
         """See `ChatEndpoint`."""
+        self.config = config
         self._endpoint = ChatEndpoint(config, name=name, setting=setting)
         self._stack = contextlib.ExitStack()
 

@@ -9,13 +9,22 @@ from typing import Any
 
 _MAX_TOKENS_COUNTED = 10**9
 
+_SHAPE_ERRORS = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What reading a body of another shape raises."""
 
-class MalformedReplyError(Exception):
-    """A body that is not a chat completion."""
+
+class AttemptError(Exception):
+    """An attempt that failed: what the server did, as the end of a sentence that begins with its name."""
+
+    def __init__(self, problem: str, after_s: float = 0.0, *, final: bool = False) -> None:
+        super().__init__(problem)
+        self.after_s = after_s
+        """How long the server asked to wait."""
+        self.final = final
+        """Whether another attempt is of no use."""
 
 
-class StreamFailedError(Exception):
-    """A stream that carries an error, or ends before its last piece."""
+_MALFORMED = "sent something that is not a chat completion"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,14 +55,13 @@ def parse_reply(body: bytes) -> ChatReply:
     """Read a ``chat.completion`` object.
 
     Raises:
-        MalformedReplyError: it is none.
+        AttemptError: it is none.
     """
     try:
         answer = json.loads(body)
-        choice = answer["choices"][0]
-        return _reply(choice["message"]["content"], choice, answer, answer.get("usage"))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise MalformedReplyError from None
+        return _reply(answer["choices"][0]["message"]["content"], answer, answer.get("usage"))
+    except _SHAPE_ERRORS:
+        raise AttemptError(_MALFORMED) from None
 
 
 class StreamReader:
@@ -69,8 +77,7 @@ class StreamReader:
         """Take bytes; yield the pieces of text that are complete with them.
 
         Raises:
-            MalformedReplyError: these are no chunks of a chat completion.
-            StreamFailedError: the server gave up, with its words.
+            AttemptError: these are no chunks of a chat completion, or the server gave up (with its words).
         """
         self._line.append(data)
         if b"\n" not in data:
@@ -83,12 +90,12 @@ class StreamReader:
                 continue
             try:
                 yield from self._read(json.loads(event))
-            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-                raise MalformedReplyError from None
+            except _SHAPE_ERRORS:
+                raise AttemptError(_MALFORMED) from None
 
     def _read(self, chunk: Any) -> Iterator[str]:
         if "error" in chunk:
-            raise StreamFailedError(f"gave up: {_reason(chunk)}")
+            raise AttemptError(f"gave up: {_reason(chunk)}", final=True)
         self._usage = chunk.get("usage") or self._usage
         for choice in chunk["choices"]:
             piece = choice["delta"].get("content")
@@ -102,18 +109,18 @@ class StreamReader:
         """The whole, after the last bytes.
 
         Raises:
-            MalformedReplyError: its last chunk is none of a chat completion.
-            StreamFailedError: no chunk said why the answer ended.
+            AttemptError: no chunk said why the answer ended, or the last is none of a chat completion.
         """
         if self._last is None:
-            raise StreamFailedError("broke off in the middle of the answer")
+            raise AttemptError("broke off in the middle of the answer")
         try:
-            return _reply("".join(self._pieces), self._last["choices"][0], self._last, self._usage)
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise MalformedReplyError from None
+            return _reply("".join(self._pieces), self._last, self._usage)
+        except _SHAPE_ERRORS:
+            raise AttemptError(_MALFORMED) from None
 
 
-def _reply(text: Any, choice: Any, answer: Any, usage: Any) -> ChatReply:
+def _reply(text: Any, answer: Any, usage: Any) -> ChatReply:
+    choice = answer["choices"][0]
     tokens = choice.get("token_ids")
     if not isinstance(text, str | None) or not all(type(token) is int for token in tokens or ()):
         raise TypeError
@@ -134,7 +141,7 @@ def refusal_reason(body: bytes) -> str:
     """The reason in the body of an error, as one printable line."""
     try:
         return _line(_reason(json.loads(body)))
-    except (ValueError, AttributeError, RecursionError):
+    except _SHAPE_ERRORS:
         return _line(body[:2000].decode("utf-8", "replace"))
 
 

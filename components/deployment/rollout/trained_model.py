@@ -1,4 +1,4 @@
-"""What serving must know of a model folder."""
+"""What serving must know of a model folder: its prompt, how it sees videos, its family and its chat template."""
 
 from __future__ import annotations
 
@@ -9,10 +9,6 @@ from ...common.model.prompts import get_template
 from ...common.storage.names import join
 from ...common.storage.s3 import Storage
 from ...common.video.config import VideoConfig
-
-
-class RolloutError(RuntimeError):
-    """A version did not go into service, and why, in one line; what was in service still is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +28,7 @@ class TrainedModel:
         """Read it from a model folder in the store.
 
         Raises:
-            RolloutError: a file is missing or damaged.
+            UserError: a file is missing or damaged.
         """
         try:
             card = storage.read_json(join(source, "vthink.json"))
@@ -42,6 +38,6 @@ class TrainedModel:
             get_template(card["prompt"])
             return cls(str(card["prompt"]), video, str(config["model_type"]), template)
         except UserError as error:
-            raise RolloutError(f"{source} cannot be served: {error}") from error
+            raise UserError(f"{source} cannot be served: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
-            raise RolloutError(f"{source} cannot be served: vthink.json or config.json is damaged ({error})") from error
+            raise UserError(f"{source} cannot be served: vthink.json or config.json is damaged ({error})") from error

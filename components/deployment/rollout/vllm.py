@@ -1,7 +1,8 @@
-"""vLLM's arguments for a model that we trained."""
+"""vLLM's arguments and chat template for a model that we trained, so that it sees and is asked what training did."""
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 from typing import Any
 
@@ -21,44 +22,10 @@ def serving_template(model: TrainedModel) -> str:
     ``problem_type`` in its ``chat_template_kwargs``.
     """
     template = get_template(model.prompt)
-    quoted = {
-        name: json.dumps(value)
-        for name, value in (
-            ("system", template.system or ""),
-            ("suffix", template.suffix),
-            ("hints", template.type_hints),
-        )
-    }
-    return (
-        f"{{%- set vt_system = {quoted['system']} %}}"
-        f"{{%- set vt_suffix = {quoted['suffix']} %}}"
-        f"{{%- set vt_hints = {quoted['hints']} %}}"
-        "{%- set vt_options = options | default([], true) %}"
-        "{%- set vt_type = problem_type | default('multiple_choice' if vt_options else 'free_form', true) %}"
-        "{%- set vt = namespace(messages=[], media=[], text=[]) %}"
-        "{%- if vt_system and messages[0]['role'] not in ['system', 'developer'] %}"
-        "{%- set vt.messages = [{'role': 'system', 'content': [{'type': 'text', 'text': vt_system}]}] %}"
-        "{%- endif %}"
-        "{%- for message in messages %}"
-        "{%- if loop.last and message['role'] == 'user' %}"
-        "{%- set content = [{'type': 'text', 'text': message['content']}] if message['content'] is string "
-        "else message['content'] %}"
-        "{%- for part in content %}"
-        "{%- if part['type'] == 'text' %}{%- set vt.text = vt.text + [part['text'] | trim] %}"
-        "{%- else %}{%- set vt.media = vt.media + [part] %}{%- endif %}"
-        "{%- endfor %}"
-        "{%- for option in vt_options %}"
-        "{%- set vt.text = vt.text + ['ABCDEFGHIJKLMNOPQRSTUVWXYZ'[loop.index0] + '. ' + option] %}"
-        "{%- endfor %}"
-        "{%- for words in [vt_suffix, vt_hints.get(vt_type, '')] if words %}"
-        "{%- set vt.text = vt.text + [words] %}"
-        "{%- endfor %}"
-        "{%- set words = [{'type': 'text', 'text': vt.text | join('\\n')}] %}"
-        "{%- set vt.messages = vt.messages + [{'role': 'user', 'content': vt.media + words}] %}"
-        "{%- else %}{%- set vt.messages = vt.messages + [message] %}{%- endif %}"
-        "{%- endfor %}"
-        "{%- set messages = vt.messages %}"
-    ) + model.chat_template
+    texts = {"system": template.system or "", "suffix": template.suffix, "hints": template.type_hints}
+    head = "".join(f"{{%- set vt_{name} = {json.dumps(value)} %}}" for name, value in texts.items())
+    lines = importlib.resources.files(__package__).joinpath("question.jinja").read_text("utf-8").splitlines()
+    return head + "".join(line.strip() for line in lines) + model.chat_template
 
 
 def vllm_arguments(model: TrainedModel, section: DeploymentConfig) -> list[str]:
@@ -93,8 +60,8 @@ def vllm_arguments(model: TrainedModel, section: DeploymentConfig) -> list[str]:
     if section.kserve.gpus > 1:
         arguments["tensor-parallel-size"] = str(section.kserve.gpus)
     # KServe reads arguments as a Go template: braces of ours are quoted for it, and are themselves again in the pod.
-    found = [f"--{name}={value}".replace("{{", "{{`{{`}}") for name, value in arguments.items()]
-    return [*found, "--allowed-media-domains", *([d.lstrip(".") for d in domains] or [NO_DOMAIN])]
+    line = [f"--{name}={value}".replace("{{", "{{`{{`}}") for name, value in arguments.items()]
+    return [*line, "--allowed-media-domains", *([d.lstrip(".") for d in domains] or [NO_DOMAIN])]
 
 
 def _json(value: Any) -> str:

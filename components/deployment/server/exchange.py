@@ -1,10 +1,11 @@
-"""One HTTP request and its response."""
+"""One HTTP request and its response: a bounded body in, JSON or events out."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -14,11 +15,11 @@ from .errors import ApiError
 _DRAIN_S = 5.0
 
 
-class _DisconnectedError(Exception):
+class ClientGoneError(Exception):
     """The client has gone."""
 
 
-class _Exchange:
+class HttpExchange:
     """One HTTP request and its response."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,11 +48,11 @@ class _Exchange:
             raise too_large
         return bytes(body)
 
-    async def _pieces(self) -> Any:
+    async def _pieces(self) -> AsyncIterator[bytes]:
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise _DisconnectedError
+                raise ClientGoneError
             yield message.get("body", b"")
             if not message.get("more_body"):
                 return

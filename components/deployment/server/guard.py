@@ -1,4 +1,4 @@
-"""What may be asked from outside."""
+"""What may be asked from outside: paths, methods, host names and the key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..config import ServerConfig
 from .errors import ApiError
-from .exchange import _Exchange
+from .exchange import HttpExchange
 from .routes import CHAT_PATHS
 
 
@@ -32,8 +32,7 @@ class Guard:
         if scope["type"] == "http":
             refusal = self._refusal(scope)
             if refusal is not None:
-                exchange = _Exchange(scope, receive, send)
-                await exchange.fail(refusal)
+                await HttpExchange(scope, receive, send).fail(refusal)
                 return
         await self._app(scope, receive, send)
 

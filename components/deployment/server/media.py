@@ -22,15 +22,9 @@ from .errors import ApiError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-
 # Clouds answer instances on these, which the tables of private addresses do not (all) hold.
 _CLOUD = [ipaddress.ip_network(net) for net in ("192.0.0.0/24", "168.63.129.16/32")]
-
-
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-
-
-_REDIRECTS = (301, 302, 303, 307, 308)
 
 
 def is_public(address: Address) -> bool:
@@ -146,10 +140,10 @@ class MediaReader:
         if domains and not any(host == d or (d.startswith(".") and host.endswith(d)) for d in domains):
             raise _refuse(f"media from '{host[:80]}' is not allowed; allowed: {', '.join(domains)}")
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(
+            resolved = await asyncio.get_running_loop().getaddrinfo(
                 host, port or (443 if parts.scheme == "https" else 80), type=socket.SOCK_STREAM
             )
-            addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+            addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in resolved]
         except (OSError, UnicodeError, ValueError):
             raise _refuse(f"host '{host[:80]}' cannot be resolved") from None
         # One message for every refused address: the answer must not tell what exists in the private network.
@@ -167,7 +161,7 @@ class MediaReader:
         async with httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=10.0) as client:
             pinned = parsed.copy_with(host=str(address))
             async with client.stream("GET", pinned, headers=headers, extensions=extensions) as response:
-                if response.status_code in _REDIRECTS and "location" in response.headers:
+                if response.has_redirect_location:
                     return response.headers["location"]
                 if response.status_code != 200:
                     raise _refuse(f"'{shortened(url)}' answered with HTTP {response.status_code}")

@@ -1,4 +1,4 @@
-"""OpenAI chat requests, checked."""
+"""OpenAI chat requests: what this server takes of them, checked, as one question about one video or image."""
 
 from __future__ import annotations
 
@@ -97,24 +97,8 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class ChatRequest(_Strict):
-    """A chat completion request.
-
-    OpenAI's parameters that would change the answer and that this server does not have are refused unless they have
-    their neutral value; those that only label a request are taken and ignored.
-    """
-
-    messages: tuple[Message, ...] = Field(min_length=1)
-    model: str | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
-    return_token_ids: bool = False
-    vthink: Extension = Extension()
+class _Unsupported(_Strict):
+    """OpenAI's parameters that would change the answer and that this server does not have: neutral values only."""
 
     n: Literal[1] | None = None
     frequency_penalty: float | None = Field(default=None, ge=0, le=0)
@@ -128,6 +112,22 @@ class ChatRequest(_Strict):
     response_format: dict[Literal["type"], Literal["text"]] | None = None
     modalities: tuple[Literal["text"]] | None = None
 
+
+class ChatRequest(_Unsupported):
+    """A chat completion request. Parameters that only label a request are taken and ignored."""
+
+    messages: tuple[Message, ...] = Field(min_length=1)
+    model: str | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    return_token_ids: bool = False
+    vthink: Extension = Extension()
+
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
@@ -137,10 +137,10 @@ class ChatRequest(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ask:
-    """A checked request: one question about one video or image."""
+class ChatQuestion:
+    """One question about one video or image: a checked request."""
 
-    question: str
+    text: str
     options: tuple[str, ...]
     problem_type: ProblemType
     media_url: str
@@ -158,7 +158,7 @@ class Ask:
 
 def parse_request(
     body: bytes, *, model_name: str, system: str | None, max_new_tokens: int, max_question_chars: int
-) -> Ask:
+) -> ChatQuestion:
     """Read and check a request body.
 
     Args:
@@ -204,8 +204,8 @@ def parse_request(
     tokens = request.max_completion_tokens or request.max_tokens or max_new_tokens
     if tokens > max_new_tokens:
         raise ApiError(400, f"'{name}' may be at most {max_new_tokens} here (got {tokens})", param=name)
-    return Ask(
-        question=user.text,
+    return ChatQuestion(
+        text=user.text,
         options=extension.options,
         problem_type=extension.problem_type or ("multiple_choice" if extension.options else "free_form"),
         media_url=media[0][1],
@@ -253,21 +253,6 @@ def _invalid(error: ValidationError) -> ApiError:
         hint = f"; did you mean '{near[0]}'?" if near else ""
         return ApiError(400, f"unknown parameter '{path[:200]}'{hint}", param=path[:200], code="unknown_parameter")
     message = first["msg"].removeprefix("Value error, ")
-    if first["loc"] and first["loc"][0] in _UNSUPPORTED:
+    if first["loc"] and first["loc"][0] in _Unsupported.model_fields:
         message = f"not supported by this server; leave it out ({message})"
     return ApiError(400, f"'{path[:200]}': {message[:300]}" if path else message[:300], param=path[:200] or None)
-
-
-_UNSUPPORTED = {
-    "n",
-    "frequency_penalty",
-    "presence_penalty",
-    "logprobs",
-    "top_logprobs",
-    "logit_bias",
-    "stop",
-    "tools",
-    "tool_choice",
-    "response_format",
-    "modalities",
-}

@@ -1,7 +1,7 @@
 """The server of one model: KServe's `ModelServer` with the OpenAI chat route and a page.
 
 KServe brings health, metrics and graceful stop. Its own OpenAI routes need vLLM and drop media parts, so the chat
-route is ours (`routes.py`).
+route is ours (`chat.py`).
 
 Run it with ``python -m vthink.components.deployment.server.serve --model FOLDER|s3://…/ --port 8080``.
 """
@@ -15,34 +15,34 @@ import signal
 import socket
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from starlette.middleware import Middleware
+
+from ...common.compat.kserve import log_like_kserve, serve_routes
+from ...common.errors import UserError
 from ...common.launch.process import die_with_owner
 from ...common.storage.config import StorageConfig
 from ...common.storage.s3 import Storage
-from ..client import API_KEY
+from ..ask import API_KEY
 from ..config import ServerConfig
-from .engine import ModelEngine
+from .chat import ChatCompletions
 from .guard import Guard
-from .routes import CHAT_PATHS, ChatCompletions, build_routes
+from .model import TorchModel
+from .routes import CHAT_PATHS, build_routes
 
 if TYPE_CHECKING:
     from ...common.model.load import LoadedModel
 
-log = logging.getLogger(f"{__package__}.server")  # __name__ is __main__ when run as a program
-
-
-class ServerError(RuntimeError):
-    """The server cannot be started, in one line."""
+log = logging.getLogger(f"{__package__}.serve")  # __name__ is __main__ when run as a program
 
 
 def check_address(config: ServerConfig) -> None:
     """See that the address can be listened on, before a model is loaded for minutes.
 
     Raises:
-        ServerError: it is taken, or not an address of this machine.
+        UserError: it is taken, or not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     with socket.socket(family) as probe:
@@ -50,7 +50,7 @@ def check_address(config: ServerConfig) -> None:
         try:
             probe.bind((config.host, config.port))
         except OSError as error:
-            raise ServerError(
+            raise UserError(
                 f"cannot listen on {config.host} port {config.port}: {error.strerror}; choose another with --port"
             ) from error
 
@@ -62,68 +62,33 @@ def serve(loaded: LoadedModel, config: ServerConfig) -> None:
 
     Must be called in the main thread, once per process: KServe's application is one per process.
     """
-    # KServe reads the process's arguments when imported; ours are not its.
-    arguments, sys.argv = sys.argv, sys.argv[:1]
-    try:
-        import kserve
-        from kserve.model_server import app
-    finally:
-        sys.argv = arguments
-
-    class ServedModel(kserve.Model):
-        """The model in KServe's registry, for its health and metadata routes."""
-
-        def __init__(self) -> None:
-            super().__init__(config.model_name)
-            self.ready = True
-
-        async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> Any:
-            """Not offered: a question about a video is asked as a chat completion."""
-            raise kserve.errors.InvalidInput(f"ask at POST {CHAT_PATHS[0]}")
-
-    class Server(kserve.ModelServer):
-        """Listens on the configured address; KServe itself would listen on every one (0.0.0.0)."""
-
-        async def _serve(self) -> None:
-            # Made by `start`, not yet listening.
-            self._rest_server.config.host = config.host
-            await super()._serve()
-
-    engine = ModelEngine(loaded)
-    chat = ChatCompletions(engine, config)
+    log_like_kserve(__package__ or "")
+    model = TorchModel(loaded)
+    chat = ChatCompletions(model, config)
     about: dict[str, Any] = {
-        "max_model_len": engine._context,
+        "max_model_len": model.max_model_len,
         "vthink": {
             "prompt": loaded.prompt,
-            "lineage": engine.lineage,
+            "lineage": model.lineage,
             "max_video_bytes": config.max_video_bytes,
             "max_duration_s": config.max_duration_s,
             "max_new_tokens": config.max_new_tokens,
         },
     }
-    app.router.routes.extend(build_routes(chat, config, about))
-    app.add_middleware(Guard, config=config, api_key=os.environ.get(API_KEY))
-    server = Server(
-        http_port=config.port, enable_grpc=False, workers=1, grace_period=config.grace_period_s, event_loop="asyncio"
-    )
-    _log_like_kserve()
     shown = f"[{config.host}]" if ":" in config.host else config.host
     log.info("serving %s at http://%s:%d", loaded.folder, shown, config.port)
     try:
-        server.start([ServedModel()])
+        serve_routes(
+            config.model_name,
+            build_routes(chat, config, about),
+            [Middleware(Guard, config=config, api_key=os.environ.get(API_KEY))],
+            host=config.host,
+            port=config.port,
+            grace_period_s=config.grace_period_s,
+            predict_hint=f"ask at POST {CHAT_PATHS[0]}",
+        )
     finally:
         chat.close()
-
-
-def _log_like_kserve() -> None:
-    """Send the package's log lines where KServe's go, and leave out its two lines of timing per request."""
-    logging.getLogger("kserve.trace").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # KServe's own use of it
-    package = logging.getLogger(__package__)
-    if not package.handlers:
-        package.handlers = list(logging.getLogger("kserve").handlers)
-        package.setLevel(logging.INFO)
-        package.propagate = False
 
 
 def run_server(
@@ -138,7 +103,7 @@ def run_server(
         cache_dir: where a downloaded model is kept; None: a temporary folder.
 
     Raises:
-        ServerError, UserError: the address or the model cannot be had, in one line.
+        UserError: the address or the model cannot be had, in one line.
     """
     check_address(config)
     from ...common.model.load import load_model
@@ -160,18 +125,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", default="{}", help="the server's section of the configuration, as JSON")
     parser.add_argument("--storage", default="{}", help="the storage section of the configuration, as JSON")
     parser.add_argument("--cache-dir", type=Path, help="where a downloaded model is kept")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     die_with_owner()
     # Until KServe takes the signals over, one ends the process as usual, with its cleanup.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    from ...common.errors import UserError
 
     try:
-        config = ServerConfig.load(given.config, "--config")
-        changes = {k: v for k, v in {"host": given.host, "port": given.port}.items() if v is not None}
+        config = ServerConfig.load(options.config, "--config")
+        changes = {k: v for k, v in {"host": options.host, "port": options.port}.items() if v is not None}
         config = ServerConfig.load(config.model_dump() | changes, "--host/--port")
-        run_server(given.model, config, StorageConfig.load(given.storage, "--storage"), given.cache_dir)
-    except (UserError, ServerError) as error:
+        run_server(options.model, config, StorageConfig.load(options.storage, "--storage"), options.cache_dir)
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
+from typing import Any
 
 import pytest
-from vthink.components.common.context import RunContext
-from vthink.components.common.storage.manifest import Manifest
-from vthink.components.common.storage.names import StorageError, join
-from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.errors import UserError
 from vthink.components.common.tracking.config import TrackingConfig
-from vthink.components.deployment.config import DeploymentConfig
-from vthink.components.deployment.registry import Registry, RegistryError, champion, register
+from vthink.components.deployment.registry import ModelRegistry, champion
+from vthink.components.deployment.smoke_test import SmokeTestResult
 
-PASSED = {"passed": True, "why": "8 of 8"}
+PASSED = SmokeTestResult(passed=True, why="8 of 8")
 
 
 def test_same_source_gives_the_same_version(tracking: TrackingConfig) -> None:
-    registry = Registry(tracking)
+    registry = ModelRegistry(tracking)
     first = registry.register("s3://b/models/7", None, {"vthink.fingerprint": "a"})
     again = registry.register("s3://b/models/7/", None, {"vthink.fingerprint": "b"})
     other = registry.register("s3://b/models/70/", None, {})
@@ -29,7 +25,7 @@ def test_same_source_gives_the_same_version(tracking: TrackingConfig) -> None:
 
 
 def test_candidate_is_what_was_registered_last_and_champion_stays(tracking: TrackingConfig) -> None:
-    registry = Registry(tracking)
+    registry = ModelRegistry(tracking)
     assert champion(tracking) is None
     first = registry.register("s3://b/a/", None, {})
     registry.promote(first.version, PASSED)
@@ -41,85 +37,21 @@ def test_candidate_is_what_was_registered_last_and_champion_stays(tracking: Trac
     assert found.source == "s3://b/a/"
 
 
-@pytest.mark.parametrize("record", [{}, {"passed": False}, {"passed": "yes"}, {"passed": 1}])
-def test_champion_moves_only_with_a_passed_smoke_test(tracking: TrackingConfig, record: dict[str, object]) -> None:
-    registry = Registry(tracking)
+@pytest.mark.parametrize("passed", [None, False, "yes", 1])
+def test_champion_moves_only_with_a_passed_smoke_test(tracking: TrackingConfig, passed: Any) -> None:
+    registry = ModelRegistry(tracking)
     version = registry.register("s3://b/a/", None, {})
-    with pytest.raises(RegistryError, match="smoke test"):
-        registry.promote(version.version, record)
+    with pytest.raises(UserError, match="smoke test"):
+        registry.promote(version.version, SmokeTestResult(passed=passed, why=""))
     assert champion(tracking) is None
     registry.promote(version.version, PASSED)
     assert champion(tracking) is not None
 
 
 def test_version_that_does_not_exist_is_one_line(tracking: TrackingConfig) -> None:
-    registry = Registry(tracking)
+    registry = ModelRegistry(tracking)
     registry.register("s3://b/a/", None, {})
-    with pytest.raises(RegistryError) as caught:
+    with pytest.raises(UserError) as caught:
         registry.promote(9, PASSED)
     assert "\n" not in str(caught.value)
     assert champion(tracking) is None
-
-
-def manifests(storage: Storage, folder: Path, complete: bool = True) -> dict[str, str]:
-    root = storage.config.root_uri
-    uris = {}
-    for stage in ("grpo", "evaluate", "prepare"):
-        manifest = Manifest(
-            stage=stage,
-            fingerprint=stage[0] * 16,
-            uri=join(root, stage) + "/",
-            files={"model": join(root, "grpo", "model/")} if stage == "grpo" else {},
-            metrics={
-                "evaluation/grpo/ordered/accuracy": 0.75,
-                "evaluation/grpo/ordered/accuracy/ocr": 0.5,
-                "evaluation/base/ordered/accuracy": 0.2,
-            }
-            if stage == "evaluate"
-            else {},
-        )
-        uris[stage] = manifest.write(storage)
-    if complete:
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
-        storage.upload_dir(folder, join(root, "grpo", "model/"))
-    return uris
-
-
-def test_stage_registers_with_the_way_back_to_the_data(context: RunContext, storage: Storage, tmp_path: Path) -> None:
-    uris = manifests(storage, tmp_path / "model")
-    arguments = (context.to_json(), DeploymentConfig().to_json(), uris["grpo"], uris["evaluate"], uris["prepare"])
-    uri = register(*arguments)
-    manifest = Manifest.read(storage, uri)
-    assert manifest.details["version"] == 1
-    assert manifest.details["alias"] == "candidate"
-    assert manifest.files["model"].endswith("/")
-    version = Registry(context.tracking).alias("candidate")
-    assert version is not None
-    assert version.source == manifest.files["model"]
-    assert version.tags["vthink.data_uri"] == uris["prepare"]
-    assert version.tags["vthink.evaluation_uri"] == uris["evaluate"]
-    assert version.tags["vthink.fingerprint"] == "g" * 16
-    assert version.tags["metric.evaluation/grpo/ordered/accuracy"] == "0.75"
-    assert not any("ocr" in tag or "base" in tag for tag in version.tags)
-    assert register(*arguments) == uri
-    assert len(Registry(context.tracking).versions()) == 1
-    assert Manifest.read(storage, uri) == manifest
-
-
-def test_stage_registers_again_in_an_emptied_registry(
-    context: RunContext, storage: Storage, empty_mlflow_database: Path, tmp_path: Path
-) -> None:
-    uris = manifests(storage, tmp_path / "model")
-    arguments = (context.to_json(), DeploymentConfig().to_json(), uris["grpo"], uris["evaluate"], uris["prepare"])
-    register(*arguments)
-    shutil.copy(empty_mlflow_database, str(context.tracking.uri).removeprefix("sqlite:///"))
-    register(*arguments)
-    assert Registry(context.tracking).alias("candidate") is not None
-
-
-def test_half_uploaded_model_is_not_registered(context: RunContext, storage: Storage, tmp_path: Path) -> None:
-    uris = manifests(storage, tmp_path / "model", complete=False)
-    with pytest.raises((RegistryError, StorageError), match="complete"):
-        register(context.to_json(), DeploymentConfig().to_json(), uris["grpo"], uris["evaluate"], uris["prepare"])
-    assert Registry(context.tracking).versions() == []

@@ -141,7 +141,7 @@ def test_a_missing_video_is_found(tmp_path):
 def test_a_question_to_no_server_is_one_line(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"x")
     said = one_line(vthink("ask", "http://127.0.0.1:9", "clip.mp4", "What?", cwd=tmp_path))
-    assert "no server at http://127.0.0.1:9" in said
+    assert "http://127.0.0.1:9 cannot be reached (" in said
 
 
 def test_kubeflow_pipelines_that_cannot_be_reached_is_one_line():

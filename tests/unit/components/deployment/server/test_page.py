@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from .conftest import Running, ScriptedEngine, write_video
+from vthink.tests.fakes.model_server import Running, ScriptedModel, write_video
 
 pytestmark = pytest.mark.browser
 
@@ -68,7 +67,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ask_and_see_the_answer_stream_in_with_its_segments(
     page: Any, start: Callable[..., Running], film: Path, tmp_path: Path
 ) -> None:
-    server = start(ScriptedEngine(text=ANSWER, delay_s=0.05))
+    server = start(ScriptedModel(text=ANSWER, delay_s=0.05))
     page.goto(server.url)
     page.get_by_text("vthink", exact=True).wait_for()
     assert page.locator("#ask").is_disabled()
@@ -85,8 +84,8 @@ def test_ask_and_see_the_answer_stream_in_with_its_segments(
     page.locator("#answer").wait_for()
     assert page.locator("#answer").inner_text() == "B · right"
     assert "moved right" in page.locator("#reasoning").inner_text()
-    assert server.engine.asks[-1].options == ("left", "right")
-    assert server.engine.asks[-1].question == "Which way does the square move?"
+    assert server.model.questions[-1].options == ("left", "right")
+    assert server.model.questions[-1].text == "Which way does the square move?"
 
     bars = page.locator("#track button")
     assert bars.count() == 2
@@ -129,7 +128,7 @@ def test_markup_of_a_model_is_shown_as_text(page: Any, start: Callable[..., Runn
         "<think><script>alert(2)</script></think>"
         "<b>bold</b> <answer><svg onload=alert(3)></answer>"
     )
-    server = start(ScriptedEngine(text=evil))
+    server = start(ScriptedModel(text=evil))
     page.on("dialog", lambda dialog: page.problems.append(f"dialog: {dialog.message}"))
     page.goto(server.url)
     page.set_input_files("#picker", film)
@@ -154,8 +153,8 @@ def test_refusal_is_shown_in_the_servers_words(page: Any, server: Running, tmp_p
 
 
 def test_answer_can_be_stopped(page: Any, start: Callable[..., Running], film: Path) -> None:
-    engine = ScriptedEngine(text="word " * 300, delay_s=0.05)
-    server = start(engine)
+    model = ScriptedModel(text="word " * 300, delay_s=0.05)
+    server = start(model)
     page.goto(server.url)
     page.set_input_files("#picker", film)
     page.locator("#timeline").wait_for()
@@ -164,7 +163,7 @@ def test_answer_can_be_stopped(page: Any, start: Callable[..., Running], film: P
     page.get_by_role("button", name="Stop").click()
     page.get_by_role("button", name="Ask", exact=True).wait_for()
     page.wait_for_timeout(500)
-    assert engine.stopped_early == 1
+    assert model.stopped_early == 1
 
 
 def test_picture_has_no_timeline(page: Any, server: Running, tmp_path: Path) -> None:
@@ -178,7 +177,7 @@ def test_picture_has_no_timeline(page: Any, server: Running, tmp_path: Path) -> 
     page.click("#ask")
     page.locator("#answer").wait_for()
     assert page.locator("#timeline").is_hidden()
-    assert server.engine.asks[-1].media_kind == "image"
+    assert server.model.questions[-1].media_kind == "image"
 
 
 def test_phone_needs_no_sideways_scrolling(browser: Any, server: Running, film: Path) -> None:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +11,6 @@ from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.prompts import TEMPLATES
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.video.config import VideoConfig
-from vthink.components.deployment.client import AskError, ask
 from vthink.components.deployment.rollout.trained_model import TrainedModel
 from vthink.components.deployment.rollout.vllm import serving_template
 
@@ -81,48 +75,3 @@ def test_only_the_last_turn_is_asked() -> None:
     assert "[user]first[assistant]" in text
     assert "second\nA. yes\nB. no\n" in text
     assert text.count(TEMPLATES["video_r1/1"].suffix) == 1
-
-
-@pytest.fixture
-def listener() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """An OpenAI-compatible server without our extension, which asks for a key."""
-    got: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
-            pass
-
-        def do_POST(self) -> None:
-            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            known = self.headers.get("Authorization") == "Bearer right"
-            message = {"role": "assistant", "content": "<answer>B</answer>"}
-            choice = {"index": 0, "message": message, "finish_reason": "stop", "token_ids": [5]}
-            body = {"model": "m", "choices": [choice]} if known else {"error": {"message": "Unauthorized"}}
-            data = json.dumps(body).encode()
-            self.send_response(200 if known else 401)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", got
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_server_without_our_extension_gets_options_for_its_template(
-    listener: tuple[str, list[dict[str, Any]]], tmp_path: Path
-) -> None:
-    url, got = listener
-    clip = tmp_path / "clip.mp4"
-    clip.write_bytes(b"video")
-    settings: dict[str, Any] = {"problem_type": "multiple_choice", "model": "vthink", "plain": True}
-    reply = ask(url, clip, "Which?", ["x", "y"], api_key="right", **settings)
-    assert reply["answer"] == "B"
-    assert got[0]["chat_template_kwargs"] == {"options": ["x", "y"], "problem_type": "multiple_choice"}
-    assert got[0]["model"] == "vthink"
-    assert "vthink" not in got[0]
-    with pytest.raises(AskError, match=r"HTTP 401\): Unauthorized"):
-        ask(url, clip, "Which?", api_key="wrong", plain=True)

@@ -3,8 +3,7 @@ from typing import Any
 
 import pytest
 from vthink.components.deployment.server.errors import ApiError
-from vthink.components.deployment.server.reply import structured
-from vthink.components.deployment.server.request import Ask, parse_request
+from vthink.components.deployment.server.request import ChatQuestion, parse_request
 
 VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "high"}}
@@ -16,37 +15,48 @@ def body(content: Any = None, **more: Any) -> bytes:
     return json.dumps({"messages": [{"role": "user", "content": content}], **more}).encode()
 
 
-def parse(data: bytes) -> Ask:
+def parse(data: bytes) -> ChatQuestion:
     return parse_request(data, model_name="vthink", system="Look closely.", max_new_tokens=100, max_question_chars=200)
 
 
 def test_plain_openai_request_is_a_free_form_question() -> None:
-    ask = parse(body(model="vthink", temperature=0.5, top_p=0.9, seed=7, max_tokens=12, user="me"))
-    assert (ask.question, ask.options, ask.problem_type) == ("What moves?", (), "free_form")
-    assert (ask.media_kind, ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed) == ("video", 12, 0.5, 0.9, 7)
-    assert not ask.stream
+    question = parse(body(model="vthink", temperature=0.5, top_p=0.9, seed=7, max_tokens=12, user="me"))
+    assert (question.text, question.options, question.problem_type) == ("What moves?", (), "free_form")
+    assert (question.media_kind, question.max_new_tokens, question.temperature, question.top_p, question.seed) == (
+        "video",
+        12,
+        0.5,
+        0.9,
+        7,
+    )
+    assert not question.stream
 
 
 def test_without_sampling_parameters_the_answer_is_greedy_and_as_long_as_allowed() -> None:
-    ask = parse(body())
-    assert (ask.temperature, ask.top_p, ask.seed, ask.max_new_tokens) == (0.0, 1.0, None, 100)
+    question = parse(body())
+    assert (question.temperature, question.top_p, question.seed, question.max_new_tokens) == (0.0, 1.0, None, 100)
 
 
 def test_options_make_it_multiple_choice() -> None:
-    ask = parse(body(vthink={"options": ["left", "right"], "start_s": 1, "end_s": 2.5}))
-    assert (ask.options, ask.problem_type) == (("left", "right"), "multiple_choice")
-    assert (ask.start_s, ask.end_s) == (1.0, 2.5)
+    question = parse(body(vthink={"options": ["left", "right"], "start_s": 1, "end_s": 2.5}))
+    assert (question.options, question.problem_type) == (("left", "right"), "multiple_choice")
+    assert (question.start_s, question.end_s) == (1.0, 2.5)
 
 
 def test_image_and_stream_options_are_taken() -> None:
-    ask = parse(body([TEXT, IMAGE], stream=True, stream_options={"include_usage": True}, max_completion_tokens=5))
-    assert (ask.media_kind, ask.stream, ask.include_usage, ask.max_new_tokens) == ("image", True, True, 5)
+    question = parse(body([TEXT, IMAGE], stream=True, stream_options={"include_usage": True}, max_completion_tokens=5))
+    assert (question.media_kind, question.stream, question.include_usage, question.max_new_tokens) == (
+        "image",
+        True,
+        True,
+        5,
+    )
 
 
 def test_the_models_own_system_message_may_be_repeated_but_not_changed() -> None:
     user = {"role": "user", "content": [VIDEO, TEXT]}
     same = {"messages": [{"role": "system", "content": " Look closely. "}, user]}
-    assert parse(json.dumps(same).encode()).question == "What moves?"
+    assert parse(json.dumps(same).encode()).text == "What moves?"
     other = {"messages": [{"role": "system", "content": "You are a pirate."}, user]}
     with pytest.raises(ApiError, match="prompt it was trained with"):
         parse(json.dumps(other).encode())
@@ -105,12 +115,3 @@ def test_conversations_are_refused() -> None:
     turns = [{"role": "user", "content": [VIDEO, TEXT]}, {"role": "assistant", "content": "A square."}]
     with pytest.raises(ApiError, match="exactly one user message"):
         parse(json.dumps({"messages": [*turns, turns[0]]}).encode())
-
-
-def test_structured_view_has_segments_reasoning_and_answer() -> None:
-    view = structured(
-        "<time>00:01-00:02</time><caption>a square</caption><think>it moves</think>So right. <answer>B</answer>"
-    )
-    assert view["segments"] == [{"start_s": 1.0, "end_s": 2.0, "caption": "a square", "thought": "it moves"}]
-    assert "So right." in view["reasoning"]
-    assert view["answer"] == "B"
