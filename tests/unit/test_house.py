@@ -79,8 +79,10 @@ def test_no_file_is_too_long_to_be_read():
 def test_long_files_would_be_noticed(made_up):
     root = made_up(components__short="a = 1\n" * 300, components__long="a = 1\n" * 501)
     assert oversize(root) == [
-        "vthink.components.long has 501 lines", "nine in ten files have up to 501 lines", "the median file has 400.5 lines"
-    ]  # fmt: skip
+        "vthink.components.long has 501 lines",
+        "nine in ten files have up to 501 lines",
+        "the median file has 400.5 lines",
+    ]
 
 
 # --- circles
