@@ -7,7 +7,7 @@ from vthink.pipelines.run.state import State, stage_keys
 
 
 def test_a_preview_reuses_what_is_there_and_runs_what_is_gone(elsewhere, manifest):
-    config = load("laptop", ["grpo.enabled=false"])
+    config = load("laptop", ["grpo.enabled=false", "evaluation.gate=[]"])
     with session(config, elsewhere) as opened:
         keys = stage_keys(config, State())
         finished = {stage: {keys[stage]: manifest(opened, stage)} for stage in ("prepare", "sft")}
