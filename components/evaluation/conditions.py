@@ -25,7 +25,7 @@ NO_VIDEO = object()
 """Stands for the clip (or file) of a question that is asked ``blind``."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Condition:
     """What becomes of a video before a model is asked about it."""
 
@@ -38,8 +38,6 @@ class Condition:
     """What the model is given: of the clip in order, a key of the clip, and the seed (both of random choices)."""
     other_video: bool = False
     """Whether the clip is that of another video."""
-    needs_frames: bool = True
-    """Whether frames must be at hand: a model that is sent the file cannot be asked."""
 
 
 def _shuffled(clip: Clip, key: str, seed: int) -> Clip:
@@ -59,35 +57,14 @@ ORDERED = "ordered"
 """The condition that every model is asked under, and that the others are compared with."""
 
 _LIST = (
+    Condition(ORDERED, "in order", "the video as it is", lambda clip, key, seed: clip),
+    Condition("shuffled", "shuffled", "its frames in a random order, the same for all questions about it", _shuffled),
     Condition(
-        name=ORDERED,
-        title="in order",
-        description="the video as it is",
-        show=lambda clip, key, seed: clip,
-        needs_frames=False,
+        "other_video", "another video's", "the frames of another video", lambda clip, key, seed: clip, other_video=True
     ),
-    Condition(
-        name="shuffled",
-        title="shuffled",
-        description="its frames in a random order, the same for all questions about it, and never the true one",
-        show=_shuffled,
-    ),
-    Condition(
-        name="other_video",
-        title="another video's",
-        description="the frames of another video: accuracy must fall to chance, or questions give answers away",
-        show=lambda clip, key, seed: clip,
-        other_video=True,
-    ),
-    Condition(name="reversed", title="backwards", description="the video played backwards", show=_reversed),
-    Condition(name="single_frame", title="one frame", description="its middle frame alone", show=_single_frame),
-    Condition(
-        name="blind",
-        title="no video",
-        description="the question alone, in the same prompt: what its words give away",
-        show=lambda clip, key, seed: NO_VIDEO,
-        needs_frames=False,
-    ),
+    Condition("reversed", "backwards", "the video played backwards", _reversed),
+    Condition("single_frame", "one frame", "its middle frame alone", _single_frame),
+    Condition("blind", "no video", "the question alone", lambda clip, key, seed: NO_VIDEO),
 )
 
 CONDITIONS: Registry[Condition] = Registry("condition", Condition, {condition.name: condition for condition in _LIST})

@@ -37,13 +37,7 @@ from .measure import conclude, failed_items, measure, settings_of
 from .models.local import LocalModel
 from .models.model import ModelIdentity
 from .records import flat_metrics, item_traces, items_table, result_table
-from .results import (
-    BenchmarkResult,
-    DataReference,
-    EvaluatedModel,
-    EvaluationResult,
-    parse_benchmark,
-)
+from .results import BenchmarkResult, DataReference, EvaluatedModel, EvaluationResult, parse_benchmark
 from .rules import check_evaluated
 from .summary import comparisons, summarize
 

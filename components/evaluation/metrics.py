@@ -52,13 +52,13 @@ class Response:
         return captioning(self.parsed.segments, self.sample) if captioned else {}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Metric:
     """A number per answer, averaged over items."""
 
     name: str
     """In items, results and gate rules."""
-    title: str = ""
+    title: str
     """Heading of its column in reports; empty: it has none."""
     description: str
     """What it is, with its source."""
@@ -130,63 +130,20 @@ def _of_captions(name: str, response: Response) -> float | None:
 
 
 _LIST = (
+    Metric("accuracy", "accuracy", "share of questions answered right (`common/answers`, strict)", _accuracy),
     Metric(
-        name="accuracy",
-        title="accuracy",
-        description="share of questions answered right (`common/answers`, strict)",
-        measure=_accuracy,
+        "accuracy_paper", "accuracy, graded as published", "the same, graded as Video-R1's code does", _accuracy_paper
     ),
-    Metric(
-        name="accuracy_paper",
-        title="accuracy, graded as published",
-        description="the same answers graded as Video-R1's code grades them: the first <answer>, the letter alone",
-        measure=_accuracy_paper,
-    ),
-    Metric(
-        name="score",
-        title="graded score",
-        description="grade of the answer, partial credit included (the accuracy reward of Video-R1)",
-        measure=_score,
-    ),
-    Metric(
-        name="format_rate",
-        title="format",
-        description="share of responses in the shape that the model's prompt asks for",
-        measure=_format,
-    ),
-    Metric(
-        name="format_video_r1",
-        description="share of responses in Video-R1's shape",
-        measure=partial(_format, style="video_r1"),
-    ),
-    Metric(
-        name="format_video_thinker",
-        description="share of responses in Video-Thinker's shape",
-        measure=partial(_format, style="video_thinker"),
-    ),
-    Metric(
-        name="mra",
-        title="MRA",
-        description="mean relative accuracy of numbers, errors below 1 − θ (Video-R1)",
-        measure=partial(_mra, inclusive=False),
-    ),
-    Metric(
-        name="mra_inclusive",
-        title="MRA (≤)",
-        description="mean relative accuracy of numbers, errors at most 1 − θ (lmms-eval)",
-        measure=partial(_mra, inclusive=True),
-    ),
-    Metric(
-        name="wer",
-        title="WER",
-        description="word error rate of read text",
-        measure=_wer,
-        higher_is_better=False,
-        bounded=False,
-    ),
-    Metric(name="rouge", title="ROUGE", description="mean of ROUGE-1, ROUGE-2 and ROUGE-L F", measure=_rouge),
+    Metric("score", "graded score", "grade of the answer with partial credit (Video-R1's accuracy reward)", _score),
+    Metric("format_rate", "format", "share of responses in the shape that the model's prompt asks for", _format),
+    Metric("format_video_r1", "", "share in Video-R1's shape", partial(_format, style="video_r1")),
+    Metric("format_video_thinker", "", "share in Video-Thinker's shape", partial(_format, style="video_thinker")),
+    Metric("mra", "MRA", "mean relative accuracy, errors < 1 − θ (Video-R1)", partial(_mra, inclusive=False)),
+    Metric("mra_inclusive", "MRA (≤)", "the same, errors <= 1 − θ (lmms-eval)", partial(_mra, inclusive=True)),
+    Metric("wer", "WER", "word error rate of read text", _wer, higher_is_better=False, bounded=False),
+    Metric("rouge", "ROUGE", "mean of ROUGE-1, ROUGE-2 and ROUGE-L F", _rouge),
     *(
-        Metric(name=name, title=title, description=description, measure=partial(_of_spans, name))
+        Metric(name, title, description, partial(_of_spans, name))
         for name, title, description in (
             ("miou", "mIoU", "per true span the greatest IoU of the response's spans (Video-Thinker)"),
             ("recall_at_30", "R@0.3", "share of true spans that a span of the response meets with IoU 0.3"),
@@ -197,13 +154,16 @@ _LIST = (
     ),
     *(
         Metric(
-            name=name, title=title, description=f"{title} by time (Video-Thinker)", measure=partial(_of_captions, name)
+            f"caption_{name}",
+            title,
+            f"{title} of the captions of the same time",
+            partial(_of_captions, f"caption_{name}"),
         )
         for name, title in (
-            ("caption_rouge_l", "caption ROUGE-L"),
-            ("caption_bleu_1", "caption BLEU-1"),
-            ("caption_bleu_4", "caption BLEU-4"),
-            ("caption_meteor", "caption METEOR"),
+            ("rouge_l", "caption ROUGE-L"),
+            ("bleu_1", "caption BLEU-1"),
+            ("bleu_4", "caption BLEU-4"),
+            ("meteor", "caption METEOR"),
         )
     ),
 )
@@ -230,7 +190,7 @@ def metric_named(name: str) -> Metric:
     """The metric of a name that a result holds: a registered one, or a plain share that this process does not know."""
     if name in METRICS:
         return METRICS.get(name)
-    return Metric(name=name, title=name, description=name, measure=lambda response: None)
+    return Metric(name, name, name, lambda response: None)
 
 
 def measure(response: Response, failed: bool) -> dict[str, float]:

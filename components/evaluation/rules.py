@@ -235,7 +235,7 @@ def translate_expression(text: str) -> str:
 
 def _translated(text: str) -> str | None:
     match = _EXPRESSION.fullmatch(text)
-    if match is None:
+    if match is None or match["path"].startswith(("base.", "champion.")):  # rules are about the candidate
         return None
     names = [name for name in match["path"].split(".") if name not in ("candidate", "grpo", "sft", "value", ORDERED)]
     ends = {"low", "high"} & set(names)

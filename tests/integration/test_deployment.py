@@ -78,10 +78,8 @@ def trained(s3: StorageConfig, empty_mlflow_database: Path, tmp_path_factory: py
     data = prepare_data(context.to_json(), DataPrepConfig(synthesize=world).to_json(), VIDEO.to_json())
     done = Run(context, storage, data, "", "")
     done.grpo = done.candidate(seed=0)
-    settings = EvaluationConfig(
-        max_new_tokens=24, shuffled=False, other_video_control=False, bootstrap_resamples=100, report_items=0
-    )
-    done.evaluation = evaluate.run(
+    settings = EvaluationConfig(max_new_tokens=24, conditions=(), bootstrap_resamples=100, report_items=0)
+    done.evaluation = evaluate.evaluate_models(
         context.to_json(), settings.to_json(), ModelConfig().to_json(), data, grpo_uri=done.grpo
     )
     return done

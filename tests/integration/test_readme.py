@@ -51,7 +51,7 @@ ELSEWHERE = {
     "vthink data report rows.jsonl": "test_data_report.py",
     "vthink data curate captions.json -o curated.jsonl --dry-run": "test_curate.py",
     "vthink train sft --data rows.jsonl": "test_run.py",
-    "vthink evaluate --benchmark vsi-bench --data DIR --model M --output OUT": "options here; test_run_benchmark.py",
+    "vthink evaluate --benchmark vsi-bench --data DIR --model M --output OUT": "options; test_evaluate_benchmark.py",
     "vthink compare base=OUT1 ours=OUT --report report.html": "options here; test_cli_compare.py",
     "vthink doctor --preset video_r1_7b": "test_doctor.py",
     "vthink submit --host https://kubeflow.example.org/pipeline --preset video_r1_7b --wait": "test_submit.py",

@@ -37,7 +37,7 @@ from vthink.components.deployment.ask import FileQuestion, ServedAnswer, ask, se
 from vthink.components.deployment.config import ServerConfig
 from vthink.components.deployment.server.serve import main, run_server
 from vthink.components.evaluation.config import EvaluationConfig
-from vthink.components.evaluation.run_benchmark import run_benchmark
+from vthink.components.evaluation.evaluate_benchmark import evaluate_benchmark
 
 VIDEO = VideoConfig(num_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)
 MODULE = "vthink.components.deployment.server.serve"
@@ -163,7 +163,7 @@ def test_a_benchmark_has_the_same_answers_from_the_server_as_from_this_process(
     config = EvaluationConfig(max_new_tokens=NEW_TOKENS, batch_size=8, bootstrap_resamples=100)
     found = {}
     for name, model in (("server", served.url), ("process", str(loaded.folder))):
-        result = run_benchmark(
+        result = evaluate_benchmark(
             str(tmp_path / "mine.yaml"),
             str(data),
             model,
@@ -172,7 +172,7 @@ def test_a_benchmark_has_the_same_answers_from_the_server_as_from_this_process(
             model_config=ModelConfig(),
             work_dir=tmp_path / "work",
         )
-        assert not result["failed"]
+        assert not result.failed
         lines = (tmp_path / name / "items.jsonl").read_text().splitlines()
         found[name] = [(row["id"], row["token_ids"], row["response"]) for row in map(json.loads, lines)]
     assert found["server"] == found["process"]

@@ -68,10 +68,7 @@ MVBENCH = Benchmark(
     asks="20 tasks of 200 questions on short videos, 2 to 5 options",
     source="arXiv 2311.17005; OpenGVLab/MVBench; lmms-eval tasks/mvbench",
     hub="OpenGVLab/MVBench",
-    files=(
-        tuple(f"{task}.json" for task in MVBENCH_FOLDERS),
-        tuple(f"{task}/*.parquet" for task in MVBENCH_FOLDERS),
-    ),
+    files=(tuple(f"{task}.json" for task in MVBENCH_FOLDERS), tuple(f"{task}/*.parquet" for task in MVBENCH_FOLDERS)),
     read=_mvbench,
     scores={
         "accuracy": ACCURACY,

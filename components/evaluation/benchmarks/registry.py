@@ -12,7 +12,6 @@ taken wherever a name is.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from ...common.errors import UserError
@@ -64,8 +63,3 @@ def find_benchmark(name: str) -> Benchmark:
 def benchmark_key(name: str) -> str:
     """A benchmark's name in metrics and files: ``video_holmes`` for ``video-holmes``."""
     return re.sub(r"\W+", "_", name).strip("_")
-
-
-def score_names(benchmarks: Iterable[Benchmark]) -> tuple[str, ...]:
-    """The scores that some benchmarks report."""
-    return tuple(dict.fromkeys(name for benchmark in benchmarks for name in benchmark.scores))

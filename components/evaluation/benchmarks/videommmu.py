@@ -28,14 +28,7 @@ def _videommmu(entry: Entry) -> Iterator[Question]:
         letter = entry.letter("answer", options)
         question = entry.text("question")
         yield choice(
-            entry,
-            videos,
-            identity=name,
-            question=question,
-            options=options,
-            answer=letter,
-            kind=track,
-            groups=groups,
+            entry, videos, identity=name, question=question, options=options, answer=letter, kind=track, groups=groups
         )
         return
     yield open_answer(

@@ -34,13 +34,7 @@ def _vsi_bench(entry: Entry) -> Iterator[Question]:
     elif kind in VSI_NUMBERS:
         answer = entry.text("ground_truth")
         yield open_answer(
-            entry,
-            videos,
-            identity=identity,
-            question=question,
-            answer=answer,
-            kind=kind,
-            problem_type="regression",
+            entry, videos, identity=identity, question=question, answer=answer, kind=kind, problem_type="regression"
         )
     else:
         raise entry.error("question_type", f"expected one of {', '.join((*VSI_CHOICES, *VSI_NUMBERS))}")

@@ -119,10 +119,7 @@ def predictor(model: Any, config: EvaluationConfig) -> Predict:
     from ...common.model.generation import Sampling, sample
 
     sampling = Sampling(
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        seed=config.seed,
+        max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed
     )
 
     def predict(samples: Sequence[Sample], clips: Sequence[Clip]) -> Sequence[Completion]:

@@ -41,17 +41,22 @@ class World:
 
     samples: list[Sample] = field(default_factory=list)
     clips: list[Clip | Exception] = field(default_factory=list)
-    taken: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> PreparedSample:
-        self.taken.append(index)
         clip = self.clips[index]
         if isinstance(clip, Exception):
             raise clip
         return PreparedSample(self.samples[index], clip)
+
+    def clip(self, item_id: str) -> Clip:
+        """The clip of a question."""
+        clip = self.clips[next(place for place, sample in enumerate(self.samples) if sample.id == item_id)]
+        if isinstance(clip, Exception):
+            raise clip
+        return clip
 
 
 def make_world(videos: int = 12, images: int = 2) -> World:

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -110,10 +111,8 @@ def test_a_killed_evaluation_asks_nothing_twice_and_gets_the_same_answers(world)
     interview, asked = Interview(world), []
     for stop_after in (0, 1, 2, None):
         model = Model(stop_after=stop_after)
-        try:
+        with suppress(KeyboardInterrupt):
             interview.ask(lambda model=model: model)
-        except KeyboardInterrupt:
-            pass
         asked += model.asked
     assert interview.answers == undisturbed
     assert sorted(asked) == sorted(sample.id for sample in world.samples)

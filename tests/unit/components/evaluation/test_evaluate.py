@@ -29,7 +29,7 @@ from vthink.components.data_prep.plan import plan_data
 from vthink.components.data_prep.shard import prepare_shard
 from vthink.components.data_prep.world.synthesize import synthesize
 from vthink.components.evaluation.config import EvaluationConfig
-from vthink.components.evaluation.evaluate import run
+from vthink.components.evaluation.evaluate import evaluate_models
 from vthink.components.evaluation.gate import judge_candidate, read_gate
 from vthink.components.evaluation.rules import GateRule
 
@@ -60,7 +60,7 @@ class Stage:
     def run(self, config: EvaluationConfig = CONFIG, redo: int = 0, **arguments) -> Manifest:
         context = self.context.model_copy(update={"redo": {"evaluate": redo}})
         texts = (context.to_json(), config.to_json(), MODEL.to_json())
-        return Manifest.read(self.storage, run(*texts, self.data, self.sft, "", **arguments))
+        return Manifest.read(self.storage, evaluate_models(*texts, self.data, self.sft, "", **arguments))
 
     def items(self, manifest: Manifest) -> list[dict]:
         return [json.loads(line) for line in self.storage.read_bytes(manifest.files["items"]).decode().splitlines()]
@@ -228,7 +228,9 @@ def killed(stage: Stage, redo: int, when: Callable[[], bool], log: Path) -> None
     """Run the stage in a process of its own and SIGKILL it as soon as ``when`` holds."""
     context = stage.context.model_copy(update={"redo": {"evaluate": redo}})
     arguments = [context.to_json(), CONFIG.to_json(), MODEL.to_json(), stage.data, stage.sft]
-    code = "import sys; from vthink.components.evaluation.evaluate import run; run(*sys.argv[1:])"
+    code = (
+        "import sys; from vthink.components.evaluation.evaluate import evaluate_models; evaluate_models(*sys.argv[1:])"
+    )
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", code, *arguments],

@@ -1,11 +1,14 @@
 import itertools
+import json
 import math
 import time
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 from vthink.components.evaluation.statistics import (
     NO_DIFFERENCE,
+    Difference,
     Estimate,
     cluster_mean,
     mcnemar_mid_p,
@@ -189,12 +192,11 @@ def test_one_video_says_nothing_about_others():
     assert (one.low, one.high, one.detectable) == (-1.0, 1.0, None)
     unbounded = paired_difference([3.0, 0.0], [0.0, 0.0], ["a", "a"])  # word error rates have no upper end
     assert math.isinf(unbounded.low)
-    assert unbounded.to_dict()["low"] is None
+    assert TypeAdapter(Difference).dump_python(unbounded, mode="json")["low"] is None
 
 
 @pytest.mark.parametrize(
-    ("values", "clusters"),
-    [([], []), ([1.0], []), ([float("nan")], ["a"]), ([float("inf"), 0.0], ["a", "b"])],
+    ("values", "clusters"), [([], []), ([1.0], []), ([float("nan")], ["a"]), ([float("inf"), 0.0], ["a", "b"])]
 )
 def test_nothing_to_average_and_values_that_are_not_numbers_are_refused(values, clusters):
     with pytest.raises(ValueError):
@@ -207,4 +209,6 @@ def test_pairs_of_different_length_are_refused():
 
 
 def test_estimates_are_rounded_for_the_result_file():
-    assert Estimate(1 / 3, 0.1, 0.9, 7).to_dict() == {"value": 0.333333, "low": 0.1, "high": 0.9, "n": 7}
+    written = TypeAdapter(Estimate).dump_python(Estimate(1 / 3, 0.1, math.inf, 7), mode="json")
+    assert written == {"value": 0.333333, "low": 0.1, "high": None, "n": 7}
+    assert TypeAdapter(Estimate).validate_json(json.dumps(written)) == Estimate(0.333333, 0.1, math.inf, 7)

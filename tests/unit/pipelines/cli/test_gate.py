@@ -44,7 +44,7 @@ def folders(tmp_path_factory):
             1,
             "rule 'accuracy above base' needs the results of base: give --base DIR",
         ),
-        (["{metric: accuracy, above: sft}"], 1, "there is no model 'sft' in this evaluation; it has: champion, candid"),
+        (["{metric: accuracy, above: sft}"], 1, "there is no model 'sft' in this evaluation; it has: candidate, cham"),
     ],
 )
 def test_a_gate_says_line_by_line_what_holds_and_exits_by_it(folders, arguments, code, line):

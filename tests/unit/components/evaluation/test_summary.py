@@ -1,0 +1,79 @@
+import random
+from collections import defaultdict
+
+import pytest
+from vthink.components.common.answers.grading import grade
+from vthink.components.evaluation.conditions import other_videos
+from vthink.components.evaluation.scores import ACCURACY, metric_score
+from vthink.components.evaluation.statistics import Resampling
+from vthink.components.evaluation.summary import difference_of_items, summarize
+
+from .small_world import World, items_of, look, make_world, result_of, stage_result
+
+RESAMPLING = Resampling(resamples=200)
+
+
+def test_accuracy_equals_an_independent_count_over_many_answers():
+    world, rng = make_world(videos=120, images=20), random.Random(0)
+    answers = [rng.choice(["A", "B", "20", "200", "seven up", "seven", ""]) for _ in world.samples]
+    cell = items_of(world, [f"<answer>{answer}</answer>" for answer in answers])
+    summary = summarize(cell, {}, Resampling(resamples=100))
+    right = defaultdict(list)
+    for sample, answer in zip(world.samples, answers, strict=True):
+        right[sample.problem_type].append(answer == sample.answer)
+        right["all"].append(answer == sample.answer)
+    assert len(answers) > 200
+    assert summary.metrics["accuracy"].value == pytest.approx(sum(right["all"]) / len(answers), abs=1e-6)
+    for kind in ("multiple_choice", "regression", "ocr"):
+        estimate = summary.by_type[kind]["accuracy"]
+        assert estimate.value == pytest.approx(sum(right[kind]) / len(right[kind]), abs=1e-6)
+        assert estimate.n == len(right[kind])
+    scores = [grade(sample, answer) for sample, answer in zip(world.samples, answers, strict=True)]
+    assert summary.metrics["score"].value == pytest.approx(sum(scores) / len(scores), abs=1e-6)
+
+
+def test_kinds_get_names_that_a_gate_rule_can_hold(world):
+    cell = items_of(world, [""] * len(world))
+    assert set(summarize(cell, {}, Resampling(resamples=100)).by_kind) == {"direction", "how_bright"}
+
+
+def test_a_comparison_is_paired_by_item(world):
+    good = items_of(world, [f"<answer>{s.answer}</answer>" for s in world.samples])
+    bad = items_of(world, ["<answer>no</answer>"] * len(world), model="base")
+    assert difference_of_items(good, bad[::-1], ACCURACY, RESAMPLING).value == 1.0
+    assert difference_of_items(good, bad[:8], ACCURACY, RESAMPLING).n == 8
+    assert difference_of_items(good, bad[:2], ACCURACY, RESAMPLING) is None  # one video
+    assert difference_of_items(good, bad, metric_score("rouge"), RESAMPLING) is None
+
+
+def outcome(world: World, answer, model, condition):
+    others = other_videos(world.samples, 0)
+    texts = []
+    for sample, clip in zip(world.samples, world.clips, strict=True):
+        other = others.get(sample.media.uri)
+        shown = clip if condition == "ordered" or other is None else world.clips[world.samples.index(other)]
+        texts.append(answer(sample, shown))
+    return items_of(world, texts, model, condition)
+
+
+def test_conclusions_hold_models_comparisons_candidate_and_failures(world, config):
+    items = {
+        model: {name: outcome(world, answer, model, name) for name in ("ordered", "other_video")}
+        for model, answer in (("base", lambda sample, clip: "<answer>A</answer>"), ("grpo", look))
+    }
+    items["grpo"]["ordered"][0] = items["grpo"]["ordered"][0].model_copy(update={"error": "broken"})
+    results = [result_of(world, items[model], model, config) for model in items]
+    result = stage_result(results, config)
+    assert result.candidate == "grpo"
+    (failed,) = result.failed
+    assert (failed.id, failed.model, failed.condition, failed.error) == ("v000-direction", "grpo", "ordered", "broken")
+    assert result.models["grpo"].uri == "s3://b/grpo/"
+    direction = {(c.first, c.second): c for c in result.comparisons if c.kind == "direction"}
+    assert direction["grpo.ordered", "base.ordered"].low > 0
+    # The control: a model that looks falls with another video's pixels, one that guesses does not.
+    assert direction["grpo.ordered", "grpo.other_video"].low > 0
+    assert direction["base.ordered", "base.other_video"].value == 0
+    reliance = results[1].result.reliance["other_video"]
+    assert reliance == difference_of_items(
+        items["grpo"]["ordered"], items["grpo"]["other_video"], ACCURACY, config.resampling
+    )
