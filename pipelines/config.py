@@ -7,17 +7,14 @@ known key.
 
 from __future__ import annotations
 
-import copy
 import difflib
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
+from ruamel.yaml.error import YAMLError
 
 from ..components.common.config import ConfigError, Section, describe, key_path
 from ..components.common.launch.config import LaunchConfig
@@ -26,6 +23,7 @@ from ..components.common.model.families.registry import FAMILIES
 from ..components.common.storage.config import StorageConfig
 from ..components.common.tracking.config import TrackingConfig
 from ..components.common.video.config import VideoConfig
+from ..components.common.yaml_document import YamlDocument, parse_yaml, read_yaml, write_yaml
 from ..components.data_prep.config import CurationConfig, DataPrepConfig
 from ..components.deployment.config import DeploymentConfig
 from ..components.evaluation.config import EvaluationConfig
@@ -104,33 +102,6 @@ def _with_seed(section: type[Section], data: Mapping[str, Any], seed: Any) -> di
     return spread
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One source of settings: a preset, a file, or one ``--set``."""
-
-    source: str
-    """What a message calls it."""
-    values: Mapping[str, Any]
-    """The settings, nested."""
-    lines: Mapping[tuple[str, ...], int]
-    """Line of each key in the file; empty for ``--set``."""
-
-    def place(self, path: Sequence[str | int]) -> str | None:
-        """``source:line`` of ``path`` (or of its longest known parent), None when this layer does not set it."""
-        values: Any = self.values
-        known: tuple[str, ...] = ()
-        for part in path:
-            if not isinstance(values, Mapping) or part not in values:
-                break
-            known, values = (*known, str(part)), values[part]
-        if not known:
-            return None
-        if known != tuple(map(str, path)) and isinstance(values, Mapping):
-            return None
-        line = self.lines.get(known)
-        return f"{self.source}:{line}" if line else self.source
-
-
 def load(source: str | Path = "laptop", overrides: Sequence[str] = ()) -> Config:
     """Read a configuration.
 
@@ -166,39 +137,10 @@ def presets() -> dict[str, str]:
 
 def to_yaml(config: Config) -> str:
     """The full configuration, defaults included, as YAML that `load` reads back to an equal one."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return write_yaml(config.model_dump(mode="json"))
 
 
-# --- Reading YAML ------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the scalars of YAML 1.2.
-
-    PyYAML follows YAML 1.1, where ``5e-6`` is a string, ``on`` is true, ``010`` is eight and ``1:30`` is ninety.
-    """
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads: strings that it would take for another type are quoted."""
-
-
-_Loader.yaml_implicit_resolvers = {}
-_Dumper.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-    ("int", r"^[-+]?[0-9]+$", "-+0123456789"),
-    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
-    ("float", r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", "-+."),
-):
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
-# 1.1's constructor reads 010 as octal.
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
-
-
-def _file_layers(source: str | Path, below: tuple[str, ...] = ()) -> list[Layer]:
+def _file_layers(source: str | Path, below: tuple[str, ...] = ()) -> list[YamlDocument]:
     """The layers of a preset or file: those it extends first."""
     try:
         name, text = _read(source)
@@ -206,15 +148,17 @@ def _file_layers(source: str | Path, below: tuple[str, ...] = ()) -> list[Layer]
         raise ConfigError(f"{below[-1]}: extends: {error}") if below else error from error
     if name in below:
         raise ConfigError(f"{name}: extends itself ({' → '.join((*below, name))})")
-    values, lines = _parse(text, name)
+    document = read_yaml(text, name)
+    values = dict(document.values)
     parent = values.pop("extends", None)
+    layer = YamlDocument(name, values, document.lines)
     if parent is None:
-        return [Layer(name, values, lines)]
+        return [layer]
     if not isinstance(parent, str):
-        raise ConfigError(f"{name}:{lines[('extends',)]}: 'extends' names a preset or a file, got {parent!r}")
+        raise ConfigError(f"{document.place(['extends'])}: 'extends' names a preset or a file, got {parent!r}")
     if Path(parent).suffix in _SUFFIXES:
         parent = str(Path(source).parent / parent)  # an absolute path stays itself
-    return [*_file_layers(parent, (*below, name)), Layer(name, values, lines)]
+    return [*_file_layers(parent, (*below, name)), layer]
 
 
 def _read(source: str | Path) -> tuple[str, str]:
@@ -234,58 +178,24 @@ def _read(source: str | Path) -> tuple[str, str]:
     raise ConfigError(f"unknown preset '{source}'; {hint}")
 
 
-def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
-    """Values of a YAML document and the line of every key."""
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return {}, {}
-        lines = dict(_key_lines(node, name))
-        values = loader.construct_document(node)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{name}:{mark.line + 1}" if mark else name
-        problem = getattr(error, "problem", None) or str(error).replace("\n", " ")
-        raise ConfigError(f"{where}: not YAML: {problem}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{name}: expected 'key: value' lines, got {type(values).__name__}")
-    return values, lines
-
-
-def _key_lines(node: yaml.Node, name: str, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Path and line (from 1) of every key below ``node``; a key given twice is an error."""
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: dict[str, int] = {}
-    for key, value in node.value:
-        line = key.start_mark.line + 1
-        if key.value in seen:
-            dotted = ".".join((*path, key.value))
-            raise ConfigError(f"{name}:{line}: '{dotted}' is given twice (first in line {seen[key.value]})")
-        seen[key.value] = line
-        yield (*path, key.value), line
-        yield from _key_lines(value, name, (*path, key.value))
-
-
-def _override(text: str) -> Layer:
+def _override(text: str) -> YamlDocument:
     """One ``key.path=value``."""
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f"--set {text}: expected KEY=VALUE, for example grpo.learning_rate=5e-6")
     try:
-        nested: Any = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
+        nested = parse_yaml(value)
+    except YAMLError as error:
         raise ConfigError(f"--set {text}: the value is not YAML") from error
     for part in reversed(parts):
         nested = {part: nested}
-    return Layer(f"--set {text}", nested, {})
+    return YamlDocument(f"--set {text}", nested, {})
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """``over`` laid on ``base``: mappings are merged, everything else is replaced."""
-    result = copy.deepcopy(dict(base))
+    result = dict(base)
     for key, value in over.items():
         below = result.get(key)
         result[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value

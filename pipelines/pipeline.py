@@ -1,9 +1,8 @@
 """The DAG: plan → prepare (a task per shard) → merge → SFT → GRPO → evaluate → gate → register → deploy.
 
-The same graph runs on Kubeflow Pipelines and, unchanged, under ``kfp.local`` (`run.py`). Three rules keep it so:
-conditions look at one string output or a boolean parameter (a condition on a named output is silently false under
-kfp.local), branches join on URI strings, and KFP's cache is off, because every stage recognises its own finished
-work by its fingerprint.
+The same graph runs on Kubeflow Pipelines and, unchanged, under ``kfp.local`` (`run/`). Three rules keep it so:
+conditions look at one string output or a boolean parameter (see `common.compat.kfp`), branches join on URI strings, and
+KFP's cache is off, because every stage recognises its own finished work by its fingerprint.
 
 On a cluster two tasks more stand around it, which record the run in MLflow as `vthink run` does here, and every task
 gets what pods need there: an identity that is not root, the store's keys, its pool. The names of those objects are

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from ..components.common.config import STAGES
 from ..components.common.storage.manifest import Manifest
-from ..components.common.storage.names import StorageError, as_prefix
+from ..components.common.storage.names import MANIFEST, StorageError, as_prefix
 from ..components.common.storage.objects import ObjectInfo
 from ..components.common.storage.s3 import Storage
 from ..components.common.tracking.config import TrackingConfig
@@ -17,21 +17,37 @@ from ..components.common.tracking.config import TrackingConfig
 _FOLDERS = ("models", *STAGES)
 """Folders below the root with a prefix per fingerprint; ``models`` holds base models. MLflow's is MLflow's."""
 _PREFIX = re.compile(rf"(?:{'|'.join(_FOLDERS)})/[0-9a-f]{{16}}/")
+_MARKERS = (f"/{MANIFEST}", "/_COMPLETE.json")
+"""How the last object of a finished prefix is called."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class StoredPrefix:
     """The output of one stage, or a base model."""
 
     uri: str
-    size: int
-    """Bytes of all objects."""
-    modified: datetime
-    """When its newest object was written."""
-    finished: bool
-    """Whether it has a manifest (a base model: its marker)."""
-    kept_by: str
+    objects: Sequence[ObjectInfo]
+    kept_by: str = ""
     """Why it stays; empty: it may go."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all objects."""
+        return sum(entry.size for entry in self.objects)
+
+    @property
+    def modified(self) -> datetime:
+        """When its newest object was written."""
+        return max(entry.modified for entry in self.objects)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has a manifest (a base model: its marker)."""
+        return any(entry.uri.endswith(_MARKERS) for entry in self.objects)
+
+    def holds(self, name: str) -> bool:
+        """Whether there is an object of that name."""
+        return any(entry.uri == self.uri + name for entry in self.objects)
 
 
 def examine(storage: Storage, tracking: TrackingConfig, older_than: timedelta) -> list[StoredPrefix]:
@@ -41,75 +57,60 @@ def examine(storage: Storage, tracking: TrackingConfig, older_than: timedelta) -
     registered model version, served or not; and all that those were made from, back to the rows.
 
     Raises:
-        UserError: the registry cannot be asked; without it nothing may be judged.
-        StorageError: the store cannot be read.
+        UserError: the registry or the store cannot be read; without them nothing may be judged.
     """
     from ..components.deployment.registry import ModelRegistry
 
     since = datetime.now(UTC) - older_than
-    found = _prefixes(storage)
-    kept: dict[str, str] = {}
+    stored = _list_prefixes(storage)
     for version in ModelRegistry(tracking).versions():
         reason = f"version {version.version}" + "".join(f" ({alias})" for alias in version.aliases)
         for uri in (version.source, *version.tags.values()):
-            _keep(storage, found, kept, uri, reason)
-    for prefix, objects in found.items():
-        if _newest(objects) >= since:
-            _keep(storage, found, kept, prefix, "recent")
-    stored = [
-        StoredPrefix(
-            prefix, sum(entry.size for entry in objects), _newest(objects),
-            any(entry.uri.endswith(("/manifest.json", "/_COMPLETE.json")) for entry in objects), kept.get(prefix, ""),
-        )
-        for prefix, objects in found.items()
-    ]  # fmt: skip
-    return sorted(stored, key=lambda entry: entry.modified)
+            _keep(storage, stored, uri, reason)
+    for prefix in stored:
+        if prefix.modified >= since:
+            _keep(storage, stored, prefix.uri, "recent")
+    return sorted(stored, key=lambda prefix: prefix.modified)
 
 
-def _prefixes(storage: Storage) -> dict[str, list[ObjectInfo]]:
-    """The objects of each prefix that has the form of one of ours; nothing else is ever touched."""
+def delete(storage: Storage, stored: Sequence[StoredPrefix]) -> Iterator[StoredPrefix]:
+    """Delete the prefixes that may go, one after the other; yields each when it is gone.
+
+    Raises:
+        StorageError: one of them stays; nothing is deleted then.
+    """
+    for prefix in stored:
+        if prefix.kept_by:
+            raise StorageError(f"{prefix.uri} stays: {prefix.kept_by}")
+    for prefix in stored:
+        storage.delete_prefix(prefix.uri)
+        yield prefix
+
+
+def _list_prefixes(storage: Storage) -> list[StoredPrefix]:
+    """Each prefix that has the form of one of ours; nothing else is ever touched."""
     root = storage.config.root_uri
-    found: dict[str, list[ObjectInfo]] = {}
+    objects: dict[str, list[ObjectInfo]] = {}
     for folder in _FOLDERS:
         for entry in storage.list(f"{root}{folder}/"):
             if match := _PREFIX.match(entry.uri.removeprefix(root)):
-                found.setdefault(root + match[0], []).append(entry)
-    return found
+                objects.setdefault(root + match[0], []).append(entry)
+    return [StoredPrefix(uri, entries) for uri, entries in objects.items()]
 
 
-def _newest(objects: list[ObjectInfo]) -> datetime:
-    return max(entry.modified for entry in objects)
-
-
-def _keep(storage: Storage, found: dict[str, list[ObjectInfo]], kept: dict[str, str], uri: str, reason: str) -> None:
+def _keep(storage: Storage, stored: Sequence[StoredPrefix], uri: str, reason: str) -> None:
     """Mark the prefix that holds ``uri``, and those that its manifest names, and so on."""
     waiting = [uri]
     while waiting:
         within = as_prefix(waiting.pop())
-        prefix = next((prefix for prefix in found if within.startswith(prefix)), None)
-        if prefix is None or prefix in kept:
+        prefix = next((prefix for prefix in stored if within.startswith(prefix.uri)), None)
+        if prefix is None or prefix.kept_by:
             continue
-        kept[prefix] = reason
+        prefix.kept_by = reason
         # A manifest that is there but cannot be read is a reason to stop: what it leads to is not known.
-        if any(entry.uri == f"{prefix}manifest.json" for entry in found[prefix]):
-            manifest = Manifest.read(storage, f"{prefix}manifest.json")
+        if prefix.holds(MANIFEST):
+            manifest = Manifest.read(storage, prefix.uri + MANIFEST)
             waiting += [*manifest.inputs.values(), *manifest.files.values()]
-        waiting += _job_inputs(storage, prefix, found[prefix])
-
-
-def _job_inputs(storage: Storage, prefix: str, objects: list[ObjectInfo]) -> Iterator[str]:
-    """What a training that has not finished reads, as its job says."""
-    if not any(entry.uri == f"{prefix}job.json" for entry in objects):
-        return
-    job = storage.read_json(f"{prefix}job.json")
-    yield from (value for name in ("data", "policy") if isinstance(value := job.get(name), str) and value)
-
-
-def delete(storage: Storage, stored: list[StoredPrefix]) -> Iterator[StoredPrefix]:
-    """Delete the prefixes that may go, one after the other; yields each when it is gone."""
-    for entry in stored:
-        if entry.kept_by:
-            raise StorageError(f"{entry.uri} stays: {entry.kept_by}")
-    for entry in stored:
-        storage.delete_prefix(entry.uri)
-        yield entry
+        if prefix.holds("job.json"):  # of a training, which may not have finished
+            job = storage.read_json(f"{prefix.uri}job.json")
+            waiting += [uri for name in ("data", "policy") if isinstance(uri := job.get(name), str) and uri]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Overrides, Preset, load
+from .settings import Overrides, Preset, load
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,15 +16,6 @@ if TYPE_CHECKING:
     from ...components.evaluation.results import BenchmarkResult
 
 _RESULTS = "NAME=DIR, or DIR: what `vthink evaluate --benchmark … --output DIR` left"
-_COMPARE = """Example:
-
-vthink compare base=out/base-holmes ours=out/ours-holmes base=out/base-vsi ours=out/ours-vsi --report benchmarks.html
-"""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command(epilog=_COMPARE)(compare)
 
 
 def compare(

@@ -6,12 +6,9 @@ from typing import Annotated
 
 import typer
 
-from .options import Overrides, Preset, load
-
-app = typer.Typer(help="Look at configurations, and check them.", no_args_is_help=True)
+from .settings import Overrides, Preset, load
 
 
-@app.command(epilog="Example: vthink config show --preset video_r1_7b --set grpo.learning_rate=5e-6")
 def show(preset: Preset = "laptop", overrides: Overrides = None) -> None:
     """Print the whole configuration, defaults included, as YAML that can be edited and used."""
     from ..config import to_yaml
@@ -19,7 +16,6 @@ def show(preset: Preset = "laptop", overrides: Overrides = None) -> None:
     print(to_yaml(load(preset, overrides)), end="")
 
 
-@app.command(epilog="Example: vthink config validate my.yaml")
 def validate(
     files: Annotated[list[str], typer.Argument(help="YAML files or presets.")], overrides: Overrides = None
 ) -> None:
@@ -29,7 +25,6 @@ def validate(
         print(f"{name}: ok")
 
 
-@app.command(epilog="Example: vthink config presets")
 def presets() -> None:
     """List the presets that come with vthink."""
     from .. import config

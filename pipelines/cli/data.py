@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from .options import WORKSPACE, Folder, Overrides, Preset, load
+from .settings import WORKSPACE, Folder, Overrides, Preset, load
 from .train import Data
 
 RowFormat = Annotated[
@@ -21,7 +21,7 @@ RowFormat = Annotated[
 ]
 
 
-class _NamesFormats(TyperCommand):
+class NamesFormats(TyperCommand):
     """A command whose help names the formats of rows; they are loaded only then."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -35,10 +35,6 @@ class _NamesFormats(TyperCommand):
         super().format_help(ctx, formatter)
 
 
-app = typer.Typer(help="Generate, check and prepare rows and videos.", no_args_is_help=True)
-
-
-@app.command(epilog="Example: vthink data synthesize world --set data.synthesize.num_train=100")
 def synthesize(
     folder: Annotated[Path, typer.Argument(help="Folder to write: rows.jsonl, videos/, images/.")],
     preset: Preset = "laptop",
@@ -54,9 +50,6 @@ def synthesize(
         print(write_world(config.data.synthesize, folder, progress, processes))
 
 
-@app.command(
-    cls=_NamesFormats, epilog="Example: vthink data prepare Video-R1-COT-165k.json --set data.roots.*=s3://videos/"
-)
 def prepare(
     rows: Annotated[
         str | None,
@@ -84,10 +77,6 @@ def prepare(
         print(uri)
 
 
-@app.command(
-    cls=_NamesFormats,
-    epilog="Example: vthink data validate world/rows.jsonl Video-R1-260k.json --root '*=/data/video-r1'",
-)
 def validate(
     rows: Annotated[
         list[str], typer.Argument(help="Files of rows: .jsonl, .json, .parquet, .csv; paths, s3:// or hf:// URIs.")
@@ -129,7 +118,6 @@ def validate(
     raise typer.Exit(0 if all(report.ok and report.rows for report in reports) else 1)
 
 
-@app.command(epilog="Example: vthink data difficulty rated.jsonl --policy s3://vthink/sft/0123456789abcdef/")
 def difficulty(
     output: Annotated[Path, typer.Argument(help="The rows with metadata.pass_rate, .jsonl; prepare them next.")],
     data: Data = None,
@@ -181,12 +169,6 @@ def difficulty(
     print(output)
 
 
-@app.command(
-    cls=_NamesFormats,
-    epilog="Example: vthink data curate captions.json -o curated.jsonl "
-    "--set curation.teacher.url=http://127.0.0.1:8000/v1 --set curation.teacher.model=Qwen/Qwen2.5-72B-Instruct "
-    "--set curation.judge.url=http://127.0.0.1:8001/v1 --set curation.judge.model=Qwen/Qwen2.5-VL-7B-Instruct",
-)
 def curate(
     source: Annotated[
         str, typer.Argument(help="Captioned segments (.json, as ActivityNet), or rows; a path, s3:// or hf:// URI.")
@@ -231,7 +213,6 @@ def curate(
         raise typer.Exit(UNFINISHED)
 
 
-@app.command(epilog="Example: vthink data report s3://vthink/prepare/0123456789abcdef/ -o data.html")
 def report(
     prepared: Annotated[
         str | None, typer.Argument(help="A prepared set (URI, or its folder in the workspace), or rows; default: data.")

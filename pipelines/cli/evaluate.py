@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperOption
 
 from ...components.common.errors import UserError
-from .options import WORKSPACE, Folder, Overrides, Preset, load
+from .settings import WORKSPACE, Folder, Overrides, Preset, load
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,32 +19,20 @@ if TYPE_CHECKING:
     from ...components.evaluation.statistics import Estimate
     from ..config import Config
 
-_EXAMPLES = """Examples:
-
-vthink evaluate --sft s3://vthink/sft/0123456789abcdef/
-
-vthink evaluate --benchmark video-holmes --data ~/Video-Holmes --model models:/vthink@champion --output holmes
-
-vthink evaluate --benchmark vsi-bench --data s3://sets/vsi/ --model http://127.0.0.1:8080 --output vsi
-"""
 _BENCHMARK = "With --benchmark"
 
 
-class _Command(TyperCommand):
+class NamesBenchmarks(TyperCommand):
     """Names the benchmarks in its help, which are read only for that: they bring numpy with them."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help."""
         from ...components.evaluation.benchmarks.registry import BENCHMARKS
 
         for option in self.params:
             if isinstance(option, TyperOption) and option.name == "benchmark":
                 option.help = str(option.help).replace("{names}", ", ".join(BENCHMARKS))
         super().format_help(ctx, formatter)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command(epilog=_EXAMPLES, cls=_Command)(evaluate)
 
 
 def evaluate(
@@ -142,7 +130,7 @@ def _evaluate_split(
     from ...components.common.storage.manifest import Manifest
     from ...components.evaluation.evaluate import evaluate_models
     from ..run.session import find_data, find_manifest, session
-    from .run import accuracy_table
+    from .summary import accuracy_table
 
     with session(config, workspace) as opened:
         of_sft, of_grpo = (find_manifest(opened, where) if where else "" for where in (sft, grpo))

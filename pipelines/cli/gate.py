@@ -7,28 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Overrides, Preset, load
+from .settings import Overrides, Preset, load
+from .stages import REFUSED
 
 if TYPE_CHECKING:
     from ...components.evaluation.results import BenchmarkResult
     from ...components.evaluation.rules import GateRule
-
-REFUSED = 3
-"""Exit code when a rule does not hold, as of ``vthink run``."""
-
-_EXAMPLES = """Examples:
-
-vthink gate "{metric: accuracy, above: 0.4}" --candidate out/holmes
-
-vthink gate "{metric: accuracy, not_worse_than: champion, by: 0.01}" --candidate new --champion old
-
-vthink gate --rules rules.yaml --candidate new-holmes --candidate new-vsi --champion old-holmes --champion old-vsi
-"""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command(epilog=_EXAMPLES)(gate)
 
 
 def gate(

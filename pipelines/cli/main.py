@@ -1,4 +1,4 @@
-"""``vthink``: the command line.
+"""``vthink``: the command line, as one table of its commands.
 
 Only Typer is imported until a command runs, so that ``vthink --help`` answers at once.
 """
@@ -6,19 +6,149 @@ Only Typer is imported until a command runs, so that ``vthink --help`` answers a
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from ... import __version__
+from ...components.common.errors import UserError
 from ...components.common.launch.lifetime import skip_garbage_collection_at_exit
-from . import cluster, compare, config, data, evaluate, gate, look, plan, run, serve, submit, train
+from . import (
+    compare,
+    compile,
+    config,
+    data,
+    doctor,
+    evaluate,
+    gate,
+    plan,
+    prune,
+    report,
+    run,
+    runs,
+    serve,
+    submit,
+    train,
+    ui,
+)
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
+
+@dataclass(frozen=True)
+class Command:
+    """A row of the table."""
+
+    panel: str
+    """Under which word `vthink --help` lists it."""
+    name: str
+    """After `vthink`: one word; of a group's command two."""
+    function: Callable[..., None] | None
+    """Its parameters are the command's and its docstring the help; None: a group, whose commands follow."""
+    summary: str
+    """Its line in `vthink --help`; for a group's command empty, and its docstring's first sentence shown."""
+    examples: str = ""
+    """Arguments for the examples at the end of its help, one a line."""
+    cls: type[TyperCommand] = TyperCommand
+    """For a help that names what is registered, such as formats."""
+
+    @property
+    def epilog(self) -> str:
+        """The examples, ready to copy."""
+        lines = [f"vthink {self.name} {arguments}".rstrip() for arguments in self.examples.split("\n")]
+        return f"Example: {lines[0]}" if len(lines) == 1 else "\n\n".join(("Examples:", *lines))
+
+
+_TEACHER = "--set curation.teacher.url=http://127.0.0.1:8000/v1 --set curation.teacher.model=Qwen/Qwen2.5-72B-Instruct"
+_JUDGE = "--set curation.judge.url=http://127.0.0.1:8001/v1 --set curation.judge.model=Qwen/Qwen2.5-VL-7B-Instruct"
+_RUN = "video_r1_7b-20260101-090000-ab12"
+# fmt: off
+COMMANDS = (
+    Command("Data", "data", None, "generate, check, prepare, rate and show rows and videos"),
+    Command("Data", "data synthesize", data.synthesize, "", "world --set data.synthesize.num_train=100"),
+    Command("Data", "data prepare", data.prepare, "", "Video-R1-COT-165k.json --set data.roots.*=s3://videos/",
+            cls=data.NamesFormats),
+    Command("Data", "data validate", data.validate, "",
+            "world/rows.jsonl Video-R1-260k.json --root '*=/data/video-r1'",
+            cls=data.NamesFormats),
+    Command("Data", "data difficulty", data.difficulty, "", "rated.jsonl --policy s3://vthink/sft/0123456789abcdef/"),
+    Command("Data", "data curate", data.curate, "", f"captions.json -o curated.jsonl {_TEACHER} {_JUDGE}",
+            cls=data.NamesFormats),
+    Command("Data", "data report", data.report, "", "s3://vthink/prepare/0123456789abcdef/ -o data.html"),
+    Command("Train", "run", run.run, "the whole pipeline here, from rows to a served model",
+            "--preset laptop --set launch.processes=2"),
+    Command("Train", "train", None, "one training stage by itself: sft or grpo"),
+    Command("Train", "train sft", train.sft, "", "--preset laptop --data world/rows.jsonl"),
+    Command("Train", "train grpo", train.grpo, "", "--policy s3://vthink/sft/0123456789abcdef/"),
+    Command("Train", "plan", plan.plan, "what a run will need: tokens, memory, GPU-hours, cost",
+            "--preset video_r1_7b --gpu a100-80gb --gpus 8 --rows 165000 --price 2.5"),
+    Command("Train", "config", None, "show, check and list configurations"),
+    Command("Train", "config show", config.show, "", "--preset video_r1_7b --set grpo.learning_rate=5e-6"),
+    Command("Train", "config validate", config.validate, "", "my.yaml"),
+    Command("Train", "config presets", config.presets, ""),
+    Command("Evaluate", "evaluate", evaluate.evaluate, "models on the held-out split, or one on a public benchmark",
+            "--sft s3://vthink/sft/0123456789abcdef/\n"
+            "--benchmark video-holmes --data ~/Video-Holmes --model models:/vthink@champion --output holmes\n"
+            "--benchmark vsi-bench --data s3://sets/vsi/ --model http://127.0.0.1:8080 --output vsi",
+            evaluate.NamesBenchmarks),
+    Command("Evaluate", "compare", compare.compare, "finished benchmarks side by side, with paired tests",
+            "base=out/base-holmes ours=out/ours-holmes base=out/base-vsi ours=out/ours-vsi --report benchmarks.html"),
+    Command("Evaluate", "gate", gate.gate, "judge rules about finished benchmarks",
+            '"{metric: accuracy, above: 0.4}" --candidate out/holmes\n'
+            '"{metric: accuracy, not_worse_than: champion, by: 0.01}" --candidate new --champion old\n'
+            "--rules rules.yaml --candidate new-holmes --candidate new-vsi --champion old-holmes --champion old-vsi"),
+    Command("Serve", "serve", serve.serve, "serve a model here, with a page to try it", "--port 8080"),
+    Command("Serve", "ask", serve.ask, "ask a served model about a video",
+            "http://127.0.0.1:8080 clip.mp4 'Which way does it move?'"),
+    Command("Serve", "deploy", serve.deploy, "test a registered version and put it into service",
+            "candidate --preset team.yaml --hold"),
+    Command("Serve", "promote", serve.promote, "give the waiting candidate all of the traffic", "--preset team.yaml"),
+    Command("Serve", "rollback", serve.rollback, "take the candidate away, or go one version back",
+            "--preset team.yaml"),
+    Command("Cluster", "doctor", doctor.doctor, "is everything there that a run on the cluster needs?",
+            "--preset video_r1_7b --namespace vthink"),
+    Command("Cluster", "compile", compile.compile_pipeline, "write the pipeline for the Kubeflow Pipelines page",
+            "--output vthink.yaml"),
+    Command("Cluster", "submit", submit.submit, "start a run on Kubeflow Pipelines",
+            "--host https://kubeflow.example.org/pipeline --preset video_r1_7b --wait"),
+    Command("Cluster", "status", runs.status, "runs, their stages, and the model in service", _RUN),
+    Command("Cluster", "logs", runs.logs, "what a stage of a run printed", f"{_RUN} grpo"),
+    Command("Cluster", "retry", runs.retry, "continue a failed or stopped run", f"{_RUN} --wait"),
+    Command("Cluster", "cancel", runs.cancel, "stop a run, or delete a recurring one", _RUN),
+    Command("Look", "ui", ui.ui, "MLflow: runs, curves, rollouts, model versions", "--port 5000"),
+    Command("Look", "report", report.report, "the last evaluation as an HTML page", "--output report.html"),
+    Command("Look", "prune", prune.prune, "list or delete output that nothing needs any more",
+            "--older-than 30 --delete"),
+)
+# fmt: on
+
+
+class Overview(TyperGroup):
+    """`vthink` itself, whose help is one screen: a line per command, by panel."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the overview."""
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        formatter.write("\n")
+        panel = ""
+        for command in COMMANDS:
+            if " " not in command.name:
+                shown = "" if command.panel == panel else typer.style(f"{command.panel:<10}", bold=True)
+                formatter.write(f"{shown or ' ' * 10}{command.name:<10}{command.summary}\n")
+                panel = command.panel
+        options = [" ".join(parameter.opts) for parameter in self.get_params(ctx)]
+        formatter.write(f"\n{typer.style('Options', bold=True)}   {'  '.join(options)}\n")
+        self.format_epilog(ctx, formatter)
+
+
 app = typer.Typer(
     name="vthink",
+    cls=Overview,
     help="Teach a multimodal LLM to reason over video, and serve it: here, or on Kubeflow Pipelines.",
     epilog="Start with: vthink run --preset laptop",
     no_args_is_help=True,
@@ -27,38 +157,36 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+_groups = {"": app}
+for _command in COMMANDS:
+    _group, _, _name = _command.name.rpartition(" ")
+    if _command.function is None:
+        _groups[_name] = typer.Typer(help=f"{_command.summary.capitalize()}.", no_args_is_help=True)
+        app.add_typer(_groups[_name], name=_name)
+    else:
+        _groups[_group].command(_name, cls=_command.cls, epilog=_command.epilog)(_command.function)
+
+
+def _print_version(value: bool) -> None:
+    if value:
         print(__version__)
         raise typer.Exit
 
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
 ) -> None:
     pass
-
-
-run.register(app)
-submit.register(app)
-cluster.register(app)
-plan.register(app)
-app.add_typer(data.app, name="data")
-app.add_typer(train.app, name="train")
-evaluate.register(app)
-compare.register(app)
-gate.register(app)
-serve.register(app)
-look.register(app)
-app.add_typer(config.app, name="config")
 
 
 def main() -> None:
     """Run the command line.
 
-    What the package raises itself, and a file that cannot be read or written, becomes one line; everything else is a
-    bug and keeps its traceback.
+    What a user can cause, and a file that cannot be read or written, becomes one line; everything else is a bug and
+    keeps its traceback.
     """
     skip_garbage_collection_at_exit()
     try:
@@ -77,11 +205,7 @@ def main() -> None:
             raise
         print(f"vthink: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
-    except Exception as error:
-        if type(error).__module__.split(".")[0] != (__package__ or "").split(".")[0]:
-            raise
-        for line in getattr(error, "lines", ()):
-            print(f"  {line}", file=sys.stderr)
+    except UserError as error:
         print(f"vthink: {error}", file=sys.stderr)
         sys.exit(1)
 

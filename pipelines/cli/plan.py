@@ -7,14 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Overrides, Preset, load
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command(epilog="Example: vthink plan --preset video_r1_7b --gpu a100-80gb --gpus 8 --rows 165000 --price 2.5")(
-        plan
-    )
+from .settings import Overrides, Preset, load
 
 
 def plan(

@@ -7,22 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import WORKSPACE, Folder, Overrides, Preset, load
+from .settings import WORKSPACE, Folder, Overrides, Preset, load
 
 if TYPE_CHECKING:
     from ...components.common.launch.kubernetes.client import Cluster, Object
     from ...components.deployment.registry import RegisteredVersion
     from ..config import Config
     from ..run.session import Session
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to ``app``."""
-    app.command(epilog="Example: vthink serve --port 8080")(serve)
-    app.command(epilog="Example: vthink deploy candidate --preset team.yaml --hold")(deploy)
-    app.command(epilog="Example: vthink promote --preset team.yaml")(promote)
-    app.command(epilog="Example: vthink rollback --preset team.yaml")(rollback)
-    app.command(epilog="Example: vthink ask http://127.0.0.1:8080 clip.mp4 'Which way does it move?'")(ask)
 
 
 def serve(

@@ -1,48 +1,21 @@
-"""``vthink compile`` and ``vthink submit``: the same pipeline for Kubeflow Pipelines."""
+"""``vthink submit``: the same pipeline on Kubeflow Pipelines."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Host, Namespace, Overrides, Preset, Token, load
+from .compile import EvaluationGpus
+from .kubeflow import Host, Namespace, Token
+from .runs import follow
+from .settings import Overrides, Preset, load
+from .stages import stage_named
 
 if TYPE_CHECKING:
     from ..config import Config
-    from ..kfp_client.client import Pipelines
     from ..kfp_client.runs import SubmittedRun
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to ``app``."""
-    app.command(name="compile", epilog="Example: vthink compile --output vthink.yaml")(compile_pipeline)
-    app.command(
-        epilog="Example: vthink submit --host https://kubeflow.example.org/pipeline --preset video_r1_7b --wait"
-    )(submit)
-
-
-EvaluationGpus = Annotated[int, typer.Option("--evaluation-gpus", min=0, help="GPUs of the evaluation task.")]
-
-
-def compile_pipeline(
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("vthink.yaml"),
-    preset: Annotated[
-        str | None,
-        typer.Option("--preset", "--config", "-c", metavar="NAME|FILE", help="Settings to write in as defaults."),
-    ] = None,
-    overrides: Overrides = None,
-    evaluation_gpus: EvaluationGpus = 1,
-) -> None:
-    """Write the pipeline as KFP's IR YAML, which the Kubeflow Pipelines page takes as an upload.
-
-    With --preset the page's form for a new run is filled in; without, it asks for each stage's settings as JSON.
-    """
-    from ..pipeline import compile_to
-
-    config = load(preset, overrides) if preset else None
-    print(compile_to(output, config, evaluation_gpus))
 
 
 def submit(
@@ -79,31 +52,29 @@ def submit(
 
     Exit codes with --wait: 0 in service, 3 refused by the gate, 1 failed or stopped.
     """
-    import time
-
-    from ...components.common.config import ConfigError
-    from ..kfp_client.client import Pipelines
-    from ..kfp_client.runs import rows_fingerprint
-    from .run import stage_named
+    from ...components.common.errors import UserError
+    from ..kfp_client.connection import KfpConnection
+    from ..kfp_client.runs import last_rows
+    from ..kfp_client.submit import rows_fingerprint, submit_run
 
     if cron and (wait or when_data_changes):
-        raise ConfigError("--cron starts runs later: it goes neither with --wait nor with --when-data-changes")
+        raise UserError("--cron starts runs later: it goes neither with --wait nor with --when-data-changes")
     if every and not when_data_changes:
-        raise ConfigError("--every needs --when-data-changes")
+        raise UserError("--every needs --when-data-changes")
     config, restart = load(preset, overrides), stage_named(from_stage)
-    pipelines = Pipelines(host, namespace, token)
+    kfp = KfpConnection(host, namespace, token)
 
     def start(rows: str | None = None) -> SubmittedRun:
-        run = pipelines.start(config, restart, experiment, service_account, cron, rows, evaluation_gpus)
+        run = submit_run(kfp, config, restart, experiment, service_account, cron, rows, evaluation_gpus)
         print(run.url, flush=True)
         return run
 
     if not when_data_changes:
-        run = start(None if cron else _rows(config))
+        run = start(None if cron else _readable_rows(config))
     else:
         while True:
             rows = rows_fingerprint(config)
-            if rows != pipelines.rows(config.name):
+            if rows != last_rows(kfp, config.name):
                 run = start(rows)
                 if not every:
                     break
@@ -112,33 +83,15 @@ def submit(
                 return
             time.sleep(every)
     if wait:
-        follow(pipelines, run.run_id)
+        follow(kfp, run.run_id)
 
 
-def _rows(config: Config) -> str | None:
+def _readable_rows(config: Config) -> str | None:
     """The rows' fingerprint where this machine can read them; it only serves a later --when-data-changes."""
     from ...components.common.storage.names import StorageError
-    from ..kfp_client.runs import rows_fingerprint
+    from ..kfp_client.submit import rows_fingerprint
 
     try:
         return rows_fingerprint(config)
     except StorageError:
         return None
-
-
-def follow(pipelines: Pipelines, run_id: str) -> None:
-    """Show a run's stages until it is over; leaves with the exit code that says how."""
-    import sys
-
-    from rich.console import Console
-
-    from ..kfp_client.runs import ending
-    from .run import REFUSED, Progress
-
-    console = Console(highlight=False)
-    with Progress(console) as progress:
-        run = pipelines.wait(run_id, progress.update, lambda reason: print(f"{reason}; waiting", file=sys.stderr))
-    how = ending(run)
-    console.print(f"run {how}: {run.display_name}")
-    if how != "succeeded":
-        raise typer.Exit(REFUSED if how == "refused" else 1)

@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import WORKSPACE, Folder, Overrides, Preset, load
-
-app = typer.Typer(help="Run one training stage by itself.", no_args_is_help=True)
+from .settings import WORKSPACE, Folder, Overrides, Preset, load
 
 Data = Annotated[
     str | None,
@@ -20,7 +18,6 @@ Data = Annotated[
 ]
 
 
-@app.command(epilog="Example: vthink train sft --preset laptop --data world/rows.jsonl")
 def sft(
     data: Data = None, preset: Preset = "laptop", overrides: Overrides = None, workspace: Folder = WORKSPACE
 ) -> None:
@@ -36,7 +33,6 @@ def sft(
         print(train_stage("sft", SFTConfig, "vthink.components.sft", *sections, prepared))
 
 
-@app.command(epilog="Example: vthink train grpo --policy s3://vthink/sft/0123456789abcdef/")
 def grpo(
     data: Data = None,
     policy: Annotated[

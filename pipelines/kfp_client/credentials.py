@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .errors import SubmitError
+from .errors import KfpError
 
 TOKEN_FILE = "/var/run/secrets/kubeflow/pipelines/token"
 """Where Kubernetes puts a pod's own token for Kubeflow Pipelines, when the pod asks for one."""
@@ -31,16 +31,16 @@ class ClientCredentials:
         import httpx
 
         try:
-            found = httpx.get(f"{self._issuer}/.well-known/openid-configuration", timeout=10).raise_for_status().json()
+            known = httpx.get(f"{self._issuer}/.well-known/openid-configuration", timeout=10).raise_for_status().json()
             form = {"grant_type": "client_credentials", "scope": self._scope}
-            answer = httpx.post(found["token_endpoint"], data=form, auth=self._client, timeout=10).raise_for_status()
-            told = answer.json()
-            return str(told.get("id_token") or told["access_token"]), float(told.get("expires_in", 300))
+            answer = httpx.post(known["token_endpoint"], data=form, auth=self._client, timeout=10).raise_for_status()
+            grant = answer.json()
+            return str(grant.get("id_token") or grant["access_token"]), float(grant.get("expires_in", 300))
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
-            raise SubmitError(f"the OIDC issuer {self._issuer} answered {status}: check its client", status) from error
+            raise KfpError(f"the OIDC issuer {self._issuer} answered {status}: check its client", status) from error
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            raise SubmitError(f"no token from the OIDC issuer {self._issuer} ({type(error).__name__})") from error
+            raise KfpError(f"no token from the OIDC issuer {self._issuer} ({type(error).__name__})") from error
 
 
 def credentials(token: str | None) -> dict[str, Any]:
@@ -53,15 +53,15 @@ def credentials(token: str | None) -> dict[str, Any]:
         return {"existing_token": token}
     path = os.environ.get("KF_PIPELINES_SA_TOKEN_PATH")
     if path and not Path(path).is_file():
-        raise SubmitError(f"KF_PIPELINES_SA_TOKEN_PATH={path}: no such file")
+        raise KfpError(f"KF_PIPELINES_SA_TOKEN_PATH={path}: no such file")
     if path or Path(TOKEN_FILE).is_file():
         from kfp.client import ServiceAccountTokenVolumeCredentials
 
         return {"credentials": ServiceAccountTokenVolumeCredentials(path)}
-    given = {name: os.environ.get(f"VTHINK_OIDC_{name.upper()}") for name in ("issuer", "client_id", "client_secret")}
-    if any(given.values()):
-        if lacking := [f"VTHINK_OIDC_{name.upper()}" for name, value in given.items() if not value]:
-            raise SubmitError(f"OIDC needs {' and '.join(lacking)} as well")
+    client = {name: os.environ.get(f"VTHINK_OIDC_{name.upper()}") for name in ("issuer", "client_id", "client_secret")}
+    if any(client.values()):
+        if lacking := [f"VTHINK_OIDC_{name.upper()}" for name, value in client.items() if not value]:
+            raise KfpError(f"OIDC needs {' and '.join(lacking)} as well")
         scope = os.environ.get("VTHINK_OIDC_SCOPE", "openid")
-        return {"credentials": ClientCredentials(**{k: v for k, v in given.items() if v}, scope=scope)}
+        return {"credentials": ClientCredentials(**{k: v for k, v in client.items() if v}, scope=scope)}
     return {}

@@ -1,8 +1,8 @@
-"""What a run will need, from its configuration alone: tokens, FLOPs, memory, storage, hours and cost. No torch.
+"""What a training stage will need, from its configuration alone: FLOPs, memory, storage and hours. No torch.
 
-Exact are the visual tokens (the arithmetic of `common.video` and `common.chat`) and the numbers of parameters; the
-bytes of tensors follow from the layers of transformers' Qwen2.5-VL and Qwen3-VL, and a test counts them on real
-models. Hours are an estimate: they rest on the figures under *Assumptions* below, each with its source.
+Exact are the visual tokens (`tokens.py`) and the numbers of parameters (`shapes.py`); the bytes of tensors
+(`memory.py`) follow from the layers of transformers' Qwen2.5-VL and Qwen3-VL, and a test counts them on real models.
+Hours are an estimate, which rests on the figures below, each with its source.
 """
 
 from __future__ import annotations
@@ -21,24 +21,14 @@ from .tokens import Tokens
 
 UTILISATION = 0.2
 """Share of an accelerator's peak that training reaches. EasyR1's published baselines: 16 to 23 %, Qwen2.5-VL-7B."""
-
-
 SECONDS_PER_LAYER = 0.9e-3
 """Least time of one layer for one decoded token under transformers' `generate`: launching kernels, not arithmetic."""
-
-
 MEAN_LENGTH, LONGEST_LENGTH = 0.5, 0.8
 """Completion of a rollout as a share of ``max_new_tokens``: the mean, and the longest of a group."""
-
-
 PROMPT_TEXT_TOKENS, RESPONSE_TOKENS = 200, 400
 """Question with its template, and an SFT target."""
-
-
 JPEG_BYTES_PER_PIXEL = 0.5
 """A prepared frame, quality 95 without chroma subsampling."""
-
-
 LOGIT_CHUNK_TOKENS = 1024
 """TRL computes the loss from the hidden states in pieces, so the logits of a whole sequence never exist."""
 
@@ -98,81 +88,117 @@ def plan_stage(
     bf16 = config.model.dtype != "float32"
     element = 2 if bf16 else 4
     total = shape.parameters
-    trained = total - (shape.vision_parameters if section.freeze_vision and section.freeze_projector else 0)
-    if section.lora is not None:
-        width = shape.hidden * 2 + (shape.heads + 2 * shape.kv_heads) * shape.head_dim + 3 * shape.intermediate
-        trained = section.lora.rank * shape.layers * (width + 5 * shape.hidden)
-    prompt = PROMPT_TEXT_TOKENS + sample.visual
+    trained = _trained_parameters(section, shape)
     passes = 4 if section.gradient_checkpointing else 3  # forward, backward (twice a forward), and forward again
-    peak = accelerator.tflops * 1e12 * UTILISATION
-    room = True
     if stage == "sft":
-        length, batch = prompt + RESPONSE_TOKENS, config.sft.batch_size
-        flops, decoding_s = passes * batch * forward_flops(shape, length, sample.patches, length / 2), 0.0
-        rollouts, reference = 0, 0
-        held_tokens, clips = batch * length, batch
+        work = _sft_work(config, shape, sample, passes)
     else:
-        grpo = config.grpo
-        group, response = grpo.num_generations, round(grpo.max_new_tokens * MEAN_LENGTH)
-        temporal = grpo.reward_config.temporal
-        shuffled = max(1, int(group * temporal.shuffled_fraction)) if temporal is not None else 0
-        # With a shared prefix log-probabilities are computed over the prompt once and all of its completions.
-        copies = 1 if grpo.shared_prefix != "off" else group
-        update = forward_flops(shape, copies * prompt + group * response, copies * sample.patches, prompt)
-        prefill = forward_flops(shape, prompt, sample.patches, prompt / 2)
-        decode = forward_flops(shape, response, 0, prompt + response / 2)
-        kl = 1 if grpo.kl_coefficient else 0
-        flops = (2 if shuffled else 1) * prefill + (group + shuffled) * decode
-        flops = grpo.prompts_per_step * (flops + (passes * grpo.num_iterations + kl) * update)
-        # A decoded token reads all weights once for the whole batch, and launches every layer's kernels; vLLM launches
-        # them all at once, as a CUDA graph, so that its time here is a lower bound (UNVERIFIED: not run).
-        launches_s = shape.layers * SECONDS_PER_LAYER if grpo.vllm is None else 0.0
-        token_s = max(launches_s, element * total / (accelerator.bandwidth_gb_s * 1e9))
-        decoding_s = (2 if shuffled else 1) * grpo.max_new_tokens * LONGEST_LENGTH * token_s
-        length, batch = prompt + grpo.max_new_tokens, group * grpo.prompts_per_step
-        rollouts = kv_cache_bytes(shape, batch, length, element) + (element * total if zero == "zero3" else 0)
-        awake = 0
-        if grpo.vllm is not None:
-            rollouts = round(grpo.vllm.gpu_memory_utilization * accelerator.memory_gib * GIB)
-            if grpo.vllm.mode == "server":
-                rollouts = 0
-            elif rollouts < element * total + kv_cache_bytes(shape, 1, length, element):
-                room = False  # for its copy of the weights and one completion
-            elif not grpo.vllm.sleep:
-                rollouts, awake = 0, rollouts
-        frozen = section.lora is not None  # then the policy without its adapters is the reference
-        spread = ranks if zero == "zero3" else 1
-        reference = math.ceil((element if zero != "none" else 4) * total / spread) if kl and not frozen else 0
-        reference += awake
-        one = copies * prompt + group * grpo.max_new_tokens
-        budget = grpo.max_tokens_per_pass or one * grpo.prompts_per_step
-        groups = min(grpo.prompts_per_step, max(1, budget // one))
-        held_tokens, clips = groups * one, groups * copies
+        work = _grpo_work(config, shape, sample, passes, accelerator, zero, ranks)
     kept, recomputed = activation_bytes(
-        shape, held_tokens, clips * sample.patches, element, section.gradient_checkpointing
+        shape, work.held_tokens, work.held_clips * sample.patches, element, section.gradient_checkpointing
     )
-    pixels = clips * sample.patches * 3 * shape.temporal_patch * shape.patch**2 * 4
-    logits = min(LOGIT_CHUNK_TOKENS, held_tokens) * shape.vocabulary * (element + 4 + 4)
-    logits += held_tokens * shape.hidden * element  # what they are computed from
-    memory = Memory(
-        state_bytes(total, zero, ranks, trained, bf16), reference, kept + recomputed + pixels, logits, rollouts
-    )
+    pixels = work.held_clips * sample.patches * 3 * shape.temporal_patch * shape.patch**2 * 4
+    logits = min(LOGIT_CHUNK_TOKENS, work.held_tokens) * shape.vocabulary * (element + 4 + 4)
+    logits += work.held_tokens * shape.hidden * element  # what they are computed from
+    states = state_bytes(total, zero, ranks, trained, bf16)
+    memory = Memory(states, work.reference_bytes, kept + recomputed + pixels, logits, work.rollout_bytes)
     # Weights gathered before forward and backward (ZeRO-3), gradients reduced once a step.
     link = accelerator.link_gb_s if ranks <= GPUS_PER_NODE else min(NETWORK_GB_S, accelerator.link_gb_s)
     moved = 0.0 if ranks == 1 else 4.0 * trained / section.gradient_accumulation
     if zero == "zero3" and ranks > 1:
         moved += 2 * element * total * (passes - 2 + (1 if stage == "grpo" else 0))
-    micro_s = flops / peak + decoding_s + moved / (link * 1e9)
-    if section.max_steps > 0:
-        steps = section.max_steps
-    else:
-        per_step = config.sft.batch_size if stage == "sft" else config.grpo.prompts_per_step
-        steps = math.ceil(rows * section.num_epochs / (per_step * ranks * section.gradient_accumulation))
+    micro_s = work.flops / (accelerator.tflops * 1e12 * UTILISATION) + work.decoding_s + moved / (link * 1e9)
     accumulated = section.gradient_accumulation
+    steps = section.max_steps
+    if steps <= 0:
+        per_step = config.sft.batch_size if stage == "sft" else config.grpo.prompts_per_step
+        steps = math.ceil(rows * section.num_epochs / (per_step * ranks * accumulated))
     return StagePlan(
-        stage, zero, ranks, length, steps, flops * ranks * accumulated, micro_s * accumulated, memory,
-        room and memory.total <= accelerator.memory_gib * GIB,
+        stage, zero, ranks, work.length, steps, work.flops * ranks * accumulated, micro_s * accumulated, memory,
+        work.vllm_fits and memory.total <= accelerator.memory_gib * GIB,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What one rank does and holds for one batch, whatever the layout of the optimiser."""
+
+    length: int
+    """Tokens of one sequence."""
+    flops: float
+    held_tokens: int
+    """Positions of the passes that go backward at the same time."""
+    held_clips: int
+    """Videos of those."""
+    decoding_s: float = 0.0
+    """Time of rollouts that no arithmetic explains."""
+    rollout_bytes: int = 0
+    reference_bytes: int = 0
+    vllm_fits: bool = True
+    """Whether vLLM's share has room for its copy of the weights and one completion."""
+
+
+def _trained_parameters(section: TrainingConfig, shape: Shape) -> int:
+    if section.lora is not None:
+        width = shape.hidden * 2 + (shape.heads + 2 * shape.kv_heads) * shape.head_dim + 3 * shape.intermediate
+        return section.lora.rank * shape.layers * (width + 5 * shape.hidden)
+    frozen = section.freeze_vision and section.freeze_projector
+    return shape.parameters - (shape.vision_parameters if frozen else 0)
+
+
+def _sft_work(config: Config, shape: Shape, sample: Tokens, passes: int) -> _Work:
+    length, batch = PROMPT_TEXT_TOKENS + sample.visual + RESPONSE_TOKENS, config.sft.batch_size
+    flops = passes * batch * forward_flops(shape, length, sample.patches, length / 2)
+    return _Work(length=length, flops=flops, held_tokens=batch * length, held_clips=batch)
+
+
+def _grpo_work(
+    config: Config, shape: Shape, sample: Tokens, passes: int, accelerator: Accelerator, zero: Zero, ranks: int
+) -> _Work:
+    grpo, total, element = config.grpo, shape.parameters, 2 if config.model.dtype != "float32" else 4
+    prompt, group, response = (
+        PROMPT_TEXT_TOKENS + sample.visual, grpo.num_generations, round(grpo.max_new_tokens * MEAN_LENGTH)
+    )  # fmt: skip
+    temporal = grpo.reward_config.temporal
+    shuffled = max(1, int(group * temporal.shuffled_fraction)) if temporal is not None else 0
+    kl = 1 if grpo.kl_coefficient else 0
+    # With a shared prefix log-probabilities are computed over the prompt once and all of its completions.
+    copies = 1 if grpo.shared_prefix != "off" else group
+    update = forward_flops(shape, copies * prompt + group * response, copies * sample.patches, prompt)
+    prefill = forward_flops(shape, prompt, sample.patches, prompt / 2)
+    decode = forward_flops(shape, response, 0, prompt + response / 2)
+    flops = (2 if shuffled else 1) * prefill + (group + shuffled) * decode
+    flops = grpo.prompts_per_step * (flops + (passes * grpo.num_iterations + kl) * update)
+    # A decoded token reads all weights once for the whole batch, and launches every layer's kernels; vLLM launches
+    # them all at once, as a CUDA graph, so that its time here is a lower bound (UNVERIFIED: not run).
+    launches_s = shape.layers * SECONDS_PER_LAYER if grpo.vllm is None else 0.0
+    token_s = max(launches_s, element * total / (accelerator.bandwidth_gb_s * 1e9))
+    length = prompt + grpo.max_new_tokens
+    # Without adapters the reference is a model of its own.
+    copy = math.ceil((element if zero != "none" else 4) * total / (ranks if zero == "zero3" else 1))
+    reference = copy if kl and grpo.lora is None else 0
+    rollouts = kv_cache_bytes(shape, group * grpo.prompts_per_step, length, element)
+    rollouts += element * total if zero == "zero3" else 0
+    vllm_fits = True
+    if grpo.vllm is not None:
+        share = round(grpo.vllm.gpu_memory_utilization * accelerator.memory_gib * GIB)
+        rollouts = share if grpo.vllm.mode == "colocate" else 0
+        vllm_fits = not rollouts or share >= element * total + kv_cache_bytes(shape, 1, length, element)
+        if vllm_fits and not grpo.vllm.sleep:  # then its share is taken while training, too
+            rollouts, reference = 0, reference + rollouts
+    group_tokens = copies * prompt + group * grpo.max_new_tokens
+    budget = grpo.max_tokens_per_pass or group_tokens * grpo.prompts_per_step
+    groups = min(grpo.prompts_per_step, max(1, budget // group_tokens))
+    return _Work(
+        length=length,
+        flops=flops,
+        held_tokens=groups * group_tokens,
+        held_clips=groups * copies,
+        decoding_s=(2 if shuffled else 1) * grpo.max_new_tokens * LONGEST_LENGTH * token_s,
+        rollout_bytes=rollouts,
+        reference_bytes=reference,
+        vllm_fits=vllm_fits,
+    )
 
 
 def fastest(plans: list[StagePlan]) -> StagePlan | None:

@@ -1,30 +1,22 @@
-"""A workspace with its object store up."""
+"""A workspace with its object store up, and what is prepared or trained in it."""
 
 from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...components.common.context import RunContext
+from ...components.common.errors import UserError
 from ...components.common.launch.s3_server import S3Endpoint
 from ...components.common.launch.workspace import Workspace
 from ...components.common.storage.manifest import Manifest
 from ...components.common.storage.names import MANIFEST, as_prefix, join
 from ...components.common.storage.s3 import Storage
 from ..config import Config
-
-
-class RunError(RuntimeError):
-    """A run that could not finish: the stage, why, and where its log is, in one line."""
-
-    def __init__(self, message: str, lines: Sequence[str] = ()):
-        super().__init__(message)
-        self.lines = tuple(lines)
-        """The last lines that the stage printed."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +46,8 @@ def session(config: Config, folder: Path, exclusive: bool = True) -> Iterator[Se
     workspace = Workspace(folder)
     before = dict(os.environ)
     with workspace.lock() if exclusive else nullcontext():
-        given = config.storage.endpoint_url
-        endpoint = S3Endpoint(given) if given else workspace.start_s3()
+        url = config.storage.endpoint_url
+        endpoint = S3Endpoint(url) if url else workspace.start_s3()
         try:
             endpoint.export()
             tracking_uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or workspace.mlflow_uri
@@ -95,34 +87,34 @@ def prepare_data(opened: Session, source: str | None = None) -> str:
     return prepare.prepare_data(opened.context.to_json(), section.to_json(), opened.config.video.to_json())
 
 
-def find_data(opened: Session, given: str | None) -> str:
+def find_data(opened: Session, name: str | None) -> str:
     """The manifest of the prepared set that a person means: a set, rows to prepare, or the configuration's rows."""
     from ...components.data_prep.formats.objects import SUFFIXES
 
-    if given is None or (given.endswith(SUFFIXES) and posixpath.basename(given) != MANIFEST):
-        return prepare_data(opened, given)
-    return find_manifest(opened, given)
+    if name is None or (name.endswith(SUFFIXES) and posixpath.basename(name) != MANIFEST):
+        return prepare_data(opened, name)
+    return find_manifest(opened, name)
 
 
-def find_manifest(opened: Session, given: str) -> str:
+def find_manifest(opened: Session, name: str) -> str:
     """The manifest that a person means by its URI, its prefix, or the folder in the workspace's store.
 
     Raises:
-        RunError: a path outside of the store.
+        UserError: a path outside of the store.
         StorageError: there is no such manifest.
     """
-    uri = given
-    if "://" not in given:
-        store, path = opened.workspace.s3_dir.resolve(), Path(given).resolve()
+    uri = name
+    if "://" not in name:
+        store, path = opened.workspace.s3_dir.resolve(), Path(name).resolve()
         if not path.is_relative_to(store):
-            raise RunError(f"{given}: neither an s3:// URI nor a folder below {_shown(store)}")
+            raise UserError(f"{name}: neither an s3:// URI nor a folder below {shown_path(store)}")
         uri = f"s3://{path.relative_to(store).as_posix()}"
     if not uri.endswith(".json"):
         uri = join(as_prefix(uri), MANIFEST)
     return Manifest.read(opened.storage, uri).manifest_uri
 
 
-def _shown(path: Path) -> Path:
+def shown_path(path: Path) -> Path:
     """The path as a person in this folder would type it."""
     with suppress(ValueError):
         return path.resolve().relative_to(Path.cwd())

@@ -1,90 +1,165 @@
-"""What a run came to."""
+"""``summary.json``: what a run came to, for people and programs."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from ...components.common.config import Stage
-from ...components.common.storage.manifest import Manifest
-from .session import RunError, Session
-from .state import SUMMARY
-from .watch import StageProgress
+from ...components.common.errors import UserError
+from .execute import Outcome
+from .progress import Status
+from .session import Session
+from .state import write_atomically
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A finished run."""
+class GateSummary(BaseModel):
+    """The gate's verdict."""
+
+    verdict: str
+    """``pass``, or ``fail``."""
+    lines: list[str]
+    """A line per rule, with its numbers."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the model may be deployed."""
+        return self.verdict == "pass"
+
+
+class ModelSummary(BaseModel):
+    """The registered model version."""
+
+    name: str
+    version: int
+    alias: str
+    """``champion`` once it is in service, ``candidate`` before."""
+    source: str
+    """Prefix of its files."""
+
+
+class Segment(BaseModel):
+    """A span of the video that the answer rests on."""
+
+    model_config = ConfigDict(extra="allow")
+
+    start_s: float
+    end_s: float
+    caption: str | None
+
+
+class QuestionSummary(BaseModel):
+    """A held-out question that the served model was asked, with its answer."""
+
+    model_config = ConfigDict(extra="allow")
+
+    question: str
+    options: list[str]
+    media_uri: str
+    truth: str | None
+    answer: str | None
+    segments: list[Segment]
+
+
+class StageSummary(BaseModel):
+    """How a stage ended."""
+
+    status: Status
+    seconds: float
+    """Wall time in this run."""
+    work_seconds: float | None
+    """What its output took to make, in whichever run that was; None: it left none."""
+
+
+class MLflowSummary(BaseModel):
+    """Where the run is recorded."""
+
+    uri: str | None
+    experiment: str
+    parent_run_id: str
+    run_ids: dict[Stage, str | None]
+
+
+class RunSummary(BaseModel):
+    """What a run came to."""
 
     run_id: str
-    parent_run_id: str | None
-    """MLflow run of the pipeline."""
-    stages: dict[Stage, StageProgress]
-    manifests: dict[Stage, Manifest]
-    """What the stages left, as far as they ran."""
+    config: str
+    """Name of the configuration."""
+    created: datetime
+    models: dict[str, Any]
+    """``models.<model>.<condition>``: every metric as ``{value, low, high, n}``, over all items, ``by_type`` and
+    ``by_kind``, as in the evaluation's ``result.json``."""
+    candidate: str
+    comparisons: Any
+    """As in ``result.json``."""
+    gate: GateSummary
+    model: ModelSummary | None
+    """None: the gate refused it."""
+    question: QuestionSummary | None
+    report: str
+    """URI of the evaluation's HTML report."""
+    prefixes: dict[Stage, str]
+    """Where each stage's output is."""
+    mlflow: MLflowSummary
+    stages: dict[Stage, StageSummary]
 
 
-def write_summary(opened: Session, outcome: Outcome) -> dict[str, Any]:
-    """``summary.json``: what a run came to, for people and programs. Returned as well.
-
-    Keys: ``run_id config created status models candidate comparisons gate model question report prefixes mlflow
-    stages``. ``models.<model>.<frames>`` holds every metric as ``{value, low, high, n}`` (a 95 % interval by
-    default), over all items and ``by_type`` and ``by_kind``.
-    """
-    manifests, storage = outcome.manifests, opened.storage
-    result = storage.read_json(manifests["evaluate"].files["result"])
-    verdict = manifests["gate"].details
-    deployed, registered = manifests.get("deploy"), manifests.get("register")
-    model = None
-    if registered:
-        model = dict(registered.details)
-        if deployed:
-            model |= {key: deployed.details[key] for key in ("alias",) if key in deployed.details}
-    summary: dict[str, Any] = {
-        "run_id": outcome.run_id,
-        "config": opened.config.name,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "models": result["models"],
-        "candidate": result["candidate"],
-        "comparisons": result["comparisons"],
-        "gate": {"verdict": verdict["verdict"], "lines": verdict["lines"]},
-        "model": model,
-        "question": deployed.details.get("question") if deployed else None,
-        "report": manifests["evaluate"].files["report"],
-        "prefixes": {stage: manifest.uri for stage, manifest in manifests.items()},
-        "mlflow": {
-            "uri": opened.context.tracking.uri,
-            "experiment": opened.context.tracking.experiment,
-            "parent_run_id": outcome.parent_run_id,
-            "run_ids": {stage: manifest.mlflow_run_id for stage, manifest in manifests.items()},
-        },
-        "stages": {
-            stage: {
-                "status": progress.status,
-                "seconds": round(progress.seconds, 1),
-                "work_seconds": round(manifests[stage].seconds, 1) if stage in manifests else None,
-            }
+def write_summary(opened: Session, outcome: Outcome) -> RunSummary:
+    """Write the workspace's ``summary.json`` from what the stages left."""
+    manifests = outcome.manifests
+    result = opened.storage.read_json(manifests["evaluate"].files["result"])
+    deployed = manifests.get("deploy")
+    registered = deployed or manifests.get("register")
+    summary = RunSummary(
+        run_id=outcome.run_id,
+        config=opened.config.name,
+        created=datetime.now(UTC).replace(microsecond=0),
+        models=result["models"],
+        candidate=result["candidate"],
+        comparisons=result["comparisons"],
+        gate=GateSummary.model_validate(manifests["gate"].details),
+        model=ModelSummary.model_validate(registered.details) if registered else None,
+        question=deployed.details.get("question") if deployed else None,
+        report=manifests["evaluate"].files["report"],
+        prefixes={stage: manifest.uri for stage, manifest in manifests.items()},
+        mlflow=MLflowSummary(
+            uri=opened.context.tracking.uri,
+            experiment=opened.context.tracking.experiment,
+            parent_run_id=outcome.parent_run_id,
+            run_ids={stage: manifest.mlflow_run_id for stage, manifest in manifests.items()},
+        ),
+        stages={
+            stage: StageSummary(
+                status=progress.status,
+                seconds=round(progress.seconds, 1),
+                work_seconds=round(manifests[stage].seconds, 1) if stage in manifests else None,
+            )
             for stage, progress in outcome.stages.items()
         },
-    }
-    path = opened.workspace.root / SUMMARY
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(summary, indent=1, ensure_ascii=False), "utf-8")
-    part.replace(path)
+    )
+    write_atomically(_file(opened.workspace.root), summary.model_dump_json(indent=1))
     return summary
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
+def read_summary(workspace: Path) -> RunSummary:
     """The summary of the workspace's last finished run.
 
     Raises:
-        RunError: no run has finished there.
+        UserError: no run has finished there, or none of this version.
     """
-    path = folder / SUMMARY
+    path = _file(workspace)
     if not path.exists():
-        raise RunError(f"{path}: no run has finished in this workspace; start one with `vthink run`")
-    summary: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return summary
+        raise UserError(f"{path}: no run has finished in this workspace; start one with `vthink run`")
+    try:
+        return RunSummary.model_validate_json(path.read_text("utf-8"))
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"])) or "its text"
+        raise UserError(f"{path}: not the summary of this version ({key}); repeat `vthink run`") from error
+
+
+def _file(workspace: Path) -> Path:
+    return workspace / "summary.json"

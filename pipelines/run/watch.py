@@ -1,50 +1,100 @@
-"""What kfp.local prints, as progress of the stages."""
+"""Follows what ``kfp.local`` prints: a log per stage, and the stages' progress."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import time
+from collections import deque
+from pathlib import Path
 
+from ...components.common.compat import kfp
 from ...components.common.config import STAGES, Stage
-from .state import Status
+from .progress import LAST_TASK, STAGE_OF_TASK, StageProgress
 
-STAGE_OF_TASK: dict[str, Stage] = {
-    "plan-data": "prepare",
-    "prepare-shard": "prepare",
-    "merge-data": "prepare",
-    "sft": "sft",
-    "grpo": "grpo",
-    "evaluate": "evaluate",
-    "gate": "gate",
-    "refuse": "gate",
-    "register": "register",
-    "deploy": "deploy",
-}
-"""The stage of every task of the DAG (`skip` and `keep` belong to none)."""
+_EXCEPTION = re.compile(r"^\s*(?:[a-z_][\w.]*\.)?([A-Z]\w*): (.+)$")
+_LAST_LINES = 12
 
 
-PARENT = "parent.json"
-"""File by which the second process tells the first the MLflow run of the pipeline."""
+class LocalRunWatcher:
+    """Reads the file to which ``kfp.local`` prints."""
 
+    def __init__(self, printed: Path, tasks: Path, logs: Path, skipped: list[Stage]) -> None:
+        """Begin at the file's start.
 
-LAST_TASK: dict[Stage, str] = {"prepare": "merge-data", **{stage: stage for stage in STAGES if stage != "prepare"}}
-"""The task whose output is the stage's."""
+        Args:
+            printed: what ``kfp.local`` prints to.
+            tasks: its ``pipeline_root``, with the tasks' outputs.
+            logs: folder for a log per stage.
+            skipped: stages that the configuration leaves out.
+        """
+        self._printed = printed.open(encoding="utf-8", errors="replace")
+        self._tasks = tasks
+        self._logs = logs
+        self._unfinished = ""
+        self._current: Stage | None = None
+        self._in_traceback = False
+        self.last_exception = ""
+        self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self.stages = {stage: StageProgress(stage, "skipped" if stage in skipped else "waiting") for stage in STAGES}
 
+    def poll(self) -> bool:
+        """Read what was printed since; True when there was something."""
+        text = self._unfinished + self._printed.read()
+        *lines, self._unfinished = text.split("\n")
+        for line in lines:
+            self._read_line(kfp.plain(line).rstrip())
+        now = time.monotonic()
+        for progress in self.stages.values():
+            if progress.status == "running" and progress.started is not None:
+                progress.seconds = now - progress.started
+        return bool(lines)
 
-_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+    def _read_line(self, line: str) -> None:
+        event = kfp.task_event(line)
+        if event and event.succeeded is None:
+            self._begin(event.task)
+        if self._current is None:
+            return
+        progress = self.stages[self._current]
+        with (self._logs / f"{self._current}.log").open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
+        if progress.status == "running" and not kfp.is_noise(line):
+            self._read_stage_line(line.removeprefix("    "), progress)
+        if event and event.succeeded is False:
+            progress.status = "failed"
+        elif event and event.succeeded and event.task == LAST_TASK[self._current]:
+            self._finish(progress)
 
+    def _begin(self, task: str) -> None:
+        self._current = STAGE_OF_TASK.get(task, self._current)
+        if self._current and self.stages[self._current].status == "waiting":
+            progress = self.stages[self._current]
+            progress.status, progress.started = "running", time.monotonic()
+            self.last_lines.clear()
 
-@dataclass
-class StageProgress:
-    """How far one stage is."""
+    def _read_stage_line(self, line: str, progress: StageProgress) -> None:
+        """A line that a stage itself printed. Of a traceback, which is for the log, only the end is kept."""
+        if line.lstrip().startswith("Traceback (most recent call last)"):
+            self._in_traceback = True
+        raised = _EXCEPTION.match(line)
+        if raised and (self._in_traceback or raised[1].endswith("Error")):
+            self._in_traceback = False
+            self.last_exception = raised[2]
+        elif not self._in_traceback:
+            progress.line = line.strip()
+            self.last_lines.append(line)
 
-    stage: Stage
-    status: Status = "waiting"
-    started: float | None = None
-    """`time.monotonic` when its first task began."""
-    seconds: float = 0.0
-    """Wall time in this run."""
-    line: str = ""
-    """The last thing it said."""
-    output: str = ""
-    """What its last task returned: a manifest's URI, or the gate's verdict."""
+    def _finish(self, progress: StageProgress) -> None:
+        progress.output = kfp.task_output(self._tasks, LAST_TASK[progress.stage])
+        progress.status = "done"
+        if progress.stage == "gate" and progress.output != "pass":
+            progress.status = "refused"
+            for stage in ("register", "deploy"):
+                self.stages[stage].status = "skipped"
+
+    def fail(self) -> StageProgress | None:
+        """The stage in which the DAG ended, None when it was not in any."""
+        ended = [progress for progress in self.stages.values() if progress.status in ("running", "failed")]
+        for progress in ended:
+            progress.status = "failed"
+        return ended[-1] if ended else None

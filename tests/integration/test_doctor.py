@@ -15,9 +15,11 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from typer.testing import CliRunner
 from vthink.components.common.launch.process import free_port
 from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.tracking.config import TrackingConfig
+from vthink.pipelines.cli.main import app
 from vthink.pipelines.config import Config, load, to_yaml
 from vthink.pipelines.doctor import KINDS, Finding, examine
 from vthink.tests.fakes.kfp_server import API, KfpServer
@@ -200,18 +202,15 @@ def test_the_exit_code_says_whether_all_is_well(
 ):
     (tmp_path / "team.yaml").write_text(to_yaml(config))
 
-    def doctor() -> subprocess.CompletedProcess[str]:
-        options = ["--config", "team.yaml", "--host", kfp.url, "--namespace", "team"]
-        command = [sys.executable, "-m", "vthink.pipelines.cli.main", "doctor", *options]
-        env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=120, check=False)
-
-    done = doctor()
+    options = ["doctor", "--config", str(tmp_path / "team.yaml"), "--host", kfp.url, "--namespace", "team"]
+    environment = {"NO_COLOR": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "vthink.pipelines.cli.main", *options]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(line.startswith("✓ ") for line in done.stdout.splitlines())
     cluster[RUNTIMES] = {"items": []}
-    done = doctor()
-    assert done.returncode == 1
-    assert [line for line in done.stdout.splitlines() if line.startswith("✗ ")] == [
+    here = CliRunner(env=environment).invoke(app, options)
+    assert here.exit_code == 1
+    assert [line for line in here.stdout.splitlines() if line.startswith("✗ ")] == [
         "✗ training runtime: no ClusterTrainingRuntime vthink-torch (there: none); apply k8s/cluster"
     ]

@@ -221,12 +221,12 @@ from kfp import local
 from vthink.components.common.launch.config import LaunchConfig
 from vthink.pipelines.config import load
 from vthink.pipelines.pipeline import arguments, build
-from vthink.pipelines.run.state import STATE, State
+from vthink.pipelines.run.state import State
 from vthink.pipelines.run.session import session
 
 config = load(sys.argv[1])
 with session(config, Path(".vthink")) as opened:
-    redo = State.read(opened.workspace.root / STATE).redo
+    redo = State.read(opened.workspace.root).redo
     context = opened.context.model_copy(update={"run_id": "as-on-a-cluster", "redo": dict(redo)})
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root="kfp", raise_on_error=True)
     build(LaunchConfig(), evaluation_gpus=0)(**arguments(config, context))

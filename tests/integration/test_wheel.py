@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ def wheel(tmp_path_factory) -> Path:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert not re.findall(r".*(?:Warning|deprecated).*", done.stdout + done.stderr), "the installation warns"
     return next(out.glob("vthink-*.whl"))
 
 

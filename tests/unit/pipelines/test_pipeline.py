@@ -12,8 +12,9 @@ from vthink.components.common.config import STAGES
 from vthink.components.common.context import RunContext
 from vthink.pipelines import pipeline
 from vthink.pipelines.config import load, presets
-from vthink.pipelines.run.watch import LAST_TASK, STAGE_OF_TASK
+from vthink.pipelines.run.progress import LAST_TASK, STAGE_OF_TASK
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 TRAINING = ("exec-sft", "exec-grpo")
 LAUNCHERS = {"skip", "keep", "begin", "finish"}
 """Tasks that only steer the graph, or record the run, and belong to no stage."""
@@ -26,7 +27,7 @@ def compiled(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def spec(compiled) -> dict[str, Any]:
-    return next(yaml.safe_load_all(compiled))
+    return next(yaml.load_all(compiled, LOADER))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def pods(compiled) -> dict[str, Any]:
 
 
 def platform(compiled: str) -> dict[str, Any]:
-    _, platforms = yaml.safe_load_all(compiled)
+    _, platforms = yaml.load_all(compiled, LOADER)
     return platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
@@ -105,14 +106,12 @@ def test_every_pod_is_not_root_finds_the_store_and_is_started_again_when_it_is_e
 
 
 def test_a_run_on_a_cluster_trains_in_jobs_and_serves_with_kserve_unless_told_otherwise(tmp_path):
-    def defaults(*changes: str) -> dict[str, Any]:
-        path = pipeline.compile_to(tmp_path / "x.yaml", load("laptop", changes))
-        found = next(yaml.safe_load_all(path.read_text("utf-8")))["root"]["inputDefinitions"]["parameters"]
-        return {name: json.loads(found[name]["defaultValue"]) for name in ("run", "deployment")}
-
-    assert defaults()["run"]["launch"]["backend"] == "trainjob"
-    assert defaults()["deployment"]["target"] == "kserve"
-    assert defaults("deployment.target=local")["deployment"]["target"] == "local"
+    path = pipeline.compile_to(tmp_path / "x.yaml", load("laptop"))
+    parameters = next(yaml.load_all(path.read_text("utf-8"), LOADER))["root"]["inputDefinitions"]["parameters"]
+    defaults = {name: json.loads(parameters[name]["defaultValue"]) for name in ("run", "deployment")}
+    assert defaults["run"]["launch"]["backend"] == "trainjob"
+    assert defaults["deployment"]["target"] == "kserve"
+    assert pipeline.for_cluster(load("laptop", ["deployment.target=local"])).deployment.target == "local"
 
 
 def test_what_is_compiled_is_exactly_what_kfp_s_definitions_allow(spec, pods):
@@ -140,9 +139,10 @@ def test_a_stage_s_pool_becomes_its_queue_or_its_nodes_and_touches_no_other_stag
         return {name: where for name, pod in pods.items() if (where := {key: pod[key] for key in keys if key in pod})}
 
     queued = {"kueue.x-k8s.io/queue-name": "gpu"}
-    assert placed()["exec-evaluate"] == {"podMetadata": {"labels": queued}}
+    by_queue = placed()
+    assert by_queue["exec-evaluate"] == {"podMetadata": {"labels": queued}}
     # SFT's accelerators are its training job's, and the launcher needs none.
-    assert set(placed()) == {"exec-evaluate", "exec-plan-data", "exec-prepare-shard", "exec-merge-data"}
+    assert set(by_queue) == {"exec-evaluate", "exec-plan-data", "exec-prepare-shard", "exec-merge-data"}
     nodes = placed("launch.cluster.queues=false")["exec-evaluate"]
     assert nodes["nodeSelector"]["labels"] == {"vthink.dev/pool": "gpu"}
     assert [toleration["key"] for toleration in nodes["tolerations"]] == ["vthink.dev/pool", "nvidia.com/gpu"]
@@ -198,7 +198,7 @@ import {modules}
 TORCH_FREE = [
     "vthink.pipelines.pipeline",
     "vthink.pipelines.run.execute",
-    "vthink.pipelines.kfp_client.client",
+    "vthink.pipelines.kfp_client.submit",
     "vthink.pipelines.cli.main",
     *(
         f"vthink.components.{stage}.{module}"

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""``--preset``, ``--set`` and ``--workspace``, which most commands take, and the configuration that they name."""
 
 from __future__ import annotations
 
@@ -26,17 +26,6 @@ Overrides = Annotated[
 ]
 Folder = Annotated[Path, typer.Option("--workspace", metavar="DIR", help="Where this machine's runs keep everything.")]
 WORKSPACE = Path(".vthink")
-Host = Annotated[
-    str,
-    typer.Option(
-        envvar="KF_PIPELINES_ENDPOINT", help="Address of Kubeflow Pipelines; of a whole Kubeflow: https://…/pipeline."
-    ),
-]
-Namespace = Annotated[str, typer.Option(envvar="KF_PIPELINES_NAMESPACE", help="The team's namespace.")]
-Token = Annotated[
-    str | None,
-    typer.Option(envvar="KF_PIPELINES_TOKEN", help="Bearer token; default: a service account's, or OIDC's."),
-]
 
 
 def load(preset: str, overrides: list[str] | None) -> Config:

@@ -12,7 +12,7 @@ from vthink.components.common.rows.files import read_samples
 from vthink.components.common.rows.sample import Sample
 from vthink.components.data_prep.config import SynthesizeConfig
 from vthink.components.data_prep.world.synthesize import synthesize
-from vthink.pipelines.cli.data import app
+from vthink.pipelines.cli.main import app
 from vthink.tests.fakes.foreign_rows import write_rows
 
 
@@ -24,7 +24,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def validate(*arguments: str | Path) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["validate", *map(str, arguments)])
+    result = CliRunner().invoke(app, ["data", "validate", *map(str, arguments)])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.output
 

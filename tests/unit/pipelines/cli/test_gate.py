@@ -2,7 +2,7 @@
 
 import pytest
 
-from .test_cli_compare import vthink, written
+from .test_compare import vthink, written
 
 
 @pytest.fixture(scope="module")

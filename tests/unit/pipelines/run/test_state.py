@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+from vthink.components.common.config import STAGES
+from vthink.pipelines.config import load
+from vthink.pipelines.run.state import State, stage_keys
+
+
+def changed(*overrides: str) -> set[str]:
+    before = stage_keys(load("laptop"), State())
+    after = stage_keys(load("laptop", list(overrides)), State())
+    return {stage for stage in STAGES if before[stage] != after[stage]}
+
+
+@pytest.mark.parametrize(
+    ("override", "first"),
+    [
+        ("data.max_rows=3", "prepare"),
+        ("video.num_frames=4", "prepare"),
+        ("model.seed=3", "sft"),
+        ("sft.max_steps=3", "sft"),
+        ("grpo.max_steps=3", "grpo"),
+        ("evaluation.max_items=3", "evaluate"),
+        ("deployment.smoke_items=3", "register"),
+    ],
+)
+def test_a_changed_setting_changes_its_stage_and_all_after_it(override, first):
+    assert changed(override) == set(STAGES[STAGES.index(first) :])
+
+
+def test_settings_of_the_machine_change_no_stage():
+    assert changed("launch.processes=2", "tracking.experiment=other") == set()
+
+
+def test_a_redo_changes_its_stage_and_all_after_it():
+    before, after = (stage_keys(load("laptop"), State(redo=redo)) for redo in ({}, {"grpo": 1}))
+    assert {stage for stage in STAGES if before[stage] != after[stage]} == set(STAGES[2:])
+
+
+def test_the_state_survives_being_written(tmp_path):
+    state = State(redo={"sft": 2}, runs={"k": "r"}, finished={"sft": {"k": "s3://b/sft/x/manifest.json"}})
+    state.write(tmp_path)
+    assert State.read(tmp_path) == state
+    assert State.read(tmp_path, "sft").redo == {"sft": 3}
+    assert State.read(tmp_path / "none") == State()
