@@ -12,8 +12,8 @@ from vthink.components.common.html import page as page_module
 from vthink.components.common.html.blocks import Filter, FilteredItem
 from vthink.components.common.html.charts import Bar
 from vthink.components.common.html.images import Span, Track
-from vthink.components.grpo import rollout_page
-from vthink.components.grpo.rollout_page import RolloutCompletion, RolloutRow
+from vthink.components.grpo import rollout_table
+from vthink.components.grpo.rollout_table import RolloutCompletion, RolloutRow
 
 ATTACK = "<script>alert('x')</script>\" onmouseover=\"alert(1)"
 
@@ -68,7 +68,7 @@ def every_block(text: str) -> Markup:
                 [FilteredItem(content=page_module.paragraph(text), values={"kind": ["a"]})],
             ),
             images.frame_strip([picture()], [0.0]),
-            rollout_page.rollout_table([rollout_row()]),
+            rollout_table.rollout_table([rollout_row()]),
         ]
     )
 

@@ -11,7 +11,7 @@ from vthink.components.common.errors import UserError
 from vthink.components.common.rows.sample import Sample
 from vthink.components.data_prep.formats.read import read_rows
 from vthink.components.data_prep.formats.registry import FORMATS
-from vthink.pipelines.cli.data import app
+from vthink.pipelines.cli.main import app
 
 OUTSIDE = """
 from vthink.components.data_prep.formats.format import Format
@@ -48,7 +48,7 @@ def test_a_format_from_outside_is_named_by_its_module(rows: Path) -> None:
 
 @pytest.mark.parametrize("command", ["validate", "prepare", "curate"])
 def test_the_help_of_commands_names_every_format(command: str) -> None:
-    text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+    text = CliRunner().invoke(app, ["data", command, "--help"], env={"COLUMNS": "200"}).output
     assert all(name in text for name in FORMATS)
 
 
