@@ -472,7 +472,7 @@ def test_the_manifest_is_what_a_dry_run_prints(
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        ({"vthink.json": b"{}"}, "is damaged"),
+        ({"vthink.json": b"{}"}, "vthink.json: 'prompt'"),
         ({"vthink.json": b"nonsense"}, "cannot be served"),
         ({"config.json": None}, "cannot be served"),
         ({"vthink.json": b'{"prompt": "no/1", "video": {}}'}, "unknown prompt template"),

@@ -22,6 +22,7 @@ from vthink.components.common.chat_endpoint.endpoint import (
     EndpointUnusableError,
 )
 from vthink.components.common.chat_endpoint.reply import ChatReply
+from vthink.components.common.config import ConfigError
 from vthink.components.common.launch.process import free_port
 from vthink.tests.fakes.chat_server import Answer, ChatServer, chat_server, completion, delta, events
 
@@ -80,7 +81,7 @@ def test_the_version_of_the_api_is_added_where_the_url_names_none(url: str, base
     "url", ["nonsense", "ftp://h/v1", "http://", "http://h:port", "http://u:p@h/v1", "http://h/v1?key=1"]
 )
 def test_what_is_no_address_of_a_server_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=r"url|port"):
+    with pytest.raises(ConfigError, match=r"url|port"):
         config(url)
 
 
