@@ -66,12 +66,10 @@ def test_predicted_spans_beat_the_whole_clip_and_the_mean_span(
         spans = [(s.start_s, s.end_s) for s in parse_response(completion.text).segments]
         assert len(spans) <= 4, "a model must not win by naming every span there is"
         scores.append(grounding(spans, item.sample)["miou"])
-    samples = [item.sample for item in items]
-    baselines = baseline_items(
-        samples, [item.clip.duration_s for item in items], mean_span(prepared.split("train").samples)
-    )
+    durations_s = {item.sample.id: item.clip.duration_s for item in items}
+    baselines = baseline_items(test.samples, durations_s, mean_span(prepared.split("train").samples))
     assert set(baselines) == {"whole_clip", "mean_training_span"}
     for name, rows in baselines.items():
-        baseline = float(np.mean([row["metrics"]["miou"] for row in rows]))
+        baseline = float(np.mean([row.metrics["miou"] for row in rows]))
         print(f"mIoU {np.mean(scores):.3f}, {name} {baseline:.3f}")
         assert np.mean(scores) >= baseline + 0.15
