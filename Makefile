@@ -19,7 +19,8 @@ $(installed): pyproject.toml
 		{ echo "make: needs Python 3.11 (with venv) as '$(PYTHON)'; another path: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(bin)/python -m pip install --quiet --upgrade pip
-	$(bin)/python -m pip install --quiet torch==2.13.0 --editable '.[dev]'
+	@# setuptools warns in every editable installation that a folder here could hide the package; none does
+	PYTHONWARNINGS=ignore $(bin)/python -m pip install --quiet torch==2.13.0 --editable '.[dev]'
 	touch $@
 
 demo: $(installed)  ## the whole pipeline on this machine, on generated videos
