@@ -1,7 +1,7 @@
 """A question about a file, asked of a served model: what `vthink ask` and the smoke test use.
 
-Works with this package's server and with any OpenAI-compatible one that takes ``video_url`` parts; the structured
-answer comes from the former, or is parsed here. Imports neither torch nor KServe.
+Works with this package's server, which sends the structured answer as ``vthink``, and with any OpenAI-compatible one
+that takes ``video_url`` parts, whose answer is parsed here. Imports neither torch nor KServe.
 """
 
 from __future__ import annotations
@@ -10,21 +10,46 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from ..common.answers.responses import Segment, parse_response
 from ..common.chat_endpoint.config import ChatEndpointConfig
 from ..common.chat_endpoint.endpoint import BlockingEndpoint, CallFailedError
 from ..common.chat_endpoint.media import data_url, media_part, text_part
 from ..common.chat_endpoint.reply import ChatReply
-from .structured import StructuredAnswer
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 """Files that are sent as images."""
 
 API_KEY = "VTHINK_API_KEY"
 """Environment variable with the key that a server asks for, on its side and on the caller's."""
+
+
+class MediaView(BaseModel, frozen=True):
+    """What the model saw of the media."""
+
+    kind: str
+    duration_s: float
+    frames_s: tuple[float, ...]
+    """When in the media the frames are."""
+
+
+class StructuredAnswer(BaseModel, frozen=True):
+    """An answer as its parts."""
+
+    segments: tuple[Segment, ...]
+    reasoning: str
+    answer: str | None
+    media: MediaView | None = None
+    """None: the server does not say (vLLM)."""
+
+    @classmethod
+    def parse(cls, text: str, media: MediaView | None = None) -> Self:
+        """Read a model's response."""
+        parsed = parse_response(text)
+        return cls(segments=parsed.segments, reasoning=parsed.reasoning, answer=parsed.answer, media=media)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +119,7 @@ def ask(
         sampling: ``max_tokens``, ``temperature``, ``top_p``, ``seed``; without: the server's own.
         on_delta: called with each piece of the answer as it is generated.
         plain: the server lacks our extension (vLLM): options and problem type go to the chat template that
-            `rollout.vllm.serving_template` gave it; a part of a video cannot be asked about.
+            `rollout.trained_model.serving_template` gave it; a part of a video cannot be asked about.
 
     Raises:
         UserError: the file cannot be read; EndpointError: no server, a refusal (with the server's words), or an answer
@@ -102,11 +127,11 @@ def ask(
     """
     kind = question.kind or ("image" if question.path.suffix.lower() in IMAGE_SUFFIXES else "video")
     content = [media_part(data_url(question.path, kind), kind), text_part(question.text)]
-    about: dict[str, Any] = {"options": list(question.options) or None, "problem_type": question.problem_type}
+    about: dict[str, object] = {"options": list(question.options) or None, "problem_type": question.problem_type}
     if not plain:
         about |= {"start_s": question.start_s, "end_s": question.end_s}
     extension = {key: value for key, value in about.items() if value is not None}
-    parameters: dict[str, Any] = {"return_token_ids": True, **(sampling or {})}
+    parameters = {"return_token_ids": True, **(sampling or {})}
     if extension or plain:
         parameters["chat_template_kwargs" if plain else "vthink"] = extension
     reply = endpoint.complete([{"role": "user", "content": content}], parameters, on_delta)
@@ -115,7 +140,5 @@ def ask(
     try:
         return ServedAnswer(reply, StructuredAnswer.model_validate(reply.extension))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise CallFailedError(
-            f"{endpoint.config.url} does not answer like this package's server (vthink: {first['msg']})"
-        ) from error
+        words = f"{endpoint.config.url} does not answer like this package's server"
+        raise CallFailedError(f"{words} (vthink: {error.errors(include_url=False)[0]['msg']})") from error

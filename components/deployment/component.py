@@ -22,7 +22,7 @@ def register(run: str, config: str, model: str, evaluation: str, data: str) -> s
     Returns:
         URI of the stage's manifest.
     """
-    from vthink.components.deployment.register import register_model
+    from vthink.components.deployment.registry import register_model
 
     return register_model(run, config, model, evaluation, data)
 

@@ -54,10 +54,6 @@ class Outcome:
     question: dict[str, Any] | None = None
     """One question with its structured answer, for people to see."""
 
-    def to_json(self) -> dict[str, Any]:
-        """The record that is kept."""
-        return self.smoke.to_json() | {"promoted": self.in_service}
-
 
 def deploy_model(run: str, config: str, registered: str, evaluation: str, data: str) -> str:
     """Smoke-test the registered candidate and promote it; the arguments are those of `component.deploy`.
@@ -73,16 +69,11 @@ def deploy_model(run: str, config: str, registered: str, evaluation: str, data: 
     started = time.monotonic()
     context = RunContext.load(run, "run")
     section = DeploymentConfig.load(config, "deployment")
+    settings = section.model_dump(mode="json")
     storage = Storage(context.storage)
     candidate, evaluated, prepared = (Manifest.read(storage, uri) for uri in (registered, evaluation, data))
-    key = fingerprint(
-        "deploy",
-        section,
-        [candidate.fingerprint, evaluated.fingerprint, prepared.fingerprint],
-        candidate.details,
-        context.redo.get("deploy", 0),
-        __version__,
-    )
+    read = [candidate.fingerprint, evaluated.fingerprint, prepared.fingerprint]
+    key = fingerprint("deploy", section, read, candidate.details, context.redo.get("deploy", 0), __version__)
     prefix = stage_prefix(context, "deploy", key)
     registry = ModelRegistry(context.tracking)
     version = registry.find(str(candidate.details["version"]))
@@ -92,38 +83,33 @@ def deploy_model(run: str, config: str, registered: str, evaluation: str, data: 
         log.info("deploy reused: %s", prefix)
         return earlier.manifest_uri
     inputs = {"registered": registered, "evaluation": evaluation, "data": data}
-    with Tracker.start(context, "deploy", key, section.model_dump(mode="json"), inputs) as tracker:
+    with Tracker.start(context, "deploy", key, settings, inputs) as tracker:
         outcome = _deploy(context, section, version, storage, evaluated, data)
-        record = outcome.to_json()
-        storage.write_json(join(prefix, "smoke.json"), record)
+        smoke = outcome.smoke.to_json() | {"promoted": outcome.in_service}
+        smoke_uri = join(prefix, "smoke.json")
+        storage.write_json(smoke_uri, smoke)
         tracker.log_metrics(outcome.smoke.metrics)
         tracker.set_tags({"vthink.model_version": str(version.version), "vthink.smoke_test": outcome.smoke.why})
-        _require_passed(registry, version, outcome, f"; details: {join(prefix, 'smoke.json')}")
+        _require_passed(registry, version, outcome, f"; details: {smoke_uri}")
         registry.tag(version.version, "vthink.deploy_uri", join(prefix, "manifest.json"))
         registry.promote(version.version, outcome.smoke)
-        manifest = Manifest(
+        details = {"name": registry.name, "version": version.version, "alias": CHAMPION, "source": version.source}
+        details["replaced"] = before.version if before is not None else None
+        details["smoke"] = {name: value for name, value in smoke.items() if name != "items"}
+        return Manifest(
             stage="deploy",
             fingerprint=key,
             uri=prefix,
             inputs=inputs,
             counts={"smoke_items": len(outcome.smoke.items)},
             metrics=outcome.smoke.metrics,
-            files={"model": version.source, "smoke": join(prefix, "smoke.json")},
-            config=section.model_dump(mode="json"),
-            details={
-                "name": registry.name,
-                "version": version.version,
-                "alias": CHAMPION,
-                "replaced": before.version if before is not None else None,
-                "source": version.source,
-                "smoke": {name: value for name, value in record.items() if name != "items"},
-                "question": outcome.question,
-            },
+            files={"model": version.source, "smoke": smoke_uri},
+            config=settings,
+            details=details | {"question": outcome.question},
             mlflow_run_id=tracker.run_id,
             seconds=round(time.monotonic() - started, 3),
             git_commit=git_commit(),
-        )
-        return manifest.write(storage)
+        ).write(storage)
 
 
 def deploy_registered(
@@ -137,12 +123,12 @@ def deploy_registered(
     Raises:
         UserError: it did not go into service; the champion is what it was.
     """
-    missing = [tag for tag in ("vthink.evaluation_uri", "vthink.data_uri") if not version.tags.get(tag)]
-    if missing:
-        raise UserError(
-            f"version {version.version} of '{version.name}' has no tag {missing[0]}: it was not registered by vthink, "
-            "so there is nothing to compare its answers with"
-        )
+    for tag in ("vthink.evaluation_uri", "vthink.data_uri"):
+        if not version.tags.get(tag):
+            raise UserError(
+                f"version {version.version} of '{version.name}' has no tag {tag}: it was not registered by vthink, so "
+                "there is nothing to compare its answers with"
+            )
     evaluated = Manifest.read(storage, version.tags["vthink.evaluation_uri"])
     outcome = _deploy(context, section, version, storage, evaluated, version.tags["vthink.data_uri"], hold)
     registry = ModelRegistry(context.tracking)
@@ -164,26 +150,20 @@ def _require_passed(registry: ModelRegistry, version: RegisteredVersion, outcome
 
 
 def _deploy(
-    context: RunContext,
-    section: DeploymentConfig,
-    version: RegisteredVersion,
-    storage: Storage,
-    evaluated: Manifest,
-    data: str,
-    hold: bool = False,
-) -> Outcome:
+    context: RunContext, section: DeploymentConfig, version: RegisteredVersion, storage: Storage,
+    evaluated: Manifest, data: str, hold: bool = False,
+) -> Outcome:  # fmt: skip
     """Test a version, and on a cluster bring it into service. What goes wrong is in the outcome."""
     with contextlib.ExitStack() as stack:
         scratch = Path(context.work_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="vthink-")))
         test = SmokeTest.prepare(storage, section, evaluated, data, scratch)
-        skipped = tuple(test.skipped)
+        failed = functools.partial(SmokeTestResult, passed=False, skipped=tuple(test.skipped))
         if not test.replays:
-            reason = f"; the first: {skipped[0]}" if skipped else ""
-            why = f"no held-out item could be asked again{reason}"
-            return Outcome(smoke=SmokeTestResult(passed=False, why=why, skipped=skipped))
+            reason = f"; the first: {test.skipped[0]}" if test.skipped else ""
+            return Outcome(smoke=failed(why=f"no held-out item could be asked again{reason}"))
         try:
             if section.target == "local":
-                with served(version.source, section, context, scratch) as url:
+                with _served(version.source, section, context, scratch) as url:
                     smoke = test.run(url)
                     question = test.ask_one(url) if smoke.passed else None
                     return Outcome(smoke=smoke, in_service=smoke.passed, question=question)
@@ -194,21 +174,17 @@ def _deploy(
             smoke, in_service = rollout.bring_into_service(test.run, hold)
             question = None
             with contextlib.suppress(EndpointError):  # it is in service already; this is only for show
-                question = test.ask_one(rollout.url(rollout.predictor))
+                question = test.ask_one(rollout.url(version.predictor))
             return Outcome(smoke=smoke, in_service=in_service, question=question)
         except SmokeTestFailedError as error:
             return Outcome(smoke=error.result)
-        except (UserError, LaunchError) as error:
-            return Outcome(smoke=SmokeTestResult(passed=False, why=str(error), skipped=skipped))
+        except UserError as error:
+            return Outcome(smoke=failed(why=str(error)))
 
 
 @contextlib.contextmanager
-def served(source: str, section: DeploymentConfig, context: RunContext, scratch: Path) -> Iterator[str]:
-    """The candidate's server on a free port of this machine, ready; yields its URL and stops it at the end.
-
-    Raises:
-        LaunchError: it did not start, with the last line of its log.
-    """
+def _served(source: str, section: DeploymentConfig, context: RunContext, scratch: Path) -> Iterator[str]:
+    """The candidate's server on a free port of this machine, ready; yields its URL and stops it at the end."""
     limit_threads(context.launch)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -227,9 +203,7 @@ def served(source: str, section: DeploymentConfig, context: RunContext, scratch:
         try:
             yield url
         except EndpointError as error:
-            if process.poll() is not None:
-                last = (tail(server_log) or ["nothing in its log"])[-1]
-                raise LaunchError(
-                    f"the model server ended during the smoke test: {last} (log: {server_log})"
-                ) from error
-            raise
+            if process.poll() is None:
+                raise
+            last = (tail(server_log) or ["nothing in its log"])[-1]
+            raise LaunchError(f"the model server ended during the smoke test: {last} (log: {server_log})") from error

@@ -1,4 +1,4 @@
-"""The model registry: which model is a candidate, and which one is in service.
+"""The model registry: which model is a candidate, and which one is in service; and the stage `register`.
 
 A version's ``source`` is the ``s3://…/`` prefix of its model folder, as KServe needs it (an MLflow model URI would
 hide it). The alias ``candidate`` names the version registered last; ``champion`` names what is in service, and moves
@@ -7,15 +7,22 @@ only with the record of a smoke test that passed. The version's tags lead back t
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ..common.context import RunContext
 from ..common.errors import UserError
-from ..common.storage.names import as_prefix
+from ..common.launch.lifetime import end_with_owner
+from ..common.storage.manifest import Manifest
+from ..common.storage.names import as_prefix, fingerprint, stage_prefix
+from ..common.storage.s3 import Storage
 from ..common.tracking.client import registry_client
 from ..common.tracking.config import TrackingConfig
+from ..common.tracking.run import Tracker
+from .config import DeploymentConfig
 from .smoke_test import SmokeTestResult
 
 CANDIDATE = "candidate"
@@ -37,6 +44,18 @@ class RegisteredVersion:
     run_id: str | None
     """MLflow run that trained it."""
 
+    @property
+    def predictor(self) -> str:
+        """Name of its predictor on a cluster."""
+        return f"v{self.version}"
+
+    @classmethod
+    def read(cls, entry: Any) -> RegisteredVersion:
+        """MLflow's ``ModelVersion``."""
+        number, aliases, tags = int(entry.version), tuple(entry.aliases), dict(entry.tags)
+        run_id = entry.run_id or None
+        return cls(name=entry.name, version=number, source=entry.source, aliases=aliases, tags=tags, run_id=run_id)
+
 
 class ModelRegistry:
     """The versions of one registered model."""
@@ -45,15 +64,17 @@ class ModelRegistry:
         self.name = tracking.registered_model
         self._client = registry_client(tracking)
 
-    @contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
+    @contextlib.contextmanager
+    def _errors(self, doing: str, *expected: str) -> Iterator[None]:
+        """MLflow's errors as a line; those with ``expected`` codes only end the block."""
         from mlflow.exceptions import MlflowException
 
         try:
             yield
         except MlflowException as error:
-            reason = str(error).strip().splitlines()[0][:300]
-            raise UserError(f"model registry, {doing} '{self.name}': {reason}") from error
+            if error.error_code not in expected:
+                reason = str(error).strip().splitlines()[0][:300]
+                raise UserError(f"model registry, {doing} '{self.name}': {reason}") from error
 
     def versions(self) -> list[RegisteredVersion]:
         """All versions, the newest first."""
@@ -62,32 +83,15 @@ class ModelRegistry:
             token, more = None, True
             while more:
                 page = self._client.search_model_versions(f"name='{self.name}'", page_token=token)
-                versions += map(self._version, page)
+                versions += map(RegisteredVersion.read, page)
                 token, more = page.token, bool(page.token)
         return sorted(versions, key=lambda version: -version.version)
 
-    @staticmethod
-    def _version(entry: Any) -> RegisteredVersion:
-        return RegisteredVersion(
-            name=entry.name,
-            version=int(entry.version),
-            source=entry.source,
-            aliases=tuple(entry.aliases),
-            tags=dict(entry.tags),
-            run_id=entry.run_id or None,
-        )
-
     def alias(self, alias: str) -> RegisteredVersion | None:
         """The version that an alias names, None when there is none."""
-        from mlflow.exceptions import MlflowException
-
-        with self._errors(f"looking up {alias} of"):
-            try:
-                return self._version(self._client.get_model_version_by_alias(self.name, alias))
-            except MlflowException as error:
-                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                    return None
-                raise
+        with self._errors(f"looking up {alias} of", "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return RegisteredVersion.read(self._client.get_model_version_by_alias(self.name, alias))
+        return None
 
     def find(self, name: str) -> RegisteredVersion:
         """The version with this number, or alias.
@@ -113,28 +117,21 @@ class ModelRegistry:
             tags: where it comes from; written again when the version exists.
         """
         source = as_prefix(source)
+        known = [version for version in self.versions() if version.source == source]
         with self._errors("registering"):
-            known = [version for version in self.versions() if version.source == source]
             if known:
                 version = known[-1].version
                 for key, value in tags.items():
                     if known[-1].tags.get(key) != value:
                         self._client.set_model_version_tag(self.name, str(version), key, value)
             else:
-                self._ensure_model()
+                with self._errors("registering", "RESOURCE_ALREADY_EXISTS"):
+                    about = "Video reasoning models trained by vthink"
+                    self._client.create_registered_model(self.name, description=about)
                 created = self._client.create_model_version(self.name, source, run_id=run_id, tags=dict(tags))
                 version = int(created.version)
             self._client.set_registered_model_alias(self.name, CANDIDATE, str(version))
-            return self._version(self._client.get_model_version(self.name, str(version)))
-
-    def _ensure_model(self) -> None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self._client.create_registered_model(self.name, description="Video reasoning models trained by vthink")
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
+            return RegisteredVersion.read(self._client.get_model_version(self.name, str(version)))
 
     def tag(self, version: int, key: str, value: str) -> None:
         """Set a tag of a version."""
@@ -158,9 +155,72 @@ class ModelRegistry:
             if before is not None and before.version != version:  # where `vthink rollback` goes
                 self.tag(version, REPLACED, str(before.version))
             self._client.set_registered_model_alias(self.name, CHAMPION, str(version))
-            return self._version(self._client.get_model_version(self.name, str(version)))
+            return RegisteredVersion.read(self._client.get_model_version(self.name, str(version)))
 
 
 def champion(tracking: TrackingConfig) -> RegisteredVersion | None:
     """The version in service, None when there is none yet."""
     return ModelRegistry(tracking).alias(CHAMPION)
+
+
+def register_model(run: str, config: str, model: str, evaluation: str, data: str) -> str:
+    """Make a trained and evaluated model the candidate; the arguments are those of `component.register`.
+
+    Returns:
+        URI of the manifest; ``details`` holds ``name``, ``version``, ``alias`` and ``source``.
+
+    Raises:
+        UserError: the model folder is not complete, or the registry refuses.
+    """
+    end_with_owner()
+    started = time.monotonic()
+    context = RunContext.load(run, "run")
+    section = DeploymentConfig.load(config, "deployment").model_dump(mode="json")
+    storage = Storage(context.storage)
+    trained, evaluated, prepared = (Manifest.read(storage, uri) for uri in (model, evaluation, data))
+    source = as_prefix(trained.files["model"])
+    if not storage.is_complete(source):
+        raise UserError(f"{source} has no complete model (no _COMPLETE.json); run {trained.stage} again")
+    inputs = {"model": model, "evaluation": evaluation, "data": data}
+    before = [trained.fingerprint, evaluated.fingerprint, prepared.fingerprint]
+    redone = context.redo.get("register", 0)
+    key = fingerprint("register", context.tracking.registered_model, source, before, redone)
+    prefix = stage_prefix(context, "register", key)
+    tags = {
+        "vthink.fingerprint": trained.fingerprint,
+        "vthink.stage": trained.stage,
+        "vthink.model_uri": model,
+        "vthink.evaluation_uri": evaluation,
+        "vthink.evaluation_fingerprint": evaluated.fingerprint,
+        "vthink.data_uri": data,
+        "vthink.data_fingerprint": prepared.fingerprint,
+        "vthink.run_id": context.run_id,
+        "vthink.parent_run_id": context.parent_run_id or "",
+        "vthink.git_commit": trained.git_commit or "",
+        "vthink.version": trained.version,
+    }
+    # What a person compares versions by: the candidate's own measurements, those by problem type left out.
+    figures = {k: v for k, v in evaluated.metrics.items() if k.startswith(f"evaluation/{trained.stage}/")}
+    figures = {name: value for name, value in figures.items() if name.count("/") < 4}
+    tags |= {f"metric.{name}": f"{value:.6g}" for name, value in {**trained.metrics, **figures}.items()}
+    # The registry may have been emptied since, so it is asked even when the manifest is there.
+    version = ModelRegistry(context.tracking).register(source, trained.mlflow_run_id, tags)
+    details = {"name": version.name, "version": version.version, "alias": CANDIDATE, "source": source}
+    earlier = Manifest.find(storage, prefix)
+    if earlier is not None and earlier.details == details:
+        return earlier.manifest_uri
+    with Tracker.start(context, "register", key, section, inputs) as tracker:
+        tracker.set_tags({name: tags[name] for name in ("vthink.data_fingerprint", "vthink.evaluation_uri")})
+        tracker.set_tags({"vthink.model_version": str(version.version)})
+        return Manifest(
+            stage="register",
+            fingerprint=key,
+            uri=prefix,
+            inputs=inputs,
+            files={"model": source},
+            config=section,
+            details=details,
+            mlflow_run_id=tracker.run_id,
+            seconds=time.monotonic() - started,
+            git_commit=trained.git_commit,
+        ).write(storage)

@@ -1,23 +1,73 @@
-"""Held-out items asked again through an endpoint: whether it answers as evaluation saw."""
+"""Held-out items asked again through an endpoint: which ones, and whether it answers as evaluation saw."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import httpx
+from pydantic import AliasChoices, BaseModel, Field
 
 from ..common.answers.grading import is_correct
 from ..common.chat_endpoint.config import is_loopback
 from ..common.chat_endpoint.endpoint import BlockingEndpoint, EndpointError
+from ..common.errors import UserError
+from ..common.rows.prepared import PreparedSet
+from ..common.rows.sample import Media, Sample
 from ..common.storage.manifest import Manifest
+from ..common.storage.names import fingerprint, sha256_file
 from ..common.storage.s3 import Storage
 from .ask import FileQuestion, ask, served_endpoint
 from .config import DeploymentConfig
-from .replay import EvaluationSettings, Replay, choose_replays
+
+
+class EvaluationSettings(BaseModel, frozen=True):
+    """What of evaluation's settings the smoke test repeats."""
+
+    split: str
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the same answers must come again: a nucleus this small is greedy (Video-R1 evaluates with 0.001)."""
+        return self.temperature == 0 or self.top_p <= 0.01
+
+
+class RecordedAnswer(BaseModel, frozen=True):
+    """A row of evaluation's ``items.jsonl``."""
+
+    id: str
+    model: str
+    condition: str = Field(validation_alias=AliasChoices("condition", "frames"))
+    error: str | None = None
+    answer: str | None = None
+    response: str | None = None
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A held-out item that is asked again."""
+
+    sample: Sample
+    path: Path
+    """The original file."""
+    recorded: RecordedAnswer
+
+    @property
+    def question(self) -> FileQuestion:
+        """What is asked."""
+        sample, media = self.sample, self.sample.media
+        return FileQuestion(
+            path=self.path, text=sample.question, options=sample.options, problem_type=sample.problem_type,
+            kind=media.kind, start_s=media.start_s, end_s=media.end_s,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,10 +147,38 @@ class SmokeTest:
     def prepare(
         cls, storage: Storage, section: DeploymentConfig, evaluated: Manifest, data: str, scratch: Path
     ) -> SmokeTest:
-        """Choose the items and fetch their media (see `choose_replays`)."""
+        """Choose the items, always the same ones, and fetch their media.
+
+        Args:
+            storage: where manifests and ``s3://`` media are.
+            section: how many items, and of which kinds.
+            evaluated: evaluation's manifest; what failed there, and answers too long for the server, are left out.
+            data: manifest URI of the prepared data.
+            scratch: for downloaded media.
+        """
         settings = EvaluationSettings.model_validate(evaluated.config)
-        limit = min(settings.max_new_tokens, section.server.max_new_tokens)
-        return cls(*choose_replays(storage, section, evaluated, data, limit, scratch), limit, settings, section)
+        limit, count = min(settings.max_new_tokens, section.server.max_new_tokens), section.smoke_items
+        samples = PreparedSet.open(storage, data, scratch).split(settings.split).samples
+        by_id = {sample.id: sample for sample in samples if _can_be_asked(sample, section)}
+        rows = map(RecordedAnswer.model_validate_json, storage.read_bytes(evaluated.files["items"]).splitlines())
+        candidate = evaluated.details["candidate"]
+        usable = [
+            row
+            for row in rows
+            if row.model == candidate and row.condition == "ordered" and not row.error
+            and row.id in by_id and len(row.token_ids) <= limit
+        ]  # fmt: skip
+        usable.sort(key=lambda row: fingerprint("smoke", row.id))  # neighbours in a data set are alike
+        replays: list[Replay] = []
+        skipped: list[str] = []
+        for row in usable:
+            if len(replays) == count or len(skipped) == 8 * count:
+                break
+            try:
+                replays.append(Replay(by_id[row.id], _original(storage, by_id[row.id].media, scratch), row))
+            except (OSError, UserError) as error:
+                skipped.append(f"{row.id}: {error}")
+        return cls(replays, skipped, limit, settings, section)
 
     def run(self, url: str) -> SmokeTestResult:
         """Ask the items and compare with evaluation; at least one must be there.
@@ -115,34 +193,25 @@ class SmokeTest:
 
     def ask_one(self, url: str) -> dict[str, Any]:
         """One question as a user would ask it, streamed, with its structured answer, for people to see."""
-        sample = self.replays[0].sample
-        question, own = self._question(self.replays[0]), self.section.smoke_question
+        sample, question, own = self.replays[0].sample, self.replays[0].question, self.section.smoke_question
         if own is not None:
             question = dataclasses.replace(question, text=own, options=(), problem_type=None)
         with self._endpoint(url) as endpoint:
             answer = ask(endpoint, question, on_delta=lambda _: None, plain=self.section.serves_plain_vllm)
-        truth = sample.answer if own is None else None
-        about: dict[str, Any] = {"id": sample.id, "media_uri": sample.media.uri, "truth": truth}
-        about |= {"question": question.text, "options": list(question.options)}
+        about = {"id": sample.id, "media_uri": sample.media.uri, "truth": sample.answer if own is None else None}
         kept = ("answer", "reasoning", "segments", "text", "finish_reason", "media")
-        return about | {name: value for name, value in answer.to_json().items() if name in kept}
+        asked = {"question": question.text, "options": list(question.options)}
+        return about | asked | {name: value for name, value in answer.to_json().items() if name in kept}
 
     def _endpoint(self, url: str) -> BlockingEndpoint:
         model = "" if self.section.target == "local" else self.section.kserve.name
         return BlockingEndpoint(served_endpoint(url, model))
 
-    def _question(self, replay: Replay) -> FileQuestion:
-        sample, media = replay.sample, replay.sample.media
-        return FileQuestion(
-            path=replay.path, text=sample.question, options=sample.options, problem_type=sample.problem_type,
-            kind=media.kind, start_s=media.start_s, end_s=media.end_s,
-        )  # fmt: skip
-
     def _compare(self, url: str, endpoint: BlockingEndpoint, replay: Replay) -> Comparison:
         recorded, sampling = replay.recorded, self.settings.model_dump(include={"temperature", "top_p", "seed"})
         sampling["max_tokens"] = self.limit
         try:
-            served = ask(endpoint, self._question(replay), sampling, plain=self.section.serves_plain_vllm)
+            served = ask(endpoint, replay.question, sampling, plain=self.section.serves_plain_vllm)
         except EndpointError as error:
             self._require_ready(url, error)
             return Comparison(id=recorded.id, expected=recorded.answer, error=str(error))
@@ -182,3 +251,23 @@ class SmokeTest:
             example = f"{other.id}: served {other.answer!r}, evaluation {other.expected!r}"
             return False, f"{line}, {minimum:.0%} must ({example})"
         return True, line
+
+
+def _can_be_asked(sample: Sample, section: DeploymentConfig) -> bool:
+    part = sample.media.start_s is not None or sample.media.end_s is not None
+    if section.serves_plain_vllm and part:  # such a server sees whole videos only
+        return False
+    return not section.smoke_kinds or sample.metadata.get("kind") in section.smoke_kinds
+
+
+def _original(storage: Storage, media: Media, scratch: Path) -> Path:
+    """The original file of a row: where it is, or downloaded once; its checksum is checked."""
+    path = Path(media.uri)
+    if media.uri.startswith("s3://"):
+        path = scratch / "media" / (fingerprint(media.uri) + PurePosixPath(media.uri).suffix)
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            storage.download_file(media.uri, path)
+    if media.sha256 is not None and sha256_file(path) != media.sha256:
+        raise UserError(f"{media.uri} has changed since the data was prepared")
+    return path

@@ -83,14 +83,14 @@ def deploy(
 def service_lines(opened: Session) -> list[str]:
     """What is in service and what waits beside it, a line each: the registry's champion, then the cluster's view."""
     from ...components.deployment.registry import champion
-    from ...components.deployment.rollout import status
+    from ...components.deployment.rollout import inference_service as rollout
 
     now = champion(opened.context.tracking)
     lines = [f"champion: {f'{now.name}/{now.version}, {now.source}' if now is not None else 'none yet'}"]
     if opened.config.deployment.target == "kserve":
         name = opened.config.deployment.kserve.name
         _, service = _inference_service(opened.config)
-        lines += status.service_lines(service) if service else [f"no InferenceService {name} on the cluster"]
+        lines += rollout.service_lines(service) if service else [f"no InferenceService {name} on the cluster"]
     return lines
 
 
@@ -140,7 +140,7 @@ def promote(preset: Preset = "laptop", overrides: Overrides = None, workspace: F
     """
     from ...components.common.errors import UserError
     from ...components.deployment.registry import ModelRegistry
-    from ...components.deployment.rollout.status import canaries
+    from ...components.deployment.rollout.inference_service import canaries
     from ..run.session import session
 
     config = load(preset, overrides)

@@ -28,14 +28,12 @@ from vthink.components.common.storage.names import join
 from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.tracking.config import TrackingConfig
 from vthink.components.common.video.config import VideoConfig
+from vthink.components.deployment.ask import StructuredAnswer
 from vthink.components.deployment.config import DeploymentConfig
 from vthink.components.deployment.deploy import deploy_model
-from vthink.components.deployment.register import register_model
-from vthink.components.deployment.registry import ModelRegistry, RegisteredVersion, champion
+from vthink.components.deployment.registry import ModelRegistry, RegisteredVersion, champion, register_model
 from vthink.components.deployment.rollout.inference_service import inference_service, predictor
-from vthink.components.deployment.rollout.trained_model import TrainedModel
-from vthink.components.deployment.rollout.vllm import vllm_arguments
-from vthink.components.deployment.structured import StructuredAnswer
+from vthink.components.deployment.rollout.trained_model import TrainedModel, vllm_arguments
 from vthink.components.evaluation.config import EvaluationConfig
 from vthink.pipelines.cli.main import app
 from vthink.pipelines.config import load as load_config

@@ -26,10 +26,8 @@ from vthink.components.common.video.clip import Clip
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.deployment.config import ServerConfig
 from vthink.components.deployment.server.chat import ChatCompletions
-from vthink.components.deployment.server.guard import Guard
-from vthink.components.deployment.server.reply import GeneratedAnswer
-from vthink.components.deployment.server.request import ChatQuestion
-from vthink.components.deployment.server.routes import build_routes
+from vthink.components.deployment.server.completion import ChatQuestion, GeneratedAnswer
+from vthink.components.deployment.server.routes import Guard, build_routes
 
 ANSWER = (
     "<time>00:00-00:01</time><caption>a red square moves right</caption><think>it starts left</think>"

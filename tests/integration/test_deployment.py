@@ -28,8 +28,7 @@ from vthink.components.data_prep.config import DataPrepConfig, SynthesizeConfig
 from vthink.components.data_prep.prepare import prepare_data
 from vthink.components.deployment.config import DeploymentConfig, ServerConfig
 from vthink.components.deployment.deploy import deploy_model
-from vthink.components.deployment.register import register_model
-from vthink.components.deployment.registry import ModelRegistry, champion
+from vthink.components.deployment.registry import ModelRegistry, champion, register_model
 from vthink.components.deployment.smoke_test import SmokeTest, SmokeTestResult
 from vthink.components.evaluation import evaluate
 from vthink.components.evaluation.config import EvaluationConfig

@@ -1,23 +1,21 @@
-"""The `InferenceService` of a version, and the version as one of its predictors."""
+"""The `InferenceService` of a version, the version as one of its predictors, and what the object says of itself."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ...common.launch.config import LaunchConfig
-from ...common.launch.kubernetes.client import INFERENCE_SERVICE, Object
+from ...common.launch.kubernetes.client import INFERENCE_SERVICE, Object, condition, is_true, one_line
 from ...common.launch.kubernetes.trainjob import pod_placement
 from ..ask import API_KEY
 from ..config import DeploymentConfig
 from ..registry import RegisteredVersion
-from .trained_model import TrainedModel
-from .vllm import vllm_arguments
+from .trained_model import TrainedModel, vllm_arguments
 
 _LINEAGE = ("fingerprint", "evaluation_uri", "data_uri", "git_commit")
 """Tags of a version (``vthink.…``) that its predictor carries as annotations (``vthink.dev/…``)."""
 
-
-def predictor_name(version: int) -> str:
-    """Name of a version's predictor."""
-    return f"v{version}"
+_HOPELESS = ("BlockedByFailedLoad", "InvalidSpec")
 
 
 def predictor(
@@ -34,7 +32,7 @@ def predictor(
     tags = {name: version.tags.get(f"vthink.{name}") for name in _LINEAGE}
     annotations = {f"vthink.dev/{name.replace('_', '-')}": value for name, value in tags.items() if value}
     body: Object = {
-        "name": predictor_name(version.version),
+        "name": version.predictor,
         "annotations": annotations | {"vthink.dev/model-version": f"{version.name}/{version.version}"},
         "serviceAccountName": settings.service_account,
         # Down to zero is for whoever scales from outside: KServe lets a canary have no more than what stands here.
@@ -81,10 +79,9 @@ def _container(
 
 
 def _autoscaler(section: DeploymentConfig) -> str:
-    settings = section.kserve
-    if settings.min_replicas == 0:
+    if section.kserve.min_replicas == 0:
         return "external"
-    return "keda" if settings.max_replicas > settings.min_replicas else "none"
+    return "keda" if section.kserve.max_replicas > section.kserve.min_replicas else "none"
 
 
 def service_annotations(section: DeploymentConfig) -> dict[str, str]:
@@ -110,11 +107,8 @@ def inference_service(
         launch: where the pods go.
         namespace: None: that of ``launch``, or of whoever applies it.
     """
-    metadata: Object = {
-        "name": section.kserve.name,
-        "labels": {"app.kubernetes.io/part-of": "vthink"},
-        "annotations": service_annotations(section),
-    }
+    labels = {"app.kubernetes.io/part-of": "vthink"}
+    metadata: Object = {"name": section.kserve.name, "labels": labels, "annotations": service_annotations(section)}
     if namespace or launch.cluster.namespace:
         metadata["namespace"] = namespace or launch.cluster.namespace
     return {
@@ -123,3 +117,57 @@ def inference_service(
         "metadata": metadata,
         "spec": {"predictor": predictor(version, model, section, launch, namespace)},
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether an InferenceService, or one of its canaries, is ready."""
+
+    ready: bool
+    why: str
+    """Why not."""
+    hopeless: bool = False
+    """Whether waiting will not help."""
+
+    @classmethod
+    def read(cls, service: Object, canary: str | None = None) -> Readiness:
+        """Of the service, or of the canary of this name."""
+        status: Object = service.get("status") or {}
+        if int(status.get("observedGeneration") or 0) < int(service["metadata"]["generation"]):
+            return cls(False, "the controller has not seen the change yet")
+        part, ready, why = status, is_true(service, "Ready"), condition(service, "Ready")
+        if canary is not None:
+            part = next((c for c in status.get("canaryStatuses") or [] if c.get("name") == canary), {})
+            ready = bool(part.get("ready")) and is_true(service, "PredictorReady")
+            why = condition(service, "CanaryReady") or why
+        model = part.get("modelStatus") or {}
+        failure = (model.get("lastFailureInfo") or {}).get("message")
+        text = failure or why.get("message") or why.get("reason") or "nothing was reported"
+        hopeless = model.get("transitionStatus") in _HOPELESS
+        return cls(ready and not hopeless, one_line(text, 300), hopeless)
+
+
+def canaries(service: Object) -> dict[str, int]:
+    """The candidates beside the predictor in service: share of the traffic in percent by name."""
+    entries = service["spec"].get("canary") or []
+    return {entry["predictor"]["name"]: int(entry.get("trafficPercent") or 0) for entry in entries}
+
+
+def service_lines(service: Object) -> list[str]:
+    """What is in service, and what beside it, a line each."""
+    shares = canaries(service)
+    lines = [_line("in service", service["spec"]["predictor"], 100 - sum(shares.values()), Readiness.read(service))]
+    for entry in service["spec"].get("canary") or []:
+        name = entry["predictor"]["name"]
+        lines.append(_line("candidate", entry["predictor"], shares[name], Readiness.read(service, name)))
+    return lines
+
+
+def _line(role: str, predictor: Object, percent: int, readiness: Readiness) -> str:
+    annotations = predictor.get("annotations") or {}
+    version = annotations.get("vthink.dev/model-version") or predictor.get("name") or "unnamed"
+    low = predictor.get("minReplicas", 1)
+    high = predictor.get("maxReplicas", low)
+    replicas = f"{low}" if low == high else f"{low}–{high}"
+    state = "ready" if readiness.ready else f"not ready: {readiness.why}"
+    return f"{role}: {version}, {percent} % of the traffic, {replicas} replica(s), {state}"

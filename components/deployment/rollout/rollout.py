@@ -21,12 +21,14 @@ from ...common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster, Clust
 from ..config import DeploymentConfig
 from ..registry import RegisteredVersion
 from ..smoke_test import SmokeTestResult, StableResult
-from .inference_service import inference_service, predictor, predictor_name, service_annotations
-from .status import Readiness, canaries
+from .inference_service import Readiness, canaries, inference_service, predictor, service_annotations
 from .trained_model import TrainedModel
 
 Test = Callable[[str], SmokeTestResult]
 """Asks the held-out items of the server at a URL (`SmokeTest.run`)."""
+
+_TICK_S = 5.0
+"""How often an object that does not change is looked at."""
 
 
 class RolloutError(UserError):
@@ -52,17 +54,11 @@ class Rollout:
     model: TrainedModel
     report: Callable[[str], None]
     """Gets a line for each step."""
-    tick_s: float = 5.0
 
     @property
     def name(self) -> str:
         """Name of the InferenceService."""
         return self.section.kserve.name
-
-    @property
-    def predictor(self) -> str:
-        """Name of the version's predictor."""
-        return predictor_name(self.version.version)
 
     def url(self, predictor: str | None) -> str:
         """Where a predictor's Service is; KServe names it after the InferenceService and the predictor."""
@@ -87,27 +83,28 @@ class Rollout:
         if service is None:
             return self._create(test), True
         in_service = service["spec"]["predictor"]
-        if in_service.get("name") == self.predictor:
+        if in_service.get("name") == self.version.predictor:
             # Already there: a deployer was killed before the alias moved, or the version is deployed again.
-            self._update(lambda spec: {**spec, "predictor": self._predictor(), "canary": []})
+            self._order()
             self._wait_until_ready("it")
-            return self._passed(test, self.predictor), True
+            return self._passed(test), True
+        percent, candidate = self.section.kserve.canary_percent, f"the candidate {self.version.predictor}"
         with self._withdrawn_on_failure(service):
-            if self.predictor not in canaries(service):
-                self._set_canary(in_service, 0)
-            self._wait_until_ready(f"the candidate {self.predictor}", self.predictor)
+            if self.version.predictor not in canaries(service):
+                self._order(in_service)
+            self._wait_until_ready(candidate, self.version.predictor)
             result = self._compared(test, in_service)
-            if self.section.kserve.canary_percent:
-                self._set_canary(in_service, self.section.kserve.canary_percent)
-                self._wait_until_ready(f"the candidate {self.predictor}", self.predictor)
+            if percent:
+                self._order(in_service, percent)
+                self._wait_until_ready(candidate, self.version.predictor)
             if hold:
                 return result, False
-            if self.section.kserve.canary_percent:
+            if percent:
                 self._require_lasting_readiness()
-            self._promote()
+            self._order()
+            self._wait_until_ready(f"version {self.version.version} in service")
+            self.report(f"version {self.version.version} has all of the traffic")
             return result, True
-
-    # --- what is ordered ---
 
     def _create(self, test: Test) -> SmokeTestResult:
         """Nothing is in service yet; what fails is deleted."""
@@ -116,37 +113,31 @@ class Rollout:
         self.report(f"created the InferenceService {self.name} with version {self.version.version}")
         try:
             self._wait_until_ready("it")
-            return self._passed(test, self.predictor)
+            return self._passed(test)
         except (RolloutError, EndpointError):
             self.cluster.delete(INFERENCE_SERVICE, self.name, made["metadata"]["uid"])
             raise
 
-    def _predictor(self, canary: bool = False) -> Object:
+    def _order(self, in_service: Object | None = None, percent: int = 0) -> None:
+        """Order the version into service; with ``in_service``, beside that, with ``percent`` of the traffic."""
         where = (self.launch, self.cluster.namespace)
-        return predictor(self.version, self.model, self.section, *where, canary=canary)
+        own = predictor(self.version, self.model, self.section, *where, canary=in_service is not None)
 
-    def _update(self, change: Callable[[Object], Object]) -> None:
         def changed(service: Object) -> Object:
             service["metadata"].setdefault("annotations", {}).update(service_annotations(self.section))
-            service["spec"] = change(service["spec"])
-            if not service["spec"].get("canary"):
+            if in_service is None:
+                service["spec"]["predictor"] = own
                 service["spec"].pop("canary", None)
+            else:
+                # A canary needs names on both sides; the one in service may have been applied by hand without.
+                service["spec"]["predictor"] = in_service | {"name": in_service.get("name") or "stable"}
+                service["spec"]["canary"] = [{"trafficPercent": percent, "predictor": own}]
             return service
 
-        self.cluster.update(INFERENCE_SERVICE, self.name, changed)
-
-    def _set_canary(self, in_service: Object, percent: int) -> None:
-        candidate = self._predictor(canary=True)
-        # A canary needs names on both sides; the one in service may have been applied by hand without.
-        named = in_service if in_service.get("name") else {**in_service, "name": "stable"}
-        canary = [{"trafficPercent": percent, "predictor": candidate}]
-        self._update(lambda spec: {**spec, "predictor": named, "canary": canary})
-        self.report(f"candidate {candidate['name']} beside {named['name']}, with {percent} % of the traffic")
-
-    def _promote(self) -> None:
-        self._update(lambda spec: {**spec, "predictor": self._predictor(), "canary": []})
-        self._wait_until_ready(f"version {self.version.version} in service")
-        self.report(f"version {self.version.version} has all of the traffic")
+        ordered = self.cluster.update(INFERENCE_SERVICE, self.name, changed)["spec"]
+        if in_service is not None:
+            beside = ordered["predictor"]["name"]
+            self.report(f"candidate {own['name']} beside {beside}, with {percent} % of the traffic")
 
     @contextlib.contextmanager
     def _withdrawn_on_failure(self, before: Object) -> Iterator[None]:
@@ -163,8 +154,6 @@ class Rollout:
             self.report("took the candidate away; in service is what was")
             raise
 
-    # --- waiting and testing ---
-
     def _wait_until_ready(self, what: str, canary: str | None = None) -> None:
         """Wait until the controllers have followed: the service, or one of its canaries, is ready.
 
@@ -172,7 +161,7 @@ class Rollout:
             RolloutError: not within ``start_timeout_s``, or the model cannot be loaded.
         """
         limit_s, started = self.section.start_timeout_s, time.monotonic()
-        for service in self.cluster.follow(INFERENCE_SERVICE, self.name, self.tick_s, self.report):
+        for service in self.cluster.follow(INFERENCE_SERVICE, self.name, _TICK_S, self.report):
             if service is None:
                 raise RolloutError(f"the InferenceService {self.name} was deleted")
             state = Readiness.read(service, canary)
@@ -185,16 +174,22 @@ class Rollout:
     def _require_lasting_readiness(self) -> None:
         """Watch the candidate under its share of the traffic for ``canary_s``."""
         settings = self.section.kserve
-        until, tick_s = time.monotonic() + settings.canary_s, min(self.tick_s, settings.canary_s)
+        until, tick_s = time.monotonic() + settings.canary_s, min(_TICK_S, settings.canary_s)
         for service in self.cluster.follow(INFERENCE_SERVICE, self.name, tick_s, self.report):
-            state = Readiness(False, "it was deleted") if service is None else Readiness.read(service, self.predictor)
+            state = (
+                Readiness(False, "it was deleted")
+                if service is None
+                else Readiness.read(service, self.version.predictor)
+            )
             if not state.ready:
-                raise RolloutError(f"the candidate {self.predictor} did not stay ready under traffic: {state.why}")
+                raise RolloutError(
+                    f"the candidate {self.version.predictor} did not stay ready under traffic: {state.why}"
+                )
             if time.monotonic() >= until:
                 return
 
-    def _passed(self, test: Test, predictor: str) -> SmokeTestResult:
-        result = test(self.url(predictor))
+    def _passed(self, test: Test) -> SmokeTestResult:
+        result = test(self.url(self.version.predictor))
         self.report(f"smoke test: {result.why}")
         if not result.passed:
             raise SmokeTestFailedError(result)
@@ -206,7 +201,7 @@ class Rollout:
         Raises:
             SmokeTestFailedError: it did not pass, or answers fewer items rightly than the model in service.
         """
-        result, name = self._passed(test, self.predictor), in_service.get("name")
+        result, name = self._passed(test), in_service.get("name")
         # It was trained on something else: that it agrees with the candidate's evaluation is not expected of it.
         try:
             other = test(self.url(name))

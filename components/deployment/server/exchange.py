@@ -1,61 +1,61 @@
-"""One HTTP request and its response: a bounded body in, JSON or events out."""
+"""One HTTP request and its response: a bounded body in; JSON, events or a refusal out."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import Mapping
 
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from .errors import ApiError
+Headers = Mapping[str, str] | None
 
 _DRAIN_S = 5.0
+_KINDS = {404: "not_found_error", 408: "timeout_error", 429: "rate_limit_error", 504: "timeout_error"}
 
 
-class ClientGoneError(Exception):
-    """The client has gone."""
+class ApiError(Exception):
+    """A refusal in OpenAI's error shape, with its HTTP status."""
+
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None, headers: Headers = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers
+        kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 class HttpExchange:
     """One HTTP request and its response."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._receive, self._send = receive, send
-        self.headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+        self._asgi = (scope, receive, send)
+        request = Request(scope, receive)
+        self.headers, self._pieces = request.headers, request.stream()
         self.status: int | None = None
+        """Of the response, once it has begun."""
 
     async def body(self, limit: int, timeout_s: float) -> bytes:
-        """The request's body. Raises ApiError 413 or 408."""
+        """The request's body; ApiError 413 or 408, ClientDisconnect."""
         declared = self.headers.get("content-length", "0")
-        too_large = ApiError(413, f"the request is larger than {limit} bytes, the most this server takes")
-        if not declared.isdigit() or int(declared) > limit:
-            await self.drain(limit)
-            raise too_large
         body = bytearray()
-        try:
-            async with asyncio.timeout(timeout_s):
-                async for piece in self._pieces():
-                    body += piece
-                    if len(body) > limit:
-                        break
-        except TimeoutError:
-            raise ApiError(408, f"the request did not arrive within {timeout_s:g} s") from None
-        if len(body) > limit:
-            await self.drain(limit)
-            raise too_large
-        return bytes(body)
-
-    async def _pieces(self) -> AsyncIterator[bytes]:
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGoneError
-            yield message.get("body", b"")
-            if not message.get("more_body"):
-                return
+        if declared.isdigit() and int(declared) <= limit:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    async for piece in self._pieces:
+                        body += piece
+                        if len(body) > limit:
+                            break
+                    else:
+                        return bytes(body)
+            except TimeoutError:
+                raise ApiError(408, f"the request did not arrive within {timeout_s:g} s") from None
+        await self.drain(limit)
+        raise ApiError(413, f"the request is larger than {limit} bytes, the most this server takes")
 
     async def drain(self, limit: int) -> None:
         """Read and drop what is still arriving, within bounds.
@@ -67,41 +67,31 @@ class HttpExchange:
         dropped = 0
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_S):
-                async for piece in self._pieces():
+                async for piece in self._pieces:
                     dropped += len(piece)
                     if dropped > 4 * limit:
                         return
 
     async def gone(self) -> None:
         """Return when the client has gone (after the body was read)."""
-        while (await self._receive())["type"] != "http.disconnect":
+        while (await self._asgi[1]())["type"] != "http.disconnect":
             pass
 
-    async def _start(self, status: int, headers: dict[str, str]) -> None:
-        self.status = status
-        raw = [(key.encode("latin-1"), value.encode("latin-1")) for key, value in headers.items()]
-        await self._send({"type": "http.response.start", "status": status, "headers": raw})
-
-    async def json(self, status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+    async def json(self, status: int, content: object, headers: Headers = None) -> None:
         """Answer with JSON."""
-        body = json.dumps(content).encode()
-        head = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
-        await self._start(status, head)
-        await self._send({"type": "http.response.body", "body": body})
+        self.status = status
+        await JSONResponse(content, status, headers)(*self._asgi)
 
-    async def event(self, content: dict[str, Any] | None, last: bool = False) -> None:
+    async def event(self, content: object, last: bool = False) -> None:
         """Send a server-sent event (None: ``[DONE]``), starting the response with the first."""
+        send = self._asgi[2]
         if self.status is None:
-            await self._start(
-                200,
-                {
-                    "content-type": "text/event-stream; charset=utf-8",
-                    "cache-control": "no-cache",
-                    "x-accel-buffering": "no",
-                },
-            )
+            self.status = 200
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+            headers.append((b"x-accel-buffering", b"no"))
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
         data = "[DONE]" if content is None else json.dumps(content)
-        await self._send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": not last})
+        await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": not last})
 
     async def fail(self, error: ApiError) -> None:
         """Answer with an error; in a stream that has begun, as its last event."""

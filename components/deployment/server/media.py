@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import ipaddress
 import socket
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 
 from ..config import ServerConfig
-from .errors import ApiError
+from .exchange import ApiError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -44,17 +43,19 @@ def is_public(address: Address) -> bool:
     return address.is_global and not any(address in network for network in _CLOUD)
 
 
-def shortened(url: str) -> str:
-    """An URL for a message: without a data URL's payload, without a query (which may hold a signature)."""
-    return url[:80].split(",", 1)[0].split("?", 1)[0]
-
-
 def _refuse(message: str, status: int = 400) -> ApiError:
-    return ApiError(status, message, param="messages")
+    return ApiError(status, message, "messages")
 
 
-def _too_large(limit: int) -> ApiError:
-    return _refuse(f"the media is larger than {limit} bytes, the most this server takes", 413)
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise _refuse(f"the media is larger than {limit} bytes, the most this server takes", 413)
+
+
+def _not_empty(data: bytes | bytearray) -> bytes:
+    if not data:
+        raise _refuse("the media is empty (0 bytes)")
+    return bytes(data)
 
 
 def read_data_url(url: str, max_bytes: int) -> bytes:
@@ -66,17 +67,13 @@ def read_data_url(url: str, max_bytes: int) -> bytes:
     header, comma, payload = url.partition(",")
     if not comma or not header.lower().endswith(";base64"):
         raise _refuse("a data URL must look like data:video/mp4;base64,AAAA…")
-    if len(payload) // 4 * 3 > max_bytes + 2:
-        raise _too_large(max_bytes)
+    _check_size(len(payload) // 4 * 3 - 2, max_bytes)
     try:
         data = base64.b64decode(payload, validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise _refuse("the data URL's payload is not base64") from None
-    if len(data) > max_bytes:
-        raise _too_large(max_bytes)
-    if not data:
-        raise _refuse("the media is empty (0 bytes)")
-    return data
+    _check_size(len(data), max_bytes)
+    return _not_empty(data)
 
 
 class MediaReader:
@@ -84,8 +81,7 @@ class MediaReader:
 
     def __init__(self, config: ServerConfig, allowed: Callable[[Address], bool] = is_public) -> None:
         """Args: ``allowed``: which addresses may be connected to."""
-        self._config = config
-        self._allowed = allowed
+        self._config, self._allowed = config, allowed
 
     async def read(self, url: str) -> bytes:
         """The bytes at ``url``.
@@ -93,12 +89,13 @@ class MediaReader:
         Raises:
             ApiError: 400 not allowed or not reachable, 413 too large, 504 too slow.
         """
+        config, shown = self._config, _shortened(url)
         scheme = url[:16].partition(":")[0].lower()
         if scheme == "data":
-            return await asyncio.to_thread(read_data_url, url, self._config.max_video_bytes)
+            return await asyncio.to_thread(read_data_url, url, config.max_video_bytes)
         if scheme not in ("http", "https"):
-            raise _refuse(f"'{shortened(url)}' is not taken: send the media as a data: URL (base64)")
-        if not self._config.allow_http_media:
+            raise _refuse(f"'{shown}' is not taken: send the media as a data: URL (base64)")
+        if not config.allow_http_media:
             raise _refuse(
                 "this server does not fetch http(s) media: send it as a data: URL (base64), or serve with "
                 "deployment.server.allow_http_media=true"
@@ -106,23 +103,15 @@ class MediaReader:
         if len(url) > 4096:
             raise _refuse("the media URL is longer than 4096 characters")
         try:
-            async with asyncio.timeout(self._config.media_timeout_s):
-                return await self._fetch(url)
+            async with asyncio.timeout(config.media_timeout_s):
+                for _ in range(config.max_media_redirects + 1):
+                    answer = await self._get(url, await self._check(url))
+                    if isinstance(answer, bytes):
+                        return answer
+                    url = urljoin(url, answer)
         except TimeoutError:
-            raise _refuse(f"'{shortened(url)}' did not arrive within {self._config.media_timeout_s:g} s", 504) from None
-
-    async def _fetch(self, url: str) -> bytes:
-        for _ in range(self._config.max_media_redirects + 1):
-            target = await self._check(url)
-            try:
-                answer = await self._get(url, target)
-            except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-                reason = type(error).__name__
-                raise _refuse(f"'{shortened(url)}' could not be fetched ({reason})") from error
-            if isinstance(answer, bytes):
-                return answer
-            url = urljoin(url, answer)
-        raise _refuse(f"'{shortened(url)}' redirects more than {self._config.max_media_redirects} times")
+            raise _refuse(f"'{shown}' did not arrive within {config.media_timeout_s:g} s", 504) from None
+        raise _refuse(f"'{_shortened(url)}' redirects more than {config.max_media_redirects} times")
 
     async def _check(self, url: str) -> Address:
         """The address to connect to for ``url``; refuses what may not be reached."""
@@ -130,50 +119,53 @@ class MediaReader:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError:
-            raise _refuse(f"'{shortened(url)}' is not a URL") from None
+            raise _refuse(f"'{_shortened(url)}' is not a URL") from None
         if parts.scheme not in ("http", "https") or not host:
-            raise _refuse(f"'{shortened(url)}' is not taken: only http and https addresses are fetched")
+            raise _refuse(f"'{_shortened(url)}' is not taken: only http and https addresses are fetched")
         if parts.username is not None or parts.password is not None:
             raise _refuse("a media URL must not hold a user name or password")
-        host = host.rstrip(".")
-        domains = self._config.allowed_media_domains
+        host, domains = host.rstrip("."), self._config.allowed_media_domains
         if domains and not any(host == d or (d.startswith(".") and host.endswith(d)) for d in domains):
             raise _refuse(f"media from '{host[:80]}' is not allowed; allowed: {', '.join(domains)}")
+        port = port or (443 if parts.scheme == "https" else 80)
         try:
-            resolved = await asyncio.get_running_loop().getaddrinfo(
-                host, port or (443 if parts.scheme == "https" else 80), type=socket.SOCK_STREAM
-            )
+            resolved = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
             addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in resolved]
-        except (OSError, UnicodeError, ValueError):
+        except (OSError, ValueError):
             raise _refuse(f"host '{host[:80]}' cannot be resolved") from None
         # One message for every refused address: the answer must not tell what exists in the private network.
-        if not addresses or not all(self._allowed(address) for address in addresses):
+        if not addresses or not all(map(self._allowed, addresses)):
             raise _refuse(f"'{host[:80]}' is not a public address; this server fetches from public addresses only")
         return addresses[0]
 
     async def _get(self, url: str, address: Address) -> bytes | str:
         """One GET to the checked address: the body, or where it redirects to."""
-        limit = self._config.max_video_bytes
-        parsed = httpx.URL(url)
-        headers = {"Host": parsed.netloc.decode("ascii"), "Accept-Encoding": "identity", "User-Agent": "vthink"}
-        # TLS still checks the certificate against the name, not against the address.
-        extensions = {"sni_hostname": parsed.raw_host.decode("ascii")}
-        async with httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=10.0) as client:
+        limit, shown, data = self._config.max_video_bytes, _shortened(url), bytearray()
+        try:
+            parsed = httpx.URL(url)
+            headers = {"Host": parsed.netloc.decode("ascii"), "Accept-Encoding": "identity", "User-Agent": "vthink"}
+            # TLS still checks the certificate against the name, not against the address.
+            names = {"sni_hostname": parsed.raw_host.decode("ascii")}
             pinned = parsed.copy_with(host=str(address))
-            async with client.stream("GET", pinned, headers=headers, extensions=extensions) as response:
+            async with (
+                httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=10.0) as client,
+                client.stream("GET", pinned, headers=headers, extensions=names) as response,
+            ):
                 if response.has_redirect_location:
                     return response.headers["location"]
                 if response.status_code != 200:
-                    raise _refuse(f"'{shortened(url)}' answered with HTTP {response.status_code}")
+                    raise _refuse(f"'{shown}' answered with HTTP {response.status_code}")
                 if response.headers.get("content-encoding", "identity").lower() != "identity":
-                    raise _refuse(f"'{shortened(url)}' is compressed for transfer, which is not taken")
-                if int(response.headers.get("content-length", "0")) > limit:
-                    raise _too_large(limit)
-                data = bytearray()
+                    raise _refuse(f"'{shown}' is compressed for transfer, which is not taken")
+                _check_size(int(response.headers.get("content-length", "0")), limit)
                 async for piece in response.aiter_raw():
                     data += piece
-                    if len(data) > limit:
-                        raise _too_large(limit)
-        if not data:
-            raise _refuse("the media is empty (0 bytes)")
-        return bytes(data)
+                    _check_size(len(data), limit)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise _refuse(f"'{shown}' could not be fetched ({type(error).__name__})") from error
+        return _not_empty(data)
+
+
+def _shortened(url: str) -> str:
+    """An URL for a message: without a data URL's payload, without a query (which may hold a signature)."""
+    return url[:80].split(",", 1)[0].split("?", 1)[0]

@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.middleware import Middleware
 
@@ -27,10 +27,8 @@ from ...common.storage.config import StorageConfig
 from ...common.storage.s3 import Storage
 from ..ask import API_KEY
 from ..config import ServerConfig
-from .chat import ChatCompletions
-from .guard import Guard
-from .model import TorchModel
-from .routes import CHAT_PATHS, build_routes
+from .chat import ChatCompletions, ServedModel
+from .routes import CHAT_PATHS, Guard, build_routes
 
 if TYPE_CHECKING:
     from ...common.model.load import LoadedModel
@@ -44,43 +42,32 @@ def check_address(config: ServerConfig) -> None:
     Raises:
         UserError: it is taken, or not an address of this machine.
     """
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    with socket.socket(family) as probe:
+    with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
         try:
             probe.bind((config.host, config.port))
         except OSError as error:
-            raise UserError(
-                f"cannot listen on {config.host} port {config.port}: {error.strerror}; choose another with --port"
-            ) from error
+            where = f"{config.host} port {config.port}"
+            raise UserError(f"cannot listen on {where}: {error.strerror}; choose another with --port") from error
 
 
 def serve(loaded: LoadedModel, config: ServerConfig) -> None:
     """Serve a loaded model until the process is told to stop (SIGTERM, SIGINT).
 
-    With ``VTHINK_API_KEY`` set, questions need that key as bearer token.
-
-    Must be called in the main thread, once per process: KServe's application is one per process.
+    With ``VTHINK_API_KEY`` set, questions need that key as bearer token. Must be called in the main thread, once per
+    process: KServe's application is one per process.
     """
     log_like_kserve(__package__ or "")
-    model = TorchModel(loaded)
+    model = ServedModel(loaded)
     chat = ChatCompletions(model, config)
-    about: dict[str, Any] = {
-        "max_model_len": model.max_model_len,
-        "vthink": {
-            "prompt": loaded.card.model_dump(mode="json")["prompt"],
-            "lineage": model.lineage,
-            "max_video_bytes": config.max_video_bytes,
-            "max_duration_s": config.max_duration_s,
-            "max_new_tokens": config.max_new_tokens,
-        },
-    }
+    own = config.model_dump(include={"max_video_bytes", "max_duration_s", "max_new_tokens"})
+    own |= {"prompt": loaded.card.model_dump(mode="json")["prompt"], "lineage": loaded.card.lineage.known()}
     shown = f"[{config.host}]" if ":" in config.host else config.host
     log.info("serving %s at http://%s:%d", loaded.folder, shown, config.port)
     try:
         serve_routes(
             config.model_name,
-            build_routes(chat, config, about),
+            build_routes(chat, config, {"max_model_len": model.max_model_len, "vthink": own}),
             [Middleware(Guard, config=config, api_key=os.environ.get(API_KEY))],
             host=config.host,
             port=config.port,
@@ -119,12 +106,13 @@ def run_server(
 def main(arguments: list[str] | None = None) -> int:
     """The command line; see the module."""
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name if __spec__ else __package__}", allow_abbrev=False)
-    parser.add_argument("--model", required=True, help="model folder, or its s3://…/ prefix")
-    parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="TCP port (default 8080)")
-    parser.add_argument("--config", default="{}", help="the server's section of the configuration, as JSON")
-    parser.add_argument("--storage", default="{}", help="the storage section of the configuration, as JSON")
-    parser.add_argument("--cache-dir", type=Path, help="where a downloaded model is kept")
+    add = parser.add_argument
+    add("--model", required=True, help="model folder, or its s3://…/ prefix")
+    add("--host", help="address to listen on (default 127.0.0.1)")
+    add("--port", type=int, help="TCP port (default 8080)")
+    add("--config", default="{}", help="the server's section of the configuration, as JSON")
+    add("--storage", default="{}", help="the storage section of the configuration, as JSON")
+    add("--cache-dir", type=Path, help="where a downloaded model is kept")
     options = parser.parse_args(arguments)
     end_with_owner()
     # Until KServe takes the signals over, one ends the process as usual, with its cleanup.

@@ -9,7 +9,7 @@ from vthink.components.common.chat_endpoint.endpoint import BlockingEndpoint, En
 from vthink.components.common.config import ConfigError
 from vthink.components.common.errors import UserError
 from vthink.components.common.launch.process import free_port
-from vthink.components.deployment.ask import FileQuestion, ServedAnswer, ask, served_endpoint
+from vthink.components.deployment.ask import FileQuestion, ServedAnswer, StructuredAnswer, ask, served_endpoint
 from vthink.tests.fakes.chat_server import Answer, ChatServer, chat_server, completion
 from vthink.tests.fakes.model_server import ANSWER, Running, ScriptedModel
 
@@ -107,3 +107,16 @@ def test_what_other_servers_answer_is_one_line(other: ChatServer, video: Path, a
         ask_about(other.url, video)
     assert "\n" not in str(caught.value)
     assert len(other.requests) == 1
+
+
+# -- an answer in parts ------------------------------------------------------------------------------------
+
+TEXT = "<time>00:01-00:02</time><caption>a square</caption><think>it moves</think>So right. <answer>B</answer>"
+
+
+def test_structured_view_has_segments_reasoning_and_answer() -> None:
+    view = StructuredAnswer.parse(TEXT).model_dump(mode="json")
+    assert view["segments"] == [{"start_s": 1.0, "end_s": 2.0, "caption": "a square", "thought": "it moves"}]
+    assert "So right." in view["reasoning"]
+    assert view["answer"] == "B"
+    assert StructuredAnswer.model_validate(view) == StructuredAnswer.parse(TEXT)

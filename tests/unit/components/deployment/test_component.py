@@ -23,7 +23,7 @@ def test_components_compile_with_strings_in_and_one_string_out(tmp_path: Path) -
         assert list(component["outputDefinitions"]["parameters"]) == ["Output"]
 
 
-@pytest.mark.parametrize("module", ["component", "config", "register", "deploy", "ask"])
+@pytest.mark.parametrize("module", ["component", "config", "registry", "deploy", "ask"])
 def test_module_imports_neither_torch_nor_the_server(module: str) -> None:
     code = (
         f"import sys, vthink.components.deployment.{module}; "

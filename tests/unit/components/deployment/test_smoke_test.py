@@ -12,8 +12,7 @@ from vthink.components.common.chat_endpoint.endpoint import EndpointError
 from vthink.components.common.launch.process import free_port
 from vthink.components.common.rows.sample import Media, Sample
 from vthink.components.deployment.config import DeploymentConfig
-from vthink.components.deployment.replay import EvaluationSettings, RecordedAnswer, Replay
-from vthink.components.deployment.smoke_test import SmokeTest
+from vthink.components.deployment.smoke_test import EvaluationSettings, RecordedAnswer, Replay, SmokeTest
 from vthink.tests.fakes.model_server import Running, ScriptedModel
 
 TEXT = "It moves. <answer>B</answer>"

@@ -2,8 +2,9 @@ import json
 from typing import Any
 
 import pytest
-from vthink.components.deployment.server.errors import ApiError
-from vthink.components.deployment.server.request import ChatQuestion, parse_request
+from vthink.components.deployment.config import ServerConfig
+from vthink.components.deployment.server.completion import ChatQuestion, parse_request
+from vthink.components.deployment.server.exchange import ApiError
 
 VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "high"}}
@@ -16,7 +17,7 @@ def body(content: Any = None, **more: Any) -> bytes:
 
 
 def parse(data: bytes) -> ChatQuestion:
-    return parse_request(data, model_name="vthink", system="Look closely.", max_new_tokens=100, max_question_chars=200)
+    return parse_request(data, ServerConfig(max_new_tokens=100, max_question_chars=200), "Look closely.")[0]
 
 
 def test_plain_openai_request_is_a_free_form_question() -> None:
