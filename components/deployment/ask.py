@@ -28,12 +28,11 @@ API_KEY = "VTHINK_API_KEY"
 
 
 class MediaView(BaseModel, frozen=True):
-    """What the model saw of the media."""
+    """What the model saw of the media; ``frames_s``: when in it the frames are."""
 
     kind: str
     duration_s: float
     frames_s: tuple[float, ...]
-    """When in the media the frames are."""
 
 
 class StructuredAnswer(BaseModel, frozen=True):
@@ -54,10 +53,9 @@ class StructuredAnswer(BaseModel, frozen=True):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileQuestion:
-    """A question about one video or image file."""
+    """A question about one video or image file, which is sent with it."""
 
     path: Path
-    """It is sent with the request."""
     text: str
     options: Sequence[str] = ()
     """Answer options without letters, for a multiple-choice question."""
@@ -80,26 +78,20 @@ class ServedAnswer:
     def to_json(self) -> dict[str, Any]:
         """Everything about it, as `vthink ask --json` prints it."""
         reply, usage = self.reply, None
-        if reply.input_tokens is not None and reply.output_tokens is not None:
-            usage = {"prompt_tokens": reply.input_tokens, "completion_tokens": reply.output_tokens}
-            usage["total_tokens"] = reply.input_tokens + reply.output_tokens
+        read, written = reply.input_tokens, reply.output_tokens
+        if read is not None and written is not None:
+            usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
         about = {"text": reply.text, "finish_reason": reply.finish_reason, "token_ids": reply.token_ids}
         return self.view.model_dump(mode="json") | about | {"usage": usage, "model": reply.model}
 
 
-def served_endpoint(url: str, model: str = "", timeout_s: float = 600.0) -> ChatEndpointConfig:
+def served_endpoint(url: str, model: str = "") -> ChatEndpointConfig:
     """How a served model is asked: once, with the key in ``VTHINK_API_KEY`` where there is one.
 
-    Args:
-        url: the server, e.g. ``http://127.0.0.1:8080``.
-        model: the served model's name; empty: whatever is served.
-        timeout_s: how long to wait for the answer, or between two pieces of a stream.
-
-    Raises:
-        ConfigError: ``url`` is not an address of a server.
+    ``model`` is its name, empty: whatever is served. ConfigError: ``url`` is not an address of a server.
     """
     key = API_KEY if os.environ.get(API_KEY) else None
-    settings = {"url": url, "model": model, "timeout_s": timeout_s, "api_key_env": key, "retries": 0}
+    settings = {"url": url, "model": model, "timeout_s": 600.0, "api_key_env": key, "retries": 0}
     return ChatEndpointConfig.load(settings, "the server's address")
 
 
@@ -114,12 +106,10 @@ def ask(
     """Ask one question about one file.
 
     Args:
-        endpoint: the server.
-        question: the question.
         sampling: ``max_tokens``, ``temperature``, ``top_p``, ``seed``; without: the server's own.
         on_delta: called with each piece of the answer as it is generated.
         plain: the server lacks our extension (vLLM): options and problem type go to the chat template that
-            `rollout.trained_model.serving_template` gave it; a part of a video cannot be asked about.
+            `rollout.inference_service.serving_template` gave it; a part of a video cannot be asked about.
 
     Raises:
         UserError: the file cannot be read; EndpointError: no server, a refusal (with the server's words), or an answer

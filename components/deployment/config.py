@@ -46,8 +46,7 @@ class ServerConfig(Section):
     allow_http_media: bool = False
     """Fetch ``http(s)://`` media for a request. Private, loopback and link-local addresses stay refused."""
     allowed_media_domains: tuple[str, ...] = ()
-    """With ``allow_http_media``: hosts media may come from (``example.org``, or ``.example.org`` for all below it);
-    empty: any public host."""
+    """Hosts that media may come from (``example.org``, or ``.example.org`` for all below it); empty: any public one."""
     media_timeout_s: float = Field(default=30.0, gt=0)
     """Fetching media may take this long in all, redirects included."""
     max_media_redirects: int = Field(default=3, ge=0)
@@ -93,8 +92,7 @@ class KServeConfig(Section):
     runtime: str = Field(default="vthink-vllm", pattern=_NAME)
     """ServingRuntime: ``vthink-vllm``, or ``vthink-server``, our own server, which also runs on CPUs."""
     model_format: Literal["vLLM", "vthink"] = "vLLM"
-    """Format that the runtime supports: ``vLLM`` gets its arguments from the model's training; ``vthink`` reads them
-    from the model folder itself."""
+    """Format of the runtime: ``vLLM`` gets arguments from the model's training; ``vthink`` reads the model folder."""
     service_account: str = Field(default="vthink-serve", pattern=_NAME)
     """Service account of the pods; its secrets open the object store."""
     api_key_secret: str | None = Field(default="vthink-api-keys", pattern=_NAME)
@@ -108,8 +106,8 @@ class KServeConfig(Section):
     max_model_len: int = Field(default=16384, ge=1)
     """Most tokens of a prompt and its answer (vLLM); video tokens count."""
     min_replicas: int = Field(default=1, ge=0)
-    """Fewest replicas. 0 needs something outside that wakes the model by a metric of the gateway
-    (`k8s/team/scale-to-zero`): a model without replicas has no metrics of its own."""
+    """Fewest replicas. 0 needs something outside that wakes the model by the gateway's metrics: it has none of its own
+    then (`k8s/team/scale-to-zero`)."""
     max_replicas: int = Field(default=1, ge=1)
     """Most replicas; more than ``min_replicas``: KEDA scales by the requests in work."""
     prometheus: str = "http://prometheus-operated.monitoring.svc:9090"
@@ -123,8 +121,7 @@ class KServeConfig(Section):
     canary_s: float = Field(default=60.0, ge=0)
     """How long the candidate must stay ready with that share."""
     max_loss: float = Field(default=0.0, ge=0, le=1)
-    """How much smaller than the share of the model in service the candidate's share of right answers to the replayed
-    items may be."""
+    """How much smaller the candidate's share of right answers may be than that of the model in service."""
     url: str = "http://{service}.{namespace}.svc.cluster.local"
     """How the deployer reaches a predictor's Service."""
 
@@ -154,8 +151,7 @@ class DeploymentConfig(Section):
     smoke_kinds: tuple[str, ...] = ()
     """Only items whose ``metadata.kind`` is listed are asked again; empty: any."""
     smoke_min_agreement: float = Field(default=1.0, ge=0.0, le=1.0)
-    """Share of them whose answer must be the one that evaluation saw. Less than 1 is for accelerators, where another
-    batch size may round differently."""
+    """Share of them whose answer must be evaluation's; less than 1 where other batch sizes round differently (GPUs)."""
     smoke_question: str | None = None
     """The question whose structured answer is kept with the deployment; null: that of the first replayed item."""
     start_timeout_s: float = Field(default=600.0, gt=0)

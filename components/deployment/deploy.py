@@ -36,8 +36,8 @@ from ..common.storage.s3 import Storage
 from ..common.tracking.run import Tracker
 from .config import DeploymentConfig
 from .registry import CHAMPION, ModelRegistry, RegisteredVersion
+from .rollout.inference_service import TrainedModel
 from .rollout.rollout import Rollout, SmokeTestFailedError
-from .rollout.trained_model import TrainedModel
 from .smoke_test import SmokeTest, SmokeTestResult
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,6 @@ class Outcome:
     """What became of a version."""
 
     smoke: SmokeTestResult
-    """The champion may move only where it passed."""
     in_service: bool = False
     """Whether the version has all of the traffic; on this machine: whether it passed."""
     question: dict[str, Any] | None = None
@@ -58,12 +57,9 @@ class Outcome:
 def deploy_model(run: str, config: str, registered: str, evaluation: str, data: str) -> str:
     """Smoke-test the registered candidate and promote it; the arguments are those of `component.deploy`.
 
-    Returns:
-        URI of the manifest; ``details`` holds ``name``, ``version``, ``alias``, ``replaced`` (the version in service
-        before), ``smoke`` (what was compared) and ``question`` (one question with its structured answer).
-
-    Raises:
-        UserError: the server did not start or did not agree with evaluation; the champion stays.
+    Returns the URI of the manifest; its ``details`` hold ``name``, ``version``, ``alias``, ``replaced`` (the version
+    in service before), ``smoke`` (what was compared) and ``question`` (one question with its structured answer).
+    UserError: the server did not start or did not agree with evaluation; the champion stays.
     """
     end_with_owner()
     started = time.monotonic()
@@ -97,19 +93,11 @@ def deploy_model(run: str, config: str, registered: str, evaluation: str, data: 
         details["replaced"] = before.version if before is not None else None
         details["smoke"] = {name: value for name, value in smoke.items() if name != "items"}
         return Manifest(
-            stage="deploy",
-            fingerprint=key,
-            uri=prefix,
-            inputs=inputs,
-            counts={"smoke_items": len(outcome.smoke.items)},
-            metrics=outcome.smoke.metrics,
-            files={"model": version.source, "smoke": smoke_uri},
-            config=settings,
-            details=details | {"question": outcome.question},
-            mlflow_run_id=tracker.run_id,
-            seconds=round(time.monotonic() - started, 3),
-            git_commit=git_commit(),
-        ).write(storage)
+            stage="deploy", fingerprint=key, uri=prefix, inputs=inputs, config=settings,
+            counts={"smoke_items": len(outcome.smoke.items)}, metrics=outcome.smoke.metrics,
+            files={"model": version.source, "smoke": smoke_uri}, details=details | {"question": outcome.question},
+            mlflow_run_id=tracker.run_id, seconds=round(time.monotonic() - started, 3), git_commit=git_commit(),
+        ).write(storage)  # fmt: skip
 
 
 def deploy_registered(
@@ -117,11 +105,8 @@ def deploy_registered(
 ) -> Outcome:
     """Deploy a version again, outside of the pipeline: what it is compared with is in its tags.
 
-    Args:
-        hold: on a cluster, stop with the candidate beside the model in service.
-
-    Raises:
-        UserError: it did not go into service; the champion is what it was.
+    ``hold``: on a cluster, stop with the candidate beside the model in service. UserError: it did not go into service;
+    the champion is what it was.
     """
     for tag in ("vthink.evaluation_uri", "vthink.data_uri"):
         if not version.tags.get(tag):

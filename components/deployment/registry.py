@@ -52,9 +52,10 @@ class RegisteredVersion:
     @classmethod
     def read(cls, entry: Any) -> RegisteredVersion:
         """MLflow's ``ModelVersion``."""
-        number, aliases, tags = int(entry.version), tuple(entry.aliases), dict(entry.tags)
-        run_id = entry.run_id or None
-        return cls(name=entry.name, version=number, source=entry.source, aliases=aliases, tags=tags, run_id=run_id)
+        return cls(
+            name=entry.name, version=int(entry.version), source=entry.source, aliases=tuple(entry.aliases),
+            tags=dict(entry.tags), run_id=entry.run_id or None,
+        )  # fmt: skip
 
 
 class ModelRegistry:
@@ -94,11 +95,7 @@ class ModelRegistry:
         return None
 
     def find(self, name: str) -> RegisteredVersion:
-        """The version with this number, or alias.
-
-        Raises:
-            UserError: naming the versions there are.
-        """
+        """The version with this number, or alias. UserError names the versions there are."""
         versions = self.versions()
         named = next((version for version in versions if name == str(version.version)), None)
         if named is None and not name.isdigit():
@@ -109,13 +106,7 @@ class ModelRegistry:
         raise UserError(f"no version or alias '{name}' of the model '{self.name}'; versions: {known}")
 
     def register(self, source: str, run_id: str | None, tags: Mapping[str, str]) -> RegisteredVersion:
-        """Register a model folder and make it the candidate; the same source gives the same version again.
-
-        Args:
-            source: its ``s3://…/`` prefix.
-            run_id: MLflow run that trained it.
-            tags: where it comes from; written again when the version exists.
-        """
+        """Make a model folder the candidate. The same ``source`` is the same version again, its ``tags`` renewed."""
         source = as_prefix(source)
         known = [version for version in self.versions() if version.source == source]
         with self._errors("registering"):
@@ -141,11 +132,7 @@ class ModelRegistry:
     def promote(self, version: int, smoke: SmokeTestResult) -> RegisteredVersion:
         """Put a version into service: ``champion`` names it from now on.
 
-        Args:
-            smoke: the result of its smoke test; unless it passed nothing moves.
-
-        Raises:
-            UserError: the smoke test did not pass, or there is no such version.
+        UserError: there is no such version, or its smoke test did not pass; nothing moves then.
         """
         if smoke.passed is not True:
             raise UserError(f"'{self.name}' version {version} has not passed its smoke test; champion stays")
@@ -166,11 +153,8 @@ def champion(tracking: TrackingConfig) -> RegisteredVersion | None:
 def register_model(run: str, config: str, model: str, evaluation: str, data: str) -> str:
     """Make a trained and evaluated model the candidate; the arguments are those of `component.register`.
 
-    Returns:
-        URI of the manifest; ``details`` holds ``name``, ``version``, ``alias`` and ``source``.
-
-    Raises:
-        UserError: the model folder is not complete, or the registry refuses.
+    Returns the URI of the manifest; its ``details`` hold ``name``, ``version``, ``alias`` and ``source``. UserError:
+    the model folder is not complete, or the registry refuses.
     """
     end_with_owner()
     started = time.monotonic()
@@ -183,22 +167,16 @@ def register_model(run: str, config: str, model: str, evaluation: str, data: str
         raise UserError(f"{source} has no complete model (no _COMPLETE.json); run {trained.stage} again")
     inputs = {"model": model, "evaluation": evaluation, "data": data}
     before = [trained.fingerprint, evaluated.fingerprint, prepared.fingerprint]
-    redone = context.redo.get("register", 0)
-    key = fingerprint("register", context.tracking.registered_model, source, before, redone)
+    name, redone = context.tracking.registered_model, context.redo.get("register", 0)
+    key = fingerprint("register", name, source, before, redone)
     prefix = stage_prefix(context, "register", key)
-    tags = {
-        "vthink.fingerprint": trained.fingerprint,
-        "vthink.stage": trained.stage,
-        "vthink.model_uri": model,
-        "vthink.evaluation_uri": evaluation,
-        "vthink.evaluation_fingerprint": evaluated.fingerprint,
-        "vthink.data_uri": data,
-        "vthink.data_fingerprint": prepared.fingerprint,
-        "vthink.run_id": context.run_id,
-        "vthink.parent_run_id": context.parent_run_id or "",
-        "vthink.git_commit": trained.git_commit or "",
-        "vthink.version": trained.version,
-    }
+    origin = {
+        "fingerprint": trained.fingerprint, "stage": trained.stage, "model_uri": model, "version": trained.version,
+        "evaluation_uri": evaluation, "evaluation_fingerprint": evaluated.fingerprint,
+        "data_uri": data, "data_fingerprint": prepared.fingerprint, "git_commit": trained.git_commit or "",
+        "run_id": context.run_id, "parent_run_id": context.parent_run_id or "",
+    }  # fmt: skip
+    tags = {f"vthink.{name}": value for name, value in origin.items()}
     # What a person compares versions by: the candidate's own measurements, those by problem type left out.
     figures = {k: v for k, v in evaluated.metrics.items() if k.startswith(f"evaluation/{trained.stage}/")}
     figures = {name: value for name, value in figures.items() if name.count("/") < 4}
@@ -213,14 +191,7 @@ def register_model(run: str, config: str, model: str, evaluation: str, data: str
         tracker.set_tags({name: tags[name] for name in ("vthink.data_fingerprint", "vthink.evaluation_uri")})
         tracker.set_tags({"vthink.model_version": str(version.version)})
         return Manifest(
-            stage="register",
-            fingerprint=key,
-            uri=prefix,
-            inputs=inputs,
-            files={"model": source},
-            config=section,
-            details=details,
-            mlflow_run_id=tracker.run_id,
-            seconds=time.monotonic() - started,
-            git_commit=trained.git_commit,
-        ).write(storage)
+            stage="register", fingerprint=key, uri=prefix, inputs=inputs, config=section,
+            files={"model": source}, details=details, mlflow_run_id=tracker.run_id,
+            seconds=time.monotonic() - started, git_commit=trained.git_commit,
+        ).write(storage)  # fmt: skip

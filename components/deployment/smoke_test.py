@@ -33,11 +33,6 @@ class EvaluationSettings(BaseModel, frozen=True):
     top_p: float
     seed: int
 
-    @property
-    def repeatable(self) -> bool:
-        """Whether the same answers must come again: a nucleus this small is greedy (Video-R1 evaluates with 0.001)."""
-        return self.temperature == 0 or self.top_p <= 0.01
-
 
 class RecordedAnswer(BaseModel, frozen=True):
     """A row of evaluation's ``items.jsonl``."""
@@ -53,11 +48,10 @@ class RecordedAnswer(BaseModel, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A held-out item that is asked again."""
+    """A held-out item that is asked again, with its original file and evaluation's answer."""
 
     sample: Sample
     path: Path
-    """The original file."""
     recorded: RecordedAnswer
 
     @property
@@ -72,21 +66,18 @@ class Replay:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """A held-out item asked again."""
+    """A held-out item asked again: evaluation's answer and the server's, and the responses where they differ."""
 
     id: str
     expected: str | None
-    """Evaluation's answer."""
     answer: str | None = None
     error: str | None = None
     """Why there was no answer."""
     agrees: bool = False
-    """Whether the answers are the same."""
     identical: bool = False
-    """Whether the very tokens are."""
+    """Whether the very tokens are the same."""
     correct: bool = False
     text: str | None = None
-    """The response, where it is not identical."""
     expected_text: str | None = None
 
 
@@ -95,7 +86,6 @@ class StableResult:
     """The same items asked of the model in service, whose answers need not agree with the candidate's evaluation."""
 
     name: str | None
-    """Of its predictor."""
     correct: float | None
     """Share of right answers; None: it could not be asked."""
     why: str
@@ -103,14 +93,12 @@ class StableResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SmokeTestResult:
-    """Whether an endpoint answers as evaluation saw."""
+    """Whether an endpoint answers as evaluation saw, in one line, and why items were passed over."""
 
     passed: bool
     why: str
-    """One line that says so."""
     items: tuple[Comparison, ...] = ()
     skipped: tuple[str, ...] = ()
-    """Why items were passed over."""
     stable: StableResult | None = None
     """On a cluster, where something is in service."""
 
@@ -133,11 +121,10 @@ class SmokeTestResult:
 
 @dataclass(frozen=True, slots=True)
 class SmokeTest:
-    """Held-out items to ask again of any server of the candidate."""
+    """Held-out items to ask again of any server of the candidate, and why others were passed over."""
 
     replays: Sequence[Replay]
     skipped: Sequence[str]
-    """Why items were passed over."""
     limit: int
     """Longest answer, in tokens."""
     settings: EvaluationSettings
@@ -147,45 +134,37 @@ class SmokeTest:
     def prepare(
         cls, storage: Storage, section: DeploymentConfig, evaluated: Manifest, data: str, scratch: Path
     ) -> SmokeTest:
-        """Choose the items, always the same ones, and fetch their media.
+        """Choose the items, always the same ones, and fetch their media into ``scratch``.
 
-        Args:
-            storage: where manifests and ``s3://`` media are.
-            section: how many items, and of which kinds.
-            evaluated: evaluation's manifest; what failed there, and answers too long for the server, are left out.
-            data: manifest URI of the prepared data.
-            scratch: for downloaded media.
+        What failed in the evaluation (of manifest ``evaluated``, on the prepared data of manifest URI ``data``), and
+        answers that are longer than the server's may be, are left out.
         """
         settings = EvaluationSettings.model_validate(evaluated.config)
         limit, count = min(settings.max_new_tokens, section.server.max_new_tokens), section.smoke_items
-        samples = PreparedSet.open(storage, data, scratch).split(settings.split).samples
-        by_id = {sample.id: sample for sample in samples if _can_be_asked(sample, section)}
+        samples = {
+            sample.id: sample for sample in PreparedSet.open(storage, data, scratch).split(settings.split).samples
+        }
         rows = map(RecordedAnswer.model_validate_json, storage.read_bytes(evaluated.files["items"]).splitlines())
         candidate = evaluated.details["candidate"]
         usable = [
             row
             for row in rows
             if row.model == candidate and row.condition == "ordered" and not row.error
-            and row.id in by_id and len(row.token_ids) <= limit
+            and row.id in samples and _can_be_asked(samples[row.id], section) and len(row.token_ids) <= limit
         ]  # fmt: skip
         usable.sort(key=lambda row: fingerprint("smoke", row.id))  # neighbours in a data set are alike
-        replays: list[Replay] = []
-        skipped: list[str] = []
+        replays, skipped = list[Replay](), list[str]()
         for row in usable:
             if len(replays) == count or len(skipped) == 8 * count:
                 break
             try:
-                replays.append(Replay(by_id[row.id], _original(storage, by_id[row.id].media, scratch), row))
+                replays.append(Replay(samples[row.id], _original(storage, samples[row.id].media, scratch), row))
             except (OSError, UserError) as error:
                 skipped.append(f"{row.id}: {error}")
         return cls(replays, skipped, limit, settings, section)
 
     def run(self, url: str) -> SmokeTestResult:
-        """Ask the items and compare with evaluation; at least one must be there.
-
-        Raises:
-            EndpointError: the server is gone.
-        """
+        """Ask the items and compare with evaluation; at least one must be there. EndpointError: the server is gone."""
         with self._endpoint(url) as endpoint:
             items = tuple(self._compare(url, endpoint, replay) for replay in self.replays)
         passed, why = self._verdict(items)
@@ -213,30 +192,21 @@ class SmokeTest:
         try:
             served = ask(endpoint, replay.question, sampling, plain=self.section.serves_plain_vllm)
         except EndpointError as error:
-            self._require_ready(url, error)
+            health = "/health" if self.section.serves_plain_vllm else "/v2/health/ready"
+            try:
+                httpx.get(url + health, trust_env=not is_loopback(url), timeout=10).raise_for_status()
+            except httpx.HTTPError:  # it does not even say that it is ready
+                raise error from None
             return Comparison(id=recorded.id, expected=recorded.answer, error=str(error))
         text, answer = served.reply.text, served.view.answer
         # Two responses without an answer agree only when they are the same.
         same = text == recorded.response if recorded.answer is None else answer == recorded.answer
         identical = served.reply.token_ids == recorded.token_ids
         return Comparison(
-            id=recorded.id,
-            expected=recorded.answer,
-            answer=answer,
-            agrees=same and answer == recorded.answer,
-            identical=identical,
-            correct=is_correct(replay.sample, answer),
-            text=None if identical else text,
-            expected_text=None if identical else recorded.response,
-        )
-
-    def _require_ready(self, url: str, error: EndpointError) -> None:
-        """Raise ``error`` when the server does not even say that it is ready."""
-        health = "/health" if self.section.serves_plain_vllm else "/v2/health/ready"
-        try:
-            httpx.get(url + health, trust_env=not is_loopback(url), timeout=10).raise_for_status()
-        except httpx.HTTPError:
-            raise error from None
+            id=recorded.id, expected=recorded.answer, answer=answer, agrees=same and answer == recorded.answer,
+            identical=identical, correct=is_correct(replay.sample, answer),
+            text=None if identical else text, expected_text=None if identical else recorded.response,
+        )  # fmt: skip
 
     def _verdict(self, items: Sequence[Comparison]) -> tuple[bool, str]:
         minimum, count = self.section.smoke_min_agreement, len(items)
@@ -244,7 +214,8 @@ class SmokeTest:
             return False, f"{len(failed)} of {count} held-out items got no answer: {failed[0].error}"
         agreed = sum(item.agrees for item in items)
         line = f"{agreed} of {count} held-out items got the answer that evaluation saw"
-        if not self.settings.repeatable:  # what was drawn at random cannot be drawn again
+        # What was drawn at random cannot be drawn again; a nucleus of 0.01 is greedy (Video-R1 evaluates with 0.001).
+        if self.settings.temperature != 0 and self.settings.top_p > 0.01:
             return True, f"{line}; evaluation sampled, so they need not agree"
         if agreed < minimum * count:
             other = next(item for item in items if not item.agrees)

@@ -108,8 +108,7 @@ def _manifest(opened: Session, version: RegisteredVersion, output: str) -> str:
 
     import yaml
 
-    from ...components.deployment.rollout.inference_service import inference_service
-    from ...components.deployment.rollout.trained_model import TrainedModel
+    from ...components.deployment.rollout.inference_service import TrainedModel, inference_service
 
     model = TrainedModel.read(opened.storage, version.source)
     body = inference_service(version, model, opened.config.deployment, opened.config.launch)

@@ -32,8 +32,12 @@ from vthink.components.deployment.ask import StructuredAnswer
 from vthink.components.deployment.config import DeploymentConfig
 from vthink.components.deployment.deploy import deploy_model
 from vthink.components.deployment.registry import ModelRegistry, RegisteredVersion, champion, register_model
-from vthink.components.deployment.rollout.inference_service import inference_service, predictor
-from vthink.components.deployment.rollout.trained_model import TrainedModel, vllm_arguments
+from vthink.components.deployment.rollout.inference_service import (
+    TrainedModel,
+    inference_service,
+    predictor,
+    vllm_arguments,
+)
 from vthink.components.evaluation.config import EvaluationConfig
 from vthink.pipelines.cli.main import app
 from vthink.pipelines.config import load as load_config

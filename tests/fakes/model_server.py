@@ -27,7 +27,7 @@ from vthink.components.common.video.config import VideoConfig
 from vthink.components.deployment.config import ServerConfig
 from vthink.components.deployment.server.chat import ChatCompletions
 from vthink.components.deployment.server.completion import ChatQuestion, GeneratedAnswer
-from vthink.components.deployment.server.routes import Guard, build_routes
+from vthink.components.deployment.server.serve import Guard, build_routes
 
 ANSWER = (
     "<time>00:00-00:01</time><caption>a red square moves right</caption><think>it starts left</think>"

@@ -1,32 +1,112 @@
-"""The `InferenceService` of a version, the version as one of its predictors, and what the object says of itself."""
+"""The `InferenceService` of a version that we trained, with vLLM's arguments, and what the object says of itself."""
 
 from __future__ import annotations
 
+import functools
+import importlib.resources
+import json
 from dataclasses import dataclass
 
+from ...common.errors import UserError
 from ...common.launch.config import LaunchConfig
 from ...common.launch.kubernetes.client import INFERENCE_SERVICE, Object, condition, is_true, one_line
 from ...common.launch.kubernetes.trainjob import pod_placement
+from ...common.model.card import CARD, ModelCard
+from ...common.model.prompts import Prompt, get_template
+from ...common.storage.names import join
+from ...common.storage.s3 import Storage
+from ...common.video.config import VideoConfig
 from ..ask import API_KEY
 from ..config import DeploymentConfig
 from ..registry import RegisteredVersion
-from .trained_model import TrainedModel, vllm_arguments
 
 _LINEAGE = ("fingerprint", "evaluation_uri", "data_uri", "git_commit")
 """Tags of a version (``vthink.…``) that its predictor carries as annotations (``vthink.dev/…``)."""
 
 _HOPELESS = ("BlockedByFailedLoad", "InvalidSpec")
 
+_NO_DOMAIN = "none.invalid"
+"""A host that cannot exist (RFC 2606): without any, vLLM would fetch media from everywhere."""
+
+_json = functools.partial(json.dumps, sort_keys=True, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedModel:
+    """What serving must know of a model folder; ``family`` is its ``model_type``."""
+
+    prompt: Prompt
+    video: VideoConfig
+    family: str
+    chat_template: str
+
+    @classmethod
+    def read(cls, storage: Storage, source: str) -> TrainedModel:
+        """Read it from a model folder in the store. UserError: a file is missing or damaged."""
+        try:
+            card = ModelCard.load(storage.read_json(join(source, CARD)), join(source, CARD))
+            config = storage.read_json(join(source, "config.json"))
+            template = storage.read_bytes(join(source, "chat_template.jinja")).decode()
+            get_template(card.prompt)
+            return cls(card.prompt, card.video, str(config["model_type"]), template)
+        except UserError as error:
+            raise UserError(f"{source} cannot be served: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{source} cannot be served: vthink.json or config.json is damaged ({error})") from error
+
+
+def serving_template(model: TrainedModel) -> str:
+    """The chat template for a server that knows nothing of ours: it puts a question as training did.
+
+    Around the model's own template it sets the system message, puts the media before the words, letters the options,
+    and appends what the prompt template says for the problem type. A request may give ``options`` and
+    ``problem_type`` in its ``chat_template_kwargs``.
+    """
+    template = get_template(model.prompt)
+    texts = {"system": template.system or "", "suffix": template.suffix, "hints": template.type_hints}
+    head = "".join(f"{{%- set vt_{name} = {json.dumps(value)} %}}" for name, value in texts.items())
+    lines = importlib.resources.files(__package__).joinpath("question.jinja").read_text("utf-8").splitlines()
+    return head + "".join(line.strip() for line in lines) + model.chat_template
+
+
+def vllm_arguments(model: TrainedModel, section: DeploymentConfig) -> list[str]:
+    """vLLM's arguments that make it sample, resize and ask as training did (spelling of vLLM 0.31; not run here).
+
+    vLLM takes at most so many frames at so many per second, evenly spread, as `VideoConfig` does; it knows no least
+    number of frames, does not round to pairs, and does not recompress frames. What that changes shows in the smoke
+    test.
+    """
+    video, server = model.video, section.server
+    frames = video.num_frames or video.max_frames
+    sampling: dict[str, float] = {"num_frames": frames}
+    if video.fps is not None:
+        sampling["fps"] = int(video.fps) if video.fps == int(video.fps) else video.fps
+    pixels: dict[str, object] = {"min_pixels": video.min_pixels, "max_pixels": video.max_pixels}
+    if model.family == "qwen3_vl":  # its processor's budget is for all frames together
+        pixels = {"size": {"shortest_edge": video.min_pixels, "longest_edge": video.max_pixels * frames}}
+    arguments = {
+        "max-model-len": str(section.kserve.max_model_len),
+        "limit-mm-per-prompt": '{"image":1,"video":1}',
+        "media-io-kwargs": _json({"video": sampling}),
+        "mm-processor-kwargs": _json(pixels),
+        "generation-config": "vllm",  # the folder's own may penalise repetition, which evaluation did not
+        "chat-template-content-format": "openai",
+        "chat-template": serving_template(model),
+    }
+    if server.dtype != "auto":
+        arguments["dtype"] = server.dtype
+    if section.kserve.gpus > 1:
+        arguments["tensor-parallel-size"] = str(section.kserve.gpus)
+    # KServe reads arguments as a Go template: braces of ours are quoted for it, and are themselves again in the pod.
+    line = [f"--{name}={value}".replace("{{", "{{`{{`}}") for name, value in arguments.items()]
+    domains = server.allowed_media_domains if server.allow_http_media else ()
+    return [*line, "--allowed-media-domains", *([domain.lstrip(".") for domain in domains] or [_NO_DOMAIN])]
+
 
 def predictor(
-    version: RegisteredVersion,
-    model: TrainedModel,
-    section: DeploymentConfig,
-    launch: LaunchConfig,
-    namespace: str | None = None,
-    *,
-    canary: bool = False,
-) -> Object:
+    version: RegisteredVersion, model: TrainedModel, section: DeploymentConfig, launch: LaunchConfig,
+    namespace: str | None = None, *, canary: bool = False,
+) -> Object:  # fmt: skip
     """A version as a predictor: in service, or as a canary, whose number of replicas is fixed."""
     settings = section.kserve
     tags = {name: version.tags.get(f"vthink.{name}") for name in _LINEAGE}
@@ -92,20 +172,12 @@ def service_annotations(section: DeploymentConfig) -> dict[str, str]:
 
 
 def inference_service(
-    version: RegisteredVersion,
-    model: TrainedModel,
-    section: DeploymentConfig,
-    launch: LaunchConfig,
+    version: RegisteredVersion, model: TrainedModel, section: DeploymentConfig, launch: LaunchConfig,
     namespace: str | None = None,
-) -> Object:
+) -> Object:  # fmt: skip
     """The `InferenceService` with a version in service and no canary.
 
-    Args:
-        version: the registered model.
-        model: what its server must be told.
-        section: the deployment's settings.
-        launch: where the pods go.
-        namespace: None: that of ``launch``, or of whoever applies it.
+    ``namespace`` None: that of ``launch``, which says where the pods go, or of whoever applies it.
     """
     labels = {"app.kubernetes.io/part-of": "vthink"}
     metadata: Object = {"name": section.kserve.name, "labels": labels, "annotations": service_annotations(section)}
@@ -121,17 +193,17 @@ def inference_service(
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether an InferenceService, or one of its canaries, is ready."""
+    """Whether an InferenceService, or one of its canaries, is ready; else why not, and whether waiting is hopeless."""
 
     ready: bool
     why: str
-    """Why not."""
     hopeless: bool = False
-    """Whether waiting will not help."""
 
     @classmethod
-    def read(cls, service: Object, canary: str | None = None) -> Readiness:
+    def read(cls, service: Object | None, canary: str | None = None) -> Readiness:
         """Of the service, or of the canary of this name."""
+        if service is None:
+            return cls(False, "the InferenceService was deleted", hopeless=True)
         status: Object = service.get("status") or {}
         if int(status.get("observedGeneration") or 0) < int(service["metadata"]["generation"]):
             return cls(False, "the controller has not seen the change yet")

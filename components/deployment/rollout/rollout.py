@@ -21,8 +21,7 @@ from ...common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster, Clust
 from ..config import DeploymentConfig
 from ..registry import RegisteredVersion
 from ..smoke_test import SmokeTestResult, StableResult
-from .inference_service import Readiness, canaries, inference_service, predictor, service_annotations
-from .trained_model import TrainedModel
+from .inference_service import Readiness, TrainedModel, canaries, inference_service, predictor, service_annotations
 
 Test = Callable[[str], SmokeTestResult]
 """Asks the held-out items of the server at a URL (`SmokeTest.run`)."""
@@ -45,7 +44,7 @@ class SmokeTestFailedError(RolloutError):
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One version's way into service."""
+    """One version's way into service; ``report`` gets a line for each step."""
 
     cluster: Cluster
     section: DeploymentConfig
@@ -53,7 +52,6 @@ class Rollout:
     version: RegisteredVersion
     model: TrainedModel
     report: Callable[[str], None]
-    """Gets a line for each step."""
 
     @property
     def name(self) -> str:
@@ -66,18 +64,10 @@ class Rollout:
         return self.section.kserve.url.format(service=service, namespace=self.cluster.namespace)
 
     def bring_into_service(self, test: Test, hold: bool = False) -> tuple[SmokeTestResult, bool]:
-        """Bring the version into service.
+        """Bring the version into service, with ``hold`` only to its share of the traffic; a call without goes on then.
 
-        Args:
-            test: the smoke test.
-            hold: stop with the candidate at its share of the traffic; calling again without goes on from there.
-
-        Returns:
-            The smoke test's result, with ``stable`` where something was in service before; whether the version has all
-            of the traffic.
-
-        Raises:
-            RolloutError: it did not pass or did not become ready. What was in service still is.
+        Returns the smoke test's result, with ``stable`` where something was in service before, and whether the version
+        has all of the traffic. RolloutError: it did not pass or did not become ready; what was in service still is.
         """
         service = self.cluster.get(INFERENCE_SERVICE, self.name)
         if service is None:
@@ -148,22 +138,15 @@ class Rollout:
             try:
                 withdraw(self.cluster, self.name, before)
             except ClusterError as left:
-                raise RolloutError(
-                    f"{error}; the candidate could not be taken away ({left}): `vthink rollback` does it later"
-                ) from error
+                later = f"the candidate could not be taken away ({left}): `vthink rollback` does it later"
+                raise RolloutError(f"{error}; {later}") from error
             self.report("took the candidate away; in service is what was")
             raise
 
     def _wait_until_ready(self, what: str, canary: str | None = None) -> None:
-        """Wait until the controllers have followed: the service, or one of its canaries, is ready.
-
-        Raises:
-            RolloutError: not within ``start_timeout_s``, or the model cannot be loaded.
-        """
+        """Wait until the controllers have followed: the service, or one of its canaries, is ready."""
         limit_s, started = self.section.start_timeout_s, time.monotonic()
         for service in self.cluster.follow(INFERENCE_SERVICE, self.name, _TICK_S, self.report):
-            if service is None:
-                raise RolloutError(f"the InferenceService {self.name} was deleted")
             state = Readiness.read(service, canary)
             if state.ready:
                 return
@@ -173,18 +156,12 @@ class Rollout:
 
     def _require_lasting_readiness(self) -> None:
         """Watch the candidate under its share of the traffic for ``canary_s``."""
-        settings = self.section.kserve
-        until, tick_s = time.monotonic() + settings.canary_s, min(_TICK_S, settings.canary_s)
+        canary_s, candidate = self.section.kserve.canary_s, self.version.predictor
+        until, tick_s = time.monotonic() + canary_s, min(_TICK_S, canary_s)
         for service in self.cluster.follow(INFERENCE_SERVICE, self.name, tick_s, self.report):
-            state = (
-                Readiness(False, "it was deleted")
-                if service is None
-                else Readiness.read(service, self.version.predictor)
-            )
+            state = Readiness.read(service, candidate)
             if not state.ready:
-                raise RolloutError(
-                    f"the candidate {self.version.predictor} did not stay ready under traffic: {state.why}"
-                )
+                raise RolloutError(f"the candidate {candidate} did not stay ready under traffic: {state.why}")
             if time.monotonic() >= until:
                 return
 
@@ -196,11 +173,7 @@ class Rollout:
         return result
 
     def _compared(self, test: Test, in_service: Object) -> SmokeTestResult:
-        """The smoke test of the candidate, then the same items asked of the model in service.
-
-        Raises:
-            SmokeTestFailedError: it did not pass, or answers fewer items rightly than the model in service.
-        """
+        """The smoke test of the candidate, which must answer as many items rightly as the model in service."""
         result, name = self._passed(test), in_service.get("name")
         # It was trained on something else: that it agrees with the candidate's evaluation is not expected of it.
         try:
@@ -212,21 +185,16 @@ class Rollout:
         result = dataclasses.replace(result, stable=StableResult(name=name, correct=theirs, why=other.why))
         max_loss = self.section.kserve.max_loss
         if ours < theirs - max_loss - 1e-9:
-            why = (
-                f"right answers to {len(result.items)} replayed items: candidate {ours:.0%}, in service {theirs:.0%}; "
-                f"at most {max_loss:.0%} less is allowed (deployment.kserve.max_loss)"
-            )
+            why = f"right answers to {len(result.items)} replayed items: candidate {ours:.0%}, in service {theirs:.0%}"
+            why += f"; at most {max_loss:.0%} less is allowed (deployment.kserve.max_loss)"
             raise SmokeTestFailedError(dataclasses.replace(result, passed=False, why=why))
         return result
 
 
 def withdraw(cluster: Cluster, name: str, before: Object | None = None) -> bool:
-    """Take a candidate away; whether there was one.
+    """Take the candidate of an InferenceService away; whether there was one.
 
-    Args:
-        cluster: where.
-        name: of the InferenceService.
-        before: the InferenceService as it must be again; None: what is in service stays as it is.
+    ``before`` is the object as it must be again; None: what is in service stays as it is.
     """
     removed = False
 

@@ -2,8 +2,7 @@
 
 A request is admitted (or refused with 429), read (413, 408), checked (400), its media fetched and decoded in a worker
 process that can be killed, and then answered by the one thread that runs the model; all of it within one deadline
-(504). Each step has a bound, so that no request can make the server read, decode or generate without end, and a
-request whose client has gone stops. Nothing here imports torch before the model answers.
+(504). Each step has a bound, and a request whose client has gone stops. Nothing here imports torch before it answers.
 """
 
 from __future__ import annotations
@@ -64,34 +63,27 @@ class ServedModel:
     def stream(self, question: ChatQuestion, clip: Clip) -> Generator[str | GeneratedAnswer, None, None]:
         """Yield the answer's text as it grows, then the whole. Closing the iterator stops the generation.
 
-        Raises:
-            ApiError: 400, the prompt and the longest answer do not fit the model's context.
+        ApiError 400: the prompt and the longest answer do not fit the model's context.
         """
         from ...common.model.generation import Sampling, stream
 
         prompt = self._loaded.encoder.encode(question.text, question.options, question.problem_type, clip)
         if len(prompt) + question.max_new_tokens > self.max_model_len:
-            raise ApiError(
-                400,
-                f"{len(prompt)} prompt tokens and up to {question.max_new_tokens} of an answer are more than the "
-                f"model's {self.max_model_len}; lower max_tokens or ask about less",
-                "messages",
-                "context_length_exceeded",
-            )
+            both = f"{len(prompt)} prompt tokens and up to {question.max_new_tokens} of an answer"
+            message = f"{both} are more than the model's {self.max_model_len}; lower max_tokens or ask about less"
+            raise ApiError(400, message, "messages", "context_length_exceeded")
         sampling = Sampling(
-            max_new_tokens=question.max_new_tokens,
-            temperature=question.temperature,
-            top_p=question.top_p,
+            max_new_tokens=question.max_new_tokens, temperature=question.temperature, top_p=question.top_p,
             seed=secrets.randbits(31) if question.seed is None else question.seed,
-        )
+        )  # fmt: skip
         for item in stream(self._loaded, prompt, sampling):
             if isinstance(item, str):
                 yield item
             else:
-                read, written = tuple(prompt.input_ids.tolist()), tuple(item.token_ids)
                 yield GeneratedAnswer(
-                    text=item.text, token_ids=written, finish_reason=item.finish_reason, prompt_token_ids=read
-                )
+                    text=item.text, token_ids=tuple(item.token_ids), finish_reason=item.finish_reason,
+                    prompt_token_ids=tuple(prompt.input_ids.tolist()),
+                )  # fmt: skip
 
 
 class ChatCompletions:
@@ -110,7 +102,7 @@ class ChatCompletions:
         self._media, self._decoder = MediaReader(config), Decoder(self._video, config.decoders)
         self._decoding = ThreadPoolExecutor(config.decoders, "decode")
         self._generating = ThreadPoolExecutor(1, "generate")
-        self._in_flight = 0
+        self._slots = asyncio.Semaphore(config.max_concurrency)
 
     def close(self) -> None:
         """End the workers."""
@@ -144,18 +136,15 @@ class ChatCompletions:
         if exchange.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             # Also keeps web pages of other origins from sending requests to a server on this machine.
             refusal = ApiError(415, "send JSON, with the header Content-Type: application/json")
-        elif self._in_flight >= config.max_concurrency:
+        elif self._slots.locked():
             words = f"the server is busy with {config.max_concurrency} requests; try again soon"
             refusal = ApiError(429, words, code="rate_limit_exceeded", headers={"retry-after": "1"})
         if refusal is not None:
             await exchange.drain(config.max_request_bytes)
             raise refusal
-        self._in_flight += 1
-        try:
+        async with self._slots:
             with _IN_FLIGHT.track_inprogress():
                 await self._answer(exchange)
-        finally:
-            self._in_flight -= 1
 
     async def _answer(self, exchange: HttpExchange) -> None:
         config = self._config

@@ -1,7 +1,4 @@
-"""OpenAI's chat completions: a request, checked, as one question about one video or image; an answer, as they send it.
-
-What a request may hold is narrower than OpenAI's: what would change the answer and is not offered is refused.
-"""
+"""OpenAI's chat completions: a request as one question about one video or image, and an answer as they send it."""
 
 from __future__ import annotations
 
@@ -150,18 +147,10 @@ class ChatQuestion:
 
 
 def parse_request(body: bytes, config: ServerConfig, system: str | None) -> tuple[ChatQuestion, str]:
-    """Read and check a request body.
+    """Read and check a request's body: the question, and the URL of its media (which may be megabytes of base64).
 
-    Args:
-        body: JSON.
-        config: the name that the model may be called by, and the limits of question and answer.
-        system: the system message of the model's prompt template; a request may repeat it, not change it.
-
-    Returns:
-        The question, and the URL of its video or image (which may be megabytes of base64).
-
-    Raises:
-        ApiError: 400 (404 for another model), naming the parameter.
+    A request may repeat ``system``, the message of the model's prompt template, not change it. ApiError: 400 (404 for
+    another model), naming the parameter.
     """
     try:
         request = ChatRequest.model_validate_json(body)
@@ -245,8 +234,8 @@ class CompletionWriter:
 
     def __init__(self, question: ChatQuestion, clip: Clip, model_name: str, fingerprint: str) -> None:
         self._question = question
-        duration_s, times_s = round(float(clip.duration_s), 3), tuple(round(float(t), 3) for t in clip.times_s)
-        self._media = MediaView(kind=clip.kind, duration_s=duration_s, frames_s=times_s)
+        duration_s, *times_s = (round(float(time_s), 3) for time_s in (clip.duration_s, *clip.times_s))
+        self._media = MediaView(kind=clip.kind, duration_s=duration_s, frames_s=tuple(times_s))
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model_name}
         self._head["system_fingerprint"] = fingerprint
 

@@ -59,11 +59,7 @@ def _not_empty(data: bytes | bytearray) -> bytes:
 
 
 def read_data_url(url: str, max_bytes: int) -> bytes:
-    """The bytes of a base64 data URL.
-
-    Raises:
-        ApiError: 400 malformed, 413 too large.
-    """
+    """The bytes of a base64 data URL. ApiError: 400 malformed, 413 too large."""
     header, comma, payload = url.partition(",")
     if not comma or not header.lower().endswith(";base64"):
         raise _refuse("a data URL must look like data:video/mp4;base64,AAAA…")
@@ -84,11 +80,7 @@ class MediaReader:
         self._config, self._allowed = config, allowed
 
     async def read(self, url: str) -> bytes:
-        """The bytes at ``url``.
-
-        Raises:
-            ApiError: 400 not allowed or not reachable, 413 too large, 504 too slow.
-        """
+        """The bytes at ``url``. ApiError: 400 not allowed or not reachable, 413 too large, 504 too slow."""
         config, shown = self._config, _shortened(url)
         scheme = url[:16].partition(":")[0].lower()
         if scheme == "data":
@@ -96,10 +88,8 @@ class MediaReader:
         if scheme not in ("http", "https"):
             raise _refuse(f"'{shown}' is not taken: send the media as a data: URL (base64)")
         if not config.allow_http_media:
-            raise _refuse(
-                "this server does not fetch http(s) media: send it as a data: URL (base64), or serve with "
-                "deployment.server.allow_http_media=true"
-            )
+            words = "this server does not fetch http(s) media: send it as a data: URL (base64), or serve with"
+            raise _refuse(f"{words} deployment.server.allow_http_media=true")
         if len(url) > 4096:
             raise _refuse("the media URL is longer than 4096 characters")
         try:

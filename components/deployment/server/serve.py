@@ -1,24 +1,35 @@
-"""The server of one model: KServe's `ModelServer` with the OpenAI chat route and a page.
+"""The server of one model: KServe's `ModelServer` with the OpenAI chat route and a page, and a guard around all.
 
 KServe brings health, metrics and graceful stop. Its own OpenAI routes need vLLM and drop media parts, so the chat
-route is ours (`chat.py`).
-
-Run it with ``python -m vthink.components.deployment.server.serve --model FOLDER|s3://…/ --port 8080``.
+route is ours (`chat.py`). Run it with
+``python -m vthink.components.deployment.server.serve --model FOLDER|s3://…/ --port 8080``.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import functools
+import hashlib
+import hmac
+import importlib.resources
 import logging
 import os
+import re
 import signal
 import socket
 import sys
 import tempfile
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...common.compat.kserve import log_like_kserve, serve_routes
 from ...common.errors import UserError
@@ -28,7 +39,7 @@ from ...common.storage.s3 import Storage
 from ..ask import API_KEY
 from ..config import ServerConfig
 from .chat import ChatCompletions, ServedModel
-from .routes import CHAT_PATHS, Guard, build_routes
+from .exchange import ApiError, HttpExchange
 
 if TYPE_CHECKING:
     from ...common.model.load import LoadedModel
@@ -36,12 +47,87 @@ if TYPE_CHECKING:
 log = logging.getLogger(f"{__package__}.serve")  # __name__ is __main__ when run as a program
 
 
-def check_address(config: ServerConfig) -> None:
-    """See that the address can be listened on, before a model is loaded for minutes.
+CHAT_PATHS = ("/v1/chat/completions", "/openai/v1/chat/completions")
+"""OpenAI's and vLLM's path, and that of KServe's Hugging Face runtime."""
 
-    Raises:
-        UserError: it is taken, or not an address of this machine.
+
+@functools.cache
+def page() -> tuple[str, str]:
+    """The page and its Content-Security-Policy, which admits its own script and style and no others."""
+    html = importlib.resources.files(__package__).joinpath("page.html").read_text("utf-8")
+
+    def source(tag: str) -> str:
+        inner = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in inner)
+        return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+    policy = (
+        f"default-src 'none'; script-src {source('script')}; style-src {source('style')}; connect-src 'self'; "
+        "media-src blob:; img-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return html, policy
+
+
+def build_routes(chat: ChatCompletions, config: ServerConfig, about: Mapping[str, Any]) -> list[BaseRoute]:
+    """All routes. ``about`` is what `GET /v1/models` says about the model beyond its name."""
+    card = {"id": config.model_name, "object": "model", "created": int(time.time()), "owned_by": "vthink", **about}
+    listed = {"object": "list", "data": [card], "models": [config.model_name]}  # `models` is KServe's own answer
+
+    async def models(_: Request) -> Response:
+        return JSONResponse(listed)
+
+    async def index(_: Request) -> Response:
+        html, policy = page()
+        headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
+        return HTMLResponse(html, headers=headers | {"referrer-policy": "no-referrer", "cache-control": "no-cache"})
+
+    answers = {"/": index, "/v1/models": models, "/openai/v1/models": models}
+    return [
+        *(Route(path, chat, methods=["POST"]) for path in CHAT_PATHS),
+        *(Route(path, answer, methods=["GET"]) for path, answer in answers.items()),
+    ]
+
+
+class Guard:
+    """Middleware for every route: only what is meant to be asked from outside gets through.
+
+    KServe's server also has routes that load and unload models and take inputs without a limit; this server's model
+    stays loaded and is asked at `CHAT_PATHS`. On the loopback address the ``Host`` must be a name of this machine, so
+    that a web page whose name server points to it (DNS rebinding) cannot talk to the server.
     """
+
+    def __init__(self, app: ASGIApp, config: ServerConfig, api_key: str | None = None) -> None:
+        """Args: ``api_key``: bearer token that OpenAI's routes ask for; None: none. Health and metrics stay open."""
+        self._app = app
+        self._authorization = f"Bearer {api_key}".encode("latin-1", "replace") if api_key else None
+        self._hosts = {"localhost", "127.0.0.1", "[::1]", config.host} if config.loopback else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        if refusal is None:
+            await self._app(scope, receive, send)
+        else:
+            await HttpExchange(scope, receive, send).fail(refusal)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        headers, method = dict(scope["headers"]), scope["method"]
+        host = re.sub(r":\d+$", "", headers.get(b"host", b"").decode("latin-1").lower())
+        if self._hosts is not None and host not in self._hosts:
+            return ApiError(403, f"this server answers to localhost only, not to '{host[:80]}'")
+        if method not in ("GET", "HEAD", "POST"):
+            return ApiError(405, f"method {method[:16]} is not allowed", headers={"allow": "GET, HEAD, POST"})
+        if method == "POST" and scope["path"] not in CHAT_PATHS:
+            return ApiError(404, f"nothing is answered there; ask at POST {CHAT_PATHS[0]}")
+        key, expected = headers.get(b"authorization", b""), self._authorization
+        if expected is not None and "/v1/" in scope["path"] and not hmac.compare_digest(key, expected):
+            words = "this server asks for a key: send the header Authorization: Bearer KEY"
+            return ApiError(401, words, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+        return None
+
+
+def _check_address(config: ServerConfig) -> None:
+    """See that the address can be listened on, before a model is loaded for minutes."""
     with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
         try:
@@ -51,12 +137,7 @@ def check_address(config: ServerConfig) -> None:
             raise UserError(f"cannot listen on {where}: {error.strerror}; choose another with --port") from error
 
 
-def serve(loaded: LoadedModel, config: ServerConfig) -> None:
-    """Serve a loaded model until the process is told to stop (SIGTERM, SIGINT).
-
-    With ``VTHINK_API_KEY`` set, questions need that key as bearer token. Must be called in the main thread, once per
-    process: KServe's application is one per process.
-    """
+def _serve(loaded: LoadedModel, config: ServerConfig) -> None:
     log_like_kserve(__package__ or "")
     model = ServedModel(loaded)
     chat = ChatCompletions(model, config)
@@ -69,11 +150,9 @@ def serve(loaded: LoadedModel, config: ServerConfig) -> None:
             config.model_name,
             build_routes(chat, config, {"max_model_len": model.max_model_len, "vthink": own}),
             [Middleware(Guard, config=config, api_key=os.environ.get(API_KEY))],
-            host=config.host,
-            port=config.port,
-            grace_period_s=config.grace_period_s,
+            host=config.host, port=config.port, grace_period_s=config.grace_period_s,
             predict_hint=f"ask at POST {CHAT_PATHS[0]}",
-        )
+        )  # fmt: skip
     finally:
         chat.close()
 
@@ -81,18 +160,18 @@ def serve(loaded: LoadedModel, config: ServerConfig) -> None:
 def run_server(
     model: str, config: ServerConfig, storage: StorageConfig | None = None, cache_dir: Path | None = None
 ) -> None:
-    """Fetch, load and serve a model; returns when the process was told to stop.
+    """Fetch, load and serve a model until the process is told to stop (SIGTERM, SIGINT).
+
+    Must be called in the main thread, once per process, as KServe's application is one per process. With
+    ``VTHINK_API_KEY`` set, questions need that key as bearer token. UserError: the address or the model cannot be had.
 
     Args:
-        model: a model folder, or its ``s3://…/`` prefix.
+        model: a model folder, or its ``s3://…/`` prefix in ``storage``.
         config: where to listen, and the limits.
         storage: the store of an ``s3://…/`` model.
         cache_dir: where a downloaded model is kept; None: a temporary folder.
-
-    Raises:
-        UserError: the address or the model cannot be had, in one line.
     """
-    check_address(config)
+    _check_address(config)
     from ...common.model.load import load_model
     from ...common.model.store import fetch_model
 
@@ -100,7 +179,7 @@ def run_server(
         folder = Path(model)
         if model.startswith("s3://"):
             folder = fetch_model(Storage(storage or StorageConfig()), model, cache_dir or Path(scratch))
-        serve(load_model(folder, config.dtype, config.attention), config)
+        _serve(load_model(folder, config.dtype, config.attention), config)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -119,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         config = ServerConfig.load(options.config, "--config")
-        changes = {k: v for k, v in {"host": options.host, "port": options.port}.items() if v is not None}
+        changes = {name: value for name in ("host", "port") if (value := getattr(options, name)) is not None}
         config = ServerConfig.load(config.model_dump() | changes, "--host/--port")
         run_server(options.model, config, StorageConfig.load(options.storage, "--storage"), options.cache_dir)
     except UserError as error:

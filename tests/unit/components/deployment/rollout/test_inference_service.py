@@ -11,7 +11,7 @@ from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.prompts import TEMPLATES
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.video.config import VideoConfig
-from vthink.components.deployment.rollout.trained_model import TrainedModel, serving_template
+from vthink.components.deployment.rollout.inference_service import TrainedModel, serving_template
 
 VIDEO = VideoConfig()
 QUESTIONS = [

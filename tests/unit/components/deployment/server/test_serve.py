@@ -10,7 +10,7 @@ import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 from vthink.components.deployment.config import ServerConfig
-from vthink.components.deployment.server.routes import CHAT_PATHS, Guard, page
+from vthink.components.deployment.server.serve import CHAT_PATHS, Guard, page
 from vthink.tests.fakes.model_server import Running
 
 
