@@ -1,7 +1,7 @@
 """A question about a file, asked of a served model: what `vthink ask` and the smoke test use.
 
-Works with this package's server, which sends the structured answer as ``vthink``, and with any OpenAI-compatible one
-that takes ``video_url`` parts, whose answer is parsed here. Imports neither torch nor KServe.
+This package's server sends the structured answer as ``vthink``; that of any OpenAI-compatible one that takes
+``video_url`` parts is parsed here. Imports neither torch nor KServe.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from ..common.chat_endpoint.endpoint import BlockingEndpoint, CallFailedError
 from ..common.chat_endpoint.media import data_url, media_part, text_part
 from ..common.chat_endpoint.reply import ChatReply
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-"""Files that are sent as images."""
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 API_KEY = "VTHINK_API_KEY"
 """Environment variable with the key that a server asks for, on its side and on the caller's."""
@@ -36,13 +35,12 @@ class MediaView(BaseModel, frozen=True):
 
 
 class StructuredAnswer(BaseModel, frozen=True):
-    """An answer as its parts."""
+    """An answer as its parts; ``media`` is None where the server does not say (vLLM)."""
 
     segments: tuple[Segment, ...]
     reasoning: str
     answer: str | None
     media: MediaView | None = None
-    """None: the server does not say (vLLM)."""
 
     @classmethod
     def parse(cls, text: str, media: MediaView | None = None) -> Self:
@@ -58,13 +56,13 @@ class FileQuestion:
     path: Path
     text: str
     options: Sequence[str] = ()
-    """Answer options without letters, for a multiple-choice question."""
+    """Without letters, for a multiple-choice question."""
     problem_type: str | None = None
     """See `common.rows.sample`; None: multiple choice with options, else free-form."""
     kind: Literal["video", "image"] | None = None
     """None: by the file's name."""
     start_s: float | None = None
-    """Begin of the part of the video that is asked about, in seconds."""
+    """Only this part of the video is asked about, in seconds."""
     end_s: float | None = None
 
 
@@ -96,13 +94,9 @@ def served_endpoint(url: str, model: str = "") -> ChatEndpointConfig:
 
 
 def ask(
-    endpoint: BlockingEndpoint,
-    question: FileQuestion,
-    sampling: Mapping[str, Any] | None = None,
-    on_delta: Callable[[str], object] | None = None,
-    *,
-    plain: bool = False,
-) -> ServedAnswer:
+    endpoint: BlockingEndpoint, question: FileQuestion, sampling: Mapping[str, Any] | None = None,
+    on_delta: Callable[[str], object] | None = None, *, plain: bool = False,
+) -> ServedAnswer:  # fmt: skip
     """Ask one question about one file.
 
     Args:
@@ -111,11 +105,9 @@ def ask(
         plain: the server lacks our extension (vLLM): options and problem type go to the chat template that
             `rollout.inference_service.serving_template` gave it; a part of a video cannot be asked about.
 
-    Raises:
-        UserError: the file cannot be read; EndpointError: no server, a refusal (with the server's words), or an answer
-            that broke off.
+    UserError: the file cannot be read. EndpointError: no server, a refusal, in its words, or an answer that broke off.
     """
-    kind = question.kind or ("image" if question.path.suffix.lower() in IMAGE_SUFFIXES else "video")
+    kind = question.kind or ("image" if question.path.suffix.lower() in _IMAGE_SUFFIXES else "video")
     content = [media_part(data_url(question.path, kind), kind), text_part(question.text)]
     about: dict[str, object] = {"options": list(question.options) or None, "problem_type": question.problem_type}
     if not plain:

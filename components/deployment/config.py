@@ -106,8 +106,7 @@ class KServeConfig(Section):
     max_model_len: int = Field(default=16384, ge=1)
     """Most tokens of a prompt and its answer (vLLM); video tokens count."""
     min_replicas: int = Field(default=1, ge=0)
-    """Fewest replicas. 0 needs something outside that wakes the model by the gateway's metrics: it has none of its own
-    then (`k8s/team/scale-to-zero`)."""
+    """Fewest replicas. 0 needs something that wakes the model by the gateway's metrics (`k8s/team/scale-to-zero`)."""
     max_replicas: int = Field(default=1, ge=1)
     """Most replicas; more than ``min_replicas``: KEDA scales by the requests in work."""
     prometheus: str = "http://prometheus-operated.monitoring.svc:9090"
@@ -140,8 +139,7 @@ class DeploymentConfig(Section):
     """Registration, serving and the smoke test that decides whether a candidate becomes the champion."""
 
     target: Literal["local", "kserve"] = "local"
-    """``local``: the candidate is tested on a server of this machine; ``kserve``: it is rolled out on the cluster, as
-    `vthink submit` does unless this is set."""
+    """``local``: tested on a server of this machine; ``kserve``: rolled out on the cluster (default of `submit`)."""
     server: ServerConfig = ServerConfig()
     """The server."""
     kserve: KServeConfig = KServeConfig()

@@ -1,9 +1,8 @@
 """The stage `deploy`: start the candidate's server, see that it says what evaluation saw, then make it the champion.
 
-The smoke test asks held-out items again through the served endpoint, with the original files, and compares with the
-answers that evaluation recorded. The champion moves only when they agree; otherwise it stays, and the error says why.
-Everything here goes through HTTP, so this process needs no torch. On a cluster (``target: kserve``) the candidate is
-rolled out beside the model in service (`rollout`) instead of being served here.
+The champion moves only when the answers to held-out items agree; otherwise it stays, and the error says why. All goes
+through HTTP, so this process needs no torch. On a cluster (``target: kserve``) the candidate is rolled out beside the
+model in service (`rollout`) instead of being served here.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from ... import __version__
 from ..common.chat_endpoint.endpoint import EndpointError
 from ..common.context import RunContext
@@ -34,6 +31,7 @@ from ..common.storage.manifest import Manifest
 from ..common.storage.names import fingerprint, join, stage_prefix
 from ..common.storage.s3 import Storage
 from ..common.tracking.run import Tracker
+from ..common.tracking.server import answers
 from .config import DeploymentConfig
 from .registry import CHAMPION, ModelRegistry, RegisteredVersion
 from .rollout.inference_service import TrainedModel
@@ -45,13 +43,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What became of a version."""
+    """What became of a version, and one question with its structured answer, for people to see."""
 
     smoke: SmokeTestResult
     in_service: bool = False
     """Whether the version has all of the traffic; on this machine: whether it passed."""
     question: dict[str, Any] | None = None
-    """One question with its structured answer, for people to see."""
 
 
 def deploy_model(run: str, config: str, registered: str, evaluation: str, data: str) -> str:
@@ -110,10 +107,8 @@ def deploy_registered(
     """
     for tag in ("vthink.evaluation_uri", "vthink.data_uri"):
         if not version.tags.get(tag):
-            raise UserError(
-                f"version {version.version} of '{version.name}' has no tag {tag}: it was not registered by vthink, so "
-                "there is nothing to compare its answers with"
-            )
+            why = "it was not registered by vthink, so there is nothing to compare its answers with"
+            raise UserError(f"version {version.version} of '{version.name}' has no tag {tag}: {why}")
     evaluated = Manifest.read(storage, version.tags["vthink.evaluation_uri"])
     outcome = _deploy(context, section, version, storage, evaluated, version.tags["vthink.data_uri"], hold)
     registry = ModelRegistry(context.tracking)
@@ -128,10 +123,8 @@ def _require_passed(registry: ModelRegistry, version: RegisteredVersion, outcome
     if not outcome.smoke.passed:
         before = registry.alias(CHAMPION)
         in_service = f"version {before.version}" if before is not None else "nothing"
-        raise UserError(
-            f"version {version.version} of '{version.name}' is not in service ({outcome.smoke.why}); "
-            f"in service stays {in_service}{details}"
-        )
+        why = f"is not in service ({outcome.smoke.why}); in service stays {in_service}{details}"
+        raise UserError(f"version {version.version} of '{version.name}' {why}")
 
 
 def _deploy(
@@ -154,9 +147,8 @@ def _deploy(
                     return Outcome(smoke=smoke, in_service=smoke.passed, question=question)
             model = TrainedModel.read(storage, version.source)
             cluster = Cluster.connect(context.launch.cluster.namespace)
-            report = functools.partial(log.warning, "deploy: %s")
-            rollout = Rollout(cluster, section, context.launch, version, model, report)
-            smoke, in_service = rollout.bring_into_service(test.run, hold)
+            rollout = Rollout(cluster, section, context.launch, version, model)
+            smoke, in_service = rollout.bring_into_service(test, hold)
             question = None
             with contextlib.suppress(EndpointError):  # it is in service already; this is only for show
                 question = test.ask_one(rollout.url(version.predictor))
@@ -177,13 +169,8 @@ def _served(source: str, section: DeploymentConfig, context: RunContext, scratch
     command = [sys.executable, "-m", f"{__package__}.server.serve", "--model", source, "--config", server.to_json()]
     command += ["--storage", context.storage.to_json(), "--cache-dir", str(scratch)]
     server_log = scratch / "logs" / f"server-{port}.log"
-    with spawn(command, log=server_log) as process, httpx.Client(trust_env=False, timeout=5) as client:
-
-        def ready() -> bool:
-            with contextlib.suppress(httpx.HTTPError):
-                return client.get(f"{url}/v2/health/ready").status_code == 200
-            return False
-
+    with spawn(command, log=server_log) as process:
+        ready = functools.partial(answers, f"{url}/v2/health/ready")
         wait_until_ready(process, "the model server", ready, section.start_timeout_s)
         try:
             yield url

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+
+from pydantic import BaseModel
 
 from ..common.context import RunContext
 from ..common.errors import UserError
@@ -31,31 +31,19 @@ REPLACED = "vthink.replaced"
 """Tag of a version: the one that was in service before it."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RegisteredVersion:
-    """A registered model."""
+class RegisteredVersion(BaseModel, frozen=True, from_attributes=True):
+    """A registered model; ``source`` is the ``s3://…/`` prefix of its folder."""
 
     name: str
     version: int
     source: str
-    """``s3://…/`` prefix of the model folder."""
     aliases: tuple[str, ...]
     tags: dict[str, str]
-    run_id: str | None
-    """MLflow run that trained it."""
 
     @property
     def predictor(self) -> str:
         """Name of its predictor on a cluster."""
         return f"v{self.version}"
-
-    @classmethod
-    def read(cls, entry: Any) -> RegisteredVersion:
-        """MLflow's ``ModelVersion``."""
-        return cls(
-            name=entry.name, version=int(entry.version), source=entry.source, aliases=tuple(entry.aliases),
-            tags=dict(entry.tags), run_id=entry.run_id or None,
-        )  # fmt: skip
 
 
 class ModelRegistry:
@@ -81,17 +69,17 @@ class ModelRegistry:
         """All versions, the newest first."""
         versions: list[RegisteredVersion] = []
         with self._errors("listing"):
-            token, more = None, True
-            while more:
-                page = self._client.search_model_versions(f"name='{self.name}'", page_token=token)
-                versions += map(RegisteredVersion.read, page)
-                token, more = page.token, bool(page.token)
+            token: str | None = ""
+            while token is not None:
+                page = self._client.search_model_versions(f"name='{self.name}'", page_token=token or None)
+                versions += map(RegisteredVersion.model_validate, page)
+                token = page.token or None
         return sorted(versions, key=lambda version: -version.version)
 
     def alias(self, alias: str) -> RegisteredVersion | None:
         """The version that an alias names, None when there is none."""
         with self._errors(f"looking up {alias} of", "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return RegisteredVersion.read(self._client.get_model_version_by_alias(self.name, alias))
+            return RegisteredVersion.model_validate(self._client.get_model_version_by_alias(self.name, alias))
         return None
 
     def find(self, name: str) -> RegisteredVersion:
@@ -122,7 +110,7 @@ class ModelRegistry:
                 created = self._client.create_model_version(self.name, source, run_id=run_id, tags=dict(tags))
                 version = int(created.version)
             self._client.set_registered_model_alias(self.name, CANDIDATE, str(version))
-            return RegisteredVersion.read(self._client.get_model_version(self.name, str(version)))
+            return RegisteredVersion.model_validate(self._client.get_model_version(self.name, str(version)))
 
     def tag(self, version: int, key: str, value: str) -> None:
         """Set a tag of a version."""
@@ -142,7 +130,7 @@ class ModelRegistry:
             if before is not None and before.version != version:  # where `vthink rollback` goes
                 self.tag(version, REPLACED, str(before.version))
             self._client.set_registered_model_alias(self.name, CHAMPION, str(version))
-            return RegisteredVersion.read(self._client.get_model_version(self.name, str(version)))
+            return RegisteredVersion.model_validate(self._client.get_model_version(self.name, str(version)))
 
 
 def champion(tracking: TrackingConfig) -> RegisteredVersion | None:

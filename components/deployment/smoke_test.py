@@ -83,11 +83,10 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StableResult:
-    """The same items asked of the model in service, whose answers need not agree with the candidate's evaluation."""
+    """The same items asked of the model in service: its share of right answers; None: it could not be asked."""
 
     name: str | None
     correct: float | None
-    """Share of right answers; None: it could not be asked."""
     why: str
 
 
@@ -121,12 +120,11 @@ class SmokeTestResult:
 
 @dataclass(frozen=True, slots=True)
 class SmokeTest:
-    """Held-out items to ask again of any server of the candidate, and why others were passed over."""
+    """Held-out items to ask again, for up to ``limit`` tokens, and why others were passed over."""
 
     replays: Sequence[Replay]
     skipped: Sequence[str]
     limit: int
-    """Longest answer, in tokens."""
     settings: EvaluationSettings
     section: DeploymentConfig
 
@@ -134,16 +132,14 @@ class SmokeTest:
     def prepare(
         cls, storage: Storage, section: DeploymentConfig, evaluated: Manifest, data: str, scratch: Path
     ) -> SmokeTest:
-        """Choose the items, always the same ones, and fetch their media into ``scratch``.
+        """Choose the items, always the same ones, of the prepared data (manifest URI), and fetch their media.
 
-        What failed in the evaluation (of manifest ``evaluated``, on the prepared data of manifest URI ``data``), and
-        answers that are longer than the server's may be, are left out.
+        What failed in the evaluation, and answers that are longer than the server's may be, are left out.
         """
         settings = EvaluationSettings.model_validate(evaluated.config)
         limit, count = min(settings.max_new_tokens, section.server.max_new_tokens), section.smoke_items
-        samples = {
-            sample.id: sample for sample in PreparedSet.open(storage, data, scratch).split(settings.split).samples
-        }
+        prepared = PreparedSet.open(storage, data, scratch).split(settings.split)
+        samples = {sample.id: sample for sample in prepared.samples}
         rows = map(RecordedAnswer.model_validate_json, storage.read_bytes(evaluated.files["items"]).splitlines())
         candidate = evaluated.details["candidate"]
         usable = [

@@ -377,7 +377,7 @@ TRAINED = TrainedModel(
     "video_r1/1", VideoConfig(num_frames=None, fps=2.0, max_frames=16, max_pixels=100352), "qwen2_5_vl", CHAT_TEMPLATE
 )
 VERSION = RegisteredVersion(
-    name="vthink", version=7, source="s3://vthink/models/7", aliases=(), tags={"vthink.fingerprint": "abc"}, run_id=None
+    name="vthink", version=7, source="s3://vthink/models/7", aliases=(), tags={"vthink.fingerprint": "abc"}
 )
 SETTINGS: dict[str, Object] = {
     "one": {},
@@ -394,9 +394,7 @@ def test_the_object_is_valid_to_the_letter_also_with_a_canary(crds: Path, case: 
     launch = LaunchConfig.load({"pool": {"deploy": "gpu"}})
     body = inference_service(VERSION, TRAINED, section, launch, "team-a")
     assert validation.validate(body) == []
-    candidate = RegisteredVersion(
-        name="vthink", version=8, source="s3://vthink/models/8/", aliases=(), tags={}, run_id=None
-    )
+    candidate = RegisteredVersion(name="vthink", version=8, source="s3://vthink/models/8/", aliases=(), tags={})
     canary = {
         "trafficPercent": 0,
         "predictor": predictor(candidate, TRAINED, section, launch, canary=True),

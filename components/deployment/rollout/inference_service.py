@@ -20,14 +20,6 @@ from ..ask import API_KEY
 from ..config import DeploymentConfig
 from ..registry import RegisteredVersion
 
-_LINEAGE = ("fingerprint", "evaluation_uri", "data_uri", "git_commit")
-"""Tags of a version (``vthink.…``) that its predictor carries as annotations (``vthink.dev/…``)."""
-
-_HOPELESS = ("BlockedByFailedLoad", "InvalidSpec")
-
-_NO_DOMAIN = "none.invalid"
-"""A host that cannot exist (RFC 2606): without any, vLLM would fetch media from everywhere."""
-
 _json = functools.partial(json.dumps, sort_keys=True, separators=(",", ":"))
 
 
@@ -73,8 +65,7 @@ def vllm_arguments(model: TrainedModel, section: DeploymentConfig) -> list[str]:
     """vLLM's arguments that make it sample, resize and ask as training did (spelling of vLLM 0.31; not run here).
 
     vLLM takes at most so many frames at so many per second, evenly spread, as `VideoConfig` does; it knows no least
-    number of frames, does not round to pairs, and does not recompress frames. What that changes shows in the smoke
-    test.
+    number, does not round to pairs, and does not recompress frames. What that changes shows in the smoke test.
     """
     video, server = model.video, section.server
     frames = video.num_frames or video.max_frames
@@ -100,7 +91,8 @@ def vllm_arguments(model: TrainedModel, section: DeploymentConfig) -> list[str]:
     # KServe reads arguments as a Go template: braces of ours are quoted for it, and are themselves again in the pod.
     line = [f"--{name}={value}".replace("{{", "{{`{{`}}") for name, value in arguments.items()]
     domains = server.allowed_media_domains if server.allow_http_media else ()
-    return [*line, "--allowed-media-domains", *([domain.lstrip(".") for domain in domains] or [_NO_DOMAIN])]
+    # Without any domain vLLM would fetch media from everywhere; this one cannot exist (RFC 2606).
+    return [*line, "--allowed-media-domains", *([domain.lstrip(".") for domain in domains] or ["none.invalid"])]
 
 
 def predictor(
@@ -109,7 +101,8 @@ def predictor(
 ) -> Object:  # fmt: skip
     """A version as a predictor: in service, or as a canary, whose number of replicas is fixed."""
     settings = section.kserve
-    tags = {name: version.tags.get(f"vthink.{name}") for name in _LINEAGE}
+    lineage = ("fingerprint", "evaluation_uri", "data_uri", "git_commit")
+    tags = {name: version.tags.get(f"vthink.{name}") for name in lineage}
     annotations = {f"vthink.dev/{name.replace('_', '-')}": value for name, value in tags.items() if value}
     body: Object = {
         "name": version.predictor,
@@ -118,7 +111,7 @@ def predictor(
         # Down to zero is for whoever scales from outside: KServe lets a canary have no more than what stands here.
         "minReplicas": settings.canary_replicas if canary else max(1, settings.min_replicas),
         **pod_placement(launch.placement("deploy", queued=False)),
-        "model": _container(version, model, section, launch.cluster.accelerator),
+        "model": _container(version.source, model, section, launch.cluster.accelerator),
     }
     if canary:
         body["model"]["name"] = "kserve-container"  # the CRD asks for a name here, KServe's webhook forbids it else
@@ -134,9 +127,7 @@ def predictor(
     return body
 
 
-def _container(
-    version: RegisteredVersion, model: TrainedModel, section: DeploymentConfig, accelerator: str | None
-) -> Object:
+def _container(source: str, model: TrainedModel, section: DeploymentConfig, accelerator: str | None) -> Object:
     settings, vllm = section.kserve, section.kserve.model_format == "vLLM"
     resources: Object = {"cpu": settings.cpu, "memory": settings.memory}
     if settings.gpus and accelerator is not None:
@@ -144,7 +135,7 @@ def _container(
     container: Object = {
         "modelFormat": {"name": settings.model_format},
         "runtime": settings.runtime,
-        "storageUri": f"{version.source.rstrip('/')}/",
+        "storageUri": f"{source.rstrip('/')}/",
         "resources": {"requests": resources, "limits": dict(resources)},
     }
     if vllm:
@@ -183,12 +174,9 @@ def inference_service(
     metadata: Object = {"name": section.kserve.name, "labels": labels, "annotations": service_annotations(section)}
     if namespace or launch.cluster.namespace:
         metadata["namespace"] = namespace or launch.cluster.namespace
-    return {
-        "apiVersion": INFERENCE_SERVICE.api_version,
-        "kind": INFERENCE_SERVICE.name,
-        "metadata": metadata,
-        "spec": {"predictor": predictor(version, model, section, launch, namespace)},
-    }
+    spec = {"predictor": predictor(version, model, section, launch, namespace)}
+    kind = {"apiVersion": INFERENCE_SERVICE.api_version, "kind": INFERENCE_SERVICE.name}
+    return {**kind, "metadata": metadata, "spec": spec}
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +203,7 @@ class Readiness:
         model = part.get("modelStatus") or {}
         failure = (model.get("lastFailureInfo") or {}).get("message")
         text = failure or why.get("message") or why.get("reason") or "nothing was reported"
-        hopeless = model.get("transitionStatus") in _HOPELESS
+        hopeless = model.get("transitionStatus") in ("BlockedByFailedLoad", "InvalidSpec")
         return cls(ready and not hopeless, one_line(text, 300), hopeless)
 
 
@@ -227,19 +215,15 @@ def canaries(service: Object) -> dict[str, int]:
 
 def service_lines(service: Object) -> list[str]:
     """What is in service, and what beside it, a line each."""
-    shares = canaries(service)
+    shares, predictors = canaries(service), [c["predictor"] for c in service["spec"].get("canary") or []]
     lines = [_line("in service", service["spec"]["predictor"], 100 - sum(shares.values()), Readiness.read(service))]
-    for entry in service["spec"].get("canary") or []:
-        name = entry["predictor"]["name"]
-        lines.append(_line("candidate", entry["predictor"], shares[name], Readiness.read(service, name)))
-    return lines
+    return lines + [_line("candidate", p, shares[p["name"]], Readiness.read(service, p["name"])) for p in predictors]
 
 
 def _line(role: str, predictor: Object, percent: int, readiness: Readiness) -> str:
     annotations = predictor.get("annotations") or {}
     version = annotations.get("vthink.dev/model-version") or predictor.get("name") or "unnamed"
-    low = predictor.get("minReplicas", 1)
-    high = predictor.get("maxReplicas", low)
-    replicas = f"{low}" if low == high else f"{low}–{high}"
+    low, high = predictor.get("minReplicas", 1), predictor.get("maxReplicas")
+    replicas = f"{low}" if high in (None, low) else f"{low}–{high}"
     state = "ready" if readiness.ready else f"not ready: {readiness.why}"
     return f"{role}: {version}, {percent} % of the traffic, {replicas} replica(s), {state}"

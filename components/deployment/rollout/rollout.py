@@ -1,17 +1,17 @@
 """How a new version takes the place of the one in service on a cluster.
 
-A version is a predictor of its own, named ``v<version>``. A candidate starts beside the predictor in service, without
-traffic; held-out items are asked of both; then it gets a share of the traffic, then all of it. Whatever goes wrong
-before that, the candidate is taken away and the predictor in service stays as it was. KServe renames the predictor
-without restarting it (KServe 0.20 and later, mode ``Standard``; the controllers' side is UNVERIFIED here).
+A candidate, a predictor named ``v<version>``, starts beside the one in service, without traffic; held-out items are
+asked of both; then it gets a share of the traffic, then all of it. Whatever goes wrong before, it is taken away and
+what is in service stays as it was. KServe renames a predictor without restarting it (0.20 and later, mode
+``Standard``; the controllers' side is UNVERIFIED here).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
+import logging
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ...common.chat_endpoint.endpoint import EndpointError
@@ -20,14 +20,13 @@ from ...common.launch.config import LaunchConfig
 from ...common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster, ClusterError, Object
 from ..config import DeploymentConfig
 from ..registry import RegisteredVersion
-from ..smoke_test import SmokeTestResult, StableResult
+from ..smoke_test import SmokeTest, SmokeTestResult, StableResult
 from .inference_service import Readiness, TrainedModel, canaries, inference_service, predictor, service_annotations
-
-Test = Callable[[str], SmokeTestResult]
-"""Asks the held-out items of the server at a URL (`SmokeTest.run`)."""
 
 _TICK_S = 5.0
 """How often an object that does not change is looked at."""
+
+_report = functools.partial(logging.getLogger(__name__).warning, "deploy: %s")
 
 
 class RolloutError(UserError):
@@ -44,14 +43,13 @@ class SmokeTestFailedError(RolloutError):
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One version's way into service; ``report`` gets a line for each step."""
+    """One version's way into service."""
 
     cluster: Cluster
     section: DeploymentConfig
     launch: LaunchConfig
     version: RegisteredVersion
     model: TrainedModel
-    report: Callable[[str], None]
 
     @property
     def name(self) -> str:
@@ -63,7 +61,7 @@ class Rollout:
         service = "-".join(filter(None, [self.name, predictor, "predictor"]))
         return self.section.kserve.url.format(service=service, namespace=self.cluster.namespace)
 
-    def bring_into_service(self, test: Test, hold: bool = False) -> tuple[SmokeTestResult, bool]:
+    def bring_into_service(self, test: SmokeTest, hold: bool = False) -> tuple[SmokeTestResult, bool]:
         """Bring the version into service, with ``hold`` only to its share of the traffic; a call without goes on then.
 
         Returns the smoke test's result, with ``stable`` where something was in service before, and whether the version
@@ -79,7 +77,7 @@ class Rollout:
             self._wait_until_ready("it")
             return self._passed(test), True
         percent, candidate = self.section.kserve.canary_percent, f"the candidate {self.version.predictor}"
-        with self._withdrawn_on_failure(service):
+        try:
             if self.version.predictor not in canaries(service):
                 self._order(in_service)
             self._wait_until_ready(candidate, self.version.predictor)
@@ -93,14 +91,17 @@ class Rollout:
                 self._require_lasting_readiness()
             self._order()
             self._wait_until_ready(f"version {self.version.version} in service")
-            self.report(f"version {self.version.version} has all of the traffic")
+            _report(f"version {self.version.version} has all of the traffic")
             return result, True
+        except BaseException as error:
+            self._withdraw_after(error, service)
+            raise
 
-    def _create(self, test: Test) -> SmokeTestResult:
+    def _create(self, test: SmokeTest) -> SmokeTestResult:
         """Nothing is in service yet; what fails is deleted."""
         body = inference_service(self.version, self.model, self.section, self.launch, self.cluster.namespace)
         made = self.cluster.create(INFERENCE_SERVICE, body)
-        self.report(f"created the InferenceService {self.name} with version {self.version.version}")
+        _report(f"created the InferenceService {self.name} with version {self.version.version}")
         try:
             self._wait_until_ready("it")
             return self._passed(test)
@@ -127,26 +128,21 @@ class Rollout:
         ordered = self.cluster.update(INFERENCE_SERVICE, self.name, changed)["spec"]
         if in_service is not None:
             beside = ordered["predictor"]["name"]
-            self.report(f"candidate {own['name']} beside {beside}, with {percent} % of the traffic")
+            _report(f"candidate {own['name']} beside {beside}, with {percent} % of the traffic")
 
-    @contextlib.contextmanager
-    def _withdrawn_on_failure(self, before: Object) -> Iterator[None]:
-        """Whatever fails inside, the predictor that was in service is the only one afterwards, unchanged."""
+    def _withdraw_after(self, error: BaseException, before: Object) -> None:
+        """Make the predictor that was in service the only one again, unchanged."""
         try:
-            yield
-        except BaseException as error:
-            try:
-                withdraw(self.cluster, self.name, before)
-            except ClusterError as left:
-                later = f"the candidate could not be taken away ({left}): `vthink rollback` does it later"
-                raise RolloutError(f"{error}; {later}") from error
-            self.report("took the candidate away; in service is what was")
-            raise
+            withdraw(self.cluster, self.name, before)
+        except ClusterError as left:
+            later = f"the candidate could not be taken away ({left}): `vthink rollback` does it later"
+            raise RolloutError(f"{error}; {later}") from error
+        _report("took the candidate away; in service is what was")
 
     def _wait_until_ready(self, what: str, canary: str | None = None) -> None:
         """Wait until the controllers have followed: the service, or one of its canaries, is ready."""
         limit_s, started = self.section.start_timeout_s, time.monotonic()
-        for service in self.cluster.follow(INFERENCE_SERVICE, self.name, _TICK_S, self.report):
+        for service in self.cluster.follow(INFERENCE_SERVICE, self.name, _TICK_S, _report):
             state = Readiness.read(service, canary)
             if state.ready:
                 return
@@ -158,28 +154,28 @@ class Rollout:
         """Watch the candidate under its share of the traffic for ``canary_s``."""
         canary_s, candidate = self.section.kserve.canary_s, self.version.predictor
         until, tick_s = time.monotonic() + canary_s, min(_TICK_S, canary_s)
-        for service in self.cluster.follow(INFERENCE_SERVICE, self.name, tick_s, self.report):
+        for service in self.cluster.follow(INFERENCE_SERVICE, self.name, tick_s, _report):
             state = Readiness.read(service, candidate)
             if not state.ready:
                 raise RolloutError(f"the candidate {candidate} did not stay ready under traffic: {state.why}")
             if time.monotonic() >= until:
                 return
 
-    def _passed(self, test: Test) -> SmokeTestResult:
-        result = test(self.url(self.version.predictor))
-        self.report(f"smoke test: {result.why}")
+    def _passed(self, test: SmokeTest) -> SmokeTestResult:
+        result = test.run(self.url(self.version.predictor))
+        _report(f"smoke test: {result.why}")
         if not result.passed:
             raise SmokeTestFailedError(result)
         return result
 
-    def _compared(self, test: Test, in_service: Object) -> SmokeTestResult:
+    def _compared(self, test: SmokeTest, in_service: Object) -> SmokeTestResult:
         """The smoke test of the candidate, which must answer as many items rightly as the model in service."""
         result, name = self._passed(test), in_service.get("name")
         # It was trained on something else: that it agrees with the candidate's evaluation is not expected of it.
         try:
-            other = test(self.url(name))
+            other = test.run(self.url(name))
         except EndpointError as error:  # what is broken must not keep its repair out
-            self.report(f"the model in service cannot be asked ({error}); the candidate is not compared with it")
+            _report(f"the model in service cannot be asked ({error}); the candidate is not compared with it")
             return dataclasses.replace(result, stable=StableResult(name=name, correct=None, why=str(error)))
         ours, theirs = result.shares["correct"], other.shares["correct"]
         result = dataclasses.replace(result, stable=StableResult(name=name, correct=theirs, why=other.why))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import secrets
 import tempfile
@@ -21,21 +22,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from ...common.video.clip import Clip, DecodeError
 from ...common.video.codec import stored
 from ...common.video.workers import Decoder
 from ..config import ServerConfig
-from .completion import ChatQuestion, CompletionWriter, GeneratedAnswer, parse_request
-from .exchange import ApiError, HttpExchange
+from .completion import ApiError, ChatQuestion, CompletionWriter, GeneratedAnswer, Headers, parse_request
 from .media import MediaReader
 
 if TYPE_CHECKING:
     from ...common.model.load import LoadedModel
 
 log = logging.getLogger(__name__)
+
+_DRAIN_S = 5.0
 
 _REQUESTS = Counter("vthink_requests_total", "Chat requests, by HTTP status", ["status"])
 _IN_FLIGHT = Gauge("vthink_requests_in_flight", "Chat requests being read, decoded, waiting or answered")
@@ -51,11 +54,86 @@ def _timed(part: str) -> Iterator[None]:
     _SECONDS.labels(part).observe(time.monotonic() - started)
 
 
+class HttpExchange:
+    """One HTTP request and its response."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._asgi = (scope, receive, send)
+        request = Request(scope, receive)
+        self.headers, self._pieces = request.headers, request.stream()
+        self.status: int | None = None  # of the response, once it has begun
+
+    async def body(self, limit: int, timeout_s: float) -> bytes:
+        """The request's body; ApiError 413 or 408, ClientDisconnect."""
+        declared = self.headers.get("content-length", "0")
+        body = bytearray()
+        if declared.isdigit() and int(declared) <= limit:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    async for piece in self._pieces:
+                        body += piece
+                        if len(body) > limit:
+                            break
+                    else:
+                        return bytes(body)
+            except TimeoutError:
+                raise ApiError(408, f"the request did not arrive within {timeout_s:g} s") from None
+        await self.drain(limit)
+        raise ApiError(413, f"the request is larger than {limit} bytes, the most this server takes")
+
+    async def drain(self, limit: int) -> None:
+        """Read and drop what is still arriving, within bounds.
+
+        A connection that is closed over unread data is reset, and the client then may never see the response.
+        """
+        if self.headers.get("expect"):
+            return  # the client waits for our word and has not sent the body
+        dropped = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                async for piece in self._pieces:
+                    dropped += len(piece)
+                    if dropped > 4 * limit:
+                        return
+
+    async def gone(self) -> None:
+        """Return when the client has gone (after the body was read)."""
+        while (await self._asgi[1]())["type"] != "http.disconnect":
+            pass
+
+    async def json(self, status: int, content: object, headers: Headers = None) -> None:
+        """Answer with JSON."""
+        self.status = status
+        await JSONResponse(content, status, headers)(*self._asgi)
+
+    async def event(self, content: object, last: bool = False) -> None:
+        """Send a server-sent event (None: ``[DONE]``), starting the response with the first."""
+        send = self._asgi[2]
+        if self.status is None:
+            self.status = 200
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+            headers.append((b"x-accel-buffering", b"no"))
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+        data = "[DONE]" if content is None else json.dumps(content)
+        await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": not last})
+
+    async def fail(self, error: ApiError) -> None:
+        """Answer with an error; in a stream that has begun, as its last event."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):  # the client may not be reading
+                if self.status is None:
+                    await self.json(error.status, error.body, error.headers)
+                else:
+                    self.status = error.status
+                    await self.event(error.body)
+                    await self.event(None, last=True)
+
+
 class ServedModel:
     """The model in service: encodes and decodes with the code that evaluation runs."""
 
     def __init__(self, loaded: LoadedModel) -> None:
-        self._loaded = loaded
+        self.loaded = loaded
         self.video, self.system = loaded.video, loaded.encoder.template.system
         self.fingerprint = loaded.card.lineage.fingerprint
         self.max_model_len = int(loaded.model.config.get_text_config().max_position_embeddings)
@@ -67,7 +145,7 @@ class ServedModel:
         """
         from ...common.model.generation import Sampling, stream
 
-        prompt = self._loaded.encoder.encode(question.text, question.options, question.problem_type, clip)
+        prompt = self.loaded.encoder.encode(question.text, question.options, question.problem_type, clip)
         if len(prompt) + question.max_new_tokens > self.max_model_len:
             both = f"{len(prompt)} prompt tokens and up to {question.max_new_tokens} of an answer"
             message = f"{both} are more than the model's {self.max_model_len}; lower max_tokens or ask about less"
@@ -76,7 +154,7 @@ class ServedModel:
             max_new_tokens=question.max_new_tokens, temperature=question.temperature, top_p=question.top_p,
             seed=secrets.randbits(31) if question.seed is None else question.seed,
         )  # fmt: skip
-        for item in stream(self._loaded, prompt, sampling):
+        for item in stream(self.loaded, prompt, sampling):
             if isinstance(item, str):
                 yield item
             else:

@@ -1,10 +1,11 @@
-"""OpenAI's chat completions: a request as one question about one video or image, and an answer as they send it."""
+"""OpenAI's chat completions: a request as one question about a video or image, an answer or refusal as they send it."""
 
 from __future__ import annotations
 
 import difflib
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -14,9 +15,22 @@ from ...common.rows.sample import ProblemType
 from ...common.video.clip import Clip, MediaKind
 from ..ask import MediaView, StructuredAnswer
 from ..config import ServerConfig
-from .exchange import ApiError
 
 Json = dict[str, Any]
+Headers = Mapping[str, str] | None
+_KINDS = {404: "not_found_error", 408: "timeout_error", 429: "rate_limit_error", 504: "timeout_error"}
+
+
+class ApiError(Exception):
+    """A refusal in OpenAI's error shape, with its HTTP status."""
+
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None, headers: Headers = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers
+        kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 class _Strict(BaseModel):
@@ -61,16 +75,13 @@ class Message(_Strict):
 
 
 class Extension(_Strict):
-    """What this server takes beyond OpenAI's fields."""
+    """What this server takes beyond OpenAI's fields: answer options, which get the letters A, B, … in this order, the
+    kind of answer (default: multiple choice with options, else free-form), and the part of the video, in seconds."""
 
     options: tuple[str, ...] = Field(default=(), max_length=26)
-    """Answer options without letters; they get the letters A, B, … in this order."""
     problem_type: ProblemType | None = None
-    """What kind of answer is asked for; default: multiple choice when there are options, else free-form."""
     start_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """Begin of the part of the video that is asked about, in seconds."""
     end_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """End of that part."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

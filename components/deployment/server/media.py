@@ -17,7 +17,7 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 
 from ..config import ServerConfig
-from .exchange import ApiError
+from .completion import ApiError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -1,7 +1,6 @@
 """The server of one model: KServe's `ModelServer` with the OpenAI chat route and a page, and a guard around all.
 
-KServe brings health, metrics and graceful stop. Its own OpenAI routes need vLLM and drop media parts, so the chat
-route is ours (`chat.py`). Run it with
+KServe brings health, metrics and graceful stop; its own OpenAI routes need vLLM and drop media parts. Run it with
 ``python -m vthink.components.deployment.server.serve --model FOLDER|s3://…/ --port 8080``.
 """
 
@@ -23,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -38,14 +37,10 @@ from ...common.storage.config import StorageConfig
 from ...common.storage.s3 import Storage
 from ..ask import API_KEY
 from ..config import ServerConfig
-from .chat import ChatCompletions, ServedModel
-from .exchange import ApiError, HttpExchange
-
-if TYPE_CHECKING:
-    from ...common.model.load import LoadedModel
+from .chat import ChatCompletions, HttpExchange, ServedModel
+from .completion import ApiError
 
 log = logging.getLogger(f"{__package__}.serve")  # __name__ is __main__ when run as a program
-
 
 CHAT_PATHS = ("/v1/chat/completions", "/openai/v1/chat/completions")
 """OpenAI's and vLLM's path, and that of KServe's Hugging Face runtime."""
@@ -91,9 +86,8 @@ def build_routes(chat: ChatCompletions, config: ServerConfig, about: Mapping[str
 class Guard:
     """Middleware for every route: only what is meant to be asked from outside gets through.
 
-    KServe's server also has routes that load and unload models and take inputs without a limit; this server's model
-    stays loaded and is asked at `CHAT_PATHS`. On the loopback address the ``Host`` must be a name of this machine, so
-    that a web page whose name server points to it (DNS rebinding) cannot talk to the server.
+    KServe also has routes that load and unload models and take inputs without a limit. On the loopback address the
+    ``Host`` must be a name of this machine: a web page whose name server points to it (DNS rebinding) is refused.
     """
 
     def __init__(self, app: ASGIApp, config: ServerConfig, api_key: str | None = None) -> None:
@@ -137,14 +131,14 @@ def _check_address(config: ServerConfig) -> None:
             raise UserError(f"cannot listen on {where}: {error.strerror}; choose another with --port") from error
 
 
-def _serve(loaded: LoadedModel, config: ServerConfig) -> None:
+def _serve(model: ServedModel, config: ServerConfig) -> None:
     log_like_kserve(__package__ or "")
-    model = ServedModel(loaded)
     chat = ChatCompletions(model, config)
     own = config.model_dump(include={"max_video_bytes", "max_duration_s", "max_new_tokens"})
-    own |= {"prompt": loaded.card.model_dump(mode="json")["prompt"], "lineage": loaded.card.lineage.known()}
+    card = model.loaded.card
+    own |= {"prompt": card.model_dump(mode="json")["prompt"], "lineage": card.lineage.known()}
     shown = f"[{config.host}]" if ":" in config.host else config.host
-    log.info("serving %s at http://%s:%d", loaded.folder, shown, config.port)
+    log.info("serving %s at http://%s:%d", model.loaded.folder, shown, config.port)
     try:
         serve_routes(
             config.model_name,
@@ -179,7 +173,7 @@ def run_server(
         folder = Path(model)
         if model.startswith("s3://"):
             folder = fetch_model(Storage(storage or StorageConfig()), model, cache_dir or Path(scratch))
-        _serve(load_model(folder, config.dtype, config.attention), config)
+        _serve(ServedModel(load_model(folder, config.dtype, config.attention)), config)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,8 +3,7 @@ from typing import Any
 
 import pytest
 from vthink.components.deployment.config import ServerConfig
-from vthink.components.deployment.server.completion import ChatQuestion, parse_request
-from vthink.components.deployment.server.exchange import ApiError
+from vthink.components.deployment.server.completion import ApiError, ChatQuestion, parse_request
 
 VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "high"}}

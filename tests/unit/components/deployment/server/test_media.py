@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import pytest
 from vthink.components.deployment.config import ServerConfig
-from vthink.components.deployment.server.exchange import ApiError
+from vthink.components.deployment.server.completion import ApiError
 from vthink.components.deployment.server.media import Address, MediaReader, is_public, read_data_url
 
 PAYLOAD = bytes(range(256)) * 40
