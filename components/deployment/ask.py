@@ -51,7 +51,7 @@ class StructuredAnswer(BaseModel, frozen=True):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileQuestion:
-    """A question about one video or image file, which is sent with it."""
+    """A question about one video or image file, which is sent with it; ``kind`` is None: by the file's name."""
 
     path: Path
     text: str
@@ -60,7 +60,6 @@ class FileQuestion:
     problem_type: str | None = None
     """See `common.rows.sample`; None: multiple choice with options, else free-form."""
     kind: Literal["video", "image"] | None = None
-    """None: by the file's name."""
     start_s: float | None = None
     """Only this part of the video is asked about, in seconds."""
     end_s: float | None = None

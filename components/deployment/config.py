@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ..common.config import Section
 
@@ -63,17 +63,13 @@ class ServerConfig(Section):
 
     @field_validator("allowed_media_domains")
     @classmethod
-    def _domains_are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _domains_are_names(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if value and not info.data.get("allow_http_media"):
+            raise ValueError("allowed_media_domains has no effect without allow_http_media: true")
         for domain in value:
             if not domain.strip(".") or any(c in domain for c in "/:@* ") or domain != domain.lower():
                 raise ValueError(f"'{domain}' is not a lower-case host name such as media.example.org")
         return value
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.allowed_media_domains and not self.allow_http_media:
-            raise ValueError("allowed_media_domains has no effect without allow_http_media: true")
-        return self
 
     @property
     def loopback(self) -> bool:

@@ -86,8 +86,7 @@ class ModelRegistry:
         """The version with this number, or alias. UserError names the versions there are."""
         versions = self.versions()
         named = next((version for version in versions if name == str(version.version)), None)
-        if named is None and not name.isdigit():
-            named = self.alias(name)
+        named = named or (None if name.isdigit() else self.alias(name))
         if named is not None:
             return named
         known = ", ".join(str(version.version) for version in versions) or "none yet; train one with `vthink run`"
@@ -155,8 +154,7 @@ def register_model(run: str, config: str, model: str, evaluation: str, data: str
         raise UserError(f"{source} has no complete model (no _COMPLETE.json); run {trained.stage} again")
     inputs = {"model": model, "evaluation": evaluation, "data": data}
     before = [trained.fingerprint, evaluated.fingerprint, prepared.fingerprint]
-    name, redone = context.tracking.registered_model, context.redo.get("register", 0)
-    key = fingerprint("register", name, source, before, redone)
+    key = fingerprint("register", context.tracking.registered_model, source, before, context.redo.get("register", 0))
     prefix = stage_prefix(context, "register", key)
     origin = {
         "fingerprint": trained.fingerprint, "stage": trained.stage, "model_uri": model, "version": trained.version,

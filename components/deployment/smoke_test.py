@@ -66,16 +66,15 @@ class Replay:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """A held-out item asked again: evaluation's answer and the server's, and the responses where they differ."""
+    """A held-out item asked again: evaluation's answer and the server's (or why there is none), whether they agree, or
+    are token by token ``identical``, and the responses where they are not."""
 
     id: str
     expected: str | None
     answer: str | None = None
     error: str | None = None
-    """Why there was no answer."""
     agrees: bool = False
     identical: bool = False
-    """Whether the very tokens are the same."""
     correct: bool = False
     text: str | None = None
     expected_text: str | None = None
@@ -196,10 +195,10 @@ class SmokeTest:
             return Comparison(id=recorded.id, expected=recorded.answer, error=str(error))
         text, answer = served.reply.text, served.view.answer
         # Two responses without an answer agree only when they are the same.
-        same = text == recorded.response if recorded.answer is None else answer == recorded.answer
+        agrees = answer == recorded.answer and (answer is not None or text == recorded.response)
         identical = served.reply.token_ids == recorded.token_ids
         return Comparison(
-            id=recorded.id, expected=recorded.answer, answer=answer, agrees=same and answer == recorded.answer,
+            id=recorded.id, expected=recorded.answer, answer=answer, agrees=agrees,
             identical=identical, correct=is_correct(replay.sample, answer),
             text=None if identical else text, expected_text=None if identical else recorded.response,
         )  # fmt: skip
@@ -221,9 +220,8 @@ class SmokeTest:
 
 
 def _can_be_asked(sample: Sample, section: DeploymentConfig) -> bool:
-    part = sample.media.start_s is not None or sample.media.end_s is not None
-    if section.serves_plain_vllm and part:  # such a server sees whole videos only
-        return False
+    if section.serves_plain_vllm and (sample.media.start_s, sample.media.end_s) != (None, None):
+        return False  # such a server sees whole videos only
     return not section.smoke_kinds or sample.metadata.get("kind") in section.smoke_kinds
 
 

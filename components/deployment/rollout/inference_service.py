@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.resources
 import json
 from dataclasses import dataclass
@@ -13,14 +12,12 @@ from ...common.launch.kubernetes.client import INFERENCE_SERVICE, Object, condit
 from ...common.launch.kubernetes.trainjob import pod_placement
 from ...common.model.card import CARD, ModelCard
 from ...common.model.prompts import Prompt, get_template
-from ...common.storage.names import join
+from ...common.storage.names import canonical_json, join
 from ...common.storage.s3 import Storage
 from ...common.video.config import VideoConfig
 from ..ask import API_KEY
 from ..config import DeploymentConfig
 from ..registry import RegisteredVersion
-
-_json = functools.partial(json.dumps, sort_keys=True, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +68,15 @@ def vllm_arguments(model: TrainedModel, section: DeploymentConfig) -> list[str]:
     frames = video.num_frames or video.max_frames
     sampling: dict[str, float] = {"num_frames": frames}
     if video.fps is not None:
-        sampling["fps"] = int(video.fps) if video.fps == int(video.fps) else video.fps
+        sampling["fps"] = video.fps
     pixels: dict[str, object] = {"min_pixels": video.min_pixels, "max_pixels": video.max_pixels}
     if model.family == "qwen3_vl":  # its processor's budget is for all frames together
         pixels = {"size": {"shortest_edge": video.min_pixels, "longest_edge": video.max_pixels * frames}}
     arguments = {
         "max-model-len": str(section.kserve.max_model_len),
         "limit-mm-per-prompt": '{"image":1,"video":1}',
-        "media-io-kwargs": _json({"video": sampling}),
-        "mm-processor-kwargs": _json(pixels),
+        "media-io-kwargs": canonical_json({"video": sampling}),
+        "mm-processor-kwargs": canonical_json(pixels),
         "generation-config": "vllm",  # the folder's own may penalise repetition, which evaluation did not
         "chat-template-content-format": "openai",
         "chat-template": serving_template(model),

@@ -23,9 +23,7 @@ from ..registry import RegisteredVersion
 from ..smoke_test import SmokeTest, SmokeTestResult, StableResult
 from .inference_service import Readiness, TrainedModel, canaries, inference_service, predictor, service_annotations
 
-_TICK_S = 5.0
-"""How often an object that does not change is looked at."""
-
+_TICK_S = 5.0  # how often an object that does not change is looked at
 _report = functools.partial(logging.getLogger(__name__).warning, "deploy: %s")
 
 
@@ -94,7 +92,12 @@ class Rollout:
             _report(f"version {self.version.version} has all of the traffic")
             return result, True
         except BaseException as error:
-            self._withdraw_after(error, service)
+            try:
+                withdraw(self.cluster, self.name, service)
+            except ClusterError as left:
+                later = f"the candidate could not be taken away ({left}): `vthink rollback` does it later"
+                raise RolloutError(f"{error}; {later}") from error
+            _report("took the candidate away; in service is what was")
             raise
 
     def _create(self, test: SmokeTest) -> SmokeTestResult:
@@ -113,31 +116,20 @@ class Rollout:
         """Order the version into service; with ``in_service``, beside that, with ``percent`` of the traffic."""
         where = (self.launch, self.cluster.namespace)
         own = predictor(self.version, self.model, self.section, *where, canary=in_service is not None)
+        # A canary needs names on both sides; the one in service may have been applied by hand without.
+        stable = None if in_service is None else in_service | {"name": in_service.get("name") or "stable"}
 
         def changed(service: Object) -> Object:
             service["metadata"].setdefault("annotations", {}).update(service_annotations(self.section))
-            if in_service is None:
-                service["spec"]["predictor"] = own
-                service["spec"].pop("canary", None)
-            else:
-                # A canary needs names on both sides; the one in service may have been applied by hand without.
-                service["spec"]["predictor"] = in_service | {"name": in_service.get("name") or "stable"}
+            service["spec"]["predictor"] = stable or own
+            service["spec"].pop("canary", None)
+            if stable is not None:
                 service["spec"]["canary"] = [{"trafficPercent": percent, "predictor": own}]
             return service
 
-        ordered = self.cluster.update(INFERENCE_SERVICE, self.name, changed)["spec"]
-        if in_service is not None:
-            beside = ordered["predictor"]["name"]
-            _report(f"candidate {own['name']} beside {beside}, with {percent} % of the traffic")
-
-    def _withdraw_after(self, error: BaseException, before: Object) -> None:
-        """Make the predictor that was in service the only one again, unchanged."""
-        try:
-            withdraw(self.cluster, self.name, before)
-        except ClusterError as left:
-            later = f"the candidate could not be taken away ({left}): `vthink rollback` does it later"
-            raise RolloutError(f"{error}; {later}") from error
-        _report("took the candidate away; in service is what was")
+        self.cluster.update(INFERENCE_SERVICE, self.name, changed)
+        if stable is not None:
+            _report(f"candidate {own['name']} beside {stable['name']}, with {percent} % of the traffic")
 
     def _wait_until_ready(self, what: str, canary: str | None = None) -> None:
         """Wait until the controllers have followed: the service, or one of its canaries, is ready."""

@@ -160,8 +160,7 @@ class ChatQuestion:
 def parse_request(body: bytes, config: ServerConfig, system: str | None) -> tuple[ChatQuestion, str]:
     """Read and check a request's body: the question, and the URL of its media (which may be megabytes of base64).
 
-    A request may repeat ``system``, the message of the model's prompt template, not change it. ApiError: 400 (404 for
-    another model), naming the parameter.
+    A request may repeat ``system``, the prompt template's message, not change it. ApiError 400 or 404: names the field.
     """
     try:
         request = ChatRequest.model_validate_json(body)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import functools
 import hashlib
 import hmac
 import importlib.resources
@@ -20,13 +19,10 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -38,7 +34,7 @@ from ...common.storage.s3 import Storage
 from ..ask import API_KEY
 from ..config import ServerConfig
 from .chat import ChatCompletions, HttpExchange, ServedModel
-from .completion import ApiError
+from .completion import ApiError, Json
 
 log = logging.getLogger(f"{__package__}.serve")  # __name__ is __main__ when run as a program
 
@@ -46,7 +42,6 @@ CHAT_PATHS = ("/v1/chat/completions", "/openai/v1/chat/completions")
 """OpenAI's and vLLM's path, and that of KServe's Hugging Face runtime."""
 
 
-@functools.cache
 def page() -> tuple[str, str]:
     """The page and its Content-Security-Policy, which admits its own script and style and no others."""
     html = importlib.resources.files(__package__).joinpath("page.html").read_text("utf-8")
@@ -63,19 +58,13 @@ def page() -> tuple[str, str]:
     return html, policy
 
 
-def build_routes(chat: ChatCompletions, config: ServerConfig, about: Mapping[str, Any]) -> list[BaseRoute]:
+def build_routes(chat: ChatCompletions, config: ServerConfig, about: Json) -> list[BaseRoute]:
     """All routes. ``about`` is what `GET /v1/models` says about the model beyond its name."""
     card = {"id": config.model_name, "object": "model", "created": int(time.time()), "owned_by": "vthink", **about}
     listed = {"object": "list", "data": [card], "models": [config.model_name]}  # `models` is KServe's own answer
-
-    async def models(_: Request) -> Response:
-        return JSONResponse(listed)
-
-    async def index(_: Request) -> Response:
-        html, policy = page()
-        headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
-        return HTMLResponse(html, headers=headers | {"referrer-policy": "no-referrer", "cache-control": "no-cache"})
-
+    models, (html, policy) = JSONResponse(listed), page()
+    headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
+    index = HTMLResponse(html, headers=headers | {"referrer-policy": "no-referrer", "cache-control": "no-cache"})
     answers = {"/": index, "/v1/models": models, "/openai/v1/models": models}
     return [
         *(Route(path, chat, methods=["POST"]) for path in CHAT_PATHS),
