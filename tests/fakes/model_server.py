@@ -7,6 +7,7 @@ there.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import socket
 import threading
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
+import httpx
 import numpy as np
 import uvicorn
 from starlette.applications import Starlette
@@ -27,7 +29,7 @@ from vthink.components.common.video.config import VideoConfig
 from vthink.components.deployment.config import ServerConfig
 from vthink.components.deployment.server.chat import ChatCompletions
 from vthink.components.deployment.server.completion import ChatQuestion, GeneratedAnswer
-from vthink.components.deployment.server.serve import Guard, build_routes
+from vthink.components.deployment.server.serve import CHAT_PATHS, Guard, build_routes
 
 ANSWER = (
     "<time>00:00-00:01</time><caption>a red square moves right</caption><think>it starts left</think>"
@@ -96,6 +98,16 @@ class Running:
     port: int
     model: ScriptedModel
     chat: ChatCompletions
+
+    def warm_up(self, video: Path) -> None:
+        """Ask until there is an answer, so that no time limit of the test is spent on the start of the decoder."""
+        text, self.model.text = self.model.text, "ready"
+        url = f"data:video/mp4;base64,{base64.b64encode(video.read_bytes()).decode()}"
+        content = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": "ready?"}]
+        body = {"messages": [{"role": "user", "content": content}]}
+        while httpx.post(self.url + CHAT_PATHS[0], json=body, timeout=60).status_code != 200:
+            pass
+        self.model.text = text
 
 
 @contextlib.contextmanager

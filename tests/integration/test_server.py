@@ -54,19 +54,22 @@ class Served:
 
 @contextlib.contextmanager
 def serving(folder: Path, model: str, *arguments: str) -> Iterator[Served]:
+    """A server that starts."""
     port = free_port()
-    url = f"http://127.0.0.1:{port}"
     log = folder / f"server-{port}.log"
     command = [sys.executable, "-m", MODULE, "--model", model, "--port", str(port), *arguments]
     with spawn(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, log=log) as process:
+        yield Served(f"http://127.0.0.1:{port}", port, process, log)
 
-        def ready() -> bool:
-            with contextlib.suppress(httpx.HTTPError):
-                return httpx.get(f"{url}/v2/health/ready", trust_env=False).json() == {"ready": True}
-            return False
 
-        wait_until_ready(process, "the server", ready, 120)
-        yield Served(url, port, process, log)
+def when_ready(server: Served) -> Served:
+    def ready() -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{server.url}/v2/health/ready", trust_env=False).json() == {"ready": True}
+        return False
+
+    wait_until_ready(server.process, "the server", ready, 120)
+    return server
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +83,22 @@ def model_uri(store: Storage) -> str:
 
 
 @pytest.fixture(scope="module")
-def served(store: Storage, model_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("served")
-    with serving(folder, model_uri, "--storage", store.config.to_json()) as server:
-        yield server
+def starting(
+    store: Storage, model_uri: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Served, Served]]:
+    """Two servers that start side by side, while this process loads the model, too."""
+    folder, stored_in = tmp_path_factory.mktemp("served"), ("--storage", store.config.to_json())
+    other = ("--host", "0.0.0.0", "--config", '{"max_new_tokens": 40000}')
+    with (
+        serving(folder, model_uri, *stored_in) as server,
+        serving(folder, model_uri, *stored_in, *other) as elsewhere,
+    ):
+        yield server, elsewhere
+
+
+@pytest.fixture(scope="module")
+def served(starting: tuple[Served, Served], loaded: LoadedModel) -> Served:
+    return when_ready(starting[0])
 
 
 @pytest.fixture(scope="module")
@@ -237,11 +252,9 @@ def test_listens_on_the_loopback_address_only(served: Served) -> None:
 
 
 @pytest.fixture(scope="module")
-def elsewhere(store: Storage, model_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def elsewhere(starting: tuple[Served, Served]) -> Served:
     """A server with other settings: all addresses, and answers longer than the model's context."""
-    arguments = ("--storage", store.config.to_json(), "--host", "0.0.0.0", "--config", '{"max_new_tokens": 40000}')
-    with serving(tmp_path_factory.mktemp("elsewhere"), model_uri, *arguments) as server:
-        yield server
+    return when_ready(starting[1])
 
 
 def test_listens_elsewhere_only_when_told_to(elsewhere: Served) -> None:

@@ -82,10 +82,7 @@ class HttpExchange:
         raise ApiError(413, f"the request is larger than {limit} bytes, the most this server takes")
 
     async def drain(self, limit: int) -> None:
-        """Read and drop what is still arriving, within bounds.
-
-        A connection that is closed over unread data is reset, and the client then may never see the response.
-        """
+        """Drop what still arrives, within bounds: closed over unread data, a connection is reset, its response unseen."""
         if self.headers.get("expect"):
             return  # the client waits for our word and has not sent the body
         dropped = 0
@@ -103,8 +100,9 @@ class HttpExchange:
 
     async def json(self, status: int, content: object, headers: Headers = None) -> None:
         """Answer with JSON."""
+        response = JSONResponse(content, status, headers)
         self.status = status
-        await JSONResponse(content, status, headers)(*self._asgi)
+        await response(*self._asgi)
 
     async def event(self, content: object, last: bool = False) -> None:
         """Send a server-sent event (None: ``[DONE]``), starting the response with the first."""

@@ -24,11 +24,11 @@ def server() -> Iterator[Running]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Running]]:
-    """Start a server with settings of one test's own."""
+    """Start a server with settings of one test's own; a single decoder, as its start takes longest."""
     with contextlib.ExitStack() as stack:
 
         def launch(model: ScriptedModel | None = None, **settings: object) -> Running:
-            config = ServerConfig.load(settings)
+            config = ServerConfig.load({"decoders": 1, **settings})
             return stack.enter_context(running(model or ScriptedModel(), config))
 
         yield launch

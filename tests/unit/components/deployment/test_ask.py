@@ -57,8 +57,9 @@ def test_mistakes_say_what_is_wrong(server: Running, video: Path, tmp_path: Path
 
 
 def test_stream_that_breaks_off_is_an_error(start: Callable[..., Running], video: Path) -> None:
-    server = start(ScriptedModel(text="word " * 100, delay_s=0.1), request_timeout_s=2)
-    with pytest.raises(EndpointError, match="gave up: no answer within 2 s"):
+    server = start(ScriptedModel(text="word " * 100, delay_s=0.1), request_timeout_s=1)
+    server.warm_up(video)
+    with pytest.raises(EndpointError, match="gave up: no answer within 1 s"):
         ask_about(server.url, video, on_delta=len)
 
 

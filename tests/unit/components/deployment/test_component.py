@@ -2,7 +2,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
 from kfp import compiler, dsl
 from vthink.components.deployment.component import deploy, register
@@ -23,11 +22,22 @@ def test_components_compile_with_strings_in_and_one_string_out(tmp_path: Path) -
         assert list(component["outputDefinitions"]["parameters"]) == ["Output"]
 
 
-@pytest.mark.parametrize("module", ["component", "config", "registry", "deploy", "ask"])
-def test_module_imports_neither_torch_nor_the_server(module: str) -> None:
+def heavy_after(*modules: str) -> str:
+    """Which heavy packages a process has after importing modules one after another, by module."""
     code = (
-        f"import sys, vthink.components.deployment.{module}; "
-        "print([m for m in ('torch', 'transformers', 'kserve', 'av', 'decord') if m in sys.modules])"
+        "import importlib, sys\n"
+        f"for name in {modules}:\n"
+        "    importlib.import_module(name)\n"
+        "    heavy = [m for m in ('torch', 'transformers', 'kserve', 'av', 'decord') if m in sys.modules]\n"
+        "    print(*(f'{name}: {m}' for m in heavy))\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_modules_import_neither_torch_nor_the_server() -> None:
+    names = ("component", "config", "registry", "deploy", "ask")
+    assert heavy_after(*(f"vthink.components.deployment.{name}" for name in names)) == ""
+
+
+def test_a_heavy_import_would_be_noticed() -> None:
+    assert heavy_after("json", "av") == "av: av"

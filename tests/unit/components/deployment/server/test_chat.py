@@ -7,8 +7,9 @@ import concurrent.futures
 import io
 import json
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import pytest
 from PIL import Image
 from vthink.components.common.video.codec import stored
 from vthink.components.common.video.decode import read_clip
-from vthink.tests.fakes.model_server import ANSWER, Running, ScriptedModel, write_video
+from vthink.components.deployment.config import ServerConfig
+from vthink.tests.fakes.model_server import ANSWER, Running, ScriptedModel, running, write_video
 
 CHAT = "/v1/chat/completions"
 
@@ -109,14 +111,14 @@ def test_stream_has_the_same_text_and_ends_with_the_view(server: Running, mp4: b
 
 
 def test_pieces_arrive_while_the_answer_grows(start: Callable[..., Running], mp4: bytes) -> None:
-    server = start(ScriptedModel(text="one two three four", delay_s=0.3))
+    server = start(ScriptedModel(text="one two three four", delay_s=0.15))
     arrived = []
     with httpx.stream("POST", server.url + CHAT, json=request(video_part(mp4), stream=True), timeout=60) as response:
         for line in response.iter_lines():
             if '"content": " ' in line or '"content": "one' in line:
                 arrived.append(time.monotonic())
     assert len(arrived) == 4
-    assert arrived[-1] - arrived[0] > 0.6
+    assert arrived[-1] - arrived[0] > 0.3
 
 
 def test_the_model_sees_the_question_and_exactly_the_frames_of_data_preparation(
@@ -172,6 +174,13 @@ def test_local_files_and_addresses_are_not_read(healthy: Running, url: str) -> N
     assert "root:" not in json.dumps(error)
 
 
+@pytest.fixture(scope="module")
+def fetching() -> Iterator[Running]:
+    """A server that fetches media."""
+    with running(ScriptedModel(), ServerConfig(allow_http_media=True, decoders=1)) as started:
+        yield started
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [
@@ -181,12 +190,9 @@ def test_local_files_and_addresses_are_not_read(healthy: Running, url: str) -> N
         ("file:///etc/passwd", "data: URL"),
     ],
 )
-def test_with_http_allowed_private_addresses_stay_refused(
-    start: Callable[..., Running], mp4: bytes, url: str, words: str
-) -> None:
-    server = start(allow_http_media=True)
-    refusal(post(server, request({"type": "video_url", "video_url": {"url": url}})), 400, words)
-    assert post(server, request(video_part(mp4))).status_code == 200
+def test_with_http_allowed_private_addresses_stay_refused(fetching: Running, mp4: bytes, url: str, words: str) -> None:
+    refusal(post(fetching, request({"type": "video_url", "video_url": {"url": url}})), 400, words)
+    assert post(fetching, request(video_part(mp4))).status_code == 200
 
 
 def test_body_of_100_mb_is_a_413(healthy: Running) -> None:
@@ -281,7 +287,7 @@ def test_form_posts_of_other_sites_are_refused(healthy: Running, mp4: bytes) -> 
 
 
 def test_flood_is_answered_or_refused_with_429(start: Callable[..., Running], mp4: bytes) -> None:
-    server = start(ScriptedModel(text="a b c d", delay_s=0.1), max_concurrency=2)
+    server = start(ScriptedModel(text="a b", delay_s=0.1), max_concurrency=2)
     body = request(video_part(mp4))
     with concurrent.futures.ThreadPoolExecutor(24) as pool:
         responses = list(pool.map(lambda _: post(server, body), range(24)))
@@ -297,28 +303,53 @@ def test_flood_is_answered_or_refused_with_429(start: Callable[..., Running], mp
 
 
 def test_without_room_a_large_body_still_gets_its_429(start: Callable[..., Running], mp4: bytes) -> None:
-    server = start(ScriptedModel(text="a b c d e f", delay_s=0.5), max_concurrency=1)
+    answer_now = threading.Event()
+
+    class Waiting(ScriptedModel):
+        def stream(self, question: Any, clip: Any) -> Any:
+            self.questions.append(question)
+            answer_now.wait(60)
+            yield from super().stream(question, clip)
+
+    server = start(Waiting(), max_concurrency=1)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         first = pool.submit(post, server, request(video_part(mp4)))
         while not server.model.questions:
             time.sleep(0.02)
         large = request(video_part(mp4), vthink={}, user="x" * 20_000_000)
         refusal(post(server, large), 429, "busy")
+        answer_now.set()
         assert first.result().status_code == 200
 
 
-def test_slow_answer_is_a_504_and_stops(start: Callable[..., Running], mp4: bytes) -> None:
+@pytest.fixture(scope="module")
+def slow(video: Path) -> Iterator[Running]:
+    """A server whose answers take far longer than it has time."""
     model = ScriptedModel(text="word " * 200, delay_s=0.1)
-    server = start(model, request_timeout_s=3)
-    refusal(post(server, request(video_part(mp4))), 504, "within 3 s")
-    time.sleep(0.5)
-    assert model.stopped_early == 1
+    with running(model, ServerConfig(request_timeout_s=1.5, decoders=1)) as started:
+        started.warm_up(video)
+        yield started
 
 
-def test_slow_stream_ends_with_an_error_event(start: Callable[..., Running], mp4: bytes) -> None:
-    server = start(ScriptedModel(text="word " * 200, delay_s=0.1), request_timeout_s=3)
-    last = events(post(server, request(video_part(mp4), stream=True)).text)[-1]
-    assert "within 3 s" in last["error"]["message"]
+def stopped(model: ScriptedModel, times: int) -> bool:
+    """Whether so many answers were stopped, at once or soon."""
+    deadline = time.monotonic() + 5
+    while model.stopped_early < times and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return model.stopped_early == times
+
+
+def test_slow_answer_is_a_504_and_stops(slow: Running, mp4: bytes) -> None:
+    before = slow.model.stopped_early
+    refusal(post(slow, request(video_part(mp4))), 504, "within 1.5 s")
+    assert stopped(slow.model, before + 1)
+
+
+def test_slow_stream_ends_with_an_error_event_and_stops(slow: Running, mp4: bytes) -> None:
+    before = slow.model.stopped_early
+    last = events(post(slow, request(video_part(mp4), stream=True)).text)[-1]
+    assert "within 1.5 s" in last["error"]["message"]
+    assert stopped(slow.model, before + 1)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -333,10 +364,7 @@ def test_generation_stops_when_the_client_leaves(start: Callable[..., Running], 
         while not model.questions:
             time.sleep(0.02)
         time.sleep(0.2)
-    deadline = time.monotonic() + 5
-    while not model.stopped_early and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert model.stopped_early == 1
+    assert stopped(model, 1)
     model.text = "short"
     assert post(server, request(video_part(mp4))).status_code == 200
 
@@ -354,7 +382,7 @@ def test_failure_inside_is_a_500_without_its_words(start: Callable[..., Running]
 
 
 def test_videos_are_decoded_side_by_side_with_limits_per_process(start: Callable[..., Running], tmp_path: Path) -> None:
-    server = start(max_concurrency=8)
+    server = start(max_concurrency=8, decoders=2)
     files = [write_video(tmp_path / f"{n}.mp4", seconds=1 + n).read_bytes() for n in range(4)]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda data: post(server, request(video_part(data))).json(), files))
