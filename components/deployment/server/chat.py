@@ -82,7 +82,7 @@ class HttpExchange:
         raise ApiError(413, f"the request is larger than {limit} bytes, the most this server takes")
 
     async def drain(self, limit: int) -> None:
-        """Drop what still arrives, within bounds: closed over unread data, a connection is reset, its response unseen."""
+        """Drop what still arrives, within bounds: closed over unread data, a connection is reset, the response lost."""
         if self.headers.get("expect"):
             return  # the client waits for our word and has not sent the body
         dropped = 0
