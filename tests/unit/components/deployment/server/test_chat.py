@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import concurrent.futures
 import io
@@ -20,6 +21,8 @@ from PIL import Image
 from vthink.components.common.video.codec import stored
 from vthink.components.common.video.decode import read_clip
 from vthink.components.deployment.config import ServerConfig
+from vthink.components.deployment.server.chat import HttpExchange
+from vthink.components.deployment.server.completion import ApiError
 from vthink.tests.fakes.model_server import ANSWER, Running, ScriptedModel, running, write_video
 
 CHAT = "/v1/chat/completions"
@@ -206,6 +209,22 @@ def test_body_without_a_length_is_cut_off(healthy: Running) -> None:
     pieces = (b" " * 2**20 for _ in range(100))
     response = httpx.post(healthy.url + CHAT, content=pieces, headers={"content-type": "application/json"}, timeout=60)
     refusal(response, 413, "larger than")
+
+
+def test_body_that_ends_beyond_the_limit_is_refused_at_once() -> None:
+    pieces = [{"type": "http.request", "body": b"x" * 11, "more_body": False}]
+
+    async def receive() -> Any:
+        if not pieces:
+            await asyncio.sleep(60)
+        return pieces.pop()
+
+    exchange = HttpExchange({"type": "http", "headers": []}, receive, receive)
+    started = time.monotonic()
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(exchange.body(10, timeout_s=60))
+    assert caught.value.status == 413
+    assert time.monotonic() - started < 3
 
 
 def test_client_that_asks_first_is_told_before_it_sends(healthy: Running) -> None:
