@@ -79,7 +79,11 @@ class Config(Section):
         if not (self.sft.enabled or self.grpo.enabled):
             raise ValueError("sft.enabled and grpo.enabled are both false: nothing is trained")
         stages = {"sft": self.sft.enabled, "grpo": self.grpo.enabled}
-        check_evaluated(self.evaluation.gate, models=["base", *(name for name, enabled in stages.items() if enabled)])
+        try:
+            check_evaluated(self.evaluation.gate, models=["base", *(name for name in stages if stages[name])])
+        except ValueError as error:
+            off = "".join(f" ({name}.enabled is false)" for name in stages if not stages[name])
+            raise ValueError(f"{error}{off}") from error
         if self.model.name == "tiny":
             multiple = FAMILIES.get(self.model.tiny.family).size_multiple
             if self.video.size_multiple % multiple:
@@ -102,7 +106,7 @@ def _with_seed(section: type[Section], data: Mapping[str, Any], seed: Any) -> di
     return spread
 
 
-def load(source: str | Path = "laptop", overrides: Sequence[str] = ()) -> Config:
+def load(source: str | Path = "laptop", overrides: Sequence[str] | None = None) -> Config:
     """Read a configuration.
 
     Args:
@@ -113,7 +117,7 @@ def load(source: str | Path = "laptop", overrides: Sequence[str] = ()) -> Config
         ConfigError: one line, naming file (or ``--set``), key and the nearest known key.
     """
     files = _file_layers(source)
-    layers = [*files, *(_override(text) for text in overrides)]
+    layers = [*files, *(_override(text) for text in overrides or ())]
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = _merged(merged, layer.values)

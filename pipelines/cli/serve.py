@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+import yaml
+from rich.console import Console
+from rich.markup import escape
 
-from .settings import WORKSPACE, Folder, Overrides, Preset, load
+from ...components.common.chat_endpoint.endpoint import BlockingEndpoint
+from ...components.common.errors import UserError
+from ...components.common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster, Object
+from ...components.common.launch.threads import limit_threads
+from ...components.deployment.ask import FileQuestion, served_endpoint
+from ...components.deployment.ask import ask as ask_server
+from ...components.deployment.deploy import deploy_registered
+from ...components.deployment.registry import CHAMPION, REPLACED, ModelRegistry, RegisteredVersion
+from ...components.deployment.registry import champion as champion_version
+from ...components.deployment.rollout import status
+from ...components.deployment.rollout.inference_service import inference_service
+from ...components.deployment.rollout.rollout import withdraw
+from ...components.deployment.rollout.trained_model import TrainedModel
+from ...components.deployment.server.serve import run_server
+from ..config import Config, load
+from ..run.session import Session, session
+from .options import WORKSPACE, Folder, Overrides, Preset
 
-if TYPE_CHECKING:
-    from ...components.common.launch.kubernetes.client import Cluster, Object
-    from ...components.deployment.registry import RegisteredVersion
-    from ..config import Config
-    from ..run.session import Session
+Version = Annotated[str, typer.Argument(metavar="VERSION|ALIAS", help="In the registry, e.g. 7 or candidate.")]
 
 
 def serve(
@@ -26,12 +43,6 @@ def serve(
     workspace: Folder = WORKSPACE,
 ) -> None:
     """Serve a model: OpenAI chat completions with video, and a page to try it, on this machine only by default."""
-    from ...components.common.errors import UserError
-    from ...components.common.launch.threads import limit_threads
-    from ...components.deployment.registry import ModelRegistry
-    from ...components.deployment.server.serve import run_server
-    from ..run.session import session
-
     config = load(preset, overrides)
     limit_threads(config.launch)
     server = config.deployment.server
@@ -46,9 +57,6 @@ def serve(
         uri = model if model.startswith("s3://") else ModelRegistry(opened.context.tracking).find(model).source
         typer.echo(f"serving {uri}")
         run_server(uri, server, opened.context.storage, opened.workspace.work_dir / "served")
-
-
-Version = Annotated[str, typer.Argument(metavar="VERSION|ALIAS", help="In the registry, e.g. 7 or candidate.")]
 
 
 def deploy(
@@ -67,62 +75,22 @@ def deploy(
     With deployment.target=kserve it starts beside the model in service, is compared with it, gets a share of the
     traffic and then all of it. A version that fails is taken away; what was in service stays.
     """
-    from ...components.deployment.registry import ModelRegistry
-    from ..run.session import session
-
     if output not in ("yaml", "json"):
         raise typer.BadParameter("yaml or json", param_hint="--output")
     with session(load(preset, overrides), workspace, exclusive=False) as opened:
         registered = ModelRegistry(opened.context.tracking).find(version)
-        if dry_run:
-            typer.echo(_manifest(opened, registered, output), nl=False)
-        else:
+        if not dry_run:
             _deploy(opened, registered, hold)
-
-
-def service_lines(opened: Session) -> list[str]:
-    """What is in service and what waits beside it, a line each: the registry's champion, then the cluster's view."""
-    from ...components.deployment.registry import champion
-    from ...components.deployment.rollout import status
-
-    now = champion(opened.context.tracking)
-    lines = [f"champion: {f'{now.name}/{now.version}, {now.source}' if now is not None else 'none yet'}"]
-    if opened.config.deployment.target == "kserve":
-        name = opened.config.deployment.kserve.name
-        _, service = _inference_service(opened.config)
-        lines += status.service_lines(service) if service else [f"no InferenceService {name} on the cluster"]
-    return lines
-
-
-def _inference_service(config: Config) -> tuple[Cluster, Object | None]:
-    """The cluster, and the InferenceService where there is one."""
-    from ...components.common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster
-
-    cluster = Cluster.connect(config.launch.cluster.namespace)
-    return cluster, cluster.get(INFERENCE_SERVICE, config.deployment.kserve.name)
-
-
-def _manifest(opened: Session, version: RegisteredVersion, output: str) -> str:
-    """The InferenceService as text."""
-    import json
-
-    import yaml
-
-    from ...components.deployment.rollout.inference_service import inference_service
-    from ...components.deployment.rollout.trained_model import TrainedModel
-
-    model = TrainedModel.read(opened.storage, version.source)
-    body = inference_service(version, model, opened.config.deployment, opened.config.launch)
-    if output == "json":
-        return json.dumps(body, indent=2, ensure_ascii=False) + "\n"
-    return yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=110)
+            return
+        model = TrainedModel.read(opened.storage, registered.source)
+        body = inference_service(registered, model, opened.config.deployment, opened.config.launch)
+        if output == "json":
+            typer.echo(json.dumps(body, indent=2, ensure_ascii=False))
+        else:
+            typer.echo(yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=110), nl=False)
 
 
 def _deploy(opened: Session, version: RegisteredVersion, hold: bool = False) -> None:
-    import logging
-
-    from ...components.deployment.deploy import deploy_registered
-
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     typer.echo(f"version {version.version} of '{version.name}': {version.source}")
     outcome = deploy_registered(opened.context, opened.config.deployment, version, opened.storage, hold)
@@ -133,21 +101,33 @@ def _deploy(opened: Session, version: RegisteredVersion, hold: bool = False) -> 
         typer.echo(f"version {version.version} waits beside the model in service: vthink promote, or vthink rollback")
 
 
+def service_lines(opened: Session) -> list[str]:
+    """What is in service and what waits beside it, a line each: the registry's champion, then the cluster's view."""
+    now = champion_version(opened.context.tracking)
+    lines = [f"champion: {f'{now.name}/{now.version}, {now.source}' if now is not None else 'none yet'}"]
+    if opened.config.deployment.target == "kserve":
+        name = opened.config.deployment.kserve.name
+        _, service = _inference_service(opened.config)
+        lines += status.service_lines(service) if service else [f"no InferenceService {name} on the cluster"]
+    return lines
+
+
+def _inference_service(config: Config) -> tuple[Cluster, Object | None]:
+    """The cluster, and the InferenceService where there is one."""
+    cluster = Cluster.connect(config.launch.cluster.namespace)
+    return cluster, cluster.get(INFERENCE_SERVICE, config.deployment.kserve.name)
+
+
 def promote(preset: Preset = "laptop", overrides: Overrides = None, workspace: Folder = WORKSPACE) -> None:
     """Give the candidate that `vthink deploy --hold` left beside the model in service all of the traffic.
 
     It is asked the held-out items once more first.
     """
-    from ...components.common.errors import UserError
-    from ...components.deployment.registry import ModelRegistry
-    from ...components.deployment.rollout.status import canaries
-    from ..run.session import session
-
     config = load(preset, overrides)
     if config.deployment.target == "local":
         raise UserError("deployment.target=local has no candidates beside the model in service; use `vthink deploy`")
     _, service = _inference_service(config)
-    waiting = list(canaries(service)) if service is not None else []
+    waiting = list(status.canaries(service)) if service is not None else []
     if not waiting:
         name = config.deployment.kserve.name
         raise UserError(f"the InferenceService {name} has no candidate; begin with `vthink deploy --hold`")
@@ -164,11 +144,6 @@ def rollback(
     workspace: Folder = WORKSPACE,
 ) -> None:
     """Take a waiting candidate away; where none waits, bring the version before the champion back into service."""
-    from ...components.common.errors import UserError
-    from ...components.deployment.registry import CHAMPION, REPLACED, ModelRegistry
-    from ...components.deployment.rollout.rollout import withdraw
-    from ..run.session import session
-
     config = load(preset, overrides)
     if config.deployment.target == "kserve" and version is None:
         cluster, service = _inference_service(config)
@@ -200,15 +175,6 @@ def ask(
 
     A server that asks for a key gets the one in VTHINK_API_KEY.
     """
-    import json
-
-    from rich.console import Console
-    from rich.markup import escape
-
-    from ...components.common.chat_endpoint.endpoint import BlockingEndpoint
-    from ...components.deployment.ask import FileQuestion, served_endpoint
-    from ...components.deployment.ask import ask as ask_server
-
     console = Console(highlight=False)
     stream = None if json_output else lambda piece: console.print(piece, end="", markup=False, style="dim")
     file_question = FileQuestion(path=video, text=question, options=option or ())

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import kfp_server_api
+
 from ... import __version__
 from ...components.common.config import Stage
 from ...components.common.context import RunContext
@@ -49,8 +51,6 @@ def submit_run(
     Raises:
         UserError: ``cron`` is none, or KFP refuses something.
     """
-    import kfp_server_api
-
     schedule = cron_expression(cron) if cron else None
     redo = redo_counts(kfp, config.name)
     if restart:
@@ -88,8 +88,6 @@ def submit_run(
 
 def _schedule(kfp: KfpConnection, settings: dict[str, Any], cron: str) -> SubmittedRun:
     """Make a recurring run."""
-    import kfp_server_api
-
     api, name = kfp.apis.recurring_runs, settings["display_name"]
     trigger = kfp_server_api.V2beta1Trigger(cron_schedule=kfp_server_api.V2beta1CronSchedule(cron=cron))
     recurring = kfp_server_api.V2beta1RecurringRun(
@@ -110,8 +108,6 @@ def upload_pipeline(kfp: KfpConnection, package: Path) -> tuple[str, str]:
     Returns:
         (id of the pipeline, id of the version).
     """
-    import kfp_server_api
-
     api = kfp.apis.pipelines
 
     def find_pipeline() -> Any:
@@ -145,8 +141,6 @@ def upload_pipeline(kfp: KfpConnection, package: Path) -> tuple[str, str]:
 
 def _experiment_id(kfp: KfpConnection, name: str) -> str:
     """The id of an experiment, which is made when there is none."""
-    import kfp_server_api
-
     api = kfp.apis.experiments
 
     def find() -> Any:

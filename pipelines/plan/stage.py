@@ -1,8 +1,8 @@
 """What a training stage will need, from its configuration alone: FLOPs, memory, storage and hours. No torch.
 
-Exact are the visual tokens (`tokens.py`) and the numbers of parameters (`shapes.py`); the bytes of tensors
-(`memory.py`) follow from the layers of transformers' Qwen2.5-VL and Qwen3-VL, and a test counts them on real models.
-Hours are an estimate, which rests on the figures below, each with its source.
+Exact are visual tokens and parameters (`shapes.py`); the bytes of tensors (`memory.py`) follow from the layers of
+transformers' Qwen2.5-VL and Qwen3-VL, and a test counts them on real models. Hours are an estimate, which rests on the
+figures below, each with its source.
 """
 
 from __future__ import annotations
@@ -14,10 +14,19 @@ from typing import Any, Literal
 from ...components.common.config import Stage
 from ...components.common.training.config import TrainingConfig
 from ..config import Config
-from .accelerators import GPUS_PER_NODE, NETWORK_GB_S, Accelerator
-from .memory import GIB, Memory, Zero, activation_bytes, forward_flops, kv_cache_bytes, state_bytes
-from .shapes import Shape
-from .tokens import Tokens
+from .memory import (
+    GIB,
+    GPUS_PER_NODE,
+    NETWORK_GB_S,
+    Accelerator,
+    Memory,
+    Zero,
+    activation_bytes,
+    forward_flops,
+    kv_cache_bytes,
+    state_bytes,
+)
+from .shapes import Shape, Tokens
 
 UTILISATION = 0.2
 """Share of an accelerator's peak that training reaches. EasyR1's published baselines: 16 to 23 %, Qwen2.5-VL-7B."""

@@ -19,10 +19,9 @@ from ...components.common.storage.manifest import Manifest
 from ...components.common.storage.names import fingerprint
 from ...components.common.storage.s3 import Storage
 from . import dag
-from .progress import StageProgress
+from .progress import LocalRunWatcher, StageProgress
 from .session import Session, shown_path
 from .state import State, is_enabled, stage_keys
-from .watch import LocalRunWatcher
 
 _POLL_S = 0.2
 

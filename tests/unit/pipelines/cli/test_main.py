@@ -15,6 +15,7 @@ VTHINK = [sys.executable, "-m", "vthink.pipelines.cli.main"]
 
 def commands(group, path: tuple[str, ...] = ()):
     for name, command in group.commands.items():
+        command = command.load() if hasattr(command, "load") else command
         if hasattr(command, "commands"):
             yield from commands(command, (*path, name))
         else:
