@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from ...components.common.tracking.links import experiment_url
 from ...components.common.tracking.server import start_ui
@@ -18,7 +18,7 @@ from .options import WORKSPACE, Folder, Overrides, Preset
 
 
 def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 5000,
+    port: Annotated[int, Option(min=1, max=65535, help="TCP port.")] = 5000,
     preset: Preset = "laptop",
     overrides: Overrides = None,
     workspace: Folder = WORKSPACE,
@@ -33,7 +33,7 @@ def ui(
 
 
 def report(
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: in the workspace.")] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="Default: in the workspace.")] = None,
     preset: Preset = "laptop",
     overrides: Overrides = None,
     workspace: Folder = WORKSPACE,
@@ -46,8 +46,8 @@ def report(
 
 
 def prune(
-    older_than: Annotated[float, typer.Option(metavar="DAYS", min=0, help="Keep what was written since.")] = 30.0,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete it; without this it is only listed.")] = False,
+    older_than: Annotated[float, Option(metavar="DAYS", min=0, help="Keep what was written since.")] = 30.0,
+    delete: Annotated[bool, Option("--delete", help="Delete it; without this it is only listed.")] = False,
     preset: Preset = "laptop",
     overrides: Overrides = None,
     workspace: Folder = WORKSPACE,

@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.text import Text
+from typer import Argument, Exit, Option
 
+from ...components.common.config import Stage
 from ...components.common.errors import UserError
 from ...components.common.storage.names import StorageError
 from ..config import Config, load
@@ -22,7 +23,6 @@ from ..pipeline import compile_to
 from ..run.session import session
 from .display import ProgressView, stage_table
 from .options import (
-    PRESET_NAMES,
     REFUSED,
     WORKSPACE,
     EvaluationGpus,
@@ -30,13 +30,14 @@ from .options import (
     Host,
     Namespace,
     OptionalHost,
+    OptionalPreset,
     Overrides,
     Preset,
     Restart,
     RunName,
-    StageArgument,
     Token,
     Wait,
+    stage_named,
 )
 from .serve import service_lines
 
@@ -58,20 +59,18 @@ def doctor(
         symbol, style = {"ok": ("✓", "green"), "unknown": ("–", "dim")}.get(finding.verdict, ("✗", "red"))
         console.print(Text(f"{symbol} {finding.subject}: ", style) + Text(finding.detail))
         sound = sound and finding.verdict != "bad"
-    raise typer.Exit(0 if sound else 1)
+    raise Exit(0 if sound else 1)
 
 
 def compile_pipeline(
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("vthink.yaml"),
-    preset: Annotated[
-        str | None, typer.Option(*PRESET_NAMES, metavar="NAME|FILE", help="Settings to write in as defaults.")
-    ] = None,
+    output: Annotated[Path, Option("--output", "-o", help="File to write.")] = Path("vthink.yaml"),
+    preset: OptionalPreset = None,
     overrides: Overrides = None,
     evaluation_gpus: EvaluationGpus = 1,
 ) -> None:
     """Write the pipeline as KFP's IR YAML, which the Kubeflow Pipelines page takes as an upload.
 
-    With --preset the page's form for a new run is filled in; without, it asks for each stage's settings as JSON.
+    With --preset its settings fill in the page's form for a new run; without, it asks for each as JSON.
     """
     print(compile_to(output, load(preset, overrides) if preset else None, evaluation_gpus))
 
@@ -82,20 +81,14 @@ def submit(
     overrides: Overrides = None,
     namespace: Namespace = "kubeflow",
     token: Token = None,
-    experiment: Annotated[str | None, typer.Option(help="KFP experiment; default: that of the configuration.")] = None,
-    service_account: Annotated[
-        str | None, typer.Option(help="Of the run's pods, e.g. vthink-pipeline; default: KFP's own.")
-    ] = None,
+    experiment: Annotated[str | None, Option(help="KFP experiment; default: that of the configuration.")] = None,
+    service_account: Annotated[str | None, Option(help="Of the pods, e.g. vthink-pipeline; default: KFP's.")] = None,
     from_stage: Restart = None,
     wait: Wait = False,
-    cron: Annotated[
-        str | None, typer.Option(metavar="'M H D M W'", help="Start it again and again, e.g. '0 3 * * *'.")
-    ] = None,
-    when_data_changes: Annotated[
-        bool, typer.Option("--when-data-changes", help="Start it only if the rows differ from those of the last run.")
-    ] = False,
+    cron: Annotated[str | None, Option(metavar="'M H D M W'", help="Start it again and again: '0 3 * * *'.")] = None,
+    when_data_changes: Annotated[bool, Option("--when-data-changes", help="Start it only if the rows differ.")] = False,
     every: Annotated[
-        float | None, typer.Option(metavar="SECONDS", min=1, help="With --when-data-changes: stay, and look again.")
+        float | None, Option(metavar="SECONDS", min=1, help="With --when-data-changes: stay and repeat.")
     ] = None,
     evaluation_gpus: EvaluationGpus = 1,
 ) -> None:
@@ -144,19 +137,17 @@ def _readable_rows(config: Config) -> str | None:
 
 
 def status(
-    run: Annotated[str | None, typer.Argument(help="A run's id or name; without one the newest are listed.")] = None,
+    run: Annotated[str | None, Argument(help="A run's id or name; without one the newest are listed.")] = None,
     host: OptionalHost = None,
     namespace: Namespace = "kubeflow",
     token: Token = None,
-    preset: Annotated[
-        str | None, typer.Option(*PRESET_NAMES, metavar="NAME|FILE", help="Also say which model is in service.")
-    ] = None,
+    preset: OptionalPreset = None,
     overrides: Overrides = None,
     workspace: Folder = WORKSPACE,
 ) -> None:
     """How far a run on Kubeflow Pipelines is, stage by stage; or which runs there are, and which model is in service.
 
-    Without Kubeflow Pipelines: which model is in service, of this machine's runs or of --preset's.
+    With --preset also which model is in service; without Kubeflow Pipelines just that, by default of this machine.
     """
     console = Console(highlight=False)
     if host is not None:
@@ -186,7 +177,7 @@ def _print_runs(console: Console, kfp: KfpConnection, name: str | None) -> None:
 def logs(
     host: Host,
     run: RunName,
-    stage: StageArgument = None,
+    stage: Annotated[Stage | None, Argument(parser=stage_named, help="Default: what failed, or else runs.")] = None,
     namespace: Namespace = "kubeflow",
     token: Token = None,
 ) -> None:
@@ -225,4 +216,4 @@ def _follow(kfp: KfpConnection, run_id: str) -> None:
     how = runs.ending(run)
     console.print(f"run {how}: {run.display_name}")
     if how != "succeeded":
-        raise typer.Exit(REFUSED if how == "refused" else 1)
+        raise Exit(REFUSED if how == "refused" else 1)

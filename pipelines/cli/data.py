@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Exit, Option
 
 from ...components.common.errors import UserError
 from ...components.common.launch.threads import limit_threads
@@ -23,25 +23,22 @@ from ...components.data_prep.report.page import write_report
 from ...components.data_prep.validate import validate_rows
 from ..config import load
 from ..run.session import find_data, find_manifest, prepare_data, session
-from .options import WORKSPACE, Data, Folder, Overrides, Preset
+from .options import DATA_HELP, WORKSPACE, Data, Folder, Overrides, Policy, Preset
 
 UNFINISHED = 3
 """Exit code of a curation that has something left to do: the budget is spent, or calls failed."""
 _SHOWN_FAILURES = 5
-RowFormat = Annotated[
-    str | None,
-    typer.Option(
-        "--format", metavar="NAME",
-        help=f"How the rows are written: {', '.join(FORMATS)}, or my_module:FORMAT; default: as they look.",
-    ),
-]  # fmt: skip
+_FILES = ".jsonl, .json, .parquet or .csv: a path, s3:// or hf:// URI."
+_ROOTS = "Where a source's media are ('*': all others). Repeatable."
+_FORMATS = f"How the rows are written: {', '.join(FORMATS)}, or my_module:FORMAT; default: as they look."
+RowFormat = Annotated[str | None, Option("--format", metavar="NAME", help=_FORMATS)]
 
 
 def synthesize(
-    folder: Annotated[Path, typer.Argument(help="Folder to write: rows.jsonl, videos/, images/.")],
+    folder: Annotated[Path, Argument(help="Folder to write: rows.jsonl, videos/, images/.")],
     preset: Preset = "laptop",
     overrides: Overrides = None,
-    processes: Annotated[int, typer.Option(min=1, help="Encode in so many processes.")] = 1,
+    processes: Annotated[int, Option(min=1, help="Encode in so many processes.")] = 1,
 ) -> None:
     """Generate a video-reasoning world: real mp4 files and images, with questions whose answers are known."""
     from ...components.data_prep.world.synthesize import synthesize as write_world
@@ -52,10 +49,7 @@ def synthesize(
 
 
 def prepare(
-    rows: Annotated[
-        str | None,
-        typer.Argument(help=".jsonl, .json, .parquet or .csv: a path, s3:// or hf:// URI; default: data.source."),
-    ] = None,
+    rows: Annotated[str | None, Argument(help=f"{_FILES} Default: data.source.")] = None,
     row_format: RowFormat = None,
     preset: Preset = "laptop",
     overrides: Overrides = None,
@@ -74,15 +68,10 @@ def prepare(
 
 
 def validate(
-    rows: Annotated[
-        list[str], typer.Argument(help="Files of rows: .jsonl, .json, .parquet, .csv; paths, s3:// or hf:// URIs.")
-    ],
+    rows: Annotated[list[str], Argument(help=_FILES)],
     row_format: RowFormat = None,
-    roots: Annotated[
-        list[str] | None,
-        typer.Option("--root", metavar="SOURCE=FOLDER", help="Where a source's media are ('*': all others). Repeats."),
-    ] = None,
-    show: Annotated[int, typer.Option(min=0, help="Print so many of the mistakes of each file.")] = 20,
+    roots: Annotated[list[str] | None, Option("--root", metavar="SOURCE=FOLDER", help=_ROOTS)] = None,
+    show: Annotated[int, Option(min=0, help="Print so many of the mistakes of each file.")] = 20,
 ) -> None:
     """Check rows: fields, types, answers among the options, times, duplicates, splits, and that media files are there.
 
@@ -106,17 +95,14 @@ def validate(
         print(f"{report.path}: {report.rows - report.bad} rows are fine, {report.bad} are not (format {report.format})")
         print(f"  types: {kinds}; sources: {sources}; splits: {splits}")
         print(f"  videos and images: {report.media}, of which {report.missing_media} are missing")
-    raise typer.Exit(0 if sound else 1)
+    raise Exit(0 if sound else 1)
 
 
 def difficulty(
-    output: Annotated[Path, typer.Argument(help="The rows with metadata.pass_rate, .jsonl; prepare them next.")],
+    output: Annotated[Path, Argument(help="The rows with metadata.pass_rate, .jsonl; prepare them next.")],
     data: Data = None,
-    policy: Annotated[
-        str | None,
-        typer.Option(metavar="URI|PATH", help="What SFT or GRPO left (manifest or prefix); default: the base model."),
-    ] = None,
-    rollouts: Annotated[int, typer.Option(min=1, help="Completions per question.")] = 8,
+    policy: Policy = None,
+    rollouts: Annotated[int, Option(min=1, help="Completions per question.")] = 8,
     preset: Preset = "laptop",
     overrides: Overrides = None,
     workspace: Folder = WORKSPACE,
@@ -154,14 +140,10 @@ def difficulty(
 
 
 def curate(
-    source: Annotated[
-        str, typer.Argument(help="Captioned segments (.json, as ActivityNet), or rows; a path, s3:// or hf:// URI.")
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Rows to write (.jsonl); its journal lies beside it.")],
+    source: Annotated[str, Argument(help=f"Captioned segments (.json, as ActivityNet), or rows. {_FILES}")],
+    output: Annotated[Path, Option("--output", "-o", help="Rows to write (.jsonl); its journal lies beside it.")],
     row_format: RowFormat = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say how many calls, and what they could cost.")
-    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only say how many calls, and what they could cost.")] = False,
     preset: Preset = "laptop",
     overrides: Overrides = None,
 ) -> None:
@@ -192,7 +174,7 @@ def curate(
         summary = curate_rows(source, output, config.curation, storage, show, *rows)
     _print_curation(summary, output)
     if not summary.complete:
-        raise typer.Exit(UNFINISHED)
+        raise Exit(UNFINISHED)
 
 
 def _print_curation(summary: Summary, output: Path) -> None:
@@ -215,14 +197,10 @@ def _print_curation(summary: Summary, output: Path) -> None:
 
 
 def report(
-    prepared: Annotated[
-        str | None, typer.Argument(help="A prepared set (URI, or its folder in the workspace), or rows; default: data.")
-    ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("data.html"),
-    items: Annotated[int, typer.Option(min=0, max=500, help="Show so many rows with their frames.")] = 36,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="A tokenizer.json, to count tokens rather than to estimate them.")
-    ] = None,
+    prepared: Annotated[str | None, Argument(help=DATA_HELP)] = None,
+    output: Annotated[Path, Option("--output", "-o", help="The page to write.")] = Path("data.html"),
+    items: Annotated[int, Option(min=0, max=500, help="Show so many rows with their frames.")] = 36,
+    tokenizer: Annotated[Path | None, Option(help="A tokenizer.json, to count tokens, not estimate them.")] = None,
     preset: Preset = "laptop",
     overrides: Overrides = None,
     workspace: Folder = WORKSPACE,

@@ -6,9 +6,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 import yaml
 from rich.console import Console
+from typer import Argument, Exit, Option
 
 from ...components.common.errors import UserError
 from ...components.common.launch.threads import limit_threads
@@ -27,63 +27,38 @@ from ...components.evaluation.verdict import judge
 from ..config import Config, load
 from ..run.session import find_data, find_manifest, session
 from .display import accuracy_table, table
-from .options import REFUSED, WORKSPACE, Folder, Overrides, Preset
+from .options import DATA_HELP, REFUSED, WORKSPACE, Folder, Overrides, Preset
 
 
-def _benchmark_option(*names: str, **settings: Any) -> Any:
-    return typer.Option(*names, rich_help_panel="With --benchmark", **settings)
+def _with_benchmark(text: str, *names: str, **settings: Any) -> Any:
+    return Option(*names, help=text, rich_help_panel="With --benchmark", **settings)
+
+
+_BENCHMARK_DATA = (
+    "With --benchmark: the folder or s3:// prefix with its published annotation file and its videos, or 'hub'."
+)
+_BENCHMARK = f"{', '.join(BENCHMARKS)}, my_module:BENCHMARK, or a YAML file that describes a set of your own."
+_MODEL = (
+    "A folder, an s3:// prefix, models:/name@alias or models:/name/3 of the registry, a name on the hub, or the URL of "
+    "an OpenAI-compatible endpoint (its key: VTHINK_API_KEY)."
+)
+_OUTPUT = "For result.json and items.jsonl; run again, it goes on where it was."
+_PROTOCOL = "A paper's frames, pixels and sampling: video_r1 or video_thinker. Default: as trained, greedily."
+_RELIANCE = "Also ask with frames shuffled, reversed, one alone, and without the video: is it needed?"
 
 
 def evaluate(
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URI|PATH",
-            help="A prepared set (its manifest or prefix), or rows to prepare first; default: the rows of data.source. "
-            "With --benchmark: the folder or s3:// prefix with its published annotation file and its videos, or 'hub'.",
-        ),
-    ] = None,
-    sft: Annotated[str | None, typer.Option(metavar="URI|PATH", help="What SFT left.")] = None,
-    grpo: Annotated[str | None, typer.Option(metavar="URI|PATH", help="What GRPO left.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Also write the HTML report to this file.")] = None,
-    benchmark: Annotated[
-        str | None,
-        _benchmark_option(
-            metavar="NAME|FILE",
-            help=f"{', '.join(BENCHMARKS)}, my_module:BENCHMARK, or a YAML file that describes a set of your own.",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        _benchmark_option(
-            help="A folder, an s3:// prefix, models:/name@alias or models:/name/3 of the registry, a name on the hub, "
-            "or the URL of an OpenAI-compatible endpoint (its key: VTHINK_API_KEY).",
-            metavar="MODEL",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        _benchmark_option(metavar="DIR", help="For result.json and items.jsonl; run again, it goes on where it was."),
-    ] = None,
-    protocol: Annotated[
-        str | None,
-        _benchmark_option(
-            metavar="NAME",
-            help="Frames, pixels and sampling of a paper: video_r1 or video_thinker. "
-            "Default: as the model was trained, greedily.",
-        ),
-    ] = None,
-    frames: Annotated[
-        int | None, _benchmark_option(min=1, max=1024, help="Frames per video, e.g. 16, 32 or 64.")
-    ] = None,
-    reliance: Annotated[
-        bool,
-        _benchmark_option(
-            "--reliance",
-            help="Also ask with frames shuffled, reversed, one alone, and without the video: is it needed?",
-        ),
-    ] = False,
-    retry_failed: Annotated[bool, _benchmark_option("--retry-failed", help="Ask the items that failed again.")] = False,
+    data: Annotated[str | None, Option(metavar="URI|PATH", help=f"{DATA_HELP} {_BENCHMARK_DATA}")] = None,
+    sft: Annotated[str | None, Option(metavar="URI|PATH", help="What SFT left.")] = None,
+    grpo: Annotated[str | None, Option(metavar="URI|PATH", help="What GRPO left.")] = None,
+    report: Annotated[Path | None, Option(help="Also write the HTML report to this file.")] = None,
+    benchmark: Annotated[str | None, _with_benchmark(_BENCHMARK, metavar="NAME|FILE")] = None,
+    model: Annotated[str | None, _with_benchmark(_MODEL, metavar="MODEL")] = None,
+    output: Annotated[Path | None, _with_benchmark(_OUTPUT, metavar="DIR")] = None,
+    protocol: Annotated[str | None, _with_benchmark(_PROTOCOL, metavar="NAME")] = None,
+    frames: Annotated[int | None, _with_benchmark("Frames per video, e.g. 16, 32 or 64.", min=1, max=1024)] = None,
+    reliance: Annotated[bool, _with_benchmark(_RELIANCE, "--reliance")] = False,
+    retry_failed: Annotated[bool, _with_benchmark("Ask the items that failed again.", "--retry-failed")] = False,
     preset: Preset = "laptop",
     overrides: Overrides = None,
     workspace: Folder = WORKSPACE,
@@ -156,8 +131,8 @@ _RESULTS = "NAME=DIR, or DIR: what `vthink evaluate --benchmark … --output DIR
 
 
 def compare(
-    results: Annotated[list[str], typer.Argument(metavar="[NAME=]DIR...", help=_RESULTS, show_default=False)],
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the HTML report to this file.")] = None,
+    results: Annotated[list[str], Argument(metavar="[NAME=]DIR...", help=_RESULTS, show_default=False)],
+    report: Annotated[Path | None, Option(metavar="FILE", help="Write the HTML report to this file.")] = None,
     preset: Preset = "laptop",
     overrides: Overrides = None,
 ) -> None:
@@ -205,19 +180,11 @@ def _print_comparison(results: list[BenchmarkResult], config: EvaluationConfig) 
 
 
 def gate(
-    candidate: Annotated[list[Path], typer.Option(metavar="DIR", help="Results of the candidate. Repeatable.")],
-    rules: Annotated[
-        list[str] | None, typer.Argument(metavar="RULE...", help="Rules that must all hold, as YAML.")
-    ] = None,
-    rules_file: Annotated[
-        Path | None, typer.Option("--rules", metavar="FILE", help="A YAML file with a list of rules.")
-    ] = None,
-    champion: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="Results of the model in service. Repeatable.")
-    ] = None,
-    base: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="Results of the base model. Repeatable.")
-    ] = None,
+    candidate: Annotated[list[Path], Option(metavar="DIR", help="Results of the candidate. Repeatable.")],
+    rules: Annotated[list[str] | None, Argument(metavar="RULE...", help="Rules that must all hold, as YAML.")] = None,
+    rules_file: Annotated[Path | None, Option("--rules", metavar="FILE", help="YAML with a list of rules.")] = None,
+    champion: Annotated[list[Path] | None, Option(metavar="DIR", help="Results of the model in service.")] = None,
+    base: Annotated[list[Path] | None, Option(metavar="DIR", help="Results of the base model.")] = None,
     preset: Preset = "laptop",
     overrides: Overrides = None,
 ) -> None:
@@ -242,7 +209,7 @@ def gate(
     verdict = judge(parsed, models, config.resampling)
     print(*verdict.lines, sep="\n")
     if not verdict.passed:
-        raise typer.Exit(REFUSED)
+        raise Exit(REFUSED)
 
 
 def _by_benchmark(results: list[BenchmarkResult]) -> dict[str, BenchmarkResult]:

@@ -7,10 +7,10 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-import typer
 import yaml
 from rich.console import Console
 from rich.markup import escape
+from typer import Argument, BadParameter, Option, echo
 
 from ...components.common.chat_endpoint.endpoint import BlockingEndpoint
 from ...components.common.errors import UserError
@@ -30,14 +30,12 @@ from ..config import Config, load
 from ..run.session import Session, session
 from .options import WORKSPACE, Folder, Overrides, Preset
 
-Version = Annotated[str, typer.Argument(metavar="VERSION|ALIAS", help="In the registry, e.g. 7 or candidate.")]
+Version = Annotated[str, Argument(metavar="VERSION|ALIAS", help="In the registry, e.g. 7 or candidate.")]
 
 
 def serve(
-    model: Annotated[
-        str, typer.Argument(help="A model folder, an s3://…/ prefix, or a version or alias in the registry.")
-    ] = "champion",
-    port: Annotated[int | None, typer.Option(help="TCP port; default: the configuration's.")] = None,
+    model: Annotated[str, Argument(help="A folder, an s3://…/ prefix, or a version or alias.")] = "champion",
+    port: Annotated[int | None, Option(help="TCP port; default: the configuration's.")] = None,
     preset: Preset = "laptop",
     overrides: Overrides = None,
     workspace: Folder = WORKSPACE,
@@ -55,17 +53,15 @@ def serve(
         raise UserError(f"{model}: no such model folder")
     with session(config, workspace, exclusive=False) as opened:
         uri = model if model.startswith("s3://") else ModelRegistry(opened.context.tracking).find(model).source
-        typer.echo(f"serving {uri}")
+        echo(f"serving {uri}")
         run_server(uri, server, opened.context.storage, opened.workspace.work_dir / "served")
 
 
 def deploy(
     version: Version = "candidate",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the InferenceService; change nothing.")] = False,
-    output: Annotated[str, typer.Option("--output", "-o", metavar="yaml|json", help="Format of --dry-run.")] = "yaml",
-    hold: Annotated[
-        bool, typer.Option("--hold", help="On a cluster: stop with the candidate beside the model in service.")
-    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the InferenceService; change nothing.")] = False,
+    output: Annotated[str, Option("--output", "-o", metavar="yaml|json", help="Format of --dry-run.")] = "yaml",
+    hold: Annotated[bool, Option("--hold", help="On a cluster: stop beside the model in service.")] = False,
     preset: Preset = "laptop",
     overrides: Overrides = None,
     workspace: Folder = WORKSPACE,
@@ -76,7 +72,7 @@ def deploy(
     traffic and then all of it. A version that fails is taken away; what was in service stays.
     """
     if output not in ("yaml", "json"):
-        raise typer.BadParameter("yaml or json", param_hint="--output")
+        raise BadParameter("yaml or json", param_hint="--output")
     with session(load(preset, overrides), workspace, exclusive=False) as opened:
         registered = ModelRegistry(opened.context.tracking).find(version)
         if not dry_run:
@@ -85,20 +81,20 @@ def deploy(
         model = TrainedModel.read(opened.storage, registered.source)
         body = inference_service(registered, model, opened.config.deployment, opened.config.launch)
         if output == "json":
-            typer.echo(json.dumps(body, indent=2, ensure_ascii=False))
+            echo(json.dumps(body, indent=2, ensure_ascii=False))
         else:
-            typer.echo(yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=110), nl=False)
+            echo(yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=110), nl=False)
 
 
 def _deploy(opened: Session, version: RegisteredVersion, hold: bool = False) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    typer.echo(f"version {version.version} of '{version.name}': {version.source}")
+    echo(f"version {version.version} of '{version.name}': {version.source}")
     outcome = deploy_registered(opened.context, opened.config.deployment, version, opened.storage, hold)
-    typer.echo(outcome.smoke.why)
+    echo(outcome.smoke.why)
     if outcome.in_service:
-        typer.echo(f"version {version.version} is in service (champion)")
+        echo(f"version {version.version} is in service (champion)")
     else:
-        typer.echo(f"version {version.version} waits beside the model in service: vthink promote, or vthink rollback")
+        echo(f"version {version.version} waits beside the model in service: vthink promote, or vthink rollback")
 
 
 def service_lines(opened: Session) -> list[str]:
@@ -136,9 +132,7 @@ def promote(preset: Preset = "laptop", overrides: Overrides = None, workspace: F
 
 
 def rollback(
-    version: Annotated[
-        str | None, typer.Argument(metavar="VERSION|ALIAS", help="Default: what was in service before the champion.")
-    ] = None,
+    version: Annotated[str | None, Argument(metavar="VERSION|ALIAS", help="Default: the one before.")] = None,
     preset: Preset = "laptop",
     overrides: Overrides = None,
     workspace: Folder = WORKSPACE,
@@ -149,7 +143,7 @@ def rollback(
         cluster, service = _inference_service(config)
         if service is not None and withdraw(cluster, config.deployment.kserve.name):
             stays = service["spec"]["predictor"].get("name", "what was")
-            typer.echo(f"took the candidate away; in service stays {stays}")
+            echo(f"took the candidate away; in service stays {stays}")
             return
     with session(config, workspace, exclusive=False) as opened:
         registry = ModelRegistry(opened.context.tracking)
@@ -162,14 +156,12 @@ def rollback(
 
 
 def ask(
-    url: Annotated[str, typer.Argument(help="The server, e.g. http://127.0.0.1:8080.")],
-    video: Annotated[Path, typer.Argument(help="A video or an image file.")],
-    question: Annotated[str, typer.Argument(help="The question.")],
-    option: Annotated[
-        list[str] | None, typer.Option("--option", "-o", help="An answer to choose from, without letter. Repeatable.")
-    ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
-    model: Annotated[str | None, typer.Option(help="Name of the served model, where the server asks for one.")] = None,
+    url: Annotated[str, Argument(help="The server, e.g. http://127.0.0.1:8080.")],
+    video: Annotated[Path, Argument(help="A video or an image file.")],
+    question: Annotated[str, Argument(help="The question.")],
+    option: Annotated[list[str] | None, Option("--option", "-o", help="An answer to choose from. Repeatable.")] = None,
+    json_output: Annotated[bool, Option("--json", help="Print the whole result as JSON.")] = False,
+    model: Annotated[str | None, Option(help="Name of the served model, where the server asks for one.")] = None,
 ) -> None:
     """Ask a served model about a video, and show its answer with the segments it rests on.
 

@@ -6,8 +6,8 @@ import re
 import sys
 from typing import Annotated
 
-import typer
 from rich.console import Console
+from typer import Argument, BadParameter, Exit, Option
 
 from ...components.common.training.stage import train_stage
 from ...components.grpo.config import GRPOConfig
@@ -22,14 +22,14 @@ from ..run.session import find_data, find_manifest, session
 from ..run.state import StagePreview, preview_stages
 from ..run.summary import write_summary
 from .display import ProgressView, show_summary, table
-from .options import REFUSED, WORKSPACE, Data, Folder, Overrides, Preset, Restart
+from .options import REFUSED, WORKSPACE, Data, Folder, Overrides, Policy, Preset, Restart
 
 
 def run(
     preset: Preset = "laptop",
     overrides: Overrides = None,
     from_stage: Restart = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run and what is reused.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only say what would run and what is reused.")] = False,
     workspace: Folder = WORKSPACE,
 ) -> None:
     """Run the whole pipeline on this machine: prepare, SFT, GRPO, evaluate, gate, register, deploy.
@@ -50,7 +50,7 @@ def run(
         summary = write_summary(opened, outcome)
     show_summary(console, summary, workspace)
     if not summary.gate.passed:
-        raise typer.Exit(REFUSED)
+        raise Exit(REFUSED)
 
 
 def _print_preview(console: Console, stages: list[StagePreview]) -> None:
@@ -73,10 +73,7 @@ def sft(
 
 def grpo(
     data: Data = None,
-    policy: Annotated[
-        str | None,
-        typer.Option(metavar="URI|PATH", help="What SFT left (its manifest or prefix); default: the base model."),
-    ] = None,
+    policy: Policy = None,
     preset: Preset = "laptop",
     overrides: Overrides = None,
     workspace: Folder = WORKSPACE,
@@ -92,13 +89,11 @@ def grpo(
 def plan(
     preset: Preset = "video_r1_7b",
     overrides: Overrides = None,
-    gpu: Annotated[str, typer.Option(metavar="NAME", help=f"{', '.join(ACCELERATORS)}.")] = "a100-80gb",
-    gpus: Annotated[int | None, typer.Option(min=1, help="How many; default: launch.processes × launch.nodes.")] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Training rows.")] = 10_000,
-    footage: Annotated[
-        str, typer.Option("--video", metavar="WxH:SECONDS", help="A typical video as it comes.")
-    ] = "1280x720:30",
-    price: Annotated[float | None, typer.Option(min=0, help="Of one GPU for one hour, in your currency.")] = None,
+    gpu: Annotated[str, Option(metavar="NAME", help=f"{', '.join(ACCELERATORS)}.")] = "a100-80gb",
+    gpus: Annotated[int | None, Option(min=1, help="How many; default: launch.processes × launch.nodes.")] = None,
+    rows: Annotated[int, Option(min=1, help="Training rows.")] = 10_000,
+    footage: Annotated[str, Option("--video", metavar="WxH:SECONDS", help="A typical video.")] = "1280x720:30",
+    price: Annotated[float | None, Option(min=0, help="Of one GPU for one hour, in your currency.")] = None,
 ) -> None:
     """Say what a run needs: visual tokens, memory per GPU by ZeRO stage, storage, GPU-hours and cost, and what fits.
 
@@ -107,10 +102,10 @@ def plan(
     """
     config, accelerator = load(preset, overrides), ACCELERATORS.get(gpu)
     if accelerator is None:
-        raise typer.BadParameter(f"no '{gpu}'; known: {', '.join(ACCELERATORS)}", param_hint="--gpu")
+        raise BadParameter(f"no '{gpu}'; known: {', '.join(ACCELERATORS)}", param_hint="--gpu")
     size = re.fullmatch(r"(\d+)x(\d+):(\d+(?:\.\d+)?)", footage)
     if size is None:
-        raise typer.BadParameter(f"'{footage}' is not like 1280x720:30", param_hint="--video")
+        raise BadParameter(f"'{footage}' is not like 1280x720:30", param_hint="--video")
     video = shapes.Footage(int(size[1]), int(size[2]), float(size[3]))
     ranks = gpus or config.launch.processes * config.launch.nodes
     shape = shapes.shape_of(config)
@@ -131,7 +126,7 @@ def plan(
             chosen.append(_print_stage(console, config, plans, gpu, accelerator.memory_gib))
     fitting = [stage_plan for stage_plan in chosen if stage_plan is not None]
     if len(fitting) < len(chosen):
-        raise typer.Exit(1)
+        raise Exit(1)
     gpu_hours = sum(stage_plan.gpu_hours for stage_plan in fitting)
     cost = f", {gpu_hours * price:,.0f} at {price:g} per GPU-hour" if price is not None else ""
     hours = sum(stage_plan.hours for stage_plan in fitting)
@@ -170,7 +165,7 @@ def config_show(preset: Preset = "laptop", overrides: Overrides = None) -> None:
 
 
 def config_validate(
-    files: Annotated[list[str], typer.Argument(help="YAML files or presets.")], overrides: Overrides = None
+    files: Annotated[list[str], Argument(help="YAML files or presets.")], overrides: Overrides = None
 ) -> None:
     """Check configurations; a mistake is one line with file, key and the nearest known key."""
     for name in files:
