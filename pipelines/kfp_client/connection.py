@@ -162,6 +162,11 @@ class KfpConnection:
 
         return _retry(find_or_create, 409)  # it arrived at an earlier attempt, or somebody else made the same
 
+    def ensure(self, what: str, create: Callable[[], T], find: Callable[[], T | None]) -> T:
+        """What ``find`` finds, which is created where it finds none."""
+        existing = self.call(f"look for {what}", find)
+        return self.create(f"create {what}", create, find) if existing is None else existing
+
     def repeat(self, action: str, function: Callable[..., T], *args: Any) -> T:
         """Call a function that does no harm twice, until it is answered."""
         return _retry(lambda: self.call(action, function, *args))

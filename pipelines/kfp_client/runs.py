@@ -33,14 +33,11 @@ _RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class SubmittedRun:
-    """A run, or a recurring run, that Kubeflow Pipelines has accepted."""
+    """A run, or a recurring run, that Kubeflow Pipelines has accepted: KFP's id, its page, its name."""
 
     run_id: str
-    """KFP's id."""
     url: str
-    """Its page."""
     name: str
-    """Its name."""
 
 
 # --- how far a run is
@@ -126,24 +123,23 @@ def named(name: str, operation: str = "EQUALS") -> str:
     return json.dumps({"predicates": [{"operation": operation, "key": "display_name", "string_value": name}]})
 
 
-def newest(kfp: KfpConnection, listing: Callable[..., Any], key: str, condition: str, count: int = 1) -> list[Any]:
-    """The newest entries of one of KFP's lists that meet a condition."""
-    answer = listing(filter=condition, sort_by="created_at desc", page_size=count, **kfp.scope)
-    return list(getattr(answer, key) or [])
+def newest(kfp: KfpConnection, listing: Callable[..., Any], key: str, condition: str) -> Any | None:
+    """The newest entry of one of KFP's lists that meets a condition; None where none does."""
+    answer = listing(filter=condition, sort_by="created_at desc", page_size=1, **kfp.scope)
+    return next(iter(getattr(answer, key) or []), None)
 
 
 def recent_runs(kfp: KfpConnection, name: str = "", count: int = 10) -> list[V2beta1Run]:
     """The newest runs of our pipeline whose name contains ``name``, newest first."""
-    condition = named(name, "IS_SUBSTRING")
-    listed = kfp.call("list runs", newest, kfp, kfp.apis.runs.run_service_list_runs, "runs", condition, count)
-    return [run for run in listed if run_context(run) is not None]
+    query = {"filter": named(name, "IS_SUBSTRING"), "sort_by": "created_at desc", "page_size": count, **kfp.scope}
+    listed = kfp.call("list runs", kfp.apis.runs.run_service_list_runs, **query)
+    return [run for run in listed.runs or [] if run_context(run) is not None]
 
 
 def redo_counts(kfp: KfpConnection, config_name: str) -> dict[Stage, int]:
     """How often each stage was asked to start afresh, as the newest run of a configuration says."""
     for run in recent_runs(kfp, f"{config_name}-"):
-        context = run_context(run)
-        if context is not None and run.display_name.startswith(f"{config_name}-"):
+        if run.display_name.startswith(f"{config_name}-") and (context := run_context(run)) is not None:
             return {stage: context.redo[stage] for stage in STAGES if stage in context.redo}
     return {}
 
@@ -194,8 +190,8 @@ def cancel_run(kfp: KfpConnection, name: str) -> str:
         except KfpError as failure:
             raise (error if failure.status == 404 else failure) from failure
         return "deleted the recurring run"
-    if ending(run) is not None:
-        return f"already over: {ending(run)}"
+    if how := ending(run):
+        return f"already over: {how}"
     kfp.repeat("stop the run", kfp.apis.runs.run_service_terminate_run, run.run_id)
     return "stopping"
 
@@ -220,12 +216,8 @@ def wait_for_run(
     """Follow a run to its end; however long it queues.
 
     Args:
-        kfp: where.
-        run_id: KFP's id.
-        on_change: gets the stages at each look.
-        on_silence: gets the reason, once, when KFP stops answering.
-        poll_s: seconds between two looks.
-        patience_s: how long KFP may be silent.
+        on_change: gets the stages at each look, every ``poll_s`` seconds.
+        on_silence: gets the reason, once, when KFP stops answering; it may be silent for ``patience_s``.
 
     Raises:
         KfpError: KFP was silent for longer, or does not know us any more. The run goes on.

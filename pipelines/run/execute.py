@@ -27,12 +27,11 @@ _POLL_S = 0.2
 
 
 class StageFailedError(UserError):
-    """A stage failed: which, why, and where its log is."""
+    """A stage failed: which, why, where its log is, and what it printed last."""
 
     def __init__(self, message: str, last_lines: Sequence[str]):
         super().__init__(message)
         self.last_lines = tuple(last_lines)
-        """What the stage printed last."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,6 @@ def run_pipeline(
     """Run the DAG in the workspace.
 
     Args:
-        opened: a session that holds the workspace's lock.
         restart: do this stage and all after it afresh, though finished output is there.
         on_change: called a few times a second with the progress of all stages.
 
@@ -98,11 +96,11 @@ def run_pipeline(
     if code := process.poll():
         failed = watcher.fail()
         on_change(watcher.stages)
-        reason = watcher.last_exception or f"ended with exit code {code}"
-        if failed is None:
-            raise StageFailedError(f"the pipeline: {reason} (log: {shown_path(printed)})", watcher.last_lines)
-        log, reason = logs / f"{failed.stage}.log", reason.removeprefix(f"{failed.stage}: ")
-        raise StageFailedError(f"stage {failed.stage}: {reason} (log: {shown_path(log)})", watcher.last_lines)
+        reason, subject, log = watcher.last_exception or f"ended with exit code {code}", "the pipeline", printed
+        if failed is not None:
+            subject, log = f"stage {failed.stage}", logs / f"{failed.stage}.log"
+            reason = reason.removeprefix(f"{failed.stage}: ")
+        raise StageFailedError(f"{subject}: {reason} (log: {shown_path(log)})", watcher.last_lines)
     return Outcome(run_id, dag.parent_file(job).read_text("utf-8"), watcher.stages, manifests)
 
 

@@ -14,16 +14,9 @@ from ...components.common.config import STAGES, Stage
 
 Status = Literal["waiting", "running", "done", "reused", "skipped", "refused", "failed"]
 STAGE_OF_TASK: dict[str, Stage] = {
-    "plan-data": "prepare",
-    "prepare-shard": "prepare",
-    "merge-data": "prepare",
-    "sft": "sft",
-    "grpo": "grpo",
-    "evaluate": "evaluate",
-    "gate": "gate",
+    **dict.fromkeys(("plan-data", "prepare-shard", "merge-data"), "prepare"),
+    **{stage: stage for stage in STAGES if stage != "prepare"},
     "refuse": "gate",
-    "register": "register",
-    "deploy": "deploy",
 }
 """The stage of every task of the DAG (`skip` and `keep` belong to none)."""
 LAST_TASK: dict[Stage, str] = {"prepare": "merge-data", **{stage: stage for stage in STAGES if stage != "prepare"}}
@@ -63,8 +56,7 @@ class LocalRunWatcher:
             skipped: stages that the configuration leaves out.
         """
         self._printed = printed.open(encoding="utf-8", errors="replace")
-        self._tasks = tasks
-        self._logs = logs
+        self._tasks, self._logs = tasks, logs
         self._unfinished = ""
         self._current: Stage | None = None
         self._in_traceback = False

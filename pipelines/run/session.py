@@ -39,9 +39,7 @@ def session(config: Config, folder: Path, exclusive: bool = True) -> Iterator[Se
         exclusive: take the lock; commands that only read do without and may work beside a run.
 
     Raises:
-        UserError: another ``vthink`` works in this workspace.
-        LaunchError: the object store cannot be started.
-        StorageError: the object store cannot be reached, or refuses the credentials.
+        UserError: another ``vthink`` works there; the object store cannot be started or reached, or refuses the keys.
     """
     workspace = Workspace(folder)
     before = dict(os.environ)

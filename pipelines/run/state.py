@@ -14,6 +14,7 @@ from ...components.common.storage.names import fingerprint
 from ..config import Config
 from .session import Session
 
+_FILE = "state.json"
 SECTIONS: dict[Stage, tuple[str, ...]] = {
     "prepare": ("data", "video"),
     "sft": ("sft", "model"),
@@ -39,7 +40,7 @@ class State(BaseModel):
     @classmethod
     def read(cls, workspace: Path, restart: Stage | None = None) -> Self:
         """The state of a workspace, a fresh one where there is none; with ``restart`` to be done once more."""
-        path = _file(workspace)
+        path = workspace / _FILE
         state = cls.model_validate_json(path.read_text("utf-8")) if path.exists() else cls()
         if restart:
             state.redo[restart] = state.redo.get(restart, 0) + 1
@@ -47,11 +48,7 @@ class State(BaseModel):
 
     def write(self, workspace: Path) -> None:
         """Write atomically."""
-        write_atomically(_file(workspace), self.model_dump_json(indent=1))
-
-
-def _file(workspace: Path) -> Path:
-    return workspace / "state.json"
+        write_atomically(workspace / _FILE, self.model_dump_json(indent=1))
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -73,7 +70,7 @@ def stage_keys(config: Config, state: State) -> dict[Stage, str]:
 
 def is_enabled(config: Config, stage: Stage) -> bool:
     """Whether the configuration wants the stage."""
-    return not (stage in ("sft", "grpo") and not getattr(config, stage).enabled)
+    return stage not in ("sft", "grpo") or getattr(config, stage).enabled
 
 
 @dataclass(frozen=True)
