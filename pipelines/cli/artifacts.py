@@ -19,10 +19,8 @@ from .options import WORKSPACE, Folder, Overrides, Preset
 
 def ui(
     port: Annotated[int, Option(min=1, max=65535, help="TCP port.")] = 5000,
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
-    workspace: Folder = WORKSPACE,
-) -> None:
+    preset: Preset = "laptop", overrides: Overrides = None, workspace: Folder = WORKSPACE,
+) -> None:  # fmt: skip
     """Open MLflow on this workspace: runs, curves, rollout tables, reports and model versions. Ctrl-C ends it."""
     with session(load(preset, overrides), workspace, exclusive=False) as opened:
         context, log = opened.context, opened.workspace.logs_dir / "mlflow.log"
@@ -34,10 +32,8 @@ def ui(
 
 def report(
     output: Annotated[Path | None, Option("--output", "-o", help="Default: in the workspace.")] = None,
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
-    workspace: Folder = WORKSPACE,
-) -> None:
+    preset: Preset = "laptop", overrides: Overrides = None, workspace: Folder = WORKSPACE,
+) -> None:  # fmt: skip
     """Write the last evaluation's HTML report to a file that opens in any browser."""
     config, summary, path = load(preset, overrides), read_summary(workspace), output or workspace / "report.html"
     with session(config, workspace, exclusive=False) as opened:
@@ -48,10 +44,8 @@ def report(
 def prune(
     older_than: Annotated[float, Option(metavar="DAYS", min=0, help="Keep what was written since.")] = 30.0,
     delete: Annotated[bool, Option("--delete", help="Delete it; without this it is only listed.")] = False,
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
-    workspace: Folder = WORKSPACE,
-) -> None:
+    preset: Preset = "laptop", overrides: Overrides = None, workspace: Folder = WORKSPACE,
+) -> None:  # fmt: skip
     """List the stages' output in the store, and what of it may go; --delete deletes that.
 
     A registered model version, served or not, stays, with all that it was made from; so does what is recent, and what

@@ -43,12 +43,9 @@ from .serve import service_lines
 
 
 def doctor(
-    preset: Preset = "video_r1_7b",
-    overrides: Overrides = None,
-    host: OptionalHost = None,
-    namespace: Namespace = "kubeflow",
-    token: Token = None,
-) -> None:
+    preset: Preset = "video_r1_7b", overrides: Overrides = None, host: OptionalHost = None,
+    namespace: Namespace = "kubeflow", token: Token = None,
+) -> None:  # fmt: skip
     """Check what a run of this configuration needs: each line is ok, or says what to do.
 
     Looked at: Kubeflow Pipelines, the cluster and its CRDs, queues, quota and GPU nodes, S3 by writing and reading,
@@ -64,10 +61,8 @@ def doctor(
 
 def compile_pipeline(
     output: Annotated[Path, Option("--output", "-o", help="File to write.")] = Path("vthink.yaml"),
-    preset: OptionalPreset = None,
-    overrides: Overrides = None,
-    evaluation_gpus: EvaluationGpus = 1,
-) -> None:
+    preset: OptionalPreset = None, overrides: Overrides = None, evaluation_gpus: EvaluationGpus = 1,
+) -> None:  # fmt: skip
     """Write the pipeline as KFP's IR YAML, which the Kubeflow Pipelines page takes as an upload.
 
     With --preset its settings fill in the page's form for a new run; without, it asks for each as JSON.
@@ -76,22 +71,18 @@ def compile_pipeline(
 
 
 def submit(
-    host: Host,
-    preset: Preset = "video_r1_7b",
-    overrides: Overrides = None,
-    namespace: Namespace = "kubeflow",
+    host: Host, preset: Preset = "video_r1_7b", overrides: Overrides = None, namespace: Namespace = "kubeflow",
     token: Token = None,
     experiment: Annotated[str | None, Option(help="KFP experiment; default: that of the configuration.")] = None,
     service_account: Annotated[str | None, Option(help="Of the pods, e.g. vthink-pipeline; default: KFP's.")] = None,
-    from_stage: Restart = None,
-    wait: Wait = False,
+    from_stage: Restart = None, wait: Wait = False,
     cron: Annotated[str | None, Option(metavar="'M H D M W'", help="Start it again and again: '0 3 * * *'.")] = None,
     when_data_changes: Annotated[bool, Option("--when-data-changes", help="Start it only if the rows differ.")] = False,
     every: Annotated[
         float | None, Option(metavar="SECONDS", min=1, help="With --when-data-changes: stay and repeat.")
     ] = None,
     evaluation_gpus: EvaluationGpus = 1,
-) -> None:
+) -> None:  # fmt: skip
     """Upload the pipeline where Kubeflow Pipelines lacks it, start a run, and print its page's address.
 
     Training goes to TrainJobs. Stages whose finished output is in the store are reused. Who asks: --token; or a service
@@ -138,13 +129,9 @@ def _readable_rows(config: Config) -> str | None:
 
 def status(
     run: Annotated[str | None, Argument(help="A run's id or name; without one the newest are listed.")] = None,
-    host: OptionalHost = None,
-    namespace: Namespace = "kubeflow",
-    token: Token = None,
-    preset: OptionalPreset = None,
-    overrides: Overrides = None,
-    workspace: Folder = WORKSPACE,
-) -> None:
+    host: OptionalHost = None, namespace: Namespace = "kubeflow", token: Token = None,
+    preset: OptionalPreset = None, overrides: Overrides = None, workspace: Folder = WORKSPACE,
+) -> None:  # fmt: skip
     """How far a run on Kubeflow Pipelines is, stage by stage; or which runs there are, and which model is in service.
 
     With --preset also which model is in service; without Kubeflow Pipelines just that, by default of this machine.
@@ -175,12 +162,10 @@ def _print_runs(console: Console, kfp: KfpConnection, name: str | None) -> None:
 
 
 def logs(
-    host: Host,
-    run: RunName,
+    host: Host, run: RunName,
     stage: Annotated[Stage | None, Argument(parser=stage_named, help="Default: what failed, or else runs.")] = None,
-    namespace: Namespace = "kubeflow",
-    token: Token = None,
-) -> None:
+    namespace: Namespace = "kubeflow", token: Token = None,
+) -> None:  # fmt: skip
     """Print what a stage of a run printed, training included."""
     kfp = KfpConnection(host, namespace, token)
     details = runs.find_run(kfp, run)

@@ -36,10 +36,9 @@ RowFormat = Annotated[str | None, Option("--format", metavar="NAME", help=_FORMA
 
 def synthesize(
     folder: Annotated[Path, Argument(help="Folder to write: rows.jsonl, videos/, images/.")],
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
+    preset: Preset = "laptop", overrides: Overrides = None,
     processes: Annotated[int, Option(min=1, help="Encode in so many processes.")] = 1,
-) -> None:
+) -> None:  # fmt: skip
     """Generate a video-reasoning world: real mp4 files and images, with questions whose answers are known."""
     from ...components.data_prep.world.synthesize import synthesize as write_world
 
@@ -50,11 +49,9 @@ def synthesize(
 
 def prepare(
     rows: Annotated[str | None, Argument(help=f"{_FILES} Default: data.source.")] = None,
-    row_format: RowFormat = None,
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
+    row_format: RowFormat = None, preset: Preset = "laptop", overrides: Overrides = None,
     workspace: Folder = WORKSPACE,
-) -> None:
+) -> None:  # fmt: skip
     """Decode the videos of rows once, and store their frames as the set that training and evaluation read.
 
     What cannot be read is quarantined with its reason. Prints the manifest's URI, for `vthink train`.
@@ -100,13 +97,10 @@ def validate(
 
 def difficulty(
     output: Annotated[Path, Argument(help="The rows with metadata.pass_rate, .jsonl; prepare them next.")],
-    data: Data = None,
-    policy: Policy = None,
+    data: Data = None, policy: Policy = None,
     rollouts: Annotated[int, Option(min=1, help="Completions per question.")] = 8,
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
-    workspace: Folder = WORKSPACE,
-) -> None:
+    preset: Preset = "laptop", overrides: Overrides = None, workspace: Folder = WORKSPACE,
+) -> None:  # fmt: skip
     """Ask a policy each training question several times, and write down how often it is right.
 
     Sampling is that of the section `grpo`. Then leave out what is too hard or too easy, or order the rows:
@@ -144,9 +138,8 @@ def curate(
     output: Annotated[Path, Option("--output", "-o", help="Rows to write (.jsonl); its journal lies beside it.")],
     row_format: RowFormat = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Only say how many calls, and what they could cost.")] = False,
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
-) -> None:
+    preset: Preset = "laptop", overrides: Overrides = None,
+) -> None:  # fmt: skip
     """Have a teacher model write reasoning traces, and keep those from which a judge finds the answer.
 
     curation.method=hindsight (Video-Thinker) or cot (Video-R1); any OpenAI-compatible servers, whose keys come from
@@ -201,10 +194,8 @@ def report(
     output: Annotated[Path, Option("--output", "-o", help="The page to write.")] = Path("data.html"),
     items: Annotated[int, Option(min=0, max=500, help="Show so many rows with their frames.")] = 36,
     tokenizer: Annotated[Path | None, Option(help="A tokenizer.json, to count tokens, not estimate them.")] = None,
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
-    workspace: Folder = WORKSPACE,
-) -> None:
+    preset: Preset = "laptop", overrides: Overrides = None, workspace: Folder = WORKSPACE,
+) -> None:  # fmt: skip
     """Write a prepared set as one HTML page: counts, lengths, answers, duplicates, quarantine, and rows to look at."""
     count_tokens = None if tokenizer is None else token_counter(tokenizer)
     with session(load(preset, overrides), workspace) as opened:

@@ -59,10 +59,8 @@ def evaluate(
     frames: Annotated[int | None, _with_benchmark("Frames per video, e.g. 16, 32 or 64.", min=1, max=1024)] = None,
     reliance: Annotated[bool, _with_benchmark(_RELIANCE, "--reliance")] = False,
     retry_failed: Annotated[bool, _with_benchmark("Ask the items that failed again.", "--retry-failed")] = False,
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
-    workspace: Folder = WORKSPACE,
-) -> None:
+    preset: Preset = "laptop", overrides: Overrides = None, workspace: Folder = WORKSPACE,
+) -> None:  # fmt: skip
     """Evaluate base, SFT and GRPO on the held-out split; or, with --benchmark, one model on a public benchmark."""
     config = load(preset, overrides)
     chosen = {"protocol": protocol, "num_frames": frames, "reliance": reliance, "retry_failed": retry_failed}
@@ -133,9 +131,8 @@ _RESULTS = "NAME=DIR, or DIR: what `vthink evaluate --benchmark … --output DIR
 def compare(
     results: Annotated[list[str], Argument(metavar="[NAME=]DIR...", help=_RESULTS, show_default=False)],
     report: Annotated[Path | None, Option(metavar="FILE", help="Write the HTML report to this file.")] = None,
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
-) -> None:
+    preset: Preset = "laptop", overrides: Overrides = None,
+) -> None:  # fmt: skip
     """Compare models on benchmarks: intervals, paired tests, published figures; the first named is compared with.
 
     The same NAME twice on one benchmark means two runs: mean and spread are shown. Pictures of evaluation.report_items
@@ -185,9 +182,8 @@ def gate(
     rules_file: Annotated[Path | None, Option("--rules", metavar="FILE", help="YAML with a list of rules.")] = None,
     champion: Annotated[list[Path] | None, Option(metavar="DIR", help="Results of the model in service.")] = None,
     base: Annotated[list[Path] | None, Option(metavar="DIR", help="Results of the base model.")] = None,
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
-) -> None:
+    preset: Preset = "laptop", overrides: Overrides = None,
+) -> None:  # fmt: skip
     """Judge rules about finished benchmarks, line by line; exit code 3 where one does not hold.
 
     DIR is what `vthink evaluate --benchmark … --output DIR` left. A rule that names no benchmark is about the one that

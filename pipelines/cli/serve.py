@@ -36,10 +36,8 @@ Version = Annotated[str, Argument(metavar="VERSION|ALIAS", help="In the registry
 def serve(
     model: Annotated[str, Argument(help="A folder, an s3://…/ prefix, or a version or alias.")] = "champion",
     port: Annotated[int | None, Option(help="TCP port; default: the configuration's.")] = None,
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
-    workspace: Folder = WORKSPACE,
-) -> None:
+    preset: Preset = "laptop", overrides: Overrides = None, workspace: Folder = WORKSPACE,
+) -> None:  # fmt: skip
     """Serve a model: OpenAI chat completions with video, and a page to try it, on this machine only by default."""
     config = load(preset, overrides)
     limit_threads(config.launch)
@@ -62,10 +60,8 @@ def deploy(
     dry_run: Annotated[bool, Option("--dry-run", help="Print the InferenceService; change nothing.")] = False,
     output: Annotated[str, Option("--output", "-o", metavar="yaml|json", help="Format of --dry-run.")] = "yaml",
     hold: Annotated[bool, Option("--hold", help="On a cluster: stop beside the model in service.")] = False,
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
-    workspace: Folder = WORKSPACE,
-) -> None:
+    preset: Preset = "laptop", overrides: Overrides = None, workspace: Folder = WORKSPACE,
+) -> None:  # fmt: skip
     """Test a registered version with held-out items, and make it the one in service if it agrees with its evaluation.
 
     With deployment.target=kserve it starts beside the model in service, is compared with it, gets a share of the
@@ -133,10 +129,8 @@ def promote(preset: Preset = "laptop", overrides: Overrides = None, workspace: F
 
 def rollback(
     version: Annotated[str | None, Argument(metavar="VERSION|ALIAS", help="Default: the one before.")] = None,
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
-    workspace: Folder = WORKSPACE,
-) -> None:
+    preset: Preset = "laptop", overrides: Overrides = None, workspace: Folder = WORKSPACE,
+) -> None:  # fmt: skip
     """Take a waiting candidate away; where none waits, bring the version before the champion back into service."""
     config = load(preset, overrides)
     if config.deployment.target == "kserve" and version is None:

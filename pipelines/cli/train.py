@@ -26,12 +26,10 @@ from .options import REFUSED, WORKSPACE, Data, Folder, Overrides, Policy, Preset
 
 
 def run(
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
-    from_stage: Restart = None,
+    preset: Preset = "laptop", overrides: Overrides = None, from_stage: Restart = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Only say what would run and what is reused.")] = False,
     workspace: Folder = WORKSPACE,
-) -> None:
+) -> None:  # fmt: skip
     """Run the whole pipeline on this machine: prepare, SFT, GRPO, evaluate, gate, register, deploy.
 
     Finished stages are reused, a killed run resumes. The exit code is 3 when the gate refuses the model.
@@ -72,12 +70,9 @@ def sft(
 
 
 def grpo(
-    data: Data = None,
-    policy: Policy = None,
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
+    data: Data = None, policy: Policy = None, preset: Preset = "laptop", overrides: Overrides = None,
     workspace: Folder = WORKSPACE,
-) -> None:
+) -> None:  # fmt: skip
     """Improve a model by (T-)GRPO. Prints the manifest's URI."""
     config = load(preset, overrides)
     with session(config, workspace) as opened:
@@ -87,14 +82,13 @@ def grpo(
 
 
 def plan(
-    preset: Preset = "video_r1_7b",
-    overrides: Overrides = None,
+    preset: Preset = "video_r1_7b", overrides: Overrides = None,
     gpu: Annotated[str, Option(metavar="NAME", help=f"{', '.join(ACCELERATORS)}.")] = "a100-80gb",
     gpus: Annotated[int | None, Option(min=1, help="How many; default: launch.processes × launch.nodes.")] = None,
     rows: Annotated[int, Option(min=1, help="Training rows.")] = 10_000,
     footage: Annotated[str, Option("--video", metavar="WxH:SECONDS", help="A typical video.")] = "1280x720:30",
     price: Annotated[float | None, Option(min=0, help="Of one GPU for one hour, in your currency.")] = None,
-) -> None:
+) -> None:  # fmt: skip
     """Say what a run needs: visual tokens, memory per GPU by ZeRO stage, storage, GPU-hours and cost, and what fits.
 
     Nothing is loaded and no GPU is needed. Tokens and parameters are exact; hours are an estimate (pipelines/plan/
