@@ -25,12 +25,7 @@ KINDS: tuple[tuple[str, str, str], ...] = (
 )
 """Group, version and plural of the kinds that a run uses; an older version of the CRD lacks the version."""
 Check = Callable[[], str]
-"""Says what was seen.
-
-Raises:
-    UserError: something is missing; says what to do.
-    NotSeenError: it could not be looked at.
-"""
+"""Says what was seen, or raises a `UserError` that says what to do."""
 Get = Callable[[str], Any]
 """A GET of a path of the Kubernetes API, as JSON."""
 
@@ -49,14 +44,7 @@ class Finding:
 
 
 def examine(config: Config, host: str | None, namespace: str, token: str | None = None) -> Iterator[Finding]:
-    """Look at everything, in the order in which a run needs it.
-
-    Args:
-        config: the run.
-        host: address of Kubeflow Pipelines; None: not looked at.
-        namespace: the team's.
-        token: for Kubeflow Pipelines.
-    """
+    """Look at everything, in the order in which a run needs it; at Kubeflow Pipelines where ``host`` is its address."""
     yield _finding("Kubeflow Pipelines", partial(_check_pipelines, host, namespace, token))
     try:
         cluster = Cluster.connect(namespace)

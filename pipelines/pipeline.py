@@ -214,11 +214,8 @@ def arguments(config: Config, context: RunContext) -> dict[str, str | bool]:
 def compile_to(path: str | Path, config: Config | None = None, evaluation_gpus: int = 1) -> Path:
     """Write the pipeline's IR YAML for a cluster, which Kubeflow Pipelines takes as an upload.
 
-    Args:
-        path: the file.
-        config: its pools and cluster are compiled in, and its settings are the defaults of a run that is started from
-            KFP's page; None: no pools, no defaults.
-        evaluation_gpus: accelerators of the evaluation task.
+    The pools and cluster of ``config`` are compiled in, and its settings are the defaults of a run that is started from
+    KFP's page; None: no pools, no defaults.
     """
     launch, defaults, api_key_secret = LaunchConfig(), {}, KServeConfig().api_key_secret
     if config is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from typer import Argument, Exit, Option
 from ...components.common.config import Stage
 from ...components.common.errors import UserError
 from ...components.common.storage.names import StorageError
-from ..config import Config, load
+from ..config import load
 from ..doctor import examine
 from ..kfp_client import runs
 from ..kfp_client.connection import KfpConnection
@@ -78,9 +79,7 @@ def submit(
     from_stage: Restart = None, wait: Wait = False,
     cron: Annotated[str | None, Option(metavar="'M H D M W'", help="Start it again and again: '0 3 * * *'.")] = None,
     when_data_changes: Annotated[bool, Option("--when-data-changes", help="Start it only if the rows differ.")] = False,
-    every: Annotated[
-        float | None, Option(metavar="SECONDS", min=1, help="With --when-data-changes: stay and repeat.")
-    ] = None,
+    every: Annotated[float | None, Option(metavar="SECONDS", min=1, help="Of --when-data-changes: repeat.")] = None,
     evaluation_gpus: EvaluationGpus = 1,
 ) -> None:  # fmt: skip
     """Upload the pipeline where Kubeflow Pipelines lacks it, start a run, and print its page's address.
@@ -103,28 +102,23 @@ def submit(
         return run
 
     if not when_data_changes:
-        run = start(None if cron else _readable_rows(config))
-    else:
-        while True:
-            rows = rows_fingerprint(config)
-            if rows != runs.last_rows(kfp, config.name):
-                run = start(rows)
-                if not every:
-                    break
-            elif not every:
-                print(f"the rows of {config.data.source} are those of the last run ({rows}); nothing to do")
-                return
-            time.sleep(every)
+        rows = None
+        if not cron:
+            with suppress(StorageError):  # only a later --when-data-changes needs them
+                rows = rows_fingerprint(config)
+        run = start(rows)
+    while when_data_changes:
+        rows = rows_fingerprint(config)
+        if rows != runs.last_rows(kfp, config.name):
+            run = start(rows)
+            if not every:
+                break
+        elif not every:
+            print(f"the rows of {config.data.source} are those of the last run ({rows}); nothing to do")
+            return
+        time.sleep(every)
     if wait:
         _follow(kfp, run.run_id)
-
-
-def _readable_rows(config: Config) -> str | None:
-    """The rows' fingerprint where this machine can read them; it only serves a later --when-data-changes."""
-    try:
-        return rows_fingerprint(config)
-    except StorageError:
-        return None
 
 
 def status(

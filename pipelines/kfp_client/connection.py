@@ -100,15 +100,12 @@ class KfpConnection:
     """Kubeflow Pipelines at one address, for one namespace."""
 
     def __init__(self, host: str, namespace: str, token: str | None = None):
-        """Connect.
+        """Connect, or raise a `KfpError`.
 
         Args:
             host: address of the API, as ``kfp.Client`` takes it; of a whole Kubeflow ``https://…/pipeline``.
             namespace: the team's; ignored by a KFP that serves only one.
             token: bearer token; None: see `credentials`.
-
-        Raises:
-            KfpError: it cannot be reached or refuses the token.
         """
         self.host, self.namespace = host.rstrip("/"), namespace
         if not self.host.startswith(("http://", "https://")):
@@ -128,11 +125,7 @@ class KfpConnection:
         return {"namespace": self.namespace} if self.multi_user else {}
 
     def call(self, action: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call a function of the API; what goes wrong becomes one line, in which ``action`` names the purpose.
-
-        Raises:
-            KfpError: refused, or no answer.
-        """
+        """Call a function of the API; what goes wrong is a `KfpError` of one line, in which ``action`` is the purpose."""
         try:
             return function(*args, **kwargs)
         except kfp_server_api.ApiException as error:

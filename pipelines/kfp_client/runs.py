@@ -153,11 +153,7 @@ def last_rows(kfp: KfpConnection, config_name: str) -> str | None:
 
 
 def find_run(kfp: KfpConnection, name: str) -> V2beta1Run:
-    """A run by KFP's id, or by its name.
-
-    Raises:
-        KfpError: there is none.
-    """
+    """A run by KFP's id, or by its name; a `KfpError` where there is none."""
     if not _RUN_ID.fullmatch(name):
         for run in recent_runs(kfp, name):
             if run.display_name == name:
@@ -240,11 +236,7 @@ def wait_for_run(
 
 
 def stage_log(kfp: KfpConnection, run: V2beta1Run, stage: Stage) -> Iterator[str]:
-    """What the tasks of a stage printed, line by line, as KFP's page gives it.
-
-    Raises:
-        KfpError: the stage has no pod yet, or its log is gone.
-    """
+    """What the tasks of a stage printed, line by line, as KFP's page gives it; a `KfpError` where it has none."""
     pods = stage_pods(run, stage)
     if not pods:
         raise KfpError(f"stage {stage} of {run.display_name} has not started a pod")

@@ -39,14 +39,11 @@ def submit_run(
     """Upload the pipeline where KFP does not have it, and start a run of it.
 
     Args:
-        kfp: where.
-        config: the whole configuration, made `for_cluster`; storage and tracking must be reachable from there.
+        config: made `for_cluster`; storage and tracking must be reachable from there.
         restart: do this stage and all after it afresh, though finished output is there.
         experiment: KFP experiment; None: the configuration's MLflow experiment.
-        service_account: of the run's pods; None: KFP's default.
         cron: start it again and again, at these times (see `cron_expression`).
         rows: fingerprint of the rows (`rows_fingerprint`), kept with the run.
-        evaluation_gpus: accelerators of the evaluation task.
 
     Raises:
         UserError: ``cron`` is none, or KFP refuses something.
@@ -99,11 +96,7 @@ def submit_run(
 
 
 def upload_pipeline(kfp: KfpConnection, package: Path) -> tuple[str, str]:
-    """Make a compiled pipeline known, once: its version is named by its contents.
-
-    Returns:
-        (id of the pipeline, id of the version).
-    """
+    """Make a compiled pipeline known, once: its version is named by its contents. The ids of both."""
     api = kfp.apis.pipelines
 
     def find_pipeline() -> Any:
@@ -144,11 +137,7 @@ def _experiment_id(kfp: KfpConnection, name: str) -> str:
 
 
 def cron_expression(text: str) -> str:
-    """KFP's six fields, of which the first is the second, from the usual five or from six.
-
-    Raises:
-        UserError: there are more or fewer.
-    """
+    """KFP's six fields, of which the first is the second, from the usual five or from six; else a `UserError`."""
     fields = text.split()
     if len(fields) not in (5, 6):
         raise UserError(f"--cron '{text}': expected five fields, for example '0 3 * * *' (every night at three)")
@@ -156,11 +145,7 @@ def cron_expression(text: str) -> str:
 
 
 def rows_fingerprint(config: Config) -> str:
-    """Identifies the rows that a run would prepare: their contents, not their name.
-
-    Raises:
-        StorageError: they cannot be read.
-    """
+    """Identifies the rows that a run would prepare by their contents; a `StorageError` if they cannot be read."""
     source = config.data.source
     if source == "synthesize":
         return fingerprint(config.data.synthesize)

@@ -16,16 +16,13 @@ OVERHEAD_BYTES, FRAGMENTATION = 2 * GIB, 1.1
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One GPU model, from its data sheet."""
+    """One GPU model, from its data sheet: 10¹² dense bfloat16 operations a second, usable memory, memory bandwidth, and
+    bandwidth to the others of its node, one way."""
 
     tflops: float
-    """bfloat16, dense, 10¹² operations a second."""
     memory_gib: float
-    """Usable memory."""
     bandwidth_gb_s: float
-    """Memory bandwidth, 10⁹ bytes a second."""
     link_gb_s: float
-    """To the other accelerators of its node, one way, 10⁹ bytes a second."""
 
 
 ACCELERATORS = {
@@ -44,16 +41,13 @@ def forward_flops(shape: Shape, tokens: float, patches: float, length: float) ->
     """Floating point operations of one forward pass.
 
     Args:
-        shape: the model.
         tokens: positions of the language model, all sequences together.
         patches: rows of the vision tower.
         length: positions that a position attends to, on average half the sequence.
     """
-    output = shape.vocabulary * shape.hidden
-    text = tokens * (
-        2 * (shape.language_parameters + output) + 4 * shape.layers * shape.heads * shape.head_dim * length
-    )
-    return text + patches * 2 * shape.vision_parameters
+    dense = 2 * (shape.language_parameters + shape.vocabulary * shape.hidden)
+    attention = 4 * shape.layers * shape.heads * shape.head_dim * length
+    return tokens * (dense + attention) + patches * 2 * shape.vision_parameters
 
 
 def activation_bytes(
@@ -63,8 +57,7 @@ def activation_bytes(
 
     Args:
         shape: the model; its loss is not included.
-        tokens: positions of all sequences of the batch.
-        patches: rows of the vision tower.
+        tokens: positions of all sequences of the batch; ``patches``: rows of the vision tower.
         element_bytes: 2 for bfloat16, 4 for float32.
         checkpointing: keep only each layer's input.
     """

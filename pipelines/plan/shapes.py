@@ -175,15 +175,13 @@ class Footage:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a video becomes."""
+    """What a video becomes: frames, rows that the vision tower reads, and tokens that the language model reads."""
 
     frames: int
     height: int
     width: int
     patches: int
-    """Rows that the vision tower reads."""
     visual: int
-    """Tokens that the language model reads for it."""
 
 
 def visual_tokens(footage: Footage, video: VideoConfig, shape: Shape) -> Tokens:

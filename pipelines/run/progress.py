@@ -34,7 +34,7 @@ class StageProgress:
     seconds: float = 0.0
     """Wall time in this run."""
     line: str = ""
-    """The last line that it printed."""
+    """What it printed last."""
     output: str = ""
     """What its last task returned: a manifest's URI, or the gate's verdict."""
 
@@ -47,14 +47,7 @@ class LocalRunWatcher:
     """Reads the file to which ``kfp.local`` prints."""
 
     def __init__(self, printed: Path, tasks: Path, logs: Path, skipped: list[Stage]) -> None:
-        """Begin at the file's start.
-
-        Args:
-            printed: what ``kfp.local`` prints to.
-            tasks: its ``pipeline_root``, with the tasks' outputs.
-            logs: folder for a log per stage.
-            skipped: stages that the configuration leaves out.
-        """
+        """Args: the file, ``kfp.local``'s ``pipeline_root``, a folder for a log per stage, and stages left out."""
         self._printed = printed.open(encoding="utf-8", errors="replace")
         self._tasks, self._logs = tasks, logs
         self._unfinished = ""
@@ -66,8 +59,7 @@ class LocalRunWatcher:
 
     def poll(self) -> bool:
         """Read what was printed since; True when there was something."""
-        text = self._unfinished + self._printed.read()
-        *lines, self._unfinished = text.split("\n")
+        *lines, self._unfinished = (self._unfinished + self._printed.read()).split("\n")
         for line in lines:
             self._read_line(kfp.plain(line).rstrip())
         now = time.monotonic()
