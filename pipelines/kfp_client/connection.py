@@ -125,7 +125,7 @@ class KfpConnection:
         return {"namespace": self.namespace} if self.multi_user else {}
 
     def call(self, action: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call a function of the API; what goes wrong is a `KfpError` of one line, in which ``action`` is the purpose."""
+        """Call a function of the API; what goes wrong is a `KfpError` of one line, naming the ``action``."""
         try:
             return function(*args, **kwargs)
         except kfp_server_api.ApiException as error:
