@@ -63,7 +63,6 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Evaluate base, SFT and GRPO on the held-out split; or, with --benchmark, one model on a public benchmark."""
     config = load(preset, overrides)
-    chosen = {"protocol": protocol, "num_frames": frames, "reliance": reliance, "retry_failed": retry_failed}
     if benchmark is None:
         options = {"--model": model, "--output": output, "--protocol": protocol, "--frames": frames}
         options |= {"--reliance": reliance or None, "--retry-failed": retry_failed or None}
@@ -86,7 +85,7 @@ def evaluate(
             work_dir=workspace / "work" / "benchmarks",
             storage=opened.storage if opened else None,
             tracking=opened.context.tracking if opened else None,
-            **chosen,
+            protocol=protocol, num_frames=frames, reliance=reliance, retry_failed=retry_failed,
         )  # fmt: skip
     _print_benchmark(result)
     print(output / "result.json")
