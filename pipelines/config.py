@@ -7,7 +7,7 @@ known key.
 
 from __future__ import annotations
 
-import difflib
+import functools
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..components.common.yaml_document import YamlDocument, parse_yaml, read_yam
 from ..components.data_prep.config import CurationConfig, DataPrepConfig
 from ..components.deployment.config import DeploymentConfig
 from ..components.evaluation.config import EvaluationConfig
-from ..components.evaluation.rules import check_evaluated
+from ..components.evaluation.rules import check_evaluated, nearest
 from ..components.grpo.config import GRPOConfig
 from ..components.sft.config import SFTConfig
 
@@ -70,16 +70,18 @@ class Config(Section):
     @classmethod
     def _spread_seed(cls, data: Any) -> Any:
         """Hand ``seed`` to every section that has a seed of its own and does not set it."""
-        if isinstance(data, Mapping) and "seed" in data:
-            return _with_seed(cls, data, data["seed"])
-        return data
+        return _with_seed(cls, data, data["seed"]) if isinstance(data, Mapping) and "seed" in data else data
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not (self.sft.enabled or self.grpo.enabled):
             raise ValueError("sft.enabled and grpo.enabled are both false: nothing is trained")
         stages = {"sft": self.sft.enabled, "grpo": self.grpo.enabled}
-        check_evaluated(self.evaluation.gate, models=["base", *(name for name, enabled in stages.items() if enabled)])
+        try:
+            check_evaluated(self.evaluation.gate, models=["base", *(name for name in stages if stages[name])])
+        except ValueError as error:
+            off = "".join(f" ({name}.enabled is false)" for name in stages if not stages[name])
+            raise ValueError(f"{error}{off}") from error
         if self.model.name == "tiny":
             multiple = FAMILIES.get(self.model.tiny.family).size_multiple
             if self.video.size_multiple % multiple:
@@ -93,16 +95,15 @@ class Config(Section):
 def _with_seed(section: type[Section], data: Mapping[str, Any], seed: Any) -> dict[str, Any]:
     spread = dict(data)
     for key, field in section.model_fields.items():
-        below = field.annotation
-        given = spread.get(key, {})
+        below, value = field.annotation, spread.get(key, {})
         if key == "seed":
             spread.setdefault(key, seed)
-        elif isinstance(below, type) and issubclass(below, Section) and isinstance(given, Mapping):
-            spread[key] = _with_seed(below, given, seed)
+        elif isinstance(below, type) and issubclass(below, Section) and isinstance(value, Mapping):
+            spread[key] = _with_seed(below, value, seed)
     return spread
 
 
-def load(source: str | Path = "laptop", overrides: Sequence[str] = ()) -> Config:
+def load(source: str | Path = "laptop", overrides: Sequence[str] | None = None) -> Config:
     """Read a configuration.
 
     Args:
@@ -113,10 +114,8 @@ def load(source: str | Path = "laptop", overrides: Sequence[str] = ()) -> Config
         ConfigError: one line, naming file (or ``--set``), key and the nearest known key.
     """
     files = _file_layers(source)
-    layers = [*files, *(_override(text) for text in overrides)]
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged = _merged(merged, layer.values)
+    layers = [*files, *(_override(text) for text in overrides or ())]
+    merged = functools.reduce(lambda below, layer: _merged(below, layer.values), layers, dict[str, Any]())
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
@@ -127,12 +126,9 @@ def load(source: str | Path = "laptop", overrides: Sequence[str] = ()) -> Config
 
 def presets() -> dict[str, str]:
     """Name of every preset, with the first comment line of its file as description."""
-    found = {}
-    for entry in sorted(PRESETS.iterdir(), key=lambda entry: entry.name):
-        if entry.name.endswith(".yaml"):
-            first = entry.read_text("utf-8").partition("\n")[0]
-            found[entry.name.removesuffix(".yaml")] = first.lstrip("# ").rstrip()
-    return found
+    files = sorted((entry for entry in PRESETS.iterdir() if entry.name.endswith(".yaml")), key=lambda entry: entry.name)
+    firsts = {entry.name.removesuffix(".yaml"): entry.read_text("utf-8").partition("\n")[0] for entry in files}
+    return {name: first.lstrip("# ").rstrip() for name, first in firsts.items()}
 
 
 def to_yaml(config: Config) -> str:
@@ -173,9 +169,7 @@ def _read(source: str | Path) -> tuple[str, str]:
         if path.suffix in _SUFFIXES or "/" in str(source):
             reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
             raise ConfigError(f"{source}: {reason or error}") from error
-    near = difflib.get_close_matches(str(source), known, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"presets: {', '.join(known)}; or a .yaml file"
-    raise ConfigError(f"unknown preset '{source}'; {hint}")
+    raise ConfigError(f"unknown preset '{source}'; {nearest(str(source), known)} (or a .yaml file)")
 
 
 def _override(text: str) -> YamlDocument:

@@ -19,7 +19,7 @@ from typing import Any
 
 from kfp import compiler, dsl, kubernetes
 
-from ..components.common.config import Section, Stage
+from ..components.common.config import Stage
 from ..components.common.context import RunContext
 from ..components.common.launch.config import LaunchConfig, Placement
 from ..components.data_prep import component as data_stage
@@ -106,27 +106,16 @@ def build(
             tasks are launchers and never ask for one: accelerators and deadline belong to the training job.
     """
 
-    def place(
-        task: dsl.PipelineTask, name: str, stage: Stage | None = None, image: str = "control"
-    ) -> dsl.PipelineTask:
+    def place(task: Any, name: str, stage: Stage | None = None, image: str = "control") -> dsl.PipelineTask:
         """Name a task for people, turn KFP's cache off, and say what its pod needs."""
         task.set_display_name(name).set_caching_options(enable_caching=False)
         return task if cluster is None else _on_cluster(task, cluster, stage, image)
 
     @dsl.pipeline(name="vthink", description="Teach a multimodal LLM to reason over video, and serve it.")
     def vthink(
-        run: str,
-        model: str,
-        video: str,
-        data: str,
-        sft: str,
-        grpo: str,
-        evaluation: str,
-        deployment: str,
-        config: str = "",
-        train_sft: bool = True,
-        train_grpo: bool = True,
-    ) -> None:
+        run: str, model: str, video: str, data: str, sft: str, grpo: str, evaluation: str, deployment: str,
+        config: str = "", train_sft: bool = True, train_grpo: bool = True,
+    ) -> None:  # fmt: skip
         if cluster is not None:
             closing: Any = dsl.ExitHandler(place(finish(run=run), "close the run"), name="pipeline")
             run = place(begin(run=run, config=config), "begin the run").output
@@ -148,23 +137,18 @@ def build(
             sft_model = dsl.OneOf(trained.output, untrained.output)
 
             with dsl.If(train_grpo == True, name="grpo"):  # noqa: E712
-                reinforced = place(
-                    grpo_stage.grpo(run=run, config=grpo, model=model, data=prepared, policy=sft_model), "GRPO"
-                )
+                reinforced = grpo_stage.grpo(run=run, config=grpo, model=model, data=prepared, policy=sft_model)
+                place(reinforced, "GRPO")
             with dsl.Else(name="no-grpo"):
                 unreinforced = place(skip(), "no GRPO")
                 kept = place(keep(model=sft_model), "candidate: SFT")
             grpo_model = dsl.OneOf(reinforced.output, unreinforced.output)
             candidate = dsl.OneOf(reinforced.output, kept.output)
 
-            evaluated = place(
-                evaluation_stage.evaluate(
-                    run=run, config=evaluation, model=model, data=prepared, sft=sft_model, grpo=grpo_model
-                ),
-                "evaluate",
-                "evaluate",
-                "evaluate",
+            evaluated = evaluation_stage.evaluate(
+                run=run, config=evaluation, model=model, data=prepared, sft=sft_model, grpo=grpo_model
             )
+            place(evaluated, "evaluate", "evaluate", "evaluate")
             if evaluation_gpus:
                 accelerator = cluster.cluster.accelerator if cluster is not None else None
                 evaluated.set_accelerator_type(accelerator or ACCELERATOR).set_accelerator_limit(evaluation_gpus)
@@ -173,9 +157,8 @@ def build(
 
             with dsl.If(verdict.output == "pass", name="passed"):
                 inputs = {"evaluation": result, "data": prepared}
-                registered = place(
-                    deployment_stage.register(run=run, config=deployment, model=candidate, **inputs), "register"
-                )
+                registered = deployment_stage.register(run=run, config=deployment, model=candidate, **inputs)
+                place(registered, "register")
                 deployed = deployment_stage.deploy(run=run, config=deployment, registered=registered.output, **inputs)
                 place(deployed, "deploy", image="serve")
                 if cluster is not None and api_key_secret is not None:
@@ -222,28 +205,17 @@ def arguments(config: Config, context: RunContext) -> dict[str, str | bool]:
 
     Each is one line, because KFP's compiler writes defaults into a comment of one line.
     """
-    sections: dict[str, Section] = {
-        "run": context,
-        "model": config.model,
-        "video": config.video,
-        "data": config.data,
-        "sft": config.sft,
-        "grpo": config.grpo,
-        "evaluation": config.evaluation,
-        "deployment": config.deployment,
-    }
+    names = ("model", "video", "data", "sft", "grpo", "evaluation", "deployment")
+    sections = {"run": context, **{name: getattr(config, name) for name in names}, "config": config}
     enabled = {"train_sft": config.sft.enabled, "train_grpo": config.grpo.enabled}
-    return {**{name: section.to_json() for name, section in sections.items()}, "config": config.to_json(), **enabled}
+    return {**{name: section.to_json() for name, section in sections.items()}, **enabled}
 
 
 def compile_to(path: str | Path, config: Config | None = None, evaluation_gpus: int = 1) -> Path:
     """Write the pipeline's IR YAML for a cluster, which Kubeflow Pipelines takes as an upload.
 
-    Args:
-        path: the file.
-        config: its pools and cluster are compiled in, and its settings are the defaults of a run that is started from
-            KFP's page; None: no pools, no defaults.
-        evaluation_gpus: accelerators of the evaluation task.
+    The pools and cluster of ``config`` are compiled in, and its settings are the defaults of a run that is started from
+    KFP's page; None: no pools, no defaults.
     """
     launch, defaults, api_key_secret = LaunchConfig(), {}, KServeConfig().api_key_secret
     if config is not None:

@@ -30,20 +30,11 @@ class StoredPrefix:
     kept_by: str = ""
     """Why it stays; empty: it may go."""
 
-    @property
-    def size(self) -> int:
-        """Bytes of all objects."""
-        return sum(entry.size for entry in self.objects)
-
-    @property
-    def modified(self) -> datetime:
-        """When its newest object was written."""
-        return max(entry.modified for entry in self.objects)
-
-    @property
-    def finished(self) -> bool:
+    def __post_init__(self) -> None:
+        self.size = sum(entry.size for entry in self.objects)
+        self.modified = max(entry.modified for entry in self.objects)
+        self.finished = any(entry.uri.endswith(_MARKERS) for entry in self.objects)
         """Whether it has a manifest (a base model: its marker)."""
-        return any(entry.uri.endswith(_MARKERS) for entry in self.objects)
 
     def holds(self, name: str) -> bool:
         """Whether there is an object of that name."""

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import typer
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from typer import Argument, BadParameter, Option, echo
 
-from .settings import WORKSPACE, Folder, Overrides, Preset, load
+from ...components.common.chat_endpoint.endpoint import BlockingEndpoint
+from ...components.common.errors import UserError
+from ...components.common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster, Object
+from ...components.common.launch.threads import limit_threads
+from ...components.deployment.ask import FileQuestion, served_endpoint
+from ...components.deployment.ask import ask as ask_server
+from ...components.deployment.deploy import deploy_registered
+from ...components.deployment.registry import CHAMPION, REPLACED, ModelRegistry, RegisteredVersion
+from ...components.deployment.registry import champion as champion_version
+from ...components.deployment.rollout import inference_service as rollout
+from ...components.deployment.rollout.inference_service import TrainedModel, inference_service
+from ...components.deployment.rollout.rollout import withdraw
+from ...components.deployment.server.serve import run_server
+from ..config import Config, load
+from ..run.session import Session, session
+from .options import WORKSPACE, Folder, Overrides, Preset
 
-if TYPE_CHECKING:
-    from ...components.common.launch.kubernetes.client import Cluster, Object
-    from ...components.deployment.registry import RegisteredVersion
-    from ..config import Config
-    from ..run.session import Session
+Version = Annotated[str, Argument(metavar="VERSION|ALIAS", help="In the registry, e.g. 7 or candidate.")]
 
 
 def serve(
-    model: Annotated[
-        str, typer.Argument(help="A model folder, an s3://…/ prefix, or a version or alias in the registry.")
-    ] = "champion",
-    port: Annotated[int | None, typer.Option(help="TCP port; default: the configuration's.")] = None,
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
-    workspace: Folder = WORKSPACE,
-) -> None:
+    model: Annotated[str, Argument(help="A folder, an s3://…/ prefix, or a version or alias.")] = "champion",
+    port: Annotated[int | None, Option(help="TCP port; default: the configuration's.")] = None,
+    preset: Preset = "laptop", overrides: Overrides = None, workspace: Folder = WORKSPACE,
+) -> None:  # fmt: skip
     """Serve a model: OpenAI chat completions with video, and a page to try it, on this machine only by default."""
-    from ...components.common.errors import UserError
-    from ...components.common.launch.threads import limit_threads
-    from ...components.deployment.registry import ModelRegistry
-    from ...components.deployment.server.serve import run_server
-    from ..run.session import session
-
     config = load(preset, overrides)
     limit_threads(config.launch)
     server = config.deployment.server
@@ -44,48 +50,51 @@ def serve(
         raise UserError(f"{model}: no such model folder")
     with session(config, workspace, exclusive=False) as opened:
         uri = model if model.startswith("s3://") else ModelRegistry(opened.context.tracking).find(model).source
-        typer.echo(f"serving {uri}")
+        echo(f"serving {uri}")
         run_server(uri, server, opened.context.storage, opened.workspace.work_dir / "served")
-
-
-Version = Annotated[str, typer.Argument(metavar="VERSION|ALIAS", help="In the registry, e.g. 7 or candidate.")]
 
 
 def deploy(
     version: Version = "candidate",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the InferenceService; change nothing.")] = False,
-    output: Annotated[str, typer.Option("--output", "-o", metavar="yaml|json", help="Format of --dry-run.")] = "yaml",
-    hold: Annotated[
-        bool, typer.Option("--hold", help="On a cluster: stop with the candidate beside the model in service.")
-    ] = False,
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
-    workspace: Folder = WORKSPACE,
-) -> None:
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the InferenceService; change nothing.")] = False,
+    output: Annotated[str, Option("--output", "-o", metavar="yaml|json", help="Format of --dry-run.")] = "yaml",
+    hold: Annotated[bool, Option("--hold", help="On a cluster: stop beside the model in service.")] = False,
+    preset: Preset = "laptop", overrides: Overrides = None, workspace: Folder = WORKSPACE,
+) -> None:  # fmt: skip
     """Test a registered version with held-out items, and make it the one in service if it agrees with its evaluation.
 
     With deployment.target=kserve it starts beside the model in service, is compared with it, gets a share of the
     traffic and then all of it. A version that fails is taken away; what was in service stays.
     """
-    from ...components.deployment.registry import ModelRegistry
-    from ..run.session import session
-
     if output not in ("yaml", "json"):
-        raise typer.BadParameter("yaml or json", param_hint="--output")
+        raise BadParameter("yaml or json", param_hint="--output")
     with session(load(preset, overrides), workspace, exclusive=False) as opened:
         registered = ModelRegistry(opened.context.tracking).find(version)
-        if dry_run:
-            typer.echo(_manifest(opened, registered, output), nl=False)
-        else:
+        if not dry_run:
             _deploy(opened, registered, hold)
+            return
+        model = TrainedModel.read(opened.storage, registered.source)
+        body = inference_service(registered, model, opened.config.deployment, opened.config.launch)
+        if output == "json":
+            echo(json.dumps(body, indent=2, ensure_ascii=False))
+        else:
+            echo(yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=110), nl=False)
+
+
+def _deploy(opened: Session, version: RegisteredVersion, hold: bool = False) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    echo(f"version {version.version} of '{version.name}': {version.source}")
+    outcome = deploy_registered(opened.context, opened.config.deployment, version, opened.storage, hold)
+    echo(outcome.smoke.why)
+    if outcome.in_service:
+        echo(f"version {version.version} is in service (champion)")
+    else:
+        echo(f"version {version.version} waits beside the model in service: vthink promote, or vthink rollback")
 
 
 def service_lines(opened: Session) -> list[str]:
     """What is in service and what waits beside it, a line each: the registry's champion, then the cluster's view."""
-    from ...components.deployment.registry import champion
-    from ...components.deployment.rollout import inference_service as rollout
-
-    now = champion(opened.context.tracking)
+    now = champion_version(opened.context.tracking)
     lines = [f"champion: {f'{now.name}/{now.version}, {now.source}' if now is not None else 'none yet'}"]
     if opened.config.deployment.target == "kserve":
         name = opened.config.deployment.kserve.name
@@ -96,40 +105,8 @@ def service_lines(opened: Session) -> list[str]:
 
 def _inference_service(config: Config) -> tuple[Cluster, Object | None]:
     """The cluster, and the InferenceService where there is one."""
-    from ...components.common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster
-
     cluster = Cluster.connect(config.launch.cluster.namespace)
     return cluster, cluster.get(INFERENCE_SERVICE, config.deployment.kserve.name)
-
-
-def _manifest(opened: Session, version: RegisteredVersion, output: str) -> str:
-    """The InferenceService as text."""
-    import json
-
-    import yaml
-
-    from ...components.deployment.rollout.inference_service import TrainedModel, inference_service
-
-    model = TrainedModel.read(opened.storage, version.source)
-    body = inference_service(version, model, opened.config.deployment, opened.config.launch)
-    if output == "json":
-        return json.dumps(body, indent=2, ensure_ascii=False) + "\n"
-    return yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=110)
-
-
-def _deploy(opened: Session, version: RegisteredVersion, hold: bool = False) -> None:
-    import logging
-
-    from ...components.deployment.deploy import deploy_registered
-
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    typer.echo(f"version {version.version} of '{version.name}': {version.source}")
-    outcome = deploy_registered(opened.context, opened.config.deployment, version, opened.storage, hold)
-    typer.echo(outcome.smoke.why)
-    if outcome.in_service:
-        typer.echo(f"version {version.version} is in service (champion)")
-    else:
-        typer.echo(f"version {version.version} waits beside the model in service: vthink promote, or vthink rollback")
 
 
 def promote(preset: Preset = "laptop", overrides: Overrides = None, workspace: Folder = WORKSPACE) -> None:
@@ -137,16 +114,11 @@ def promote(preset: Preset = "laptop", overrides: Overrides = None, workspace: F
 
     It is asked the held-out items once more first.
     """
-    from ...components.common.errors import UserError
-    from ...components.deployment.registry import ModelRegistry
-    from ...components.deployment.rollout.inference_service import canaries
-    from ..run.session import session
-
     config = load(preset, overrides)
     if config.deployment.target == "local":
         raise UserError("deployment.target=local has no candidates beside the model in service; use `vthink deploy`")
     _, service = _inference_service(config)
-    waiting = list(canaries(service)) if service is not None else []
+    waiting = list(rollout.canaries(service)) if service is not None else []
     if not waiting:
         name = config.deployment.kserve.name
         raise UserError(f"the InferenceService {name} has no candidate; begin with `vthink deploy --hold`")
@@ -155,25 +127,16 @@ def promote(preset: Preset = "laptop", overrides: Overrides = None, workspace: F
 
 
 def rollback(
-    version: Annotated[
-        str | None, typer.Argument(metavar="VERSION|ALIAS", help="Default: what was in service before the champion.")
-    ] = None,
-    preset: Preset = "laptop",
-    overrides: Overrides = None,
-    workspace: Folder = WORKSPACE,
-) -> None:
+    version: Annotated[str | None, Argument(metavar="VERSION|ALIAS", help="Default: the one before.")] = None,
+    preset: Preset = "laptop", overrides: Overrides = None, workspace: Folder = WORKSPACE,
+) -> None:  # fmt: skip
     """Take a waiting candidate away; where none waits, bring the version before the champion back into service."""
-    from ...components.common.errors import UserError
-    from ...components.deployment.registry import CHAMPION, REPLACED, ModelRegistry
-    from ...components.deployment.rollout.rollout import withdraw
-    from ..run.session import session
-
     config = load(preset, overrides)
     if config.deployment.target == "kserve" and version is None:
         cluster, service = _inference_service(config)
         if service is not None and withdraw(cluster, config.deployment.kserve.name):
             stays = service["spec"]["predictor"].get("name", "what was")
-            typer.echo(f"took the candidate away; in service stays {stays}")
+            echo(f"took the candidate away; in service stays {stays}")
             return
     with session(config, workspace, exclusive=False) as opened:
         registry = ModelRegistry(opened.context.tracking)
@@ -186,28 +149,17 @@ def rollback(
 
 
 def ask(
-    url: Annotated[str, typer.Argument(help="The server, e.g. http://127.0.0.1:8080.")],
-    video: Annotated[Path, typer.Argument(help="A video or an image file.")],
-    question: Annotated[str, typer.Argument(help="The question.")],
-    option: Annotated[
-        list[str] | None, typer.Option("--option", "-o", help="An answer to choose from, without letter. Repeatable.")
-    ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
-    model: Annotated[str | None, typer.Option(help="Name of the served model, where the server asks for one.")] = None,
+    url: Annotated[str, Argument(help="The server, e.g. http://127.0.0.1:8080.")],
+    video: Annotated[Path, Argument(help="A video or an image file.")],
+    question: Annotated[str, Argument(help="The question.")],
+    option: Annotated[list[str] | None, Option("--option", "-o", help="An answer to choose from. Repeatable.")] = None,
+    json_output: Annotated[bool, Option("--json", help="Print the whole result as JSON.")] = False,
+    model: Annotated[str | None, Option(help="Name of the served model, where the server asks for one.")] = None,
 ) -> None:
     """Ask a served model about a video, and show its answer with the segments it rests on.
 
     A server that asks for a key gets the one in VTHINK_API_KEY.
     """
-    import json
-
-    from rich.console import Console
-    from rich.markup import escape
-
-    from ...components.common.chat_endpoint.endpoint import BlockingEndpoint
-    from ...components.deployment.ask import FileQuestion, served_endpoint
-    from ...components.deployment.ask import ask as ask_server
-
     console = Console(highlight=False)
     stream = None if json_output else lambda piece: console.print(piece, end="", markup=False, style="dim")
     file_question = FileQuestion(path=video, text=question, options=option or ())

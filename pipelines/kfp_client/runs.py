@@ -1,6 +1,7 @@
-"""Runs on Kubeflow Pipelines: find, follow, stop and continue them, and read their logs.
+"""Runs on Kubeflow Pipelines: find, follow, stop and continue them, and read how far they are and their logs.
 
-Where KFP's page gives a task's log was read in its source (frontend/server); no KFP server was available to check it.
+How tasks are named in a run's ``task_details`` (backend/src/apiserver) and where KFP's page gives their logs
+(frontend/server) was read in KFP's source; no KFP server was available to check it.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import Any, Literal
 
-from ...components.common.config import STAGES, Stage
-from ..run.progress import StageProgress
-from .connection import TIMEOUT_S, KfpConnection
-from .errors import KfpError
-from .progress import ending, run_context, stage_pods, stage_progress
+import httpx
+from kfp_server_api import V2beta1PipelineTaskDetail, V2beta1Run
 
-if TYPE_CHECKING:
-    from kfp_server_api import V2beta1Run
+from ...components.common.config import STAGES, ConfigError, Stage
+from ...components.common.context import RunContext
+from ..run.progress import LAST_TASK, STAGE_OF_TASK, StageProgress
+from .connection import TIMEOUT_S, KfpConnection, KfpError
+
+Ending = Literal["succeeded", "refused", "failed", "canceled"]
+"""How a run ended; ``refused``: all stages worked, and the gate refused the model."""
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """What must not reach the terminal of a person who reads a log."""
@@ -29,46 +33,113 @@ _RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class SubmittedRun:
-    """A run, or a recurring run, that Kubeflow Pipelines has accepted."""
+    """A run, or a recurring run, that Kubeflow Pipelines has accepted: KFP's id, its page, its name."""
 
     run_id: str
-    """KFP's id."""
     url: str
-    """Its page."""
     name: str
-    """Its name."""
 
 
-# --- looking for runs ---------------------------------------------------------------------------------------------
+# --- how far a run is
 
 
-def named(name: str) -> str:
+def run_context(run: V2beta1Run) -> RunContext | None:
+    """The context of a run of our pipeline; None: of another pipeline, or of another version of ours."""
+    parameters = run.runtime_config.parameters if run.runtime_config else None
+    try:
+        return RunContext.load((parameters or {})["run"], "run")
+    except (ConfigError, KeyError, TypeError):
+        return None
+
+
+def ending(run: V2beta1Run) -> Ending | None:
+    """How a run ended; None: it has not."""
+    if run.state == "SUCCEEDED":
+        return "refused" if stage_progress(run)["gate"].status == "refused" else "succeeded"
+    if run.state in ("FAILED", "CANCELED"):
+        return "canceled" if run.state == "CANCELED" else "failed"
+    return None
+
+
+def _tasks(run: V2beta1Run) -> list[V2beta1PipelineTaskDetail]:
+    return list((run.run_details.task_details if run.run_details else None) or [])
+
+
+def stage_progress(run: V2beta1Run) -> dict[Stage, StageProgress]:
+    """How far each stage of a run is, from the states of its tasks."""
+    over = run.state in ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+    stages: dict[Stage, StageProgress] = {}
+    for stage in STAGES:
+        tasks = [task for task in _tasks(run) if STAGE_OF_TASK.get(task.display_name) == stage]
+        states = {task.state for task in tasks} - {None, "RUNTIME_STATE_UNSPECIFIED"}
+        last = {task.state for task in tasks if task.display_name == LAST_TASK[stage]}
+        progress = stages[stage] = StageProgress(stage)
+        errors = [task.error.message for task in tasks if task.error and task.error.message]
+        if "FAILED" in states or states & {"CANCELED", "CANCELING"}:
+            progress.status, progress.line = "failed", errors[0] if errors else "stopped"
+        elif stage == "gate" and any(t.display_name == "refuse" and t.state == "SUCCEEDED" for t in tasks):
+            progress.status = "refused"
+        elif "SUCCEEDED" in last:
+            progress.status = "done"
+        elif states and states <= {"SKIPPED"}:
+            progress.status = "skipped"
+        elif states:
+            progress.status = "running"
+            progress.line = "waits for a place" if states <= {"PENDING", "PAUSED"} else ""
+        elif over:
+            progress.status = "skipped"
+        started = [task.start_time or task.create_time for task in tasks if task.start_time or task.create_time]
+        if started:
+            ended = [task.end_time for task in tasks if task.end_time and task.end_time.year > 1970]
+            until = max(ended) if len(ended) == len(tasks) else datetime.now(UTC)
+            progress.started, progress.seconds = 0.0, max(0.0, (until - min(started)).total_seconds())
+    return stages
+
+
+def stage_pods(run: V2beta1Run, stage: Stage) -> list[tuple[str, str]]:
+    """(pod, day of its creation) of a stage's tasks, in the order in which KFP lists them."""
+    tasks = _tasks(run)
+    by_pod = {task.pod_name: task for task in tasks if task.pod_name}
+    days: dict[str, str] = {}
+    waiting = [task for task in tasks if STAGE_OF_TASK.get(task.display_name) == stage]
+    while waiting:
+        task = waiting.pop(0)
+        below = [by_pod[child.pod_name] for child in task.child_tasks or [] if child.pod_name in by_pod]
+        # A task is a driver, which decides whether it runs, and an executor, maybe with attempts `executor(0)`, ….
+        # The children of those are the tasks that come next.
+        attempts = [child for child in below if child.display_name.startswith("executor") and child is not task]
+        if attempts and task.display_name != attempts[0].display_name:
+            waiting += [child for child in attempts if child.pod_name not in days]
+        elif task.pod_name:
+            days[task.pod_name] = f"{task.create_time:%Y-%m-%d}" if task.create_time else ""
+    return list(days.items())
+
+
+# --- looking for runs
+
+
+def named(name: str, operation: str = "EQUALS") -> str:
     """KFP's filter for what has this name."""
-    return _predicate("EQUALS", name)
+    return json.dumps({"predicates": [{"operation": operation, "key": "display_name", "string_value": name}]})
 
 
-def _predicate(operation: str, value: str) -> str:
-    return json.dumps({"predicates": [{"operation": operation, "key": "display_name", "string_value": value}]})
-
-
-def newest(kfp: KfpConnection, listing: Callable[..., Any], key: str, condition: str, count: int = 1) -> list[Any]:
-    """The newest entries of one of KFP's lists that meet a condition."""
-    answer = listing(filter=condition, sort_by="created_at desc", page_size=count, **kfp.scope)
-    return list(getattr(answer, key) or [])
+def newest(kfp: KfpConnection, listing: Callable[..., Any], key: str, condition: str) -> Any | None:
+    """The newest entry of one of KFP's lists that meets a condition; None where none does."""
+    answer = listing(filter=condition, sort_by="created_at desc", page_size=1, **kfp.scope)
+    return next(iter(getattr(answer, key) or []), None)
 
 
 def recent_runs(kfp: KfpConnection, name: str = "", count: int = 10) -> list[V2beta1Run]:
     """The newest runs of our pipeline whose name contains ``name``, newest first."""
-    condition = _predicate("IS_SUBSTRING", name)
-    listed = kfp.call("list runs", newest, kfp, kfp.apis.runs.run_service_list_runs, "runs", condition, count)
-    return [run for run in listed if run_context(run) is not None]
+    query = {"filter": named(name, "IS_SUBSTRING"), "sort_by": "created_at desc", "page_size": count, **kfp.scope}
+    listed = kfp.call("list runs", kfp.apis.runs.run_service_list_runs, **query)
+    return [run for run in listed.runs or [] if run_context(run) is not None]
 
 
 def redo_counts(kfp: KfpConnection, config_name: str) -> dict[Stage, int]:
     """How often each stage was asked to start afresh, as the newest run of a configuration says."""
     for run in recent_runs(kfp, f"{config_name}-"):
-        context = run_context(run)
-        if context is not None and run.display_name.startswith(f"{config_name}-"):
+        if run.display_name.startswith(f"{config_name}-") and (context := run_context(run)) is not None:
             return {stage: context.redo[stage] for stage in STAGES if stage in context.redo}
     return {}
 
@@ -82,11 +153,7 @@ def last_rows(kfp: KfpConnection, config_name: str) -> str | None:
 
 
 def find_run(kfp: KfpConnection, name: str) -> V2beta1Run:
-    """A run by KFP's id, or by its name.
-
-    Raises:
-        KfpError: there is none.
-    """
+    """A run by KFP's id, or by its name; a `KfpError` where there is none."""
     if not _RUN_ID.fullmatch(name):
         for run in recent_runs(kfp, name):
             if run.display_name == name:
@@ -104,7 +171,7 @@ def get_run(kfp: KfpConnection, run_id: str) -> V2beta1Run:
     return kfp.call(f"read run {run_id}", kfp.apis.runs.run_service_get_run, run_id)
 
 
-# --- steering and following them ----------------------------------------------------------------------------------
+# --- steering and following them
 
 
 def cancel_run(kfp: KfpConnection, name: str) -> str:
@@ -119,8 +186,8 @@ def cancel_run(kfp: KfpConnection, name: str) -> str:
         except KfpError as failure:
             raise (error if failure.status == 404 else failure) from failure
         return "deleted the recurring run"
-    if ending(run) is not None:
-        return f"already over: {ending(run)}"
+    if how := ending(run):
+        return f"already over: {how}"
     kfp.repeat("stop the run", kfp.apis.runs.run_service_terminate_run, run.run_id)
     return "stopping"
 
@@ -145,12 +212,8 @@ def wait_for_run(
     """Follow a run to its end; however long it queues.
 
     Args:
-        kfp: where.
-        run_id: KFP's id.
-        on_change: gets the stages at each look.
-        on_silence: gets the reason, once, when KFP stops answering.
-        poll_s: seconds between two looks.
-        patience_s: how long KFP may be silent.
+        on_change: gets the stages at each look, every ``poll_s`` seconds.
+        on_silence: gets the reason, once, when KFP stops answering; it may be silent for ``patience_s``.
 
     Raises:
         KfpError: KFP was silent for longer, or does not know us any more. The run goes on.
@@ -173,13 +236,7 @@ def wait_for_run(
 
 
 def stage_log(kfp: KfpConnection, run: V2beta1Run, stage: Stage) -> Iterator[str]:
-    """What the tasks of a stage printed, line by line, as KFP's page gives it.
-
-    Raises:
-        KfpError: the stage has no pod yet, or its log is gone.
-    """
-    import httpx
-
+    """What the tasks of a stage printed, line by line, as KFP's page gives it; a `KfpError` where it has none."""
     pods = stage_pods(run, stage)
     if not pods:
         raise KfpError(f"stage {stage} of {run.display_name} has not started a pod")

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import kfp_server_api
+
 from ... import __version__
 from ...components.common.config import Stage
 from ...components.common.context import RunContext
@@ -37,20 +39,15 @@ def submit_run(
     """Upload the pipeline where KFP does not have it, and start a run of it.
 
     Args:
-        kfp: where.
-        config: the whole configuration, made `for_cluster`; storage and tracking must be reachable from there.
+        config: made `for_cluster`; storage and tracking must be reachable from there.
         restart: do this stage and all after it afresh, though finished output is there.
         experiment: KFP experiment; None: the configuration's MLflow experiment.
-        service_account: of the run's pods; None: KFP's default.
         cron: start it again and again, at these times (see `cron_expression`).
         rows: fingerprint of the rows (`rows_fingerprint`), kept with the run.
-        evaluation_gpus: accelerators of the evaluation task.
 
     Raises:
         UserError: ``cron`` is none, or KFP refuses something.
     """
-    import kfp_server_api
-
     schedule = cron_expression(cron) if cron else None
     redo = redo_counts(kfp, config.name)
     if restart:
@@ -75,43 +72,31 @@ def submit_run(
         "runtime_config": kfp_server_api.V2beta1RuntimeConfig(parameters=arguments(config, context)),
         "service_account": service_account,
     }
+    made: Any
     if schedule:
-        return _schedule(kfp, settings, schedule)
+        trigger = kfp_server_api.V2beta1Trigger(cron_schedule=kfp_server_api.V2beta1CronSchedule(cron=schedule))
+        enabled = kfp_server_api.RecurringRunMode.ENABLE
+        recurring = kfp_server_api.V2beta1RecurringRun(
+            **settings, trigger=trigger, mode=enabled, max_concurrency="1", no_catchup=True
+        )
+        schedules = kfp.apis.recurring_runs
+        made = kfp.create(
+            "schedule the run",
+            lambda: schedules.recurring_run_service_create_recurring_run(recurring),
+            lambda: newest(kfp, schedules.recurring_run_service_list_recurring_runs, "recurring_runs", named(name)),
+        )
+        return SubmittedRun(made.recurring_run_id, f"{kfp.host}/#/recurringrun/details/{made.recurring_run_id}", name)
     api = kfp.apis.runs
-    run = kfp.create(
+    made = kfp.create(
         "start the run",
         lambda: api.run_service_create_run(kfp_server_api.V2beta1Run(**settings)),
-        lambda: next(iter(newest(kfp, api.run_service_list_runs, "runs", named(name))), None),
+        lambda: newest(kfp, api.run_service_list_runs, "runs", named(name)),
     )
-    return SubmittedRun(run.run_id, f"{kfp.host}/#/runs/details/{run.run_id}", name)
-
-
-def _schedule(kfp: KfpConnection, settings: dict[str, Any], cron: str) -> SubmittedRun:
-    """Make a recurring run."""
-    import kfp_server_api
-
-    api, name = kfp.apis.recurring_runs, settings["display_name"]
-    trigger = kfp_server_api.V2beta1Trigger(cron_schedule=kfp_server_api.V2beta1CronSchedule(cron=cron))
-    recurring = kfp_server_api.V2beta1RecurringRun(
-        **settings, trigger=trigger, mode=kfp_server_api.RecurringRunMode.ENABLE, max_concurrency="1", no_catchup=True
-    )
-    listing = api.recurring_run_service_list_recurring_runs
-    made = kfp.create(
-        "schedule the run",
-        lambda: api.recurring_run_service_create_recurring_run(recurring),
-        lambda: next(iter(newest(kfp, listing, "recurring_runs", named(name))), None),
-    )
-    return SubmittedRun(made.recurring_run_id, f"{kfp.host}/#/recurringrun/details/{made.recurring_run_id}", name)
+    return SubmittedRun(made.run_id, f"{kfp.host}/#/runs/details/{made.run_id}", name)
 
 
 def upload_pipeline(kfp: KfpConnection, package: Path) -> tuple[str, str]:
-    """Make a compiled pipeline known, once: its version is named by its contents.
-
-    Returns:
-        (id of the pipeline, id of the version).
-    """
-    import kfp_server_api
-
+    """Make a compiled pipeline known, once: its version is named by its contents. The ids of both."""
     api = kfp.apis.pipelines
 
     def find_pipeline() -> Any:
@@ -122,11 +107,8 @@ def upload_pipeline(kfp: KfpConnection, package: Path) -> tuple[str, str]:
                 raise
             return None
 
-    pipeline = kfp.call("look for the pipeline", find_pipeline)
-    if pipeline is None:
-        body = kfp_server_api.V2beta1Pipeline(name=PIPELINE, display_name=PIPELINE, **kfp.scope)
-        create = api.pipeline_service_create_pipeline
-        pipeline = kfp.create("create the pipeline", lambda: create(body), find_pipeline)
+    body = kfp_server_api.V2beta1Pipeline(name=PIPELINE, display_name=PIPELINE, **kfp.scope)
+    pipeline = kfp.ensure("the pipeline", lambda: api.pipeline_service_create_pipeline(body), find_pipeline)
     pipeline_id = str(pipeline.pipeline_id)
     name = f"{__version__}-{hashlib.sha256(package.read_bytes()).hexdigest()[:12]}"
 
@@ -134,38 +116,28 @@ def upload_pipeline(kfp: KfpConnection, package: Path) -> tuple[str, str]:
         listed = api.pipeline_service_list_pipeline_versions(pipeline_id, filter=named(name), page_size=1)
         return listed.pipeline_versions[0] if listed.pipeline_versions else None
 
-    version = kfp.call("look for the pipeline's version", find_version)
-    if version is None:
-        upload = kfp.apis.uploads.upload_pipeline_version
-        version = kfp.create(
-            "upload the pipeline", lambda: upload(str(package), name=name, pipelineid=pipeline_id), find_version
-        )
+    upload = kfp.apis.uploads.upload_pipeline_version
+    version = kfp.ensure(
+        "the pipeline's version", lambda: upload(str(package), name=name, pipelineid=pipeline_id), find_version
+    )
     return pipeline_id, str(version.pipeline_version_id)
 
 
 def _experiment_id(kfp: KfpConnection, name: str) -> str:
     """The id of an experiment, which is made when there is none."""
-    import kfp_server_api
-
     api = kfp.apis.experiments
+    body = kfp_server_api.V2beta1Experiment(display_name=name, **kfp.scope)
 
     def find() -> Any:
         listed = api.experiment_service_list_experiments(filter=named(name), page_size=1, **kfp.scope)
         return listed.experiments[0] if listed.experiments else None
 
-    body = kfp_server_api.V2beta1Experiment(display_name=name, **kfp.scope)
-    experiment = kfp.call("look for the experiment", find) or kfp.create(
-        "create the experiment", lambda: api.experiment_service_create_experiment(body), find
-    )
+    experiment = kfp.ensure("the experiment", lambda: api.experiment_service_create_experiment(body), find)
     return str(experiment.experiment_id)
 
 
 def cron_expression(text: str) -> str:
-    """KFP's six fields, of which the first is the second, from the usual five or from six.
-
-    Raises:
-        UserError: there are more or fewer.
-    """
+    """KFP's six fields, of which the first is the second, from the usual five or from six; else a `UserError`."""
     fields = text.split()
     if len(fields) not in (5, 6):
         raise UserError(f"--cron '{text}': expected five fields, for example '0 3 * * *' (every night at three)")
@@ -173,11 +145,7 @@ def cron_expression(text: str) -> str:
 
 
 def rows_fingerprint(config: Config) -> str:
-    """Identifies the rows that a run would prepare: their contents, not their name.
-
-    Raises:
-        StorageError: they cannot be read.
-    """
+    """Identifies the rows that a run would prepare by their contents; a `StorageError` if they cannot be read."""
     source = config.data.source
     if source == "synthesize":
         return fingerprint(config.data.synthesize)

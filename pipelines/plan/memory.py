@@ -1,4 +1,4 @@
-"""Memory and operations of a forward pass."""
+"""What accelerators have, and the memory and operations that training takes of them."""
 
 from __future__ import annotations
 
@@ -9,29 +9,45 @@ from typing import Literal
 from .shapes import Shape
 
 Zero = Literal["none", "zero2", "zero3"]
-
-
 GIB = 2**30
-
-
 OVERHEAD_BYTES, FRAGMENTATION = 2 * GIB, 1.1
 """The accelerator's context and libraries, and what the allocator loses."""
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """One GPU model, from its data sheet: 10¹² dense bfloat16 operations a second, usable memory, memory bandwidth, and
+    bandwidth to the others of its node, one way."""
+
+    tflops: float
+    memory_gib: float
+    bandwidth_gb_s: float
+    link_gb_s: float
+
+
+ACCELERATORS = {
+    "a100-40gb": Accelerator(312, 39.4, 1555, 300),
+    "a100-80gb": Accelerator(312, 79.2, 2039, 300),
+    "h100-80gb": Accelerator(989, 79.6, 3350, 450),
+    "h200-141gb": Accelerator(989, 139.8, 4800, 450),
+    "l40s-48gb": Accelerator(362, 44.4, 864, 32),
+}
+GPUS_PER_NODE = 8
+NETWORK_GB_S = 25.0
+"""Between nodes, per accelerator (200 Gbit/s); less makes several nodes slower than said here."""
 
 
 def forward_flops(shape: Shape, tokens: float, patches: float, length: float) -> float:
     """Floating point operations of one forward pass.
 
     Args:
-        shape: the model.
         tokens: positions of the language model, all sequences together.
         patches: rows of the vision tower.
         length: positions that a position attends to, on average half the sequence.
     """
-    output = shape.vocabulary * shape.hidden
-    text = tokens * (
-        2 * (shape.language_parameters + output) + 4 * shape.layers * shape.heads * shape.head_dim * length
-    )
-    return text + patches * 2 * shape.vision_parameters
+    dense = 2 * (shape.language_parameters + shape.vocabulary * shape.hidden)
+    attention = 4 * shape.layers * shape.heads * shape.head_dim * length
+    return tokens * (dense + attention) + patches * 2 * shape.vision_parameters
 
 
 def activation_bytes(
@@ -41,8 +57,7 @@ def activation_bytes(
 
     Args:
         shape: the model; its loss is not included.
-        tokens: positions of all sequences of the batch.
-        patches: rows of the vision tower.
+        tokens: positions of all sequences of the batch; ``patches``: rows of the vision tower.
         element_bytes: 2 for bfloat16, 4 for float32.
         checkpointing: keep only each layer's input.
     """

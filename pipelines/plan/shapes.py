@@ -1,8 +1,9 @@
-"""Sizes of models that decide what they cost."""
+"""Sizes of models that decide what they cost, and what a video becomes for them. Both are exact."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 from ...components.common.config import ConfigError
 from ...components.common.storage.names import StorageError, join
 from ...components.common.storage.s3 import Storage
+from ...components.common.video.clip import DecodeError
+from ...components.common.video.config import VideoConfig
+from ...components.common.video.frames import frame_indices, target_size
 from ..config import Config
 
 
@@ -79,15 +83,11 @@ _QWEN2_5 = Shape(
     vocabulary=152064, tied=False, vision_hidden=1280, vision_layers=32, vision_heads=16, vision_intermediate=3420,
     patch=14,
 )  # fmt: skip
-
-
 _QWEN3 = Shape(
     family="qwen3_vl", hidden=4096, layers=36, heads=32, kv_heads=8, head_dim=128, intermediate=12288,
     vocabulary=151936, tied=False, vision_hidden=1152, vision_layers=27, vision_heads=16, vision_intermediate=4304,
     patch=16, vision_positions=2304, deepstack=3,
 )  # fmt: skip
-
-
 SHAPES = {
     "Qwen/Qwen2.5-VL-7B-Instruct": _QWEN2_5,
     "Qwen/Qwen2.5-VL-3B-Instruct": replace(
@@ -104,8 +104,6 @@ SHAPES = {
     ),
 }  # fmt: skip
 """Models that are known by name, from their published ``config.json``."""
-
-
 TINY_VOCABULARY = 896
 """Of the tokenizer that comes with ``model.name: tiny``."""
 
@@ -163,3 +161,38 @@ def read_shape(config: Mapping[str, Any], source: str) -> Shape:
         )  # fmt: skip
     except KeyError as error:
         raise ConfigError(f"{source}: {error} is missing") from error
+
+
+@dataclass(frozen=True)
+class Footage:
+    """A video as it comes."""
+
+    width: int = 1280
+    height: int = 720
+    seconds: float = 30.0
+    fps: float = 30.0
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a video becomes: frames, rows that the vision tower reads, and tokens that the language model reads."""
+
+    frames: int
+    height: int
+    width: int
+    patches: int
+    visual: int
+
+
+def visual_tokens(footage: Footage, video: VideoConfig, shape: Shape) -> Tokens:
+    """Exactly what preparation and encoding make of a video."""
+    try:
+        frames = len(frame_indices(max(1, round(footage.seconds * footage.fps)), footage.fps, video))
+        height, width = target_size(footage.height, footage.width, video)
+    except DecodeError as error:
+        raise ConfigError(f"{footage.width}x{footage.height}: {error}") from error
+    multiple = shape.patch * shape.merge
+    if height % multiple or width % multiple:
+        raise ConfigError(f"video.size_multiple={video.size_multiple}: this model needs a multiple of {multiple}")
+    grid = math.ceil(frames / shape.temporal_patch) * (height // shape.patch) * (width // shape.patch)
+    return Tokens(frames, height, width, grid, grid // shape.merge**2)

@@ -1,8 +1,8 @@
 """What a training stage will need, from its configuration alone: FLOPs, memory, storage and hours. No torch.
 
-Exact are the visual tokens (`tokens.py`) and the numbers of parameters (`shapes.py`); the bytes of tensors
-(`memory.py`) follow from the layers of transformers' Qwen2.5-VL and Qwen3-VL, and a test counts them on real models.
-Hours are an estimate, which rests on the figures below, each with its source.
+Exact are visual tokens and parameters (`shapes.py`); the bytes of tensors (`memory.py`) follow from the layers of
+transformers' Qwen2.5-VL and Qwen3-VL, and a test counts them on real models. Hours are an estimate, which rests on the
+figures below, each with its source.
 """
 
 from __future__ import annotations
@@ -11,14 +11,23 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ...components.common.config import Stage
 from ...components.common.training.config import TrainingConfig
 from ..config import Config
-from .accelerators import GPUS_PER_NODE, NETWORK_GB_S, Accelerator
-from .memory import GIB, Memory, Zero, activation_bytes, forward_flops, kv_cache_bytes, state_bytes
-from .shapes import Shape
-from .tokens import Tokens
+from .memory import (
+    GIB,
+    GPUS_PER_NODE,
+    NETWORK_GB_S,
+    Accelerator,
+    Memory,
+    Zero,
+    activation_bytes,
+    forward_flops,
+    kv_cache_bytes,
+    state_bytes,
+)
+from .shapes import Shape, Tokens
 
+TrainingStage = Literal["sft", "grpo"]
 UTILISATION = 0.2
 """Share of an accelerator's peak that training reaches. EasyR1's published baselines: 16 to 23 %, Qwen2.5-VL-7B."""
 SECONDS_PER_LAYER = 0.9e-3
@@ -35,16 +44,14 @@ LOGIT_CHUNK_TOKENS = 1024
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one training stage needs with one layout."""
+    """What one training stage needs with one layout: tokens of a sequence, FLOPs of an optimiser step on all ranks."""
 
-    stage: Stage
+    stage: TrainingStage
     zero: Zero
     ranks: int
     tokens: int
-    """Of one sequence."""
     steps: int
     step_flops: float
-    """Of one optimiser step, all ranks."""
     step_seconds: float
     memory: Memory
     fits: bool
@@ -62,7 +69,7 @@ class StagePlan:
 
 def plan_stage(
     config: Config,
-    stage: Literal["sft", "grpo"],
+    stage: TrainingStage,
     shape: Shape,
     sample: Tokens,
     accelerator: Accelerator,
@@ -70,14 +77,9 @@ def plan_stage(
     zero: Zero | None = None,
     ranks: int | None = None,
 ) -> StagePlan:
-    """What a training stage needs.
+    """What a training stage needs for videos like ``sample``.
 
     Args:
-        config: the run.
-        stage: which.
-        shape: its model.
-        sample: one video of it.
-        accelerator: on what.
         rows: training rows of the stage, where the configuration counts in epochs.
         zero: another ZeRO stage than the configuration's.
         ranks: another number of accelerators than the configuration's.
@@ -127,9 +129,8 @@ class _Work:
     """Tokens of one sequence."""
     flops: float
     held_tokens: int
-    """Positions of the passes that go backward at the same time."""
     held_clips: int
-    """Videos of those."""
+    """Positions and videos of the passes that go backward at the same time."""
     decoding_s: float = 0.0
     """Time of rollouts that no arithmetic explains."""
     rollout_bytes: int = 0
@@ -190,15 +191,10 @@ def _grpo_work(
     budget = grpo.max_tokens_per_pass or group_tokens * grpo.prompts_per_step
     groups = min(grpo.prompts_per_step, max(1, budget // group_tokens))
     return _Work(
-        length=length,
-        flops=flops,
-        held_tokens=groups * group_tokens,
-        held_clips=groups * copies,
+        length=length, flops=flops, held_tokens=groups * group_tokens, held_clips=groups * copies,
         decoding_s=(2 if shuffled else 1) * grpo.max_new_tokens * LONGEST_LENGTH * token_s,
-        rollout_bytes=rollouts,
-        reference_bytes=reference,
-        vllm_fits=vllm_fits,
-    )
+        rollout_bytes=rollouts, reference_bytes=reference, vllm_fits=vllm_fits,
+    )  # fmt: skip
 
 
 def fastest(plans: list[StagePlan]) -> StagePlan | None:
@@ -208,13 +204,7 @@ def fastest(plans: list[StagePlan]) -> StagePlan | None:
 
 
 def layouts(
-    config: Config,
-    stage: Literal["sft", "grpo"],
-    shape: Shape,
-    sample: Tokens,
-    accelerator: Accelerator,
-    rows: int,
-    ranks: int,
+    config: Config, stage: TrainingStage, shape: Shape, sample: Tokens, accelerator: Accelerator, rows: int, ranks: int
 ) -> list[StagePlan]:
     """The stage on ``ranks`` accelerators with each ZeRO stage that the configuration admits, its own first."""
     section: TrainingConfig = getattr(config, stage)
@@ -225,14 +215,12 @@ def layouts(
 
 @dataclass(frozen=True)
 class Stored:
-    """Bytes in the object store."""
+    """Bytes in the object store: the frames of all rows, one served model, and training checkpoints."""
 
     data: int
-    """Prepared frames of all rows."""
     model: int
-    """One served model."""
     checkpoint: int
-    """One training checkpoint: weights, both moments and, with DeepSpeed, its float32 weights."""
+    """Weights, both moments and, with DeepSpeed, its float32 weights."""
     checkpoints: int
     """Those that a stage keeps at a time, the best included."""
 

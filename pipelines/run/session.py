@@ -39,9 +39,7 @@ def session(config: Config, folder: Path, exclusive: bool = True) -> Iterator[Se
         exclusive: take the lock; commands that only read do without and may work beside a run.
 
     Raises:
-        UserError: another ``vthink`` works in this workspace.
-        LaunchError: the object store cannot be started.
-        StorageError: the object store cannot be reached, or refuses the credentials.
+        UserError: another ``vthink`` works there; the object store cannot be started or reached, or refuses the keys.
     """
     workspace = Workspace(folder)
     before = dict(os.environ)
@@ -100,8 +98,7 @@ def find_manifest(opened: Session, name: str) -> str:
     """The manifest that a person means by its URI, its prefix, or the folder in the workspace's store.
 
     Raises:
-        UserError: a path outside of the store.
-        StorageError: there is no such manifest.
+        UserError: a path outside of the store, or there is no such manifest.
     """
     uri = name
     if "://" not in name:

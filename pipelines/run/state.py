@@ -1,9 +1,10 @@
-"""``state.json``: what the next run must know about the earlier ones."""
+"""``state.json``: what the next run must know about the earlier ones, and what it will therefore do."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel
 
@@ -11,7 +12,9 @@ from ... import __version__
 from ...components.common.config import STAGES, Stage
 from ...components.common.storage.names import fingerprint
 from ..config import Config
+from .session import Session
 
+_FILE = "state.json"
 SECTIONS: dict[Stage, tuple[str, ...]] = {
     "prepare": ("data", "video"),
     "sft": ("sft", "model"),
@@ -37,7 +40,7 @@ class State(BaseModel):
     @classmethod
     def read(cls, workspace: Path, restart: Stage | None = None) -> Self:
         """The state of a workspace, a fresh one where there is none; with ``restart`` to be done once more."""
-        path = _file(workspace)
+        path = workspace / _FILE
         state = cls.model_validate_json(path.read_text("utf-8")) if path.exists() else cls()
         if restart:
             state.redo[restart] = state.redo.get(restart, 0) + 1
@@ -45,11 +48,7 @@ class State(BaseModel):
 
     def write(self, workspace: Path) -> None:
         """Write atomically."""
-        write_atomically(_file(workspace), self.model_dump_json(indent=1))
-
-
-def _file(workspace: Path) -> Path:
-    return workspace / "state.json"
+        write_atomically(workspace / _FILE, self.model_dump_json(indent=1))
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -71,4 +70,30 @@ def stage_keys(config: Config, state: State) -> dict[Stage, str]:
 
 def is_enabled(config: Config, stage: Stage) -> bool:
     """Whether the configuration wants the stage."""
-    return not (stage in ("sft", "grpo") and not getattr(config, stage).enabled)
+    return stage not in ("sft", "grpo") or getattr(config, stage).enabled
+
+
+@dataclass(frozen=True)
+class StagePreview:
+    """What a run would do with one stage."""
+
+    stage: Stage
+    action: Literal["run", "reuse", "skip", "check"]
+    reason: str
+
+
+def preview_stages(opened: Session, restart: Stage | None = None) -> list[StagePreview]:
+    """What a run would do, with ``restart`` and all after it afresh."""
+    state = State.read(opened.workspace.root, restart)
+    stages = []
+    for stage, key in stage_keys(opened.config, state).items():
+        manifest = state.finished.get(stage, {}).get(key)
+        if not is_enabled(opened.config, stage):
+            stages.append(StagePreview(stage, "skip", f"{stage}.enabled is false"))
+        elif stage in ("gate", "register", "deploy"):
+            stages.append(StagePreview(stage, "check", "quick; depends on the evaluation and on what is in service"))
+        elif manifest and opened.storage.exists(manifest):
+            stages.append(StagePreview(stage, "reuse", manifest))
+        else:
+            stages.append(StagePreview(stage, "run", "no finished output for these settings and inputs"))
+    return stages

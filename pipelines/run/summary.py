@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ...components.common.config import Stage
 from ...components.common.errors import UserError
@@ -15,14 +15,14 @@ from .progress import Status
 from .session import Session
 from .state import write_atomically
 
+_FILE = "summary.json"
+
 
 class GateSummary(BaseModel):
-    """The gate's verdict."""
+    """The gate's verdict, and a line per rule, with its numbers."""
 
-    verdict: str
-    """``pass``, or ``fail``."""
+    verdict: Literal["pass", "fail"]
     lines: list[str]
-    """A line per rule, with its numbers."""
 
     @property
     def passed(self) -> bool:
@@ -31,30 +31,24 @@ class GateSummary(BaseModel):
 
 
 class ModelSummary(BaseModel):
-    """The registered model version."""
+    """The registered model version: ``champion`` once it is in service, ``candidate`` before; its files' prefix."""
 
     name: str
     version: int
     alias: str
-    """``champion`` once it is in service, ``candidate`` before."""
     source: str
-    """Prefix of its files."""
 
 
-class Segment(BaseModel):
+class Segment(BaseModel, extra="allow"):
     """A span of the video that the answer rests on."""
-
-    model_config = ConfigDict(extra="allow")
 
     start_s: float
     end_s: float
     caption: str | None
 
 
-class QuestionSummary(BaseModel):
+class QuestionSummary(BaseModel, extra="allow"):
     """A held-out question that the served model was asked, with its answer."""
-
-    model_config = ConfigDict(extra="allow")
 
     question: str
     options: list[str]
@@ -65,13 +59,11 @@ class QuestionSummary(BaseModel):
 
 
 class StageSummary(BaseModel):
-    """How a stage ended."""
+    """How a stage ended, its wall time in this run, and what its output took to make in whichever run that was."""
 
     status: Status
     seconds: float
-    """Wall time in this run."""
     work_seconds: float | None
-    """What its output took to make, in whichever run that was; None: it left none."""
 
 
 class MLflowSummary(BaseModel):
@@ -84,18 +76,15 @@ class MLflowSummary(BaseModel):
 
 
 class RunSummary(BaseModel):
-    """What a run came to."""
+    """What a run came to; ``models``, ``candidate`` and ``comparisons`` as in the evaluation's ``result.json``."""
 
     run_id: str
     config: str
     """Name of the configuration."""
     created: datetime
     models: dict[str, Any]
-    """``models.<model>.<condition>``: every metric as ``{value, low, high, n}``, over all items, ``by_type`` and
-    ``by_kind``, as in the evaluation's ``result.json``."""
     candidate: str
     comparisons: Any
-    """As in ``result.json``."""
     gate: GateSummary
     model: ModelSummary | None
     """None: the gate refused it."""
@@ -141,7 +130,7 @@ def write_summary(opened: Session, outcome: Outcome) -> RunSummary:
             for stage, progress in outcome.stages.items()
         },
     )
-    write_atomically(_file(opened.workspace.root), summary.model_dump_json(indent=1))
+    write_atomically(opened.workspace.root / _FILE, summary.model_dump_json(indent=1))
     return summary
 
 
@@ -151,7 +140,7 @@ def read_summary(workspace: Path) -> RunSummary:
     Raises:
         UserError: no run has finished there, or none of this version.
     """
-    path = _file(workspace)
+    path = workspace / _FILE
     if not path.exists():
         raise UserError(f"{path}: no run has finished in this workspace; start one with `vthink run`")
     try:
@@ -159,7 +148,3 @@ def read_summary(workspace: Path) -> RunSummary:
     except ValidationError as error:
         key = ".".join(map(str, error.errors()[0]["loc"])) or "its text"
         raise UserError(f"{path}: not the summary of this version ({key}); repeat `vthink run`") from error
-
-
-def _file(workspace: Path) -> Path:
-    return workspace / "summary.json"

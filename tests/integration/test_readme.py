@@ -97,6 +97,7 @@ def test_the_options_of_a_command_exist(command):
     found = typer.main.get_command(app)
     while words and words[0] in getattr(found, "commands", {}):
         found = found.commands[words.pop(0)]
+        found = found.load() if hasattr(found, "load") else found
     known = {name for parameter in found.params for name in parameter.opts}
     assert {word for word in words if word.startswith("-")} <= known
 

@@ -31,9 +31,8 @@ from vthink.pipelines import pipeline
 from vthink.pipelines.cli.main import app
 from vthink.pipelines.config import Config, load
 from vthink.pipelines.kfp_client import connection, runs, submit
-from vthink.pipelines.kfp_client.connection import KfpConnection
-from vthink.pipelines.kfp_client.errors import KfpError
-from vthink.pipelines.kfp_client.progress import ending, stage_progress
+from vthink.pipelines.kfp_client.connection import KfpConnection, KfpError
+from vthink.pipelines.kfp_client.runs import ending, stage_progress
 from vthink.pipelines.kfp_client.submit import cron_expression, submit_run
 from vthink.pipelines.run.progress import StageProgress
 from vthink.tests.fakes.kfp_server import API, Fault, KfpServer

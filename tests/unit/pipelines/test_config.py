@@ -174,6 +174,12 @@ def test_a_mistake_in_an_override_names_the_override(override, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_gate_that_a_left_out_stage_makes_impossible_names_the_setting(stage):
+    with pytest.raises(ConfigError, match=rf"leave the rule out of evaluation\.gate \({stage}\.enabled is false\)$"):
+        load("laptop", [f"{stage}.enabled=false"])
+
+
 @pytest.mark.parametrize("name", ["lapto", "no/such.yaml"])
 def test_a_configuration_that_is_not_there_says_so(name):
     with pytest.raises(ConfigError, match=r"did you mean 'laptop'|No such file"):

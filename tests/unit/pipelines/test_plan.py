@@ -14,11 +14,9 @@ from vthink.components.common.config import ConfigError
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.video.config import VideoConfig
 from vthink.pipelines.config import load
-from vthink.pipelines.plan.accelerators import ACCELERATORS
-from vthink.pipelines.plan.memory import GIB, activation_bytes, kv_cache_bytes, state_bytes
-from vthink.pipelines.plan.shapes import SHAPES, Shape, read_shape, shape_of
+from vthink.pipelines.plan.memory import ACCELERATORS, GIB, activation_bytes, kv_cache_bytes, state_bytes
+from vthink.pipelines.plan.shapes import SHAPES, Footage, Shape, read_shape, shape_of, visual_tokens
 from vthink.pipelines.plan.stage import StagePlan, fastest, layouts, plan_stage, stored_bytes
-from vthink.pipelines.plan.tokens import Footage, visual_tokens
 
 FAMILIES = ["qwen2_5_vl", "qwen3_vl"]
 IDS = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}

@@ -15,6 +15,7 @@ VTHINK = [sys.executable, "-m", "vthink.pipelines.cli.main"]
 
 def commands(group, path: tuple[str, ...] = ()):
     for name, command in group.commands.items():
+        command = command.load() if hasattr(command, "load") else command
         if hasattr(command, "commands"):
             yield from commands(command, (*path, name))
         else:
@@ -73,6 +74,21 @@ def test_help_answers_at_once_because_nothing_heavy_is_imported():
 
     # Of the processor's time, so that a busy machine does not matter.
     assert min(cpu_seconds() for _ in range(5)) < 0.5
+
+
+def test_no_command_s_module_brings_what_only_some_installations_have():
+    names = "artifacts, cluster, data, evaluate, serve, train"
+    code = f"import sys; from vthink.pipelines.cli import {names}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "PIL", "av", "decord", "datasets", "pyarrow", "kserve"} & set(loaded)
+
+
+def test_a_command_s_module_is_imported_only_when_it_is_called():
+    code = "import sys, typer; from vthink.pipelines.cli.main import app; typer.main.get_command(app)"
+    code += ".commands['config'].load(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "vthink.pipelines.cli.train" in loaded
+    assert "vthink.pipelines.cli.cluster" not in loaded
 
 
 def test_the_version_is_the_package_s():

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 from vthink.components.common.config import STAGES
 from vthink.pipelines.config import load
-from vthink.pipelines.run.state import State, stage_keys
+from vthink.pipelines.run.session import session
+from vthink.pipelines.run.state import State, preview_stages, stage_keys
 
 
 def changed(*overrides: str) -> set[str]:
@@ -43,3 +44,23 @@ def test_the_state_survives_being_written(tmp_path):
     assert State.read(tmp_path) == state
     assert State.read(tmp_path, "sft").redo == {"sft": 3}
     assert State.read(tmp_path / "none") == State()
+
+
+def test_a_preview_reuses_what_is_there_and_runs_what_is_gone(elsewhere, manifest):
+    config = load("laptop", ["grpo.enabled=false", "evaluation.gate=[]"])
+    with session(config, elsewhere) as opened:
+        keys = stage_keys(config, State())
+        finished = {stage: {keys[stage]: manifest(opened, stage)} for stage in ("prepare", "sft")}
+        State(finished=finished).write(opened.workspace.root)
+        assert [entry.action for entry in preview_stages(opened)] == [
+            "reuse",
+            "reuse",
+            "skip",
+            "run",
+            "check",
+            "check",
+            "check",
+        ]
+        assert [entry.action for entry in preview_stages(opened, "prepare")][:2] == ["run", "run"]
+        opened.storage.delete_prefix(finished["sft"][keys["sft"]].removesuffix("manifest.json"))
+        assert [entry.action for entry in preview_stages(opened)][:2] == ["reuse", "run"]

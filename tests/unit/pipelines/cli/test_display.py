@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from rich.console import Console
-from vthink.pipelines.cli.summary import kinds_table
+from vthink.pipelines.cli.display import kinds_table
 
 
 def test_the_table_by_kind_lists_the_most_asked_first_and_fits_a_terminal():

@@ -5,7 +5,7 @@ import sys
 import textwrap
 
 import pytest
-from vthink.pipelines.run.watch import LocalRunWatcher
+from vthink.pipelines.run.progress import LocalRunWatcher
 
 DAG = """
     import sys
