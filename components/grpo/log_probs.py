@@ -11,8 +11,10 @@ from ..common.errors import UserError
 from ..common.model.chat import ChatEncoder
 from ..common.model.prompt import BlindInputError, EncodedPrompt
 from .config import GRPOConfig
-from .shared_prefix.log_probs import install, log_probs
-from .shared_prefix.pack import pack
+from .shared_prefix import install, log_probs, pack
+
+Forward = tuple[torch.Tensor, torch.Tensor | None]
+"""Log-probabilities and, where the fused head computes them, entropies of the same shape."""
 
 
 class SightedLogProbs:
@@ -28,28 +30,23 @@ class SightedLogProbs:
         for model in models if config.shared_prefix != "off" else ():
             install(accelerator.unwrap_model(model))
 
-    def __call__(
-        self,
-        model: Any,
-        prompts: Sequence[EncodedPrompt],
-        completion_ids: torch.Tensor,
-        completion_mask: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Log-probabilities and, where the fused head computes them, entropies (B, C), 0 where the mask is.
+    def __call__(self, model: Any, prompts: Sequence[EncodedPrompt], ids: torch.Tensor, mask: torch.Tensor) -> Forward:
+        """(B, C) and (B, C), 0 where the mask is.
 
         Args:
             prompts: B; completions of a group have the same object.
+            ids, mask: (B, C) of the completions.
 
         Raises:
             BlindInputError: a prompt without its pixels, or a completion with vision tokens (which only sampling
                 without suppressing them can produce).
             UserError: a log-probability is not a finite number.
         """
-        seen = completion_mask.bool()
-        vision = torch.tensor(self.encoder.vision_token_ids, device=completion_ids.device)
-        if bool((torch.isin(completion_ids, vision) & seen).any()):
+        seen = mask.bool()
+        vision = torch.tensor(self.encoder.vision_token_ids, device=ids.device)
+        if bool((torch.isin(ids, vision) & seen).any()):
             raise BlindInputError("a completion holds vision tokens; they must be suppressed when sampling")
-        completions = [ids[kept].tolist() for ids, kept in zip(completion_ids, seen, strict=True)]
+        completions = [row[kept].tolist() for row, kept in zip(ids, seen, strict=True)]
         forward = self.plain_forward if self.config.shared_prefix == "off" else self.packed_forward
         with self.accelerator.autocast():
             values, entropies = forward(model, prompts, completions)
@@ -63,19 +60,14 @@ class SightedLogProbs:
         spread = empty.masked_scatter(seen, values)
         return spread, empty.masked_scatter(seen, entropies) if entropies is not None else None
 
-    def packed_forward(
-        self, model: Any, prompts: Sequence[EncodedPrompt], completions: Sequence[list[int]]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def packed_forward(self, model: Any, prompts: Sequence[EncodedPrompt], completions: Sequence[list[int]]) -> Forward:
         """Each prompt once, in front of its completions: (ΣC,) and (ΣC,)."""
         groups = group_slices(prompts)
-        packed = pack(
-            self.encoder, [prompts[group.start] for group in groups], [completions[group] for group in groups]
-        )
+        firsts = [prompts[group.start] for group in groups]
+        packed = pack(self.encoder, firsts, [completions[group] for group in groups])
         return log_probs(model, packed, "mask" if self.config.shared_prefix == "mask" else "two_call")
 
-    def plain_forward(
-        self, model: Any, prompts: Sequence[EncodedPrompt], completions: Sequence[list[int]]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def plain_forward(self, model: Any, prompts: Sequence[EncodedPrompt], completions: Sequence[list[int]]) -> Forward:
         """A copy of the prompt, pixels included, for each completion: slow, and obviously right."""
         batch = {name: t.to(self.accelerator.device) for name, t in self.encoder.collate(prompts, completions).items()}
         keep = max(len(completion) for completion in completions)
@@ -88,20 +80,15 @@ class SightedLogProbs:
 
     @torch.no_grad()
     def frozen(
-        self,
-        model: Any,
-        prompts: Sequence[EncodedPrompt],
-        completion_ids: torch.Tensor,
-        completion_mask: torch.Tensor,
-        rows_per_slice: int,
+        self, model: Any, prompts: Sequence[EncodedPrompt], ids: torch.Tensor, mask: torch.Tensor, rows_per_slice: int
     ) -> torch.Tensor:
         """(B, C) log-probabilities without gradients, in slices of the training batch, as the loss computes them."""
         parts = []
         for start in range(0, len(prompts), rows_per_slice):
             stop = min(start + rows_per_slice, len(prompts))
-            for rows, counts in self.passes(prompts[start:stop], completion_mask[start:stop].sum(1)):
+            for rows, counts in self.passes(prompts[start:stop], mask[start:stop].sum(1)):
                 piece = slice(start + rows.start, start + rows.stop)
-                values, _ = self(model, prompts[piece], completion_ids[piece], completion_mask[piece])
+                values, _ = self(model, prompts[piece], ids[piece], mask[piece])
                 if counts:
                     parts.append(values)
         return torch.cat(parts)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 
@@ -62,11 +61,8 @@ class TrainingBatch:
 
     def rows(self, rows: slice) -> TrainingBatch:
         """Some of the completions."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(
-            self,
-            **{name: value[rows] for name, value in values.items() if value is not None and name != "num_loss_tokens"},
-        )
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "num_loss_tokens"}
+        return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})
 
     def split(self, count: int) -> list[TrainingBatch]:
         """``count`` parts of equal size."""

@@ -1,11 +1,13 @@
-"""A GRPO step's rollouts in MLflow: a page to look at and a table to search."""
+"""A GRPO step's rollouts in MLflow: figures averaged over ranks, a page to look at and a table to search."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from markupsafe import Markup
 
 from ..common.html.images import frame_strip
@@ -16,6 +18,47 @@ from ..common.video.config import VideoConfig
 from .rollouts import Rollouts
 
 _SHOWN_PROMPTS = 4
+
+
+def rollout_metrics(rollouts: Rollouts, reward_names: Sequence[str], accelerator: Any) -> dict[str, float]:
+    """Means over all ranks' completions; every rank must call it.
+
+    Args:
+        reward_names: `RewardConfig.names`.
+    """
+    completions = [completion for group in rollouts.completions for completion in group]
+    shuffled = [group.shuffled_accuracy.mean() for group in rollouts.rewards if len(group.shuffled_accuracy)]
+    rewards = rollouts.components
+    values = {f"grpo/reward/{name}": rewards[:, :, i].mean() for i, name in enumerate(reward_names)}
+    values |= {
+        "grpo/reward/total": rewards.sum(-1).mean(),
+        "grpo/accuracy_ordered": torch.stack([group.accuracy for group in rollouts.rewards]).mean(),
+        # A rank without a video in this step has no shuffled accuracy: NaN leaves it out of the mean.
+        "grpo/accuracy_shuffled": torch.stack(shuffled).mean() if shuffled else torch.tensor(float("nan")),
+        "grpo/completion_length": torch.tensor([float(len(c.token_ids)) for c in completions]).mean(),
+        "grpo/truncated": torch.tensor([float(c.finish_reason == "length") for c in completions]).mean(),
+        "grpo/zero_std_groups": torch.tensor(len(rollouts.without_signal) / len(rollouts.completions)),
+    }
+    stacked = torch.stack([value.float() for value in values.values()]).to(accelerator.device)
+    averages = accelerator.gather(stacked).view(-1, len(values)).nanmean(0).tolist()
+    return dict(zip(values, averages, strict=True)) | _accuracy_by_kind(rollouts, accelerator.num_processes)
+
+
+def _accuracy_by_kind(rollouts: Rollouts, num_processes: int) -> dict[str, float]:
+    """Mean accuracy per problem type and per source, over all ranks."""
+    local = [
+        (f"grpo/accuracy/{name}", float(group.accuracy.mean()))
+        for item, group in zip(rollouts.items, rollouts.rewards, strict=True)
+        for name in (f"type/{item.sample.problem_type}", f"source/{item.sample.source or 'unnamed'}")
+    ]
+    parts: list[Any] = [local] * num_processes
+    if num_processes > 1:
+        torch.distributed.all_gather_object(parts, local)
+    merged: dict[str, list[float]] = defaultdict(list)
+    for part in parts:
+        for name, accuracy in part:
+            merged[name].append(accuracy)
+    return {name: sum(values) / len(values) for name, values in merged.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,74 +95,57 @@ def rollout_table(rows: Iterable[RolloutRow]) -> Markup:
             groups.append(("Shuffled frames", row.frames_shuffled, row.completions_shuffled))
         sides = []
         for heading, frames, completions in groups:
-            names = list(dict.fromkeys(name for completion in completions for name in completion.rewards))
-            names.sort(key=lambda name: name == "total")
+            names = dict.fromkeys(name for completion in completions for name in completion.rewards)
+            names_total_last = sorted(names, key=lambda name: name == "total")
             strip = frame_strip(frames)
-            sides.append({"heading": heading, "strip": strip, "names": names, "completions": list(completions)})
+            sides.append({"heading": heading, "strip": strip, "names": names_total_last, "completions": completions})
         shown.append({"prompt": row.prompt, "truth": row.truth, "sides": sides})
     return template_block("rollouts", rows=shown)
 
 
-def rollout_rows(rollouts: Rollouts, video: VideoConfig, names: Sequence[str]) -> list[RolloutRow]:
-    """The first prompts of a step: frames, completions, rewards by name (`RewardConfig.names`), advantages."""
-    rows = []
-    for i, item in enumerate(rollouts.items[:_SHOWN_PROMPTS]):
-        clip, rewards = rollouts.shuffled_clips[i], rollouts.rewards[i]
-        ordered = zip(
-            rollouts.completions[i], rewards.components.tolist(), rollouts.advantages[i].tolist(), strict=True
-        )
-        shuffled = zip(rollouts.shuffled_completions[i], rewards.shuffled_accuracy.tolist(), strict=True)
-        rows.append(
-            RolloutRow(
-                prompt=item.sample.question,
-                truth=item.sample.answer,
-                frames_ordered=encode_frames(item.clip, video),
-                frames_shuffled=encode_frames(clip, video) if clip is not None else [],
-                completions_ordered=[
-                    RolloutCompletion(
-                        text=completion.text,
-                        rewards=dict(zip(names, parts, strict=True)) | {"total": sum(parts)},
-                        advantage=advantage,
-                    )
-                    for completion, parts, advantage in ordered
-                ],
-                completions_shuffled=[
-                    RolloutCompletion(text=completion.text, rewards={"accuracy": accuracy})
-                    for completion, accuracy in shuffled
-                ],
+def rollout_row(rollouts: Rollouts, index: int, video: VideoConfig, names: Sequence[str]) -> RolloutRow:
+    """A prompt of a step: frames, completions, rewards by name (`RewardConfig.names`), advantages."""
+    item, clip, rewards = rollouts.items[index], rollouts.shuffled_clips[index], rollouts.rewards[index]
+    parts, advantages = rewards.components.tolist(), rollouts.advantages[index].tolist()
+    ordered = zip(rollouts.completions[index], parts, advantages, strict=True)
+    shuffled = zip(rollouts.shuffled_completions[index], rewards.shuffled_accuracy.tolist(), strict=True)
+    return RolloutRow(
+        prompt=item.sample.question,
+        truth=item.sample.answer,
+        frames_ordered=encode_frames(item.clip, video),
+        frames_shuffled=encode_frames(clip, video) if clip is not None else [],
+        completions_ordered=[
+            RolloutCompletion(
+                text=completion.text,
+                rewards=dict(zip(names, earned, strict=True)) | {"total": sum(earned)},
+                advantage=advantage,
             )
-        )
-    return rows
+            for completion, earned, advantage in ordered
+        ],
+        completions_shuffled=[
+            RolloutCompletion(text=completion.text, rewards={"accuracy": accuracy}) for completion, accuracy in shuffled
+        ],
+    )
 
 
-@dataclass(frozen=True)
-class RolloutTable:
-    """Writes steps' rollouts to MLflow."""
-
-    tracker: Tracker
-    video: VideoConfig
-    names: Sequence[str]
-    """`RewardConfig.names`."""
-
-    def write(self, step: int, rollouts: Rollouts) -> None:
-        """A page and a table of its own for each step: a training that is resumed replaces those that it repeats."""
-        rows = rollout_rows(rollouts, self.video, self.names)
-        html = page(f"Rollouts at step {step}", [("", rollout_table(rows))])
-        self.tracker.log_html(f"rollouts/step-{step:06d}.html", html)
-        records: list[dict[str, Any]] = [
-            {
-                "step": step,
-                "question": row.prompt,
-                "truth": row.truth,
-                "frames": frames,
-                "completion": completion.text,
-                **{name: completion.rewards.get(name) for name in self.names},
-                "advantage": completion.advantage,
-            }
-            for row in rows
-            for frames, group in (("ordered", row.completions_ordered), ("shuffled", row.completions_shuffled))
-            for completion in group
-        ]
-        self.tracker.log_table(
-            f"rollouts/step-{step:06d}.json", {name: [record[name] for record in records] for name in records[0]}
-        )
+def write_rollouts(tracker: Tracker, video: VideoConfig, names: Sequence[str], step: int, rollouts: Rollouts) -> None:
+    """A page and a table of its own for each step: a training that is resumed replaces those that it repeats."""
+    rows = [rollout_row(rollouts, i, video, names) for i in range(min(_SHOWN_PROMPTS, len(rollouts.items)))]
+    html = page(f"Rollouts at step {step}", [("", rollout_table(rows))])
+    tracker.log_html(f"rollouts/step-{step:06d}.html", html)
+    records: list[dict[str, Any]] = [
+        {
+            "step": step,
+            "question": row.prompt,
+            "truth": row.truth,
+            "frames": frames,
+            "completion": completion.text,
+            **{name: completion.rewards.get(name) for name in names},
+            "advantage": completion.advantage,
+        }
+        for row in rows
+        for frames, group in (("ordered", row.completions_ordered), ("shuffled", row.completions_shuffled))
+        for completion in group
+    ]
+    columns = {name: [record[name] for record in records] for name in records[0]}
+    tracker.log_table(f"rollouts/step-{step:06d}.json", columns)

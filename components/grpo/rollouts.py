@@ -2,28 +2,152 @@
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from datasets import Dataset
+from trl.models import unwrap_model_for_generation
 
+from ..common.errors import UserError
 from ..common.model.chat import ChatEncoder
-from ..common.model.generation import Completion, Sampling
+from ..common.model.generation import Completion, Sampling, sample
 from ..common.model.prompt import EncodedPrompt
-from ..common.rows.prepared import PreparedSample
+from ..common.rows.prepared import PreparedSample, Split
 from ..common.video.clip import Clip
-from .clock import Clock
 from .config import GRPOConfig
-from .engine import RolloutEngine
-from .prefetch import Prefetcher
-from .rewards.group import Group
-from .rewards.score import GroupRewards, reward_functions, score_group
+from .rewards import Group, RewardFunction, reward_functions
 
 _NO_SIGNAL = 1e-6
 """A group whose rewards' standard deviation is below this teaches nothing."""
+
+
+class Prefetcher:
+    """Decodes the clips of rows that will be needed soon, in threads (decoding lets go of the interpreter lock)."""
+
+    def __init__(self, split: Split, workers: int, timeout_s: float) -> None:
+        self.split, self.timeout_s = split, timeout_s
+        self._pool = ThreadPoolExecutor(workers, "prefetch") if workers else None
+        self._coming: OrderedDict[int, Future[PreparedSample]] = OrderedDict()
+
+    def announce(self, rows: Sequence[int]) -> None:
+        """Start decoding; rows that were announced and never taken are forgotten after a while."""
+        if self._pool is None:
+            return
+        for row in rows:
+            if row not in self._coming:
+                self._coming[row] = self._pool.submit(self.split.__getitem__, row)
+        while len(self._coming) > 4 * len(set(rows)) + 64:
+            self._coming.popitem(last=False)
+
+    def announce_batch(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """`announce`, as a data collator: hands on what it gets."""
+        self.announce([example["row"] for example in examples])
+        return examples
+
+    def take(self, rows: Sequence[int]) -> list[PreparedSample]:
+        """The rows, decoded.
+
+        Raises:
+            UserError: one did not arrive within ``timeout_s``.
+        """
+        if self._pool is None:
+            return [self.split[row] for row in rows]
+        self.announce(rows)
+        items = []
+        for row in rows:
+            try:
+                items.append(self._coming.pop(row).result(self.timeout_s))
+            except FutureTimeout:
+                raise UserError(
+                    f"row {row} ({self.split.samples[row].media.uri}) was not decoded within {self.timeout_s:g} s; "
+                    "is its storage reachable? (grpo.data_timeout_s)"
+                ) from None
+        return items
+
+
+class RolloutEngine(Protocol):
+    """Samples completions from the policy."""
+
+    is_policy: bool
+    """Whether completions are sampled with the very probabilities that the trainer computes; if not, each completion is
+    a `SampledCompletion`, which says with which."""
+
+    def policy(self, step: int) -> AbstractContextManager[None]:
+        """The engine with the policy's weights of this step, for as long as the block lasts; all processes enter it."""
+
+    def generate(
+        self, prompts: Sequence[EncodedPrompt], sampling: Sampling, n: int, keys: Sequence[int]
+    ) -> Sequence[Sequence[Completion]]:
+        """``n`` completions for each prompt, determined by ``sampling.seed`` and the prompt's key."""
+
+
+class TrainingModelEngine:
+    """Our own engine (`common.model.generation`), which prefills each prompt once, on the training model itself."""
+
+    is_policy = True
+
+    def __init__(self, trainer: Any, encoder: ChatEncoder, prompts_at_once: int) -> None:
+        self.trainer, self.encoder, self.prompts_at_once = trainer, encoder, prompts_at_once
+        self._model: Any = None
+
+    @contextmanager
+    def policy(self, step: int) -> Iterator[None]:
+        """Under ZeRO-3 the weights are gathered for the block, so ranks need not make the same number of passes."""
+        with unwrap_model_for_generation(self.trainer.model_wrapped, self.trainer.accelerator) as self._model:
+            yield
+        self._model = None
+
+    def generate(
+        self, prompts: Sequence[EncodedPrompt], sampling: Sampling, n: int, keys: Sequence[int]
+    ) -> Sequence[Sequence[Completion]]:
+        """See `RolloutEngine`."""
+        return sample(self._model, self.encoder, prompts, sampling, n, n * self.prompts_at_once, keys)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupRewards:
+    """What a group's completions are worth."""
+
+    components: torch.Tensor
+    """(G, K) in the order of `RewardConfig.names`, weights applied; a completion's reward is the sum of its row."""
+    accuracy: torch.Tensor
+    """(G,) graded answers in [0, 1]."""
+    shuffled_accuracy: torch.Tensor
+    """(G̃,) graded answers of the shuffled rollouts."""
+
+
+def score_group(group: Group, functions: Mapping[str, RewardFunction]) -> GroupRewards:
+    """Reward the completions of one prompt by the functions of `reward_functions`.
+
+    Raises:
+        UserError: a function raised, or did not return one finite number per completion.
+    """
+    columns = []
+    for name, function in functions.items():
+        try:
+            values = [float(value) for value in function(group)]
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"reward {name} failed on sample {group.sample.id}: {reason}") from error
+        if len(values) != len(group.texts) or not all(map(math.isfinite, values)):
+            raise UserError(
+                f"reward {name} returned {values} for the {len(group.texts)} completions of sample {group.sample.id}"
+            )
+        columns.append(values)
+    return GroupRewards(
+        components=torch.tensor(columns, dtype=torch.float32).T.contiguous(),
+        accuracy=torch.tensor(group.accuracy, dtype=torch.float32),
+        shuffled_accuracy=torch.tensor(group.shuffled_accuracy, dtype=torch.float32),
+    )
 
 
 @dataclass(slots=True)
@@ -46,14 +170,9 @@ class Rollouts:
         return torch.stack([group.components for group in self.rewards])
 
     @property
-    def totals(self) -> torch.Tensor:
-        """(P, G) rewards."""
-        return self.components.sum(-1)
-
-    @property
     def without_signal(self) -> list[int]:
         """The prompts whose completions all earned the same."""
-        return (self.totals.std(-1) < _NO_SIGNAL).nonzero()[:, 0].tolist()
+        return (self.components.sum(-1).std(-1) < _NO_SIGNAL).nonzero()[:, 0].tolist()
 
     def replace(self, position: int, other: Rollouts, source: int) -> None:
         """Put group ``source`` of ``other`` in the place of group ``position``."""
@@ -70,13 +189,16 @@ class RolloutGenerator:
         encoder: ChatEncoder,
         engine: RolloutEngine,
         prefetcher: Prefetcher,
-        clock: Clock,
+        lap: Callable[[str], None],
         train_rows: Sequence[int],
     ) -> None:
-        """Args: ``train_rows``: where dynamic sampling takes other prompts from."""
+        """Args: ``lap``: `Clock.lap`; ``train_rows``: where dynamic sampling takes other prompts from."""
         self.config, self.encoder, self.engine = config, encoder, engine
-        self.prefetcher, self.clock, self.train_rows = prefetcher, clock, train_rows
+        self.prefetcher, self.lap, self.train_rows = prefetcher, lap, train_rows
         self.reward_functions = reward_functions(config.reward_config)
+        self.sampling = Sampling(
+            max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed
+        )
 
     def roll_out(self, rows: Sequence[int], step: int) -> Rollouts:
         """Rewarded rollouts; groups without signal are tried again with other prompts if so configured."""
@@ -88,8 +210,7 @@ class RolloutGenerator:
                 positions = rollouts.without_signal
                 if not positions:
                     break
-                others = [self._substitute(rows[position], step, attempt) for position in positions]
-                retried = self._complete(others, step)
+                retried = self._complete([self._substitute(rows[i], step, attempt) for i in positions], step)
                 for source in set(range(len(positions))) - set(retried.without_signal):
                     rollouts.replace(positions[source], retried, source)
         return rollouts
@@ -102,18 +223,12 @@ class RolloutGenerator:
     def _complete(self, rows: Sequence[int], step: int) -> Rollouts:
         """Complete each row's prompt G times on its frames in order and, for T-GRPO, some times on them shuffled."""
         config = self.config
-        self.clock.lap("other")
+        self.lap("other")
         items = self.prefetcher.take(rows)
-        self.clock.lap("wait")
+        self.lap("wait")
         prompts = [self.encoder.encode_sample(item) for item in items]
-        sampling = Sampling(
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            seed=config.seed,
-        )
         keys = [zlib.crc32(f"{step}/{row}".encode()) for row in rows]
-        completions = list(self.engine.generate(prompts, sampling, config.num_generations, keys))
+        completions = list(self.engine.generate(prompts, self.sampling, config.num_generations, keys))
         clips: list[Clip | None] = [None] * len(items)
         shuffled: list[Sequence[Completion]] = [[] for _ in items]
         temporal = config.reward_config.temporal
@@ -125,12 +240,12 @@ class RolloutGenerator:
                 order = frame_order(config.seed, step, rows[i], len(items[i].clip.frames))
                 clips[i] = clip = items[i].clip.permuted(order.tolist())
                 shuffled_prompts.append(self.encoder.with_clip(prompts[i], clip))
-            groups = self.engine.generate(shuffled_prompts, sampling, count, [keys[i] ^ 1 for i in videos])
+            groups = self.engine.generate(shuffled_prompts, self.sampling, count, [keys[i] ^ 1 for i in videos])
             for i, group in zip(videos, groups, strict=True):
                 shuffled[i] = group
-        self.clock.lap("rollout")
+        self.lap("rollout")
         rewards = [self._score(*group) for group in zip(items, completions, shuffled, strict=True)]
-        self.clock.lap("reward")
+        self.lap("reward")
         return Rollouts(items, prompts, completions, clips, shuffled, rewards)
 
     def _score(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from trl import GRPOConfig as TRLConfig
@@ -13,7 +14,7 @@ from ..common.launch.job import TrainingJob
 from ..common.training.arguments import adapter_config
 from ..common.training.run import TrainingRun
 from .config import GRPOConfig
-from .rollout_table import RolloutTable
+from .rollout_table import write_rollouts
 from .rollouts import prompt_rows
 from .trainer import VideoGRPOTrainer
 
@@ -22,7 +23,7 @@ def train_grpo(job: TrainingJob) -> None:
     """Improve the policy to the end, from the newest checkpoint if there is one; rank 0 writes the manifest last."""
     config = GRPOConfig.load(job.config, "job")
     run = TrainingRun(job, config)
-    table = RolloutTable(run.tracker, run.loaded.video, config.reward_config.names) if run.tracker else None
+    names = config.reward_config.names
     trainer = VideoGRPOTrainer(
         model=run.model,
         args=TRLConfig(
@@ -41,14 +42,11 @@ def train_grpo(job: TrainingJob) -> None:
         encoder=run.encoder,
         split=run.train,
         validation=run.validation,
-        on_rollouts=table.write if table else None,
+        on_rollouts=partial(write_rollouts, run.tracker, run.loaded.video, names) if run.tracker else None,
     )
     run.fit(trainer)
-    run.finish(
-        trainer,
-        counts={"prompts": len(run.rows)},
-        details={"best_step": trainer.state.best_global_step, "best_accuracy": trainer.state.best_metric},
-    )
+    best = {"best_step": trainer.state.best_global_step, "best_accuracy": trainer.state.best_metric}
+    run.finish(trainer, counts={"prompts": len(run.rows)}, details=best)
 
 
 def trl_arguments(config: GRPOConfig, rollout_url: str | None = None) -> dict[str, Any]:

@@ -5,13 +5,15 @@ rewards into advantages within each group, and computes the log-probabilities th
 An update (`VideoGRPOTrainer.compute_loss`) computes the policy's log-probabilities and `losses.policy_loss`. Each row
 carries its encoded prompt, pixels included, from the rollout into every forward pass.
 
-T-GRPO (Video-R1, arXiv 2503.21776 §3.1): the shuffled rollouts only decide a bonus (`rewards.built_in.temporal_bonus`);
+T-GRPO (Video-R1, arXiv 2503.21776 §3.1): the shuffled rollouts only decide a bonus (`rewards.temporal_bonus`);
 they never enter the loss. Sampler, reference model, fused head, vLLM's start and DeepSpeed stay TRL's.
 """
 
 from __future__ import annotations
 
+import time
 import zlib
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -25,18 +27,45 @@ from ..common.compat.trl import no_reward
 from ..common.errors import UserError
 from ..common.model.chat import ChatEncoder
 from ..common.rows.prepared import Split
-from ..common.training.trainer import VideoTrainer
-from ..common.training.validation import Validation
-from .clock import Clock
+from ..common.training.trainer import Validation, VideoTrainer
 from .config import GRPOConfig
-from .engine import RolloutEngine, TrainingModelEngine
 from .log_probs import SightedLogProbs
 from .losses import TrainingBatch, group_advantages, loss_denominator, policy_loss
-from .metrics import rollout_metrics
-from .prefetch import Prefetcher
-from .rollouts import RolloutGenerator, Rollouts
+from .rollout_table import rollout_metrics
+from .rollouts import Prefetcher, RolloutEngine, RolloutGenerator, Rollouts, TrainingModelEngine
 from .vllm.engine import VLLMEngine
 from .vllm.importance import importance_weights, sampler_log_probs
+
+
+class Clock(TrainerCallback):
+    """Seconds of a step, by what they went into. Where a GPU works on its own, they include the wait for it."""
+
+    def __init__(self, trainer: VideoGRPOTrainer) -> None:
+        self.trainer = trainer
+        self.tokens = 0
+        """Processed in this step on this rank, each prompt counted once per group."""
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Charge the time since the last call to ``name``."""
+        now = time.perf_counter()
+        self._seconds[name] += now - self._last
+        self._last = now
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """After the update, before the next batch is fetched."""
+        self.lap("update")
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Log the step's account: ``time/<part>_s`` and ``time/tokens_per_s`` over all processes."""
+        self.lap("other")
+        total = sum(self._seconds.values())
+        self.trainer.record({f"time/{name}_s": value for name, value in (self._seconds | {"step": total}).items()})
+        if self.tokens:
+            self.trainer.record({"time/tokens_per_s": self.tokens * self.trainer.accelerator.num_processes / total})
+        self.tokens = 0
+        self._seconds.clear()
 
 
 class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
@@ -59,8 +88,6 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         """Beyond TRL's arguments.
 
         Args:
-            settings: our configuration.
-            encoder: of the policy.
             split: training rows; those of ``train_dataset`` are used.
             validation: selects the checkpoint.
             on_rollouts: called on rank 0 with (step, rollouts) every ``settings.rollout_table_every_steps`` steps.
@@ -71,13 +98,13 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         self.prefetcher = Prefetcher(split, settings.prefetch_workers, settings.data_timeout_s)
         # The loader fetches one batch ahead: its collator sees the rows before they are needed.
         self.data_collator = self.prefetcher.announce_batch
-        self.clock = Clock()
-        self.add_callback(_CloseStep(self))
+        self.clock = Clock(self)
+        self.add_callback(self.clock)
         engine: RolloutEngine = TrainingModelEngine(self, encoder, settings.prompts_per_step)
         if settings.vllm is not None:
             engine = VLLMEngine(self.vllm_generation, encoder)
         rows = self.train_dataset["row"]
-        self.generator = RolloutGenerator(settings, encoder, engine, self.prefetcher, self.clock, rows)
+        self.generator = RolloutGenerator(settings, encoder, engine, self.prefetcher, self.clock.lap, rows)
         models = [model for model in (self.model, self.ref_model) if model is not None]
         self.log_probs = SightedLogProbs(settings, encoder, self.accelerator, models)
         self._steps_without_signal = 0
@@ -102,7 +129,12 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         if [example["row"] for example in examples] != [row for row in rows for _ in range(group_size)]:
             raise RuntimeError("a group of completions is spread over processes; the batch must be a multiple of G")
         rollouts = self.generator.roll_out(rows, self.state.global_step)
-        rollouts.advantages = group_advantages(self._rewards(rollouts), config.scale_by_std)
+        rewards = rollouts.components.sum(-1)
+        if config.permute_rewards:  # the control experiment: each goes to another completion of its group
+            seed = zlib.crc32(f"permute/{config.seed}/{self.state.global_step}".encode())
+            generator = torch.Generator().manual_seed(seed)
+            rewards = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in rewards])
+        rollouts.advantages = group_advantages(rewards, config.scale_by_std)
 
         device = self.accelerator.device
         prompts = [prompt for prompt in rollouts.prompts for _ in range(group_size)]
@@ -127,7 +159,7 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
             cap = config.vllm.importance_cap if config.vllm is not None else 1.0
             importance = importance_weights(old_log_probs, sampler_log_probs(completions, ids), mask, cap)
             weights = importance.weights
-            self._log({"grpo/sampler_gap": importance.mean_gap, "grpo/sampler_truncated": importance.truncated})
+            self.record({"grpo/sampler_gap": importance.mean_gap, "grpo/sampler_truncated": importance.truncated})
         if config.kl_coefficient:
             # With LoRA the reference is the policy without its adapters.
             reference, policy = self.ref_model, self.accelerator.unwrap_model(self.model)
@@ -135,7 +167,7 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
                 model = self.model if reference is None else reference
                 ref_log_probs = self.log_probs.frozen(model, prompts, ids, mask, micro_batch)
         self.clock.lap("log_probs")
-        self._record(rollouts)
+        self._check_rollouts(rollouts)
         return TrainingBatch(
             prompts=prompts,
             completion_ids=ids,
@@ -148,19 +180,16 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
             importance_weights=weights,
         )
 
-    def _rewards(self, rollouts: Rollouts) -> torch.Tensor:
-        """(P, G) total rewards; in the control experiment each goes to another completion of its group."""
-        if not self.settings.permute_rewards:
-            return rollouts.totals
-        key = f"permute/{self.settings.seed}/{self.state.global_step}"
-        generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
-        return torch.stack([row[torch.randperm(len(row), generator=generator)] for row in rollouts.totals])
+    def record(self, metrics: dict[str, float]) -> None:
+        """Keep figures for the next log."""
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
 
-    def _record(self, rollouts: Rollouts) -> None:
-        """Keep this step's figures for the next log; stop when there is nothing to learn from."""
+    def _check_rollouts(self, rollouts: Rollouts) -> None:
+        """Record this step's figures and rollouts; stop when there is nothing to learn from."""
         step = self.state.global_step
         metrics = rollout_metrics(rollouts, self.settings.reward_config.names, self.accelerator)
-        self._log(metrics)
+        self.record(metrics)
         self.clock.tokens += sum(map(len, rollouts.prompts))
         self.clock.tokens += sum(len(completion.token_ids) for group in rollouts.completions for completion in group)
         self._steps_without_signal = self._steps_without_signal + 1 if metrics["grpo/zero_std_groups"] == 1 else 0
@@ -173,10 +202,6 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         shown = step % self.settings.rollout_table_every_steps == 0
         if self.on_rollouts is not None and self.accelerator.is_main_process and shown:
             self.on_rollouts(step, rollouts)
-
-    def _log(self, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self._metrics["train"][name].append(value)
 
     # -- an update ----------------------------------------------------------------------------------------------------
 
@@ -192,13 +217,8 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
     ) -> torch.Tensor:
         """The loss of a micro-batch, in as many passes as the token budget asks for; their gradients add up."""
         self.clock.lap("other")
-        denominator = loss_denominator(
-            self.settings,
-            inputs,
-            self.current_gradient_accumulation_steps,
-            self.args.steps_per_generation,
-            self.accelerator.num_processes,
-        )
+        micro_batches, steps = self.current_gradient_accumulation_steps, self.args.steps_per_generation
+        denominator = loss_denominator(self.settings, inputs, micro_batches, steps, self.accelerator.num_processes)
         total = torch.zeros((), device=self.accelerator.device)
         sums = torch.zeros(5, device=self.accelerator.device)  # tokens, KL, entropy, clipped low and high
         passes = self.log_probs.passes(inputs.prompts, inputs.completion_mask.sum(1))
@@ -208,10 +228,9 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
             result = policy_loss(self.settings, log_probs, part, denominator)
             loss = result.loss * counts
             if counts:
-                entropy = (
-                    (entropies.detach() * part.loss_mask).sum() if entropies is not None else torch.zeros_like(total)
-                )
-                figures = (result.num_tokens, result.kl, entropy, result.clipped_low, result.clipped_high)
+                entropy = torch.zeros_like(log_probs) if entropies is None else entropies.detach()
+                spread = (entropy * part.loss_mask).sum()
+                figures = (result.num_tokens, result.kl, spread, result.clipped_low, result.clipped_high)
                 sums += torch.stack([figure.float() for figure in figures])
             self.clock.lap("forward")
             if number < len(passes) - 1:
@@ -219,7 +238,7 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
                 loss = loss.detach()
                 self.clock.lap("backward")
             total = total + loss
-        self._check(total, sums)
+        self._check_update(total, sums)
         return total
 
     def _backward_early(self, model: Any, loss: torch.Tensor) -> None:
@@ -232,8 +251,8 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         with model.no_sync() if hasattr(model, "no_sync") else nullcontext():
             self.accelerator.backward(loss)
 
-    def _check(self, loss: torch.Tensor, sums: torch.Tensor) -> None:
-        """Keep the update's figures, and stop before a broken loss reaches the weights.
+    def _check_update(self, loss: torch.Tensor, sums: torch.Tensor) -> None:
+        """Record the update's figures, and stop before a broken loss reaches the weights.
 
         Args:
             sums: tokens, KL, entropy, tokens clipped at the low and at the high end.
@@ -245,10 +264,8 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
             raise UserError(f"step {self.state.global_step}: the loss is {float(loss.detach())}")
         sums = self.accelerator.reduce(sums, reduction="sum")
         kl, entropy, low, high = (sums[1:] / sums[0].clamp(min=1)).tolist()
-        metrics = {"entropy": entropy, "clip_ratio/low_mean": low, "clip_ratio/high_mean": high}
-        self._log(
-            metrics | {"clip_ratio/region_mean": low + high} | ({"kl": kl} if self.settings.kl_coefficient else {})
-        )
+        self.record({"entropy": entropy, "clip_ratio/low_mean": low, "clip_ratio/high_mean": high})
+        self.record({"clip_ratio/region_mean": low + high} | ({"kl": kl} if self.settings.kl_coefficient else {}))
         if not kl <= self.settings.max_kl:
             raise UserError(
                 f"step {self.state.global_step}: KL to the start of this stage is {kl:.3g} per token, above "
@@ -260,18 +277,3 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         if norm is not None and not np.isfinite(float(norm)):
             raise UserError(f"step {self.state.global_step}: the norm of the gradients is {float(norm)}")
         return norm
-
-
-class _CloseStep(TrainerCallback):
-    """Files where a step's time went."""
-
-    def __init__(self, trainer: VideoGRPOTrainer) -> None:
-        self.trainer = trainer
-
-    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-        """After the update, before the next batch is fetched."""
-        self.trainer.clock.lap("update")
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Close the step's account."""
-        self.trainer._log(self.trainer.clock.close_step(self.trainer.accelerator.num_processes))

@@ -20,8 +20,7 @@ from ..common.model.chat import ChatEncoder
 from ..common.rows.prepared import Split
 from ..common.training.arguments import adapter_config
 from ..common.training.run import TrainingRun
-from ..common.training.trainer import VideoTrainer
-from ..common.training.validation import Validation
+from ..common.training.trainer import Validation, VideoTrainer
 from .config import SFTConfig
 
 

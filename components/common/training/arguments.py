@@ -1,4 +1,4 @@
-"""The trainer's arguments, from our configuration."""
+"""What trainers are told, from our configuration: their arguments, which weights stay as they are, and adapters."""
 
 from __future__ import annotations
 
@@ -11,18 +11,6 @@ from ..config import ConfigError
 from ..model.load import iter_linear_names, pick_dtype
 from .config import TrainingConfig
 from .processes import world_size
-
-_DEEPSPEED: dict[str, dict[str, Any]] = {
-    "zero2": {"zero_optimization": {"stage": 2, "overlap_comm": True, "contiguous_gradients": True}},
-    "zero3": {
-        "zero_optimization": {
-            "stage": 3,
-            "overlap_comm": True,
-            "contiguous_gradients": True,
-            "stage3_gather_16bit_weights_on_model_save": True,
-        }
-    },
-}
 
 
 def accumulation(config: TrainingConfig, planned_processes: int | None) -> int:
@@ -48,11 +36,7 @@ def accumulation(config: TrainingConfig, planned_processes: int | None) -> int:
 
 
 def trainer_arguments(
-    config: TrainingConfig,
-    folder: Path,
-    on_cpu: bool,
-    dtype: str = "auto",
-    planned_processes: int | None = None,
+    config: TrainingConfig, folder: Path, on_cpu: bool, dtype: str = "auto", planned_processes: int | None = None
 ) -> dict[str, Any]:
     """Keyword arguments that TRL's SFTConfig and GRPOConfig share, from our configuration.
 
@@ -61,7 +45,6 @@ def trainer_arguments(
             optimiser updates stay in float32 (its own, or DeepSpeed's master copy).
         planned_processes: see `accumulation`.
     """
-    bf16 = pick_dtype(dtype, torch.device("cpu" if on_cpu else "cuda")) == torch.bfloat16
     arguments: dict[str, Any] = {
         "output_dir": str(folder),
         "seed": config.seed,
@@ -87,7 +70,7 @@ def trainer_arguments(
         "report_to": [],
         "disable_tqdm": True,
         "remove_unused_columns": False,
-        "bf16": bf16,
+        "bf16": pick_dtype(dtype, torch.device("cpu" if on_cpu else "cuda")) == torch.bfloat16,
         "use_cpu": on_cpu,
         # Every parameter takes part in every step (each row brings an image or a video), so DDP need not search.
         "ddp_find_unused_parameters": False,
@@ -100,7 +83,13 @@ def trainer_arguments(
 
         # Before any model is made under ZeRO-3 (the reference model is): DeepSpeed would count one rank.
         deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl")
-        arguments["deepspeed"] = _DEEPSPEED[config.deepspeed] | {
+        arguments["deepspeed"] = {
+            "zero_optimization": {
+                "stage": {"zero2": 2, "zero3": 3}[config.deepspeed],
+                "overlap_comm": True,
+                "contiguous_gradients": True,
+                "stage3_gather_16bit_weights_on_model_save": config.deepspeed == "zero3",
+            },
             "train_batch_size": "auto",
             "train_micro_batch_size_per_gpu": "auto",
             "gradient_accumulation_steps": "auto",
@@ -114,8 +103,7 @@ def freeze(model: Any, config: TrainingConfig) -> None:
     """Stop gradients into the vision tower or the projector, as configured."""
     for name, parameter in model.named_parameters():
         in_vision = ".visual." in f".{name}"
-        in_projector = in_vision and ".merger" in name
-        if (config.freeze_projector and in_projector) or (config.freeze_vision and in_vision and not in_projector):
+        if in_vision and (config.freeze_projector if ".merger" in name else config.freeze_vision):
             parameter.requires_grad_(False)
 
 

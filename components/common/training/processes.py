@@ -64,15 +64,10 @@ def first_of_node_first() -> Iterator[None]:
 
     Needs no process group: a file of torchrun's run is the signal.
     """
-    if local_world_size() == 1:
-        yield
-        return
     name = f"vthink-{os.environ.get('TORCHELASTIC_RUN_ID', 'run')}-{os.environ.get('MASTER_PORT', '0')}-{os.getppid()}"
     passed = Path(tempfile.gettempdir()) / name
-    if local_rank() == 0:
-        yield
-        passed.touch()
-        return
-    while not passed.exists():
+    while local_rank() and not passed.exists():
         time.sleep(0.1)
     yield
+    if local_world_size() > 1 and not local_rank():
+        passed.touch()

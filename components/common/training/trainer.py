@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,57 @@ import torch
 from transformers import Trainer
 from trl.models import unwrap_model_for_generation
 
+from ..answers.formats import follows_format
+from ..answers.grading import is_correct
+from ..answers.responses import parse_response
 from ..compat.transformers import load_weights
-from .callbacks import CheckpointCallback
+from ..model.chat import ChatEncoder
+from ..model.generation import Sampling, sample
+from ..rows.prepared import Split
+from .checkpoints import CheckpointCallback
+from .config import ValidationConfig
 from .processes import in_group
-from .validation import Validation
+
+
+def pick_rows(split: Split, kinds: Sequence[str], images: bool = True) -> list[int]:
+    """Indices of the samples whose ``metadata.kind`` is wanted (all when ``kinds`` is empty)."""
+    return [
+        row
+        for row, sample in enumerate(split.samples)
+        if (not kinds or sample.metadata.get("kind") in kinds) and (images or sample.media.kind == "video")
+    ]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Questions of the validation split that are put to the model while it trains."""
+
+    encoder: ChatEncoder
+    split: Split
+    config: ValidationConfig
+
+    @property
+    def rows(self) -> list[int]:
+        """The rows of the split that are asked."""
+        return pick_rows(self.split, self.config.kinds)[: self.config.num_items]
+
+    def score(self, model: Any, rank: int = 0, world_size: int = 1) -> dict[str, float]:
+        """Ask this rank's share greedily: ``eval_accuracy`` and ``eval_format_rate``, which are over all ranks."""
+        rows = self.rows[rank::world_size]
+        sampling = Sampling(max_new_tokens=self.config.max_new_tokens)
+        totals = torch.zeros(3)  # right, well formed, asked
+        for start in range(0, len(rows), self.config.batch_size):
+            items = [self.split[row] for row in rows[start : start + self.config.batch_size]]
+            completions = sample(model, self.encoder, [self.encoder.encode_sample(item) for item in items], sampling)
+            for item, (completion,) in zip(items, completions, strict=True):
+                right = is_correct(item.sample, parse_response(completion.text).answer)
+                formed = follows_format(item.sample, completion.text, self.encoder.template.answer_format)
+                totals += torch.tensor([right, formed, 1.0])
+        if world_size > 1:
+            totals = totals.to(next(model.parameters()).device)
+            torch.distributed.all_reduce(totals)
+        accuracy, format_rate = (totals[:2] / totals[2].clamp(min=1)).tolist()
+        return {"eval_accuracy": accuracy, "eval_format_rate": format_rate}
 
 
 class VideoTrainer:
@@ -21,11 +70,10 @@ class VideoTrainer:
     validation: Validation
 
     def evaluate(self: Any, *_: Any, **__: Any) -> dict[str, float]:
-        """Accuracy of greedy answers on the validation split, instead of a loss."""
+        """Accuracy and format of greedy answers on the validation split, instead of a loss."""
         # Under ZeRO-3 this gathers the weights, so that ranks may decode different numbers of tokens.
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
-            score = self.validation.score(model, self.accelerator.process_index, self.accelerator.num_processes)
-        metrics = {"eval_accuracy": score.accuracy, "eval_format_rate": score.format_rate}
+            metrics = self.validation.score(model, self.accelerator.process_index, self.accelerator.num_processes)
         # TRL's own `log` would add the training metrics gathered so far; these are complete as they are.
         Trainer.log(self, dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -43,15 +91,16 @@ class VideoTrainer:
         load_weights(self.accelerator.unwrap_model(model), Path(resume_from_checkpoint))
 
     def _load_best_model(self: Any) -> None:
+        best = Path(self.state.best_model_checkpoint)
         if not self._checkpoints_are_models():
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, CheckpointCallback):
-                    callback.store.fetch_other_nodes(Path(self.state.best_model_checkpoint))
+                    callback.store.fetch_other_nodes(best)
             super()._load_best_model()  # type: ignore[misc]
             return
         model = self.accelerator.unwrap_model(self.model)
         if self.accelerator.is_main_process:  # only its node has the weights
-            load_weights(model, Path(self.state.best_model_checkpoint))
+            load_weights(model, best)
         if in_group():
             for tensor in model.state_dict().values():
                 torch.distributed.broadcast(tensor, src=0)

@@ -5,20 +5,22 @@ from typing import Any
 import pytest
 import torch
 from vthink.components.common.rows.sample import Evidence, Media, Sample
-from vthink.components.grpo.config import REWARD_PRESETS, RewardConfig
 from vthink.components.grpo.losses import group_advantages
-from vthink.components.grpo.rewards.built_in import (
+from vthink.components.grpo.rewards import (
+    REWARD_PRESETS,
     REWARDS,
+    Group,
     LengthConfig,
     OverlongConfig,
+    RewardConfig,
     TemporalConfig,
     length_bonus,
     overlong_penalty,
+    reward_functions,
     temporal_bonus,
     well_formed,
 )
-from vthink.components.grpo.rewards.group import Group
-from vthink.components.grpo.rewards.score import GroupRewards, reward_functions, score_group
+from vthink.components.grpo.rollouts import GroupRewards, score_group
 
 VIDEO = Media(kind="video", uri="a.mp4")
 CHOICE = Sample(

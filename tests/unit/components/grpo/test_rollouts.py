@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -11,13 +12,11 @@ import pytest
 import torch
 from vthink.components.common.errors import UserError
 from vthink.components.common.model.generation import Sampling, sample
-from vthink.components.common.rows.prepared import PreparedSet
-from vthink.components.grpo import engine as engine_module
+from vthink.components.common.rows.prepared import PreparedSample, PreparedSet
 from vthink.components.grpo import rollouts as rollouts_module
 from vthink.components.grpo.config import GRPOConfig, VLLMConfig
-from vthink.components.grpo.rewards.group import Group
-from vthink.components.grpo.rewards.score import GroupRewards
-from vthink.components.grpo.rollouts import frame_order
+from vthink.components.grpo.rewards import Group
+from vthink.components.grpo.rollouts import GroupRewards, Prefetcher, frame_order
 from vthink.components.grpo.trainer import VideoGRPOTrainer
 from vthink.components.grpo.vllm.answer import SampledCompletion
 from vthink.tests.unit.components.grpo.tiny_training import (
@@ -31,17 +30,39 @@ from vthink.tests.unit.components.grpo.tiny_training import (
 )
 
 
+def test_clips_are_decoded_ahead_and_a_stall_is_named(prepared: PreparedSet) -> None:
+    split = prepared.split("train")
+    gate, asked = threading.Event(), []
+
+    class Slow:
+        samples = split.samples
+
+        def __getitem__(self, row: int) -> PreparedSample:
+            asked.append(row)
+            gate.wait(5)
+            return split[row]
+
+    prefetcher = Prefetcher(Slow(), workers=2, timeout_s=0.05)  # type: ignore[arg-type]
+    prefetcher.announce([0, 0, 1])
+    with pytest.raises(UserError, match=r"row 0 .* was not decoded within 0.05 s"):
+        prefetcher.take([0])
+    gate.set()
+    prefetcher.timeout_s = 5
+    assert [item.sample.id for item in prefetcher.take([1, 2])] == [split.samples[1].id, split.samples[2].id]
+    assert asked.count(1) == 1  # it was taken from what had been announced
+
+
 def test_shuffled_rollouts_see_the_same_frames_in_another_order(
     build: Build, prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[Any]] = []
-    real = engine_module.sample
+    real = rollouts_module.sample
 
     def recording(model: Any, encoder: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
         asked.append(list(prompts))
         return real(model, encoder, prompts, *args, **kwargs)
 
-    monkeypatch.setattr(engine_module, "sample", recording)
+    monkeypatch.setattr(rollouts_module, "sample", recording)
     trainer = build()
     videos, images = rows_of_kind(prepared, "video", 2), rows_of_kind(prepared, "image", 1)
     rollouts = roll_out(trainer, [*videos, *images])

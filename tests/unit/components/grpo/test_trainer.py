@@ -16,8 +16,8 @@ from vthink.components.common.video.clip import Clip
 from vthink.components.grpo import rollouts as rollouts_module
 from vthink.components.grpo.log_probs import SightedLogProbs
 from vthink.components.grpo.losses import group_advantages
-from vthink.components.grpo.rewards.built_in import REWARDS
-from vthink.components.grpo.rewards.score import GroupRewards
+from vthink.components.grpo.rewards import REWARDS
+from vthink.components.grpo.rollouts import GroupRewards
 from vthink.components.grpo.trainer import VideoGRPOTrainer
 from vthink.tests.unit.components.grpo.tiny_training import (
     BREVITY,

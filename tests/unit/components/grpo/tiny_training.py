@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from vthink.components.common.rows.prepared import PreparedSet
 from vthink.components.grpo.losses import TrainingBatch
-from vthink.components.grpo.rewards.group import Group
+from vthink.components.grpo.rewards import Group
 from vthink.components.grpo.rollouts import Rollouts
 from vthink.components.grpo.trainer import VideoGRPOTrainer
 

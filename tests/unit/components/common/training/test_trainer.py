@@ -1,7 +1,7 @@
 """Greedy answers on the validation split."""
 
 from vthink.components.common.rows.prepared import PreparedSet
-from vthink.components.common.training.validation import pick_rows
+from vthink.components.common.training.trainer import pick_rows
 
 
 def test_only_the_wanted_kinds_and_media_are_trained_on(prepared: PreparedSet) -> None:
