@@ -11,6 +11,7 @@ from ..common.errors import UserError
 from ..common.model.chat import ChatEncoder
 from ..common.model.prompt import BlindInputError, EncodedPrompt
 from .config import GRPOConfig
+from .losses import TrainingBatch
 from .shared_prefix import install, log_probs, pack
 
 Forward = tuple[torch.Tensor, torch.Tensor | None]
@@ -30,26 +31,22 @@ class SightedLogProbs:
         for model in models if config.shared_prefix != "off" else ():
             install(accelerator.unwrap_model(model))
 
-    def __call__(self, model: Any, prompts: Sequence[EncodedPrompt], ids: torch.Tensor, mask: torch.Tensor) -> Forward:
-        """(B, C) and (B, C), 0 where the mask is.
-
-        Args:
-            prompts: B; completions of a group have the same object.
-            ids, mask: (B, C) of the completions.
+    def __call__(self, model: Any, batch: TrainingBatch) -> Forward:
+        """(B, C) and (B, C), 0 where the batch's mask is.
 
         Raises:
             BlindInputError: a prompt without its pixels, or a completion with vision tokens (which only sampling
                 without suppressing them can produce).
             UserError: a log-probability is not a finite number.
         """
-        seen = mask.bool()
+        ids, seen = batch.completion_ids, batch.completion_mask.bool()
         vision = torch.tensor(self.encoder.vision_token_ids, device=ids.device)
         if bool((torch.isin(ids, vision) & seen).any()):
             raise BlindInputError("a completion holds vision tokens; they must be suppressed when sampling")
         completions = [row[kept].tolist() for row, kept in zip(ids, seen, strict=True)]
         forward = self.plain_forward if self.config.shared_prefix == "off" else self.packed_forward
         with self.accelerator.autocast():
-            values, entropies = forward(model, prompts, completions)
+            values, entropies = forward(model, batch.prompts, completions)
         if not bool(torch.isfinite(values).all()):
             rows = sorted({int(row) for row in seen.nonzero()[~torch.isfinite(values)][:, 0]})
             raise UserError(
@@ -63,8 +60,8 @@ class SightedLogProbs:
     def packed_forward(self, model: Any, prompts: Sequence[EncodedPrompt], completions: Sequence[list[int]]) -> Forward:
         """Each prompt once, in front of its completions: (ΣC,) and (ΣC,)."""
         groups = group_slices(prompts)
-        firsts = [prompts[group.start] for group in groups]
-        packed = pack(self.encoder, firsts, [completions[group] for group in groups])
+        once = [prompts[group.start] for group in groups]
+        packed = pack(self.encoder, once, [completions[group] for group in groups])
         return log_probs(model, packed, "mask" if self.config.shared_prefix == "mask" else "two_call")
 
     def plain_forward(self, model: Any, prompts: Sequence[EncodedPrompt], completions: Sequence[list[int]]) -> Forward:
@@ -79,39 +76,27 @@ class SightedLogProbs:
         return outputs.log_probs[:, -keep:][seen], entropies
 
     @torch.no_grad()
-    def frozen(
-        self, model: Any, prompts: Sequence[EncodedPrompt], ids: torch.Tensor, mask: torch.Tensor, rows_per_slice: int
-    ) -> torch.Tensor:
+    def frozen(self, model: Any, batch: TrainingBatch, rows_per_slice: int) -> torch.Tensor:
         """(B, C) log-probabilities without gradients, in slices of the training batch, as the loss computes them."""
-        parts = []
-        for start in range(0, len(prompts), rows_per_slice):
-            stop = min(start + rows_per_slice, len(prompts))
-            for rows, counts in self.passes(prompts[start:stop], mask[start:stop].sum(1)):
-                piece = slice(start + rows.start, start + rows.stop)
-                values, _ = self(model, prompts[piece], ids[piece], mask[piece])
-                if counts:
-                    parts.append(values)
-        return torch.cat(parts)
+        starts = range(0, len(batch.prompts), rows_per_slice)
+        slices = [batch.rows(slice(start, start + rows_per_slice)) for start in starts]
+        computed = [(self(model, part)[0], counts) for piece in slices for part, counts in self.passes(piece)]
+        return torch.cat([values for values, counts in computed if counts])
 
-    def passes(self, prompts: Sequence[EncodedPrompt], lengths: torch.Tensor) -> list[tuple[slice, bool]]:
+    def passes(self, batch: TrainingBatch) -> list[tuple[TrainingBatch, bool]]:
         """Split a micro-batch between its groups so that no pass exceeds the token budget, if there is one.
 
         Every rank makes as many passes as the one that needs most, for each may be a collective operation: the passes
         that are marked False repeat the first and must not count.
-
-        Args:
-            prompts: B prompts, those of a group being the same object.
-            lengths: (B,) completion lengths.
         """
         budget = self.config.max_tokens_per_pass
         if budget is None:
-            return [(slice(0, len(prompts)), True)]
-        shared = self.config.shared_prefix != "off"
+            return [(batch, True)]
         pieces: list[slice] = []
         used = budget
-        for group in group_slices(prompts):
-            copies = 1 if shared else group.stop - group.start
-            tokens = int(lengths[group].sum()) + len(prompts[group.start]) * copies
+        for group in group_slices(batch.prompts):
+            copies = group.stop - group.start if self.config.shared_prefix == "off" else 1
+            tokens = int(batch.completion_mask[group].sum()) + len(batch.prompts[group.start]) * copies
             if pieces and used + tokens <= budget:
                 pieces[-1] = slice(pieces[-1].start, group.stop)
                 used += tokens
@@ -120,7 +105,8 @@ class SightedLogProbs:
                 used = tokens
         count = torch.tensor(len(pieces), device=self.accelerator.device)
         most = int(self.accelerator.gather(count).max())
-        return [(piece, True) for piece in pieces] + [(pieces[0], False)] * (most - len(pieces))
+        parts = [(batch.rows(piece), True) for piece in pieces]
+        return parts + [(parts[0][0], False)] * (most - len(parts))
 
 
 def group_slices(prompts: Sequence[EncodedPrompt]) -> list[slice]:

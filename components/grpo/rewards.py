@@ -23,8 +23,7 @@ from ..common.config import Section
 from ..common.registry import Registry
 from ..common.rows.sample import Sample
 
-_ROUNDING = 1e-6
-"""Means that differ by less are equal: rounding does not decide a tie."""
+_ROUNDING = 1e-6  # means that differ by less are equal: rounding does not decide a tie
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,53 +31,46 @@ class Group:
     """One prompt's rollouts: G completions on the frames in order and, for T-GRPO, some on shuffled frames."""
 
     sample: Sample
-    texts: Sequence[str]
-    """G completions on the frames in order."""
-    token_counts: Sequence[int]
-    """Their lengths in tokens."""
-    shuffled_texts: Sequence[str] = ()
-    """Completions on permuted frames; empty for images and for plain GRPO."""
-    answer_format: str = "video_r1"
-    """What the prompt asked for."""
-    correct_above: float = 0.1
-    """`RewardConfig.correct_above`."""
+    texts: Sequence[str]  # G completions on the frames in order
+    token_counts: Sequence[int]  # their lengths in tokens
+    shuffled_texts: Sequence[str] = ()  # completions on permuted frames; empty for images and for plain GRPO
+    answer_format: str = "video_r1"  # what the prompt asked for
+    correct_above: float = 0.1  # `RewardConfig.correct_above`
 
     @cached_property
     def accuracy(self) -> list[float]:
         """Graded answers in [0, 1], one per completion (problem types: Video-R1 §3.2)."""
-        return [self._grade(text) for text in self.texts]
+        return [_grade(self.sample, text) for text in self.texts]
 
     @cached_property
     def shuffled_accuracy(self) -> list[float]:
         """The same for the completions on shuffled frames."""
-        return [self._grade(text) for text in self.shuffled_texts]
+        return [_grade(self.sample, text) for text in self.shuffled_texts]
 
     @property
     def correct(self) -> list[bool]:
         """Which completions count as correct, for bonuses."""
         return [accuracy > self.correct_above for accuracy in self.accuracy]
 
-    def _grade(self, text: str) -> float:
-        # Only an answer inside ``<answer>`` counts: a reward for guesses found elsewhere in the text would be paid for
-        # ignoring the format.
-        response = parse_response(text)
-        return grade(self.sample, response.answer) if response.tagged else 0.0
+
+def _grade(sample: Sample, text: str) -> float:
+    """Only an answer inside ``<answer>`` counts: a guess elsewhere would be paid for ignoring the format."""
+    response = parse_response(text)
+    return grade(sample, response.answer) if response.tagged else 0.0
 
 
-RewardFunction = Callable[[Group], Sequence[float]]
-"""One number for each of a group's completions."""
+RewardFunction = Callable[[Group], Sequence[float]]  # one number for each of a group's completions
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Reward:
     """An entry of `REWARDS`."""
 
-    description: str
-    """Documents its key in ``grpo.rewards``."""
-    function: Callable[..., Sequence[float]]
-    """From a group and ``settings``, the value of that key, to a number for each completion."""
-    settings: type[Section] | None = None
-    """Its own settings, off where they are null; None: the key is a weight, 1 by default."""
+    description: str  # documents its key in ``grpo.rewards``
+    function: Callable[
+        ..., Sequence[float]
+    ]  # from a group and ``settings``, that key's value, to a number for each text
+    settings: type[Section] | None = None  # its own, off where they are null; None: the key is a weight, 1 by default
 
 
 def accuracy(group: Group, settings: float) -> list[float]:
@@ -162,17 +154,15 @@ def overlong_penalty(group: Group, settings: OverlongConfig) -> list[float]:
     return [-settings.penalty * min(max(value, 0.0), 1.0) for value in excess]
 
 
-_TEMPORAL, _LENGTH = "T-GRPO's bonus; null: plain GRPO.", "Length bonus; null: none."
-_OVERLONG = "Penalty for overlong completions; null: none."
 REWARDS: Registry[Reward] = Registry(
     "reward",
     Reward,
     {
-        "accuracy": Reward(description="Weight of the graded answer in [0, 1].", function=accuracy),
-        "format": Reward(description="Weight of the format in {0, 1}.", function=well_formed),
-        "temporal": Reward(description=_TEMPORAL, function=temporal_bonus, settings=TemporalConfig),
-        "length": Reward(description=_LENGTH, function=length_bonus, settings=LengthConfig),
-        "overlong": Reward(description=_OVERLONG, function=overlong_penalty, settings=OverlongConfig),
+        "accuracy": Reward("Weight of the graded answer in [0, 1].", accuracy),
+        "format": Reward("Weight of the format in {0, 1}.", well_formed),
+        "temporal": Reward("T-GRPO's bonus; null: plain GRPO.", temporal_bonus, TemporalConfig),
+        "length": Reward("Length bonus; null: none.", length_bonus, LengthConfig),
+        "overlong": Reward("Penalty for overlong completions; null: none.", overlong_penalty, OverlongConfig),
     },
 )
 """Every reward of the project, in the order of its column in tables; a new one is a new entry here."""
@@ -226,23 +216,17 @@ REWARD_PRESETS: dict[str, RewardConfig] = {
 
 
 def reward_functions(config: RewardConfig) -> dict[str, RewardFunction]:
-    """The functions behind `RewardConfig.names`, weighted, in that order.
-
-    Raises:
-        UserError: there is no function of a name in ``config.extra``.
-    """
+    """The functions behind `RewardConfig.names`, weighted; a `UserError` where ``config.extra`` names none."""
     functions: dict[str, RewardFunction] = {}
     for name, reward in REWARDS.items():
         settings = getattr(config, name)
         functions[name] = _nothing if settings is None else partial(reward.function, settings=settings)
-    for path, weight in config.extra.items():
-        functions[path] = partial(_weighted, function=_OUTSIDE.get(path), weight=weight)
-    return functions
+    return functions | {path: partial(_weighted, weight, _OUTSIDE.get(path)) for path, weight in config.extra.items()}
 
 
 def _nothing(group: Group) -> list[float]:
     return [0.0] * len(group.texts)
 
 
-def _weighted(group: Group, function: RewardFunction, weight: float) -> list[float]:
+def _weighted(weight: float, function: RewardFunction, group: Group) -> list[float]:
     return [weight * float(value) for value in function(group)]

@@ -21,11 +21,7 @@ _SHOWN_PROMPTS = 4
 
 
 def rollout_metrics(rollouts: Rollouts, reward_names: Sequence[str], accelerator: Any) -> dict[str, float]:
-    """Means over all ranks' completions; every rank must call it.
-
-    Args:
-        reward_names: `RewardConfig.names`.
-    """
+    """Means over all ranks' completions; every rank must call it. ``reward_names``: `RewardConfig.names`."""
     completions = [completion for group in rollouts.completions for completion in group]
     shuffled = [group.shuffled_accuracy.mean() for group in rollouts.rewards if len(group.shuffled_accuracy)]
     rewards = rollouts.components
@@ -66,10 +62,8 @@ class RolloutCompletion:
     """One completion of a group."""
 
     text: str
-    rewards: Mapping[str, float]
-    """Every component of the reward by name, and their ``total``."""
-    advantage: float | None = None
-    """None for completions that are not trained on (those on shuffled frames)."""
+    rewards: Mapping[str, float]  # every component of the reward by name, and their ``total``
+    advantage: float | None = None  # None for completions that are not trained on (those on shuffled frames)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,27 +72,27 @@ class RolloutRow:
 
     prompt: str
     truth: str
-    frames_ordered: Sequence[bytes]
-    """Encoded pictures in the order of the video."""
+    frames_ordered: Sequence[bytes]  # encoded pictures in the order of the video
     completions_ordered: Sequence[RolloutCompletion]
-    frames_shuffled: Sequence[bytes] = ()
-    """The same pictures in the order of the shuffled rollouts; empty where there were none."""
+    frames_shuffled: Sequence[bytes] = ()  # in the order of the shuffled rollouts; empty where there were none
     completions_shuffled: Sequence[RolloutCompletion] = ()
+
+    @property
+    def sides(self) -> list[tuple[str, Sequence[bytes], Sequence[RolloutCompletion]]]:
+        """The order of the frames, they themselves, and the completions on them."""
+        shuffled = ("shuffled", self.frames_shuffled, self.completions_shuffled)
+        return [("ordered", self.frames_ordered, self.completions_ordered), *([shuffled] if any(shuffled[1:]) else [])]
 
 
 def rollout_table(rows: Iterable[RolloutRow]) -> Markup:
     """Prompts with frames, completions, reward components and advantages, ordered and shuffled side by side."""
     shown = []
     for row in rows:
-        groups = [("Ordered frames", row.frames_ordered, row.completions_ordered)]
-        if row.frames_shuffled or row.completions_shuffled:
-            groups.append(("Shuffled frames", row.frames_shuffled, row.completions_shuffled))
         sides = []
-        for heading, frames, completions in groups:
+        for order, frames, completions in row.sides:
             names = dict.fromkeys(name for completion in completions for name in completion.rewards)
-            names_total_last = sorted(names, key=lambda name: name == "total")
-            strip = frame_strip(frames)
-            sides.append({"heading": heading, "strip": strip, "names": names_total_last, "completions": completions})
+            side = {"heading": f"{order.capitalize()} frames", "strip": frame_strip(frames), "completions": completions}
+            sides.append(side | {"names": sorted(names, key=lambda name: name == "total")})
         shown.append({"prompt": row.prompt, "truth": row.truth, "sides": sides})
     return template_block("rollouts", rows=shown)
 
@@ -138,14 +132,14 @@ def write_rollouts(tracker: Tracker, video: VideoConfig, names: Sequence[str], s
             "step": step,
             "question": row.prompt,
             "truth": row.truth,
-            "frames": frames,
+            "frames": order,
             "completion": completion.text,
             **{name: completion.rewards.get(name) for name in names},
             "advantage": completion.advantage,
         }
         for row in rows
-        for frames, group in (("ordered", row.completions_ordered), ("shuffled", row.completions_shuffled))
-        for completion in group
+        for order, _, completions in row.sides
+        for completion in completions
     ]
     columns = {name: [record[name] for record in records] for name in records[0]}
     tracker.log_table(f"rollouts/step-{step:06d}.json", columns)

@@ -8,9 +8,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +25,9 @@ from ..common.rows.prepared import PreparedSample, Split
 from ..common.video.clip import Clip
 from .config import GRPOConfig
 from .rewards import Group, RewardFunction, reward_functions
+from .vllm.engine import VLLMEngine
 
-_NO_SIGNAL = 1e-6
-"""A group whose rewards' standard deviation is below this teaches nothing."""
+_NO_SIGNAL = 1e-6  # a group whose rewards' standard deviation is below this teaches nothing
 
 
 class Prefetcher:
@@ -54,11 +54,7 @@ class Prefetcher:
         return examples
 
     def take(self, rows: Sequence[int]) -> list[PreparedSample]:
-        """The rows, decoded.
-
-        Raises:
-            UserError: one did not arrive within ``timeout_s``.
-        """
+        """The rows, decoded; a `UserError` where one does not arrive within ``timeout_s``."""
         if self._pool is None:
             return [self.split[row] for row in rows]
         self.announce(rows)
@@ -74,26 +70,11 @@ class Prefetcher:
         return items
 
 
-class RolloutEngine(Protocol):
-    """Samples completions from the policy."""
-
-    is_policy: bool
-    """Whether completions are sampled with the very probabilities that the trainer computes; if not, each completion is
-    a `SampledCompletion`, which says with which."""
-
-    def policy(self, step: int) -> AbstractContextManager[None]:
-        """The engine with the policy's weights of this step, for as long as the block lasts; all processes enter it."""
-
-    def generate(
-        self, prompts: Sequence[EncodedPrompt], sampling: Sampling, n: int, keys: Sequence[int]
-    ) -> Sequence[Sequence[Completion]]:
-        """``n`` completions for each prompt, determined by ``sampling.seed`` and the prompt's key."""
-
-
 class TrainingModelEngine:
     """Our own engine (`common.model.generation`), which prefills each prompt once, on the training model itself."""
 
     is_policy = True
+    """Whether completions are sampled with the trainer's own probabilities; if not, they are `SampledCompletion`s."""
 
     def __init__(self, trainer: Any, encoder: ChatEncoder, prompts_at_once: int) -> None:
         self.trainer, self.encoder, self.prompts_at_once = trainer, encoder, prompts_at_once
@@ -101,7 +82,10 @@ class TrainingModelEngine:
 
     @contextmanager
     def policy(self, step: int) -> Iterator[None]:
-        """Under ZeRO-3 the weights are gathered for the block, so ranks need not make the same number of passes."""
+        """The engine with the policy's weights of this step, for as long as the block lasts; all processes enter it.
+
+        Under ZeRO-3 the weights are gathered for the block, so ranks need not make the same number of passes.
+        """
         with unwrap_model_for_generation(self.trainer.model_wrapped, self.trainer.accelerator) as self._model:
             yield
         self._model = None
@@ -109,27 +93,27 @@ class TrainingModelEngine:
     def generate(
         self, prompts: Sequence[EncodedPrompt], sampling: Sampling, n: int, keys: Sequence[int]
     ) -> Sequence[Sequence[Completion]]:
-        """See `RolloutEngine`."""
+        """``n`` completions for each prompt, determined by ``sampling.seed`` and the prompt's key."""
         return sample(self._model, self.encoder, prompts, sampling, n, n * self.prompts_at_once, keys)
+
+
+RolloutEngine = TrainingModelEngine | VLLMEngine
+"""What samples completions from the policy; both have `TrainingModelEngine`'s methods."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupRewards:
     """What a group's completions are worth."""
 
-    components: torch.Tensor
-    """(G, K) in the order of `RewardConfig.names`, weights applied; a completion's reward is the sum of its row."""
-    accuracy: torch.Tensor
-    """(G,) graded answers in [0, 1]."""
-    shuffled_accuracy: torch.Tensor
-    """(G̃,) graded answers of the shuffled rollouts."""
+    components: torch.Tensor  # (G, K) in the order of `RewardConfig.names`, weighted; a reward is the sum of its row
+    accuracy: torch.Tensor  # (G,) graded answers in [0, 1]
+    shuffled_accuracy: torch.Tensor  # (G̃,) those of the shuffled rollouts
 
 
 def score_group(group: Group, functions: Mapping[str, RewardFunction]) -> GroupRewards:
     """Reward the completions of one prompt by the functions of `reward_functions`.
 
-    Raises:
-        UserError: a function raised, or did not return one finite number per completion.
+    Raises: `UserError`: a function raised, or did not return one finite number per completion.
     """
     columns = []
     for name, function in functions.items():
@@ -158,11 +142,9 @@ class Rollouts:
     prompts: list[EncodedPrompt]
     completions: list[Sequence[Completion]]
     shuffled_clips: list[Clip | None]
-    shuffled_completions: list[Sequence[Completion]]
-    """Completions on the shuffled clips; empty where there is none."""
+    shuffled_completions: list[Sequence[Completion]]  # empty where there is no shuffled clip
     rewards: list[GroupRewards]
-    advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    """(P, G)"""
+    advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # (P, G)
 
     @property
     def components(self) -> torch.Tensor:
@@ -210,15 +192,13 @@ class RolloutGenerator:
                 positions = rollouts.without_signal
                 if not positions:
                     break
-                retried = self._complete([self._substitute(rows[i], step, attempt) for i in positions], step)
+                # Other training rows, drawn by (seed, step, row, attempt) alone.
+                keys = [f"substitute/{self.config.seed}/{step}/{rows[i]}/{attempt}" for i in positions]
+                others = [int(self.train_rows[zlib.crc32(key.encode()) % len(self.train_rows)]) for key in keys]
+                retried = self._complete(others, step)
                 for source in set(range(len(positions))) - set(retried.without_signal):
                     rollouts.replace(positions[source], retried, source)
         return rollouts
-
-    def _substitute(self, row: int, step: int, attempt: int) -> int:
-        """Another training row, drawn by (seed, step, row, attempt) alone."""
-        draw = zlib.crc32(f"substitute/{self.config.seed}/{step}/{row}/{attempt}".encode())
-        return int(self.train_rows[draw % len(self.train_rows)])
 
     def _complete(self, rows: Sequence[int], step: int) -> Rollouts:
         """Complete each row's prompt G times on its frames in order and, for T-GRPO, some times on them shuffled."""
@@ -241,25 +221,22 @@ class RolloutGenerator:
                 clips[i] = clip = items[i].clip.permuted(order.tolist())
                 shuffled_prompts.append(self.encoder.with_clip(prompts[i], clip))
             groups = self.engine.generate(shuffled_prompts, self.sampling, count, [keys[i] ^ 1 for i in videos])
-            for i, group in zip(videos, groups, strict=True):
-                shuffled[i] = group
+            for i, completed in zip(videos, groups, strict=True):
+                shuffled[i] = completed
         self.lap("rollout")
-        rewards = [self._score(*group) for group in zip(items, completions, shuffled, strict=True)]
+        rewards = []
+        for item, ordered, other in zip(items, completions, shuffled, strict=True):
+            group = Group(
+                sample=item.sample,
+                texts=[completion.text for completion in ordered],
+                token_counts=[len(completion.token_ids) for completion in ordered],
+                shuffled_texts=[completion.text for completion in other],
+                answer_format=self.encoder.template.answer_format,
+                correct_above=config.reward_config.correct_above,
+            )
+            rewards.append(score_group(group, self.reward_functions))
         self.lap("reward")
         return Rollouts(items, prompts, completions, clips, shuffled, rewards)
-
-    def _score(
-        self, item: PreparedSample, completions: Sequence[Completion], shuffled: Sequence[Completion]
-    ) -> GroupRewards:
-        group = Group(
-            sample=item.sample,
-            texts=[completion.text for completion in completions],
-            token_counts=[len(completion.token_ids) for completion in completions],
-            shuffled_texts=[completion.text for completion in shuffled],
-            answer_format=self.encoder.template.answer_format,
-            correct_above=self.config.reward_config.correct_above,
-        )
-        return score_group(group, self.reward_functions)
 
 
 def prompt_rows(rows: Sequence[int]) -> Dataset:
@@ -270,8 +247,7 @@ def prompt_rows(rows: Sequence[int]) -> Dataset:
 def frame_order(seed: int, step: int, row: int, num_frames: int) -> np.ndarray:
     """A permutation of the frames, never the identity, that depends on (seed, step, row) alone.
 
-    Frames are permuted before temporal patches are made, so a patch of the shuffled clip joins frames that are not
-    neighbours.
+    Temporal patches are made after it: a patch of the shuffled clip joins frames that are not neighbours.
     """
     generator = np.random.default_rng(zlib.crc32(f"shuffle/{seed}/{step}/{row}".encode()))
     while True:

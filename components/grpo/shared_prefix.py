@@ -13,7 +13,6 @@ themselves; it never builds more of a mask than (C, P + C), and fused kernels wo
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,8 +28,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from ..common.model.chat import ChatEncoder
 from ..common.model.prompt import BlindInputError, EncodedPrompt
 
-ATTENTION = "vthink_shared_prefix"
-"""Name of our attention among transformers' implementations."""
+ATTENTION = "vthink_shared_prefix"  # our attention among transformers' implementations
 AttentionForm = Literal["two_call", "mask"]
 
 
@@ -38,8 +36,7 @@ AttentionForm = Literal["two_call", "mask"]
 class Layout:
     """Where prompts and completions lie in the packed row. It travels with the forward pass as a keyword argument."""
 
-    groups: tuple[tuple[int, tuple[int, ...]], ...]
-    """For each prompt its length P and its completions' lengths."""
+    groups: tuple[tuple[int, tuple[int, ...]], ...]  # for each prompt its length P and its completions' lengths
 
     @property
     def num_tokens(self) -> int:
@@ -49,25 +46,24 @@ class Layout:
     def predicting(self) -> list[int]:
         """The positions in the row whose hidden states predict the completions' tokens, in their order."""
         positions: list[int] = []
-        start = 0
+        offset = 0
         for prefix, suffixes in self.groups:
-            offset = start + prefix
+            offset += prefix
+            last_of_prompt = offset - 1
             for length in suffixes:
-                if length:
-                    positions += [start + prefix - 1, *range(offset, offset + length - 1)]
+                positions += [last_of_prompt, *range(offset, offset + length - 1)] if length else []
                 offset += length
-            start = offset
         return positions
 
     def mask(self, device: torch.device) -> torch.Tensor:
         """(1, 1, L, L), True where the token of a row may look: its prompt and its own completion, up to itself."""
-        group_of, completion_of = [], []
-        for group, (prefix, suffixes) in enumerate(self.groups):
-            group_of += [group] * (prefix + sum(suffixes))
-            completion_of += [-1] * prefix
-            completion_of += itertools.chain.from_iterable([i] * length for i, length in enumerate(suffixes))
-        groups = torch.tensor(group_of, device=device)
-        completions = torch.tensor(completion_of, device=device)
+        owners = [  # of each token its group and its completion, -1 in a prompt
+            (group, index)
+            for group, (prefix, suffixes) in enumerate(self.groups)
+            for index, length in [(-1, prefix), *enumerate(suffixes)]
+            for _ in range(length)
+        ]
+        groups, completions = torch.tensor(owners, device=device).T
         visible = (completions[None] == -1) | (completions[:, None] == completions[None])
         return ((groups[:, None] == groups[None]) & visible).tril()[None, None]
 
@@ -77,14 +73,10 @@ class Packed:
     """A micro-batch as the model takes it."""
 
     layout: Layout
-    input_ids: torch.Tensor
-    """(1, L)"""
-    position_ids: torch.Tensor
-    """(3, 1, L)"""
-    targets: torch.Tensor
-    """(1, ΣC): the completions' tokens, one after the other."""
-    media: dict[str, torch.Tensor]
-    """Pixels and grids of the prompts' clips, each once."""
+    input_ids: torch.Tensor  # (1, L)
+    position_ids: torch.Tensor  # (3, 1, L)
+    targets: torch.Tensor  # (1, ΣC): the completions' tokens, one after the other
+    media: dict[str, torch.Tensor]  # pixels and grids of the prompts' clips, each once
 
 
 def pack(
@@ -92,12 +84,9 @@ def pack(
 ) -> Packed:
     """Lay out prompts and their completions in one row.
 
-    Args:
-        prompts: one per group.
-        completions: for each prompt the token ids of its completions; lengths may differ, and may be 0.
+    Args: ``completions``: for each prompt the token ids of its completions; lengths may differ, and may be 0.
 
-    Raises:
-        BlindInputError: a prompt without its pixels.
+    Raises: `BlindInputError`: a prompt without its pixels.
     """
     ids, positions, targets, groups = [], [], [], []
     for prompt, group in zip(prompts, completions, strict=True):
@@ -150,11 +139,9 @@ def _keep_predicting(_: Any, __: Any, kwargs: dict[str, Any], output: Any) -> An
 def log_probs(model: Any, packed: Packed, form: AttentionForm = "two_call") -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probabilities (ΣC,) of the completions' tokens, and the entropies (ΣC,) where the fused head computes them.
 
-    Args:
-        model: as `install` left it; it may be wrapped (DDP, DeepSpeed).
+    Args: ``model``: as `install` left it; it may be wrapped (DDP, DeepSpeed).
 
-    Raises:
-        BlindInputError: the row holds vision placeholders and the batch no pixels.
+    Raises: `BlindInputError`: the row holds vision placeholders and the batch no pixels.
     """
     device = next(model.parameters()).device
     if "pixel_values_videos" not in packed.media:
@@ -185,22 +172,18 @@ def packed_attention(
     shared_prefix: Layout | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: heads (1, H, L, D) in, (1, L, H, D) out."""
+    """transformers' attention interface: heads (1, H, L, D) in, (1, L, H, D) out.
+
+    Of a packed row each prompt attends over itself, each completion over its prompt and itself (``two_call``).
+    """
     if shared_prefix is None or attention_mask is not None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         return output, None
-    key, value = repeat_kv(key, module.num_key_value_groups), repeat_kv(value, module.num_key_value_groups)
-    return two_call_attention(query, key, value, shared_prefix, scaling).transpose(1, 2), None
-
-
-def two_call_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float | None
-) -> torch.Tensor:
-    """Attention (1, H, L, D) of a packed row: each prompt over itself, each completion over its prompt and itself."""
     parts = []
-    lengths = [prefix + sum(suffixes) for prefix, suffixes in layout.groups]
+    lengths = [prefix + sum(suffixes) for prefix, suffixes in shared_prefix.groups]
+    key, value = repeat_kv(key, module.num_key_value_groups), repeat_kv(value, module.num_key_value_groups)
     split = (tensor.split(lengths, 2) for tensor in (query, key, value))
-    for (prefix, suffixes), q, k, v in zip(layout.groups, *split, strict=True):
+    for (prefix, suffixes), q, k, v in zip(shared_prefix.groups, *split, strict=True):
         head_k, head_v = k[:, :, :prefix], v[:, :, :prefix]
         parts.append(F.scaled_dot_product_attention(q[:, :, :prefix], head_k, head_v, is_causal=True, scale=scaling))
         count, longest = len(suffixes), max(suffixes, default=0)
@@ -217,7 +200,7 @@ def two_call_attention(
             bias = torch.ones(longest, prefix + longest, dtype=torch.bool, device=query.device).tril(prefix)
         out = F.scaled_dot_product_attention(tails[0], suffix_k, suffix_v, attn_mask=bias, scale=scaling)
         parts += [row[:, :, :length] for row, length in zip(out.split(1), suffixes, strict=True)]
-    return torch.cat(parts, 2)
+    return torch.cat(parts, 2).transpose(1, 2), None
 
 
 def _rows(tokens: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:

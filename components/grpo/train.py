@@ -1,7 +1,4 @@
-"""GRPO's training process.
-
-`train_grpo` is called in each process that torchrun starts: ``python -m vthink.components.grpo --job URI``.
-"""
+"""GRPO's training process, as each process that torchrun starts calls it."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from typing import Any
 from trl import GRPOConfig as TRLConfig
 
 from ..common.launch.job import TrainingJob
-from ..common.training.arguments import adapter_config
 from ..common.training.run import TrainingRun
 from .config import GRPOConfig
 from .rollout_table import write_rollouts
@@ -24,29 +20,18 @@ def train_grpo(job: TrainingJob) -> None:
     config = GRPOConfig.load(job.config, "job")
     run = TrainingRun(job, config)
     names = config.reward_config.names
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_accuracy", "greater_is_better": True}
     trainer = VideoGRPOTrainer(
-        model=run.model,
-        args=TRLConfig(
-            **run.trainer_arguments(),
-            **trl_arguments(config, job.node.rollout_url),
-            load_best_model_at_end=True,
-            metric_for_best_model="eval_accuracy",
-            greater_is_better=True,
-        ),
+        args=TRLConfig(**run.arguments(), **trl_arguments(config, job.node.rollout_url), **best),
         train_dataset=prompt_rows(run.rows),
         eval_dataset=prompt_rows(run.validation.rows),
-        processing_class=run.encoder.processor,
-        peft_config=adapter_config(run.model, config),
-        callbacks=run.callbacks(stop_every_steps=config.num_iterations),
         settings=config,
         encoder=run.encoder,
         split=run.train,
-        validation=run.validation,
         on_rollouts=partial(write_rollouts, run.tracker, run.loaded.video, names) if run.tracker else None,
+        **run.keywords(stop_every_steps=config.num_iterations),
     )
-    run.fit(trainer)
-    best = {"best_step": trainer.state.best_global_step, "best_accuracy": trainer.state.best_metric}
-    run.finish(trainer, counts={"prompts": len(run.rows)}, details=best)
+    run.complete(trainer, counts={"prompts": len(run.rows)})
 
 
 def trl_arguments(config: GRPOConfig, rollout_url: str | None = None) -> dict[str, Any]:

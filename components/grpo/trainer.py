@@ -16,6 +16,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -149,36 +150,33 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         if config.dynamic_sampling:
             loss_mask.view(len(rows), group_size, -1)[rollouts.without_signal] = 0
 
-        old_log_probs = ref_log_probs = weights = None
-        micro_batch = self.args.per_device_train_batch_size
-        # One update per rollout needs no old policy: its log-probabilities are the policy's own, detached.
-        updates_apart = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations)
-        if updates_apart or not self.generator.engine.is_policy:
-            old_log_probs = self.log_probs.frozen(self.model, prompts, ids, mask, micro_batch)
-        if old_log_probs is not None and not self.generator.engine.is_policy:
-            cap = config.vllm.importance_cap if config.vllm is not None else 1.0
-            importance = importance_weights(old_log_probs, sampler_log_probs(completions, ids), mask, cap)
-            weights = importance.weights
-            self.record({"grpo/sampler_gap": importance.mean_gap, "grpo/sampler_truncated": importance.truncated})
-        if config.kl_coefficient:
-            # With LoRA the reference is the policy without its adapters.
-            reference, policy = self.ref_model, self.accelerator.unwrap_model(self.model)
-            with policy.disable_adapter() if reference is None else nullcontext():
-                model = self.model if reference is None else reference
-                ref_log_probs = self.log_probs.frozen(model, prompts, ids, mask, micro_batch)
-        self.clock.lap("log_probs")
-        self._check_rollouts(rollouts)
-        return TrainingBatch(
+        batch = TrainingBatch(
             prompts=prompts,
             completion_ids=ids,
             completion_mask=mask,
             loss_mask=loss_mask,
             advantages=rollouts.advantages.reshape(-1).to(device),
             num_loss_tokens=self.accelerator.gather(loss_mask.sum()).sum(),
-            old_log_probs=old_log_probs,
-            ref_log_probs=ref_log_probs,
-            importance_weights=weights,
         )
+        micro_batch = self.args.per_device_train_batch_size
+        # One update per rollout needs no old policy: its log-probabilities are the policy's own, detached.
+        updates_apart = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations)
+        if updates_apart or not self.generator.engine.is_policy:
+            batch = replace(batch, old_log_probs=self.log_probs.frozen(self.model, batch, micro_batch))
+        if batch.old_log_probs is not None and not self.generator.engine.is_policy:
+            cap = config.vllm.importance_cap if config.vllm is not None else 1.0
+            importance = importance_weights(batch.old_log_probs, sampler_log_probs(completions, ids), mask, cap)
+            batch = replace(batch, importance_weights=importance.weights)
+            self.record({"grpo/sampler_gap": importance.mean_gap, "grpo/sampler_truncated": importance.truncated})
+        if config.kl_coefficient:
+            # With LoRA the reference is the policy without its adapters.
+            reference, policy = self.ref_model, self.accelerator.unwrap_model(self.model)
+            with policy.disable_adapter() if reference is None else nullcontext():
+                model = self.model if reference is None else reference
+                batch = replace(batch, ref_log_probs=self.log_probs.frozen(model, batch, micro_batch))
+        self.clock.lap("log_probs")
+        self._check_rollouts(rollouts)
+        return batch
 
     def record(self, metrics: dict[str, float]) -> None:
         """Keep figures for the next log."""
@@ -220,18 +218,15 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         micro_batches, steps = self.current_gradient_accumulation_steps, self.args.steps_per_generation
         denominator = loss_denominator(self.settings, inputs, micro_batches, steps, self.accelerator.num_processes)
         total = torch.zeros((), device=self.accelerator.device)
-        sums = torch.zeros(5, device=self.accelerator.device)  # tokens, KL, entropy, clipped low and high
-        passes = self.log_probs.passes(inputs.prompts, inputs.completion_mask.sum(1))
-        for number, (rows, counts) in enumerate(passes):
-            part = inputs.rows(rows)
-            log_probs, entropies = self.log_probs(model, part.prompts, part.completion_ids, part.completion_mask)
-            result = policy_loss(self.settings, log_probs, part, denominator)
-            loss = result.loss * counts
+        sums = torch.zeros(5, device=self.accelerator.device)  # tokens, KL, clipped low and high, entropy
+        passes = self.log_probs.passes(inputs)
+        for number, (part, counts) in enumerate(passes):
+            log_probs, entropies = self.log_probs(model, part)
+            loss, figures = policy_loss(self.settings, log_probs, part, denominator)
+            loss = loss * counts
             if counts:
-                entropy = torch.zeros_like(log_probs) if entropies is None else entropies.detach()
-                spread = (entropy * part.loss_mask).sum()
-                figures = (result.num_tokens, result.kl, spread, result.clipped_low, result.clipped_high)
-                sums += torch.stack([figure.float() for figure in figures])
+                sums[:4] += figures
+                sums[4] += 0.0 if entropies is None else (entropies.detach() * part.loss_mask).sum()
             self.clock.lap("forward")
             if number < len(passes) - 1:
                 self._backward_early(model, loss)
@@ -255,7 +250,7 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         """Record the update's figures, and stop before a broken loss reaches the weights.
 
         Args:
-            sums: tokens, KL, entropy, tokens clipped at the low and at the high end.
+            sums: tokens, and over them KL, how many were clipped at the low and at the high end, entropy.
 
         Raises:
             UserError: the loss is not a number, or the policy has come apart from where it started.
@@ -263,7 +258,7 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         if not bool(torch.isfinite(loss)):
             raise UserError(f"step {self.state.global_step}: the loss is {float(loss.detach())}")
         sums = self.accelerator.reduce(sums, reduction="sum")
-        kl, entropy, low, high = (sums[1:] / sums[0].clamp(min=1)).tolist()
+        kl, low, high, entropy = (sums[1:] / sums[0].clamp(min=1)).tolist()
         self.record({"entropy": entropy, "clip_ratio/low_mean": low, "clip_ratio/high_mean": high})
         self.record({"clip_ratio/region_mean": low + high} | ({"kl": kl} if self.settings.kl_coefficient else {}))
         if not kl <= self.settings.max_kl:

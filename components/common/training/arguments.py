@@ -12,12 +12,14 @@ from ..model.load import iter_linear_names, pick_dtype
 from .config import TrainingConfig
 from .processes import world_size
 
+_SAME_NAME = "seed max_steps learning_rate warmup_steps weight_decay adam_beta2 max_grad_norm gradient_checkpointing"
+"""Settings whose name is also TRL's."""
+
 
 def accumulation(config: TrainingConfig, planned_processes: int | None) -> int:
-    """Micro-batches per optimiser step on the processes there are, so that the batch stays what was planned.
+    """Micro-batches per optimiser step on the processes there are, so that the same rows make a step as was planned.
 
-    A training that was planned for eight processes and goes on with four, because the other node is gone, takes twice
-    as many micro-batches: the same rows make the same step.
+    Planned for eight processes and going on with four, the other node being gone, a training takes twice as many.
 
     Args:
         planned_processes: those that ``gradient_accumulation`` was meant for; None: those there are.
@@ -45,21 +47,14 @@ def trainer_arguments(
             optimiser updates stay in float32 (its own, or DeepSpeed's master copy).
         planned_processes: see `accumulation`.
     """
-    arguments: dict[str, Any] = {
+    arguments: dict[str, Any] = {name: getattr(config, name) for name in _SAME_NAME.split()} | {
         "output_dir": str(folder),
-        "seed": config.seed,
         "data_seed": config.seed,
-        "max_steps": config.max_steps,
         "num_train_epochs": config.num_epochs,
         "train_sampling_strategy": "random" if config.shuffle else "sequential",
-        "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.lr_schedule,
-        "warmup_steps": config.warmup_steps,
-        "weight_decay": config.weight_decay,
-        "adam_beta2": config.adam_beta2,
-        "max_grad_norm": config.max_grad_norm,
         "gradient_accumulation_steps": accumulation(config, planned_processes),
-        "gradient_checkpointing": config.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "save_strategy": "steps",
         "save_steps": config.save_every_steps,
         "save_total_limit": config.keep_checkpoints,
@@ -76,8 +71,6 @@ def trainer_arguments(
         "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": not on_cpu,
     }
-    if config.gradient_checkpointing:
-        arguments["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     if config.deepspeed != "none":
         import deepspeed
 
@@ -113,10 +106,5 @@ def adapter_config(model: Any, config: TrainingConfig) -> Any | None:
         return None
     from peft import LoraConfig
 
-    return LoraConfig(
-        r=config.lora.rank,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=sorted(iter_linear_names(model)),
-        task_type="CAUSAL_LM",
-    )
+    scale = {"r": config.lora.rank, "lora_alpha": config.lora.alpha, "lora_dropout": config.lora.dropout}
+    return LoraConfig(**scale, target_modules=sorted(iter_linear_names(model)), task_type="CAUSAL_LM")

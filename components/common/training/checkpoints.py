@@ -57,10 +57,9 @@ class CheckpointStore:
         temporary.rename(checkpoint / SEAL)
 
     def upload(self, checkpoint: Path) -> None:
-        """Copy a sealed checkpoint to the store in the background. Training does not wait; `wait` does.
+        """Copy a sealed checkpoint to the store in the background; `wait` waits for it.
 
-        Of several nodes each sends what its processes wrote, to a folder of its own; the checkpoint counts when all
-        have arrived.
+        Of several nodes each sends what its processes wrote, to a folder of its own; it counts when all have arrived.
         """
         node, nodes = node_rank()
         parts = [checkpoint.name] if nodes == 1 else [checkpoint.name, f"node-{node}-of-{nodes}"]
@@ -113,13 +112,21 @@ class CheckpointStore:
         nodes, a folder on one of them is not the whole checkpoint: then only what is in the store counts.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        newest: list[int | None] = [self._newest_step() if rank() == 0 else None]
+        newest: list[int | None] = [None]
+        if rank() == 0:
+            steps = set(self._stored())
+            for step, path in self._steps():
+                if self._is_whole(path):
+                    steps.add(step)
+                else:
+                    shutil.rmtree(path)
+            newest = [max(steps, default=None)]
         if in_group():
             torch.distributed.broadcast_object_list(newest, src=0)
         if newest[0] is None:
             return None
         checkpoint = self.folder / f"checkpoint-{newest[0]}"
-        if local_rank() == 0 and not (node_rank()[1] == 1 and self.is_sealed(checkpoint)):
+        if local_rank() == 0 and not self._is_whole(checkpoint):
             shutil.rmtree(checkpoint, ignore_errors=True)
             self._fetch(checkpoint)
             self._fetch_best(checkpoint)
@@ -127,15 +134,8 @@ class CheckpointStore:
         barrier()
         return checkpoint
 
-    def _newest_step(self) -> int | None:
-        """The step of the newest whole checkpoint, here or in the store; what is here and not whole is removed."""
-        steps = set(self._stored())
-        for step, path in self._steps():
-            if node_rank()[1] == 1 and self.is_sealed(path):
-                steps.add(step)
-            else:
-                shutil.rmtree(path)
-        return max(steps, default=None)
+    def _is_whole(self, checkpoint: Path) -> bool:
+        return node_rank()[1] == 1 and self.is_sealed(checkpoint)
 
     def fetch_other_nodes(self, checkpoint: Path) -> None:
         """Fetch what other nodes wrote of a checkpoint of this training; every process calls it."""
@@ -162,9 +162,9 @@ class CheckpointStore:
 
 
 class CheckpointCallback(TrainerCallback):
-    """Seals each checkpoint the trainer has written and sends it to the store; ends the training at one on SIGTERM.
+    """Seals each checkpoint the trainer has written and sends it to the store.
 
-    SIGTERM means a spot node about to be taken, or a pod evicted: a checkpoint, safely stored, and then the end.
+    SIGTERM (a spot node about to be taken, a pod evicted): a checkpoint, safely stored, and then the end.
     """
 
     def __init__(self, store: CheckpointStore, stop_every_steps: int | None = None) -> None:
@@ -207,8 +207,8 @@ class CheckpointCallback(TrainerCallback):
         if self.stopping:
             self.store.wait()
             barrier()
-            done = f"asked to stop: checkpoint {state.global_step} is stored; the next start goes on from it"
-            print(done, flush=True)
+            step = state.global_step
+            print(f"asked to stop: checkpoint {step} is stored; the next start goes on from it", flush=True)
             raise SystemExit(STOPPED_EXIT_CODE)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

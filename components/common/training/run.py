@@ -24,7 +24,7 @@ from ..storage.manifest import Manifest
 from ..storage.names import join
 from ..storage.s3 import Storage
 from ..tracking.run import Tracker
-from .arguments import freeze, trainer_arguments
+from .arguments import adapter_config, freeze, trainer_arguments
 from .checkpoints import CheckpointCallback, CheckpointStore
 from .config import TrainingConfig
 from .processes import first_of_node_first, leave_group, rank
@@ -72,29 +72,35 @@ class TrainingRun:
             self.tracker = Tracker.start(job.run, job.stage, job.fingerprint, job.config, inputs)
             self.tracker.log_params({"node": job.node.model_dump(exclude_none=True)})
 
-    def trainer_arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """Keyword arguments that TRL's SFTConfig and GRPOConfig share."""
         on_cpu = self.loaded.device.type == "cpu"
         return trainer_arguments(self.config, self.store.folder, on_cpu, self.model_config.dtype, self.job.processes)
 
-    def callbacks(self, stop_every_steps: int = 1) -> list[TrainerCallback]:
-        """Checkpoints, SIGTERM and metrics; ``stop_every_steps``: see `CheckpointCallback`."""
-        return [CheckpointCallback(self.store, stop_every_steps), ProgressCallback(self.job.stage, self.tracker)]
+    def keywords(self, stop_every_steps: int = 1) -> dict[str, Any]:
+        """Keyword arguments that both trainers share; ``stop_every_steps``: see `CheckpointCallback`."""
+        checkpoints = CheckpointCallback(self.store, stop_every_steps)
+        return {
+            "model": self.model,
+            "processing_class": self.encoder.processor,
+            "peft_config": adapter_config(self.model, self.config),
+            "callbacks": [checkpoints, ProgressCallback(self.job.stage, self.tracker)],
+            "validation": self.validation,
+        }
 
-    def fit(self, trainer: Any) -> None:
-        """Train from the newest checkpoint, if there is one, to the end."""
+    def complete(self, trainer: Any, counts: dict[str, int]) -> None:
+        """Train to the end, from the newest checkpoint if there is one; then the model, and the manifest last.
+
+        Every rank must call it.
+        """
         trainer.remove_callback(PrinterCallback)  # `ProgressCallback` prints, in one line
-        checkpoint = self.store.newest()
+        job, checkpoint = self.job, self.store.newest()
         if checkpoint is not None:
             if self.tracker is not None:
-                print(f"{self.job.stage}: going on from {checkpoint.name}", flush=True)
+                print(f"{job.stage}: going on from {checkpoint.name}", flush=True)
             repartition(trainer, checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-    def finish(self, trainer: Any, counts: dict[str, int], details: dict[str, Any] | None = None) -> None:
-        """Validate once more, write the model to the store, and the manifest last. Every rank must call it."""
-        score = trainer.evaluate()
-        job, steps = self.job, trainer.state.global_step
+        score, state = trainer.evaluate(), trainer.state
         self._export(trainer)
         leave_group()
         if self.tracker is None:
@@ -102,18 +108,19 @@ class TrainingRun:
         model_uri = join(job.prefix, "model") + "/"
         self.storage.upload_dir(self.work / "model", model_uri)
         seconds = time.monotonic() - self.started
-        self.tracker.log_metrics({"time/total_s": seconds}, step=steps)
+        self.tracker.log_metrics({"time/total_s": seconds}, step=state.global_step)
         self.tracker.finish()
+        best = {"best_step": state.best_global_step, "best_accuracy": state.best_metric}
         Manifest(
             stage=job.stage,
             fingerprint=job.fingerprint,
             uri=job.prefix,
             inputs={"data": job.data, "base": self.base_uri, "start": self.start_uri},
-            counts={"steps": steps, "validation_items": len(self.validation.rows), **counts},
+            counts={"steps": state.global_step, "validation_items": len(self.validation.rows), **counts},
             metrics={name.replace("eval_", "validation/"): value for name, value in score.items()},
             files={"model": model_uri},
             config=job.config,
-            details=details or {},
+            details=best if trainer.args.load_best_model_at_end else {},
             mlflow_run_id=self.tracker.run_id,
             seconds=seconds,
             git_commit=git_commit(),

@@ -46,7 +46,7 @@ def roll_out(trainer: VideoGRPOTrainer, rows: list[int]) -> Rollouts:
 
 
 def log_probs(trainer: VideoGRPOTrainer, batch: TrainingBatch) -> torch.Tensor:
-    return trainer.log_probs(trainer.model, batch.prompts, batch.completion_ids, batch.completion_mask)[0]
+    return trainer.log_probs(trainer.model, batch)[0]
 
 
 def brevity(group: Group) -> list[float]:
