@@ -14,8 +14,7 @@ from .config import GRPOConfig
 from .losses import TrainingBatch
 from .shared_prefix import install, log_probs, pack
 
-Forward = tuple[torch.Tensor, torch.Tensor | None]
-"""Log-probabilities and, where the fused head computes them, entropies of the same shape."""
+Forward = tuple[torch.Tensor, torch.Tensor | None]  # log-probabilities, and entropies if the fused head computes them
 
 
 class SightedLogProbs:
@@ -35,8 +34,7 @@ class SightedLogProbs:
         """(B, C) and (B, C), 0 where the batch's mask is.
 
         Raises:
-            BlindInputError: a prompt without its pixels, or a completion with vision tokens (which only sampling
-                without suppressing them can produce).
+            BlindInputError: a prompt without its pixels, or vision tokens in a completion, which were not suppressed.
             UserError: a log-probability is not a finite number.
         """
         ids, seen = batch.completion_ids, batch.completion_mask.bool()
@@ -48,11 +46,9 @@ class SightedLogProbs:
         with self.accelerator.autocast():
             values, entropies = forward(model, batch.prompts, completions)
         if not bool(torch.isfinite(values).all()):
-            rows = sorted({int(row) for row in seen.nonzero()[~torch.isfinite(values)][:, 0]})
-            raise UserError(
-                f"log-probabilities of rows {rows} of the batch are not finite; "
-                "are the weights, or the frames' normalisation, damaged?"
-            )
+            rows = seen.nonzero()[~torch.isfinite(values)][:, 0].unique().tolist()
+            hint = "are the weights, or the frames' normalisation, damaged?"
+            raise UserError(f"log-probabilities of rows {rows} of the batch are not finite; {hint}")
         empty = values.new_zeros(seen.shape)
         spread = empty.masked_scatter(seen, values)
         return spread, empty.masked_scatter(seen, entropies) if entropies is not None else None

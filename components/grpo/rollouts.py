@@ -63,10 +63,9 @@ class Prefetcher:
             try:
                 items.append(self._coming.pop(row).result(self.timeout_s))
             except FutureTimeout:
-                raise UserError(
-                    f"row {row} ({self.split.samples[row].media.uri}) was not decoded within {self.timeout_s:g} s; "
-                    "is its storage reachable? (grpo.data_timeout_s)"
-                ) from None
+                where = f"row {row} ({self.split.samples[row].media.uri})"
+                hint = "is its storage reachable? (grpo.data_timeout_s)"
+                raise UserError(f"{where} was not decoded within {self.timeout_s:g} s; {hint}") from None
         return items
 
 
@@ -122,10 +121,9 @@ def score_group(group: Group, functions: Mapping[str, RewardFunction]) -> GroupR
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"reward {name} failed on sample {group.sample.id}: {reason}") from error
-        if len(values) != len(group.texts) or not all(map(math.isfinite, values)):
-            raise UserError(
-                f"reward {name} returned {values} for the {len(group.texts)} completions of sample {group.sample.id}"
-            )
+        count = len(group.texts)
+        if len(values) != count or not all(map(math.isfinite, values)):
+            raise UserError(f"reward {name} returned {values} for the {count} completions of sample {group.sample.id}")
         columns.append(values)
     return GroupRewards(
         components=torch.tensor(columns, dtype=torch.float32).T.contiguous(),
@@ -162,25 +160,19 @@ class Rollouts:
             getattr(self, name)[position] = getattr(other, name)[source]
 
 
+@dataclass
 class RolloutGenerator:
     """Makes rewarded rollouts of a rank's rows; what they are depends on (seed, step, row) and the weights alone."""
 
-    def __init__(
-        self,
-        config: GRPOConfig,
-        encoder: ChatEncoder,
-        engine: RolloutEngine,
-        prefetcher: Prefetcher,
-        lap: Callable[[str], None],
-        train_rows: Sequence[int],
-    ) -> None:
-        """Args: ``lap``: `Clock.lap`; ``train_rows``: where dynamic sampling takes other prompts from."""
-        self.config, self.encoder, self.engine = config, encoder, engine
-        self.prefetcher, self.lap, self.train_rows = prefetcher, lap, train_rows
-        self.reward_functions = reward_functions(config.reward_config)
-        self.sampling = Sampling(
-            max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed
-        )
+    config: GRPOConfig
+    encoder: ChatEncoder
+    engine: RolloutEngine
+    prefetcher: Prefetcher
+    lap: Callable[[str], None]  # `Clock.lap`
+    train_rows: Sequence[int]  # where dynamic sampling takes other prompts from
+
+    def __post_init__(self) -> None:
+        self.reward_functions = reward_functions(self.config.reward_config)
 
     def roll_out(self, rows: Sequence[int], step: int) -> Rollouts:
         """Rewarded rollouts; groups without signal are tried again with other prompts if so configured."""
@@ -207,8 +199,11 @@ class RolloutGenerator:
         items = self.prefetcher.take(rows)
         self.lap("wait")
         prompts = [self.encoder.encode_sample(item) for item in items]
+        sampling = Sampling(
+            max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed
+        )
         keys = [zlib.crc32(f"{step}/{row}".encode()) for row in rows]
-        completions = list(self.engine.generate(prompts, self.sampling, config.num_generations, keys))
+        completions = list(self.engine.generate(prompts, sampling, config.num_generations, keys))
         clips: list[Clip | None] = [None] * len(items)
         shuffled: list[Sequence[Completion]] = [[] for _ in items]
         temporal = config.reward_config.temporal
@@ -220,7 +215,7 @@ class RolloutGenerator:
                 order = frame_order(config.seed, step, rows[i], len(items[i].clip.frames))
                 clips[i] = clip = items[i].clip.permuted(order.tolist())
                 shuffled_prompts.append(self.encoder.with_clip(prompts[i], clip))
-            groups = self.engine.generate(shuffled_prompts, self.sampling, count, [keys[i] ^ 1 for i in videos])
+            groups = self.engine.generate(shuffled_prompts, sampling, count, [keys[i] ^ 1 for i in videos])
             for i, completed in zip(videos, groups, strict=True):
                 shuffled[i] = completed
         self.lap("rollout")

@@ -1,12 +1,8 @@
 """GRPO that sees the video: rollouts, advantages and loss are here; the rest of the loop is TRL's GRPOTrainer.
 
-A generation step (`VideoGRPOTrainer.generate_batch`) completes each prompt G times, rewards the completions, turns
-rewards into advantages within each group, and computes the log-probabilities that stay fixed (old policy, reference).
-An update (`VideoGRPOTrainer.compute_loss`) computes the policy's log-probabilities and `losses.policy_loss`. Each row
-carries its encoded prompt, pixels included, from the rollout into every forward pass.
-
-T-GRPO (Video-R1, arXiv 2503.21776 §3.1): the shuffled rollouts only decide a bonus (`rewards.temporal_bonus`);
-they never enter the loss. Sampler, reference model, fused head, vLLM's start and DeepSpeed stay TRL's.
+Each row carries its encoded prompt, pixels included, from the rollout into every forward pass. T-GRPO (Video-R1,
+arXiv 2503.21776 §3.1): the shuffled rollouts only decide a bonus (`rewards.temporal_bonus`); they never enter the loss.
+Sampler, reference model, fused head, vLLM's start and DeepSpeed stay TRL's.
 """
 
 from __future__ import annotations
@@ -21,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
@@ -43,8 +40,7 @@ class Clock(TrainerCallback):
 
     def __init__(self, trainer: VideoGRPOTrainer) -> None:
         self.trainer = trainer
-        self.tokens = 0
-        """Processed in this step on this rank, each prompt counted once per group."""
+        self.tokens = 0  # processed in this step on this rank, each prompt counted once per group
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._last = time.perf_counter()
 
@@ -88,14 +84,11 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
     ) -> None:
         """Beyond TRL's arguments.
 
-        Args:
-            split: training rows; those of ``train_dataset`` are used.
-            validation: selects the checkpoint.
-            on_rollouts: called on rank 0 with (step, rollouts) every ``settings.rollout_table_every_steps`` steps.
+        Args: ``split``: training rows, of which those of ``train_dataset`` are used; ``on_rollouts``: called on rank 0
+        with (step, rollouts) every ``settings.rollout_table_every_steps`` steps.
         """
         super().__init__(*args, reward_funcs=no_reward, **kwargs)
-        self.settings, self.encoder, self.validation = settings, encoder, validation
-        self.on_rollouts = on_rollouts
+        self.settings, self.encoder, self.validation, self.on_rollouts = settings, encoder, validation, on_rollouts
         self.prefetcher = Prefetcher(split, settings.prefetch_workers, settings.data_timeout_s)
         # The loader fetches one batch ahead: its collator sees the rows before they are needed.
         self.data_collator = self.prefetcher.announce_batch
@@ -110,8 +103,6 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         self.log_probs = SightedLogProbs(settings, encoder, self.accelerator, models)
         self._steps_without_signal = 0
 
-    # -- a generation step: rows → completions → rewards → advantages -------------------------------------------------
-
     def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> TrainingBatch:
         """Generate every ``steps_per_generation`` micro-batches; groups stay together and in order."""
         every = self.args.steps_per_generation * self.num_iterations
@@ -120,10 +111,10 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def generate_batch(self, examples: list[dict[str, Any]]) -> TrainingBatch:
-        """From rows to what the loss needs.
+        """From this rank's rows, each prompt's G copies side by side, to what the loss needs.
 
-        Args:
-            examples: this rank's rows, each prompt's G copies side by side.
+        Completes each prompt G times, rewards the completions, turns rewards into advantages within each group, and
+        computes the log-probabilities that stay fixed (old policy, reference).
         """
         config, group_size = self.settings, self.settings.num_generations
         rows = [example["row"] for example in examples][::group_size]
@@ -132,18 +123,15 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         rollouts = self.generator.roll_out(rows, self.state.global_step)
         rewards = rollouts.components.sum(-1)
         if config.permute_rewards:  # the control experiment: each goes to another completion of its group
-            seed = zlib.crc32(f"permute/{config.seed}/{self.state.global_step}".encode())
-            generator = torch.Generator().manual_seed(seed)
+            key = f"permute/{config.seed}/{self.state.global_step}"
+            generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
             rewards = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in rewards])
         rollouts.advantages = group_advantages(rewards, config.scale_by_std)
-
         device = self.accelerator.device
-        prompts = [prompt for prompt in rollouts.prompts for _ in range(group_size)]
         completions = [completion for group in rollouts.completions for completion in group]
-        lengths = torch.tensor([len(completion.token_ids) for completion in completions], device=device)
-        ids = torch.full((len(completions), int(lengths.max())), self.encoder.pad_token_id, device=device)
-        mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
-        ids[mask.bool()] = torch.tensor([token for c in completions for token in c.token_ids], device=device)
+        tokens = [torch.tensor(completion.token_ids, dtype=torch.long, device=device) for completion in completions]
+        ids = pad_sequence(tokens, batch_first=True, padding_value=self.encoder.pad_token_id)
+        mask = pad_sequence([torch.ones_like(part) for part in tokens], batch_first=True)
         loss_mask = mask.clone()
         if config.mask_truncated:
             loss_mask[[i for i, completion in enumerate(completions) if completion.finish_reason == "length"]] = 0
@@ -151,7 +139,7 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
             loss_mask.view(len(rows), group_size, -1)[rollouts.without_signal] = 0
 
         batch = TrainingBatch(
-            prompts=prompts,
+            prompts=[prompt for prompt in rollouts.prompts for _ in range(group_size)],
             completion_ids=ids,
             completion_mask=mask,
             loss_mask=loss_mask,
@@ -175,6 +163,7 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
                 model = self.model if reference is None else reference
                 batch = replace(batch, ref_log_probs=self.log_probs.frozen(model, batch, micro_batch))
         self.clock.lap("log_probs")
+        self.clock.tokens += sum(map(len, rollouts.prompts)) + sum(map(len, tokens))
         self._check_rollouts(rollouts)
         return batch
 
@@ -188,8 +177,6 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         step = self.state.global_step
         metrics = rollout_metrics(rollouts, self.settings.reward_config.names, self.accelerator)
         self.record(metrics)
-        self.clock.tokens += sum(map(len, rollouts.prompts))
-        self.clock.tokens += sum(len(completion.token_ids) for group in rollouts.completions for completion in group)
         self._steps_without_signal = self._steps_without_signal + 1 if metrics["grpo/zero_std_groups"] == 1 else 0
         if self._steps_without_signal >= self.settings.max_steps_without_signal:
             raise UserError(
@@ -200,8 +187,6 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         shown = step % self.settings.rollout_table_every_steps == 0
         if self.on_rollouts is not None and self.accelerator.is_main_process and shown:
             self.on_rollouts(step, rollouts)
-
-    # -- an update ----------------------------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """TRL's, timed: what is not the forward pass or the rollouts is the backward pass."""
@@ -242,18 +227,16 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
             engine = self.accelerator.deepspeed_engine_wrapped.engine
             engine.set_gradient_accumulation_boundary(is_boundary=False)
             engine.backward(loss, scale_wrt_gas=False)
-            return
-        with model.no_sync() if hasattr(model, "no_sync") else nullcontext():
-            self.accelerator.backward(loss)
+        else:
+            with model.no_sync() if hasattr(model, "no_sync") else nullcontext():
+                self.accelerator.backward(loss)
 
     def _check_update(self, loss: torch.Tensor, sums: torch.Tensor) -> None:
         """Record the update's figures, and stop before a broken loss reaches the weights.
 
-        Args:
-            sums: tokens, and over them KL, how many were clipped at the low and at the high end, entropy.
+        Args: ``sums``: tokens, and over them KL, how many were clipped at the low and at the high end, entropy.
 
-        Raises:
-            UserError: the loss is not a number, or the policy has come apart from where it started.
+        Raises: `UserError`: the loss is not a number, or the policy has come apart from where it started.
         """
         if not bool(torch.isfinite(loss)):
             raise UserError(f"step {self.state.global_step}: the loss is {float(loss.detach())}")

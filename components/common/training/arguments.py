@@ -21,11 +21,9 @@ def accumulation(config: TrainingConfig, planned_processes: int | None) -> int:
 
     Planned for eight processes and going on with four, the other node being gone, a training takes twice as many.
 
-    Args:
-        planned_processes: those that ``gradient_accumulation`` was meant for; None: those there are.
+    Args: ``planned_processes``: those that ``gradient_accumulation`` was meant for; None: those there are.
 
-    Raises:
-        ConfigError: the planned batch cannot be shared out between the processes there are.
+    Raises: `ConfigError`: the planned batch cannot be shared out between the processes there are.
     """
     processes = world_size()
     total = config.gradient_accumulation * (planned_processes or processes)

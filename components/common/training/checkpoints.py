@@ -15,21 +15,18 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from ..storage.names import join
 from ..storage.s3 import Storage
 from .processes import barrier, in_group, local_rank, node_rank, rank
 
-SEAL = "sealed.json"
-"""A checkpoint's list of files, written last."""
-STOPPED_EXIT_CODE = 143
-"""What a process that SIGTERM ended is expected to return; whoever started it starts it again, and it resumes."""
+SEAL = "sealed.json"  # a checkpoint's list of files, written last
+STOPPED_EXIT_CODE = 143  # expected of a process that SIGTERM ended; whoever started it starts it again, and it resumes
 
 
 class CheckpointStore:
     """The checkpoints of one training job."""
 
     def __init__(self, storage: Storage, prefix_uri: str, folder: Path) -> None:
-        """Args: ``prefix_uri``: where checkpoints go in the store; ``folder``: the trainer's output folder."""
+        """Args: ``prefix_uri``: where checkpoints go, ending in ``/``; ``folder``: the trainer's output folder."""
         self.storage, self.prefix_uri, self.folder = storage, prefix_uri, folder
         self._uploads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-upload")
         self._pending: list[Future[Any]] = []
@@ -62,8 +59,7 @@ class CheckpointStore:
         Of several nodes each sends what its processes wrote, to a folder of its own; it counts when all have arrived.
         """
         node, nodes = node_rank()
-        parts = [checkpoint.name] if nodes == 1 else [checkpoint.name, f"node-{node}-of-{nodes}"]
-        uri = join(self.prefix_uri, *parts) + "/"
+        uri = f"{self.prefix_uri}{checkpoint.name}/" + (f"node-{node}-of-{nodes}/" if nodes > 1 else "")
         self._pending.append(self._uploads.submit(self.storage.upload_dir, checkpoint, uri))
 
     def wait(self) -> None:
@@ -76,7 +72,7 @@ class CheckpointStore:
         """Delete checkpoints from the store whose names are not in ``keep`` (the trainer prunes the local folder)."""
         self.wait()
         for name in {f"checkpoint-{step}" for step, _ in self._parts()} - set(keep):
-            self.storage.delete_prefix(join(self.prefix_uri, name) + "/")
+            self.storage.delete_prefix(f"{self.prefix_uri}{name}/")
 
     def rotate(self, limit: int, keep: Collection[str]) -> None:
         """Delete local checkpoints that have been sent: all but the newest ``limit`` and those named in ``keep``."""
@@ -95,8 +91,8 @@ class CheckpointStore:
         """Whole checkpoints in the store: step → the prefixes of their parts, one per node that wrote them."""
         stored = {}
         for step, nodes in self._parts():
-            uri = join(self.prefix_uri, f"checkpoint-{step}") + "/"
-            parts = [join(uri, f"node-{node}-of-{nodes}") + "/" for node in range(nodes)] or [uri]
+            uri = f"{self.prefix_uri}checkpoint-{step}/"
+            parts = [f"{uri}node-{node}-of-{nodes}/" for node in range(nodes)] or [uri]
             if all(map(self.storage.is_complete, parts)):
                 stored[step] = parts
         return stored
@@ -114,13 +110,11 @@ class CheckpointStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         newest: list[int | None] = [None]
         if rank() == 0:
-            steps = set(self._stored())
-            for step, path in self._steps():
-                if self._is_whole(path):
-                    steps.add(step)
-                else:
-                    shutil.rmtree(path)
-            newest = [max(steps, default=None)]
+            local = dict(self._steps())
+            torn = {step for step, path in local.items() if not self._is_whole(path)}
+            for step in torn:
+                shutil.rmtree(local[step])
+            newest = [max(self._stored().keys() | local.keys() - torn, default=None)]
         if in_group():
             torch.distributed.broadcast_object_list(newest, src=0)
         if newest[0] is None:

@@ -30,10 +30,8 @@ from .config import TrainingConfig
 from .processes import first_of_node_first, leave_group, rank
 from .trainer import Validation, pick_rows
 
-_BASE_MODEL_WAIT_S = 3600.0
-"""How long other ranks wait for the first to bring the base model into the store: a hub's 7B takes minutes."""
-_RENAMED = {"mean_token_accuracy": "token_accuracy"}
-"""Metrics of the trainers that we document under another name; every other one keeps its own."""
+_BASE_MODEL_WAIT_S = 3600.0  # how long other ranks wait for the first to bring it: a hub's 7B takes minutes
+_RENAMED = {"mean_token_accuracy": "token_accuracy"}  # metrics that we document under another name than the trainers
 _ENDINGS_NOT_PRINTED = ("learning_rate", "grad_norm", "epoch", "num_tokens", "step_time")
 
 
@@ -41,11 +39,7 @@ class TrainingRun:
     """What a training process works with, opened from the job that the stage's launcher wrote."""
 
     def __init__(self, job: TrainingJob, config: TrainingConfig) -> None:
-        """Fetch data and model (verified), freeze what is to stay as it is, and start tracking on rank 0.
-
-        Args:
-            config: the stage's section, as the job has it.
-        """
+        """Fetch data and model (verified), freeze what is to stay as it is, and start tracking on rank 0."""
         self.job, self.config, self.started = job, config, time.monotonic()
         self.model_config = ModelConfig.load(job.model, "job")
         self.storage = Storage(job.run.storage)
@@ -89,10 +83,7 @@ class TrainingRun:
         }
 
     def complete(self, trainer: Any, counts: dict[str, int]) -> None:
-        """Train to the end, from the newest checkpoint if there is one; then the model, and the manifest last.
-
-        Every rank must call it.
-        """
+        """Train to the end, from the newest checkpoint if any; write model and manifest. Every rank must call it."""
         trainer.remove_callback(PrinterCallback)  # `ProgressCallback` prints, in one line
         job, checkpoint = self.job, self.store.newest()
         if checkpoint is not None:
@@ -133,11 +124,12 @@ class TrainingRun:
         if not trainer.accelerator.is_main_process:
             return
         model = trainer.accelerator.unwrap_model(trainer.model)
-        if hasattr(model, "merge_and_unload"):
+        merged = hasattr(model, "merge_and_unload")
+        if merged:
             model = model.merge_and_unload()
-            state = model.state_dict()
         if not sharded:
             model = model.to(pick_dtype(self.model_config.dtype, self.loaded.device))
+        if merged or not sharded:
             state = model.state_dict()
         job, folder = self.job, self.work / "model"
         trained = {"stage": job.stage, "fingerprint": job.fingerprint, "data": job.data, "run_id": job.run.run_id}
