@@ -6,7 +6,6 @@ torch here: the configuration is made of this.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from functools import cached_property, partial
 from statistics import fmean
 from typing import Any, Self
 
-from pydantic import Field, create_model, field_validator, model_validator
+from pydantic import Field, FiniteFloat, create_model, field_validator, model_validator
 
 from ..common.answers.formats import follows_format
 from ..common.answers.grading import grade
@@ -185,17 +184,15 @@ class RewardConfig(_BuiltInRewards, Section):
 
     correct_above: float = Field(default=0.1, ge=0, lt=1)
     """A rollout counts as correct, for both bonuses, when its graded answer is above this."""
-    extra: dict[str, float] = Field(default={})
+    extra: dict[str, FiniteFloat] = Field(default={})
     """Rewards of your own, as ``package.module:function``, with their weights (see CONTRIBUTING.md)."""
 
     @field_validator("extra")
     @classmethod
     def _check_extra(cls, extra: dict[str, float]) -> dict[str, float]:
-        for name, weight in extra.items():
+        for name in extra:
             if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
                 raise ValueError(f"'{name}' is not of the form package.module:function")
-            if not math.isfinite(weight):
-                raise ValueError(f"the weight of '{name}' is {weight}")
         names = [*REWARDS, *(name.partition(":")[2] for name in extra)]
         if len(set(names)) < len(names):
             raise ValueError(f"two rewards have the same name among {', '.join(names)}")

@@ -19,7 +19,6 @@ def train_grpo(job: TrainingJob) -> None:
     """Improve the policy to the end, from the newest checkpoint if there is one; rank 0 writes the manifest last."""
     config = GRPOConfig.load(job.config, "job")
     run = TrainingRun(job, config)
-    names = config.reward_config.names
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_accuracy", "greater_is_better": True}
     trainer = VideoGRPOTrainer(
         args=TRLConfig(**run.arguments(), **trl_arguments(config, job.node.rollout_url), **best),
@@ -28,9 +27,10 @@ def train_grpo(job: TrainingJob) -> None:
         settings=config,
         encoder=run.encoder,
         split=run.train,
-        on_rollouts=partial(write_rollouts, run.tracker, run.loaded.video, names) if run.tracker else None,
         **run.keywords(stop_every_steps=config.num_iterations),
     )
+    if run.tracker is not None:
+        trainer.on_rollouts = partial(write_rollouts, run.tracker, run.loaded.video, config.reward_config.names)
     run.complete(trainer, counts={"prompts": len(run.rows)})
 
 

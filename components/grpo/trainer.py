@@ -72,23 +72,15 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
     _step: int
     control: Any
 
-    def __init__(
-        self,
-        *args: Any,
-        settings: GRPOConfig,
-        encoder: ChatEncoder,
-        split: Split,
-        validation: Validation,
-        on_rollouts: Callable[[int, Rollouts], None] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Beyond TRL's arguments.
+    on_rollouts: Callable[[int, Rollouts], None] | None = None
+    """Called on rank 0 with (step, rollouts) every ``settings.rollout_table_every_steps`` steps."""
 
-        Args: ``split``: training rows, of which those of ``train_dataset`` are used; ``on_rollouts``: called on rank 0
-        with (step, rollouts) every ``settings.rollout_table_every_steps`` steps.
-        """
-        super().__init__(*args, reward_funcs=no_reward, **kwargs)
-        self.settings, self.encoder, self.validation, self.on_rollouts = settings, encoder, validation, on_rollouts
+    def __init__(
+        self, settings: GRPOConfig, encoder: ChatEncoder, split: Split, validation: Validation, **keywords: Any
+    ) -> None:
+        """Args: ``split``: training rows, of which those of ``train_dataset`` are used; ``keywords``: TRL's."""
+        super().__init__(reward_funcs=no_reward, **keywords)
+        self.settings, self.encoder, self.validation = settings, encoder, validation
         self.prefetcher = Prefetcher(split, settings.prefetch_workers, settings.data_timeout_s)
         # The loader fetches one batch ahead: its collator sees the rows before they are needed.
         self.data_collator = self.prefetcher.announce_batch

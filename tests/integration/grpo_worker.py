@@ -31,10 +31,9 @@ from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.rows.prepared import PreparedSet
 from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.storage.s3 import Storage
-from vthink.components.common.training.arguments import trainer_arguments
 from vthink.components.common.training.checkpoints import CheckpointCallback, CheckpointStore
 from vthink.components.common.training.processes import leave_group
-from vthink.components.common.training.trainer import Validation
+from vthink.components.common.training.trainer import Validation, trainer_arguments
 from vthink.components.grpo.config import GRPOConfig
 from vthink.components.grpo.losses import TrainingBatch
 from vthink.components.grpo.rewards import Group

@@ -64,9 +64,8 @@ class CheckpointStore:
 
     def wait(self) -> None:
         """Wait for the uploads; an upload's error is raised here."""
-        pending, self._pending = self._pending, []
-        for future in pending:
-            future.result()
+        while self._pending:
+            self._pending.pop(0).result()
 
     def prune(self, keep: Collection[str]) -> None:
         """Delete checkpoints from the store whose names are not in ``keep`` (the trainer prunes the local folder)."""
@@ -189,7 +188,6 @@ class CheckpointCallback(TrainerCallback):
         barrier()  # every rank has written its part of the optimiser and its random state
         if local_rank() == 0:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            checkpoint.mkdir(parents=True, exist_ok=True)
             self.store.seal(checkpoint)
             if state.is_world_process_zero:
                 self.store.prune([path.name for path in Path(args.output_dir).iterdir()])

@@ -24,11 +24,10 @@ from ..storage.manifest import Manifest
 from ..storage.names import join
 from ..storage.s3 import Storage
 from ..tracking.run import Tracker
-from .arguments import adapter_config, freeze, trainer_arguments
 from .checkpoints import CheckpointCallback, CheckpointStore
 from .config import TrainingConfig
 from .processes import first_of_node_first, leave_group, rank
-from .trainer import Validation, pick_rows
+from .trainer import Validation, adapter_config, freeze, pick_rows, trainer_arguments
 
 _BASE_MODEL_WAIT_S = 3600.0  # how long other ranks wait for the first to bring it: a hub's 7B takes minutes
 _RENAMED = {"mean_token_accuracy": "token_accuracy"}  # metrics that we document under another name than the trainers

@@ -16,9 +16,8 @@ from vthink.components.common.model.load import tokens_per_second
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.rows.prepared import PreparedSet
 from vthink.components.common.storage.s3 import Storage
-from vthink.components.common.training.arguments import adapter_config, trainer_arguments
 from vthink.components.common.training.checkpoints import CheckpointCallback, CheckpointStore
-from vthink.components.common.training.trainer import Validation
+from vthink.components.common.training.trainer import Validation, adapter_config, trainer_arguments
 from vthink.components.sft.config import SFTConfig
 from vthink.components.sft.train import ResponseCollator, VideoSFTTrainer
 

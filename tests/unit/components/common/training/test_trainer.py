@@ -1,7 +1,39 @@
-"""Greedy answers on the validation split."""
+"""What trainers are told: batches on the processes there are, which weights stay as they are, which rows count."""
 
+import pytest
+from vthink.components.common.config import ConfigError
+from vthink.components.common.model.config import TinyModelConfig
+from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.rows.prepared import PreparedSet
-from vthink.components.common.training.trainer import pick_rows
+from vthink.components.common.training.config import TrainingConfig
+from vthink.components.common.training.trainer import accumulation, freeze, pick_rows
+
+
+@pytest.mark.parametrize(("processes", "planned", "expected"), [("1", None, 2), ("1", 4, 8), ("4", 4, 2), ("2", 4, 4)])
+def test_fewer_processes_take_more_micro_batches_for_the_planned_batch(
+    processes: str, planned: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    assert accumulation(TrainingConfig(gradient_accumulation=2), planned) == expected
+
+
+def test_a_number_of_processes_that_cannot_share_the_batch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match="3 processes cannot share; start a number of them that divides 4"):
+        accumulation(TrainingConfig(), 4)
+
+
+@pytest.mark.parametrize(
+    ("setting", "frozen"),
+    [("freeze_vision", "model.visual.blocks."), ("freeze_projector", "model.visual.merger.")],
+)
+def test_freezing_stops_exactly_the_named_part(prepared: PreparedSet, setting: str, frozen: str) -> None:
+    model, _ = build_tiny(TinyModelConfig(), prepared.video, 0)
+    freeze(model, TrainingConfig(**{setting: True}))
+    still = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert any(name.startswith(frozen) for name in still)
+    assert all(name.startswith("model.visual.") for name in still)
+    assert ("model.visual.merger.mlp.0.weight" in still) == (setting == "freeze_projector")
 
 
 def test_only_the_wanted_kinds_and_media_are_trained_on(prepared: PreparedSet) -> None:
