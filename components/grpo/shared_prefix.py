@@ -109,9 +109,9 @@ def pack(
 def install(model: Any) -> None:
     """Prepare a Qwen-VL model, already given TRL's fused head, for `log_probs`. Everything else it does stays as it is.
 
-    Its language model's attention is replaced by one that acts differently only where a `Layout` comes along, and its
-    backbone hands on only those hidden states that predict a completion's token: the head, a large part of the work
-    when the vocabulary is, then skips the prompts.
+    Only where a `Layout` comes along its language model's attention acts differently, and its backbone hands on only
+    those hidden states that predict a completion's token: the head then skips the prompts, with a large vocabulary a
+    large part of the work.
     """
     AttentionInterface.register(ATTENTION, packed_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
@@ -182,29 +182,23 @@ def packed_attention(
     parts = []
     lengths = [prefix + sum(suffixes) for prefix, suffixes in shared_prefix.groups]
     key, value = repeat_kv(key, module.num_key_value_groups), repeat_kv(value, module.num_key_value_groups)
-    split = (tensor.split(lengths, 2) for tensor in (query, key, value))
-    for (prefix, suffixes), q, k, v in zip(shared_prefix.groups, *split, strict=True):
+    groups = (tensor.split(lengths, 2) for tensor in (query, key, value))
+    for (prefix, suffixes), q, k, v in zip(shared_prefix.groups, *groups, strict=True):
         head_k, head_v = k[:, :, :prefix], v[:, :, :prefix]
         parts.append(F.scaled_dot_product_attention(q[:, :, :prefix], head_k, head_v, is_causal=True, scale=scaling))
         count, longest = len(suffixes), max(suffixes, default=0)
         if longest == 0:
             continue
-        tails = [_rows(tensor[0, :, prefix:], suffixes) for tensor in (q, k, v)]
-        suffix_k = torch.cat([head_k.expand(count, -1, -1, -1), tails[1]], 2)
-        suffix_v = torch.cat([head_v.expand(count, -1, -1, -1), tails[2]], 2)
-        # Aligned at the lower right: query c sees the prompt and the completion up to c. Padding comes after every
-        # token of its row and is seen by padding alone.
+        # A row per completion, (G, H, C, D), padded at the end.
+        split = ([part.transpose(0, 1) for part in tail[0, :, prefix:].split(suffixes, 1)] for tail in (q, k, v))
+        tail_q, tail_k, tail_v = (pad_sequence(rows, batch_first=True).transpose(1, 2) for rows in split)
+        suffix_k = torch.cat([head_k.expand(count, -1, -1, -1), tail_k], 2)
+        suffix_v = torch.cat([head_v.expand(count, -1, -1, -1), tail_v], 2)
+        # Aligned at the lower right: query c sees the prompt and the completion up to c, and padding none but itself.
         if query.is_cuda:  # lets the fused kernels in; not run here
             bias: Any = causal_lower_right(longest, prefix + longest)
         else:
             bias = torch.ones(longest, prefix + longest, dtype=torch.bool, device=query.device).tril(prefix)
-        out = F.scaled_dot_product_attention(tails[0], suffix_k, suffix_v, attn_mask=bias, scale=scaling)
+        out = F.scaled_dot_product_attention(tail_q, suffix_k, suffix_v, attn_mask=bias, scale=scaling)
         parts += [row[:, :, :length] for row, length in zip(out.split(1), suffixes, strict=True)]
     return torch.cat(parts, 2).transpose(1, 2), None
-
-
-def _rows(tokens: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-    """(H, ΣC, D) → (G, H, C, D), a row per completion, padded at the end where lengths differ."""
-    if min(lengths) == max(lengths):
-        return tokens.unflatten(1, (len(lengths), -1)).transpose(0, 1)
-    return pad_sequence([part.transpose(0, 1) for part in tokens.split(list(lengths), 1)], True).transpose(1, 2)

@@ -190,7 +190,10 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
     def compute_loss(
         self, model: Any, inputs: TrainingBatch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """The loss of a micro-batch, in as many passes as the token budget asks for; their gradients add up."""
+        """The loss of a micro-batch, in as many passes as the token budget asks for; their gradients add up.
+
+        Raises: `UserError`: it is not a number, or the policy has come apart from where it started.
+        """
         self.clock.lap("other")
         micro_batches, steps = self.current_gradient_accumulation_steps, self.args.steps_per_generation
         denominator = loss_denominator(self.settings, inputs, micro_batches, steps, self.accelerator.num_processes)
@@ -210,7 +213,17 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
                 loss = loss.detach()
                 self.clock.lap("backward")
             total = total + loss
-        self._check_update(total, sums)
+        if not bool(torch.isfinite(total)):
+            raise UserError(f"step {self.state.global_step}: the loss is {float(total.detach())}")
+        sums = self.accelerator.reduce(sums, reduction="sum")
+        kl, low, high, entropy = (sums[1:] / sums[0].clamp(min=1)).tolist()
+        self.record({"entropy": entropy, "clip_ratio/low_mean": low, "clip_ratio/high_mean": high})
+        self.record({"clip_ratio/region_mean": low + high} | ({"kl": kl} if self.settings.kl_coefficient else {}))
+        if not kl <= self.settings.max_kl:
+            raise UserError(
+                f"step {self.state.global_step}: KL to the start of this stage is {kl:.3g} per token, above "
+                f"grpo.max_kl = {self.settings.max_kl:g}; lower grpo.learning_rate or raise grpo.kl_coefficient"
+            )
         return total
 
     def _backward_early(self, model: Any, loss: torch.Tensor) -> None:
@@ -222,25 +235,6 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         else:
             with model.no_sync() if hasattr(model, "no_sync") else nullcontext():
                 self.accelerator.backward(loss)
-
-    def _check_update(self, loss: torch.Tensor, sums: torch.Tensor) -> None:
-        """Record the update's figures, and stop before a broken loss reaches the weights.
-
-        Args: ``sums``: tokens, and over them KL, how many were clipped at the low and at the high end, entropy.
-
-        Raises: `UserError`: the loss is not a number, or the policy has come apart from where it started.
-        """
-        if not bool(torch.isfinite(loss)):
-            raise UserError(f"step {self.state.global_step}: the loss is {float(loss.detach())}")
-        sums = self.accelerator.reduce(sums, reduction="sum")
-        kl, low, high, entropy = (sums[1:] / sums[0].clamp(min=1)).tolist()
-        self.record({"entropy": entropy, "clip_ratio/low_mean": low, "clip_ratio/high_mean": high})
-        self.record({"clip_ratio/region_mean": low + high} | ({"kl": kl} if self.settings.kl_coefficient else {}))
-        if not kl <= self.settings.max_kl:
-            raise UserError(
-                f"step {self.state.global_step}: KL to the start of this stage is {kl:.3g} per token, above "
-                f"grpo.max_kl = {self.settings.max_kl:g}; lower grpo.learning_rate or raise grpo.kl_coefficient"
-            )
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)

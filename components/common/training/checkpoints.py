@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
 
 from ..storage.s3 import Storage
 from .processes import barrier, in_group, local_rank, node_rank, rank
@@ -30,11 +31,6 @@ class CheckpointStore:
         self.storage, self.prefix_uri, self.folder = storage, prefix_uri, folder
         self._uploads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-upload")
         self._pending: list[Future[Any]] = []
-
-    def _steps(self) -> list[tuple[int, Path]]:
-        """Steps and folders of the local checkpoints, whole or not."""
-        folders = [path for path in self.folder.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
-        return sorted((int(path.name.removeprefix("checkpoint-")), path) for path in folders)
 
     @staticmethod
     def is_sealed(checkpoint: Path) -> bool:
@@ -73,13 +69,6 @@ class CheckpointStore:
         for name in {f"checkpoint-{step}" for step, _ in self._parts()} - set(keep):
             self.storage.delete_prefix(f"{self.prefix_uri}{name}/")
 
-    def rotate(self, limit: int, keep: Collection[str]) -> None:
-        """Delete local checkpoints that have been sent: all but the newest ``limit`` and those named in ``keep``."""
-        self.wait()
-        for _, path in self._steps()[:-limit]:
-            if path.name not in keep:
-                shutil.rmtree(path)
-
     def _parts(self) -> set[tuple[int, int]]:
         """Checkpoints of which something is in the store: the step, and on how many nodes (0: it lies there whole)."""
         names = [item.uri.removeprefix(self.prefix_uri) for item in self.storage.list(self.prefix_uri)]
@@ -109,11 +98,14 @@ class CheckpointStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         newest: list[int | None] = [None]
         if rank() == 0:
-            local = dict(self._steps())
-            torn = {step for step, path in local.items() if not self._is_whole(path)}
-            for step in torn:
-                shutil.rmtree(local[step])
-            newest = [max(self._stored().keys() | local.keys() - torn, default=None)]
+            steps = set(self._stored())
+            for path in self.folder.iterdir():
+                if match := re.fullmatch(r"checkpoint-(\d+)", path.name):
+                    if self._is_whole(path):
+                        steps.add(int(match[1]))
+                    else:
+                        shutil.rmtree(path)
+            newest = [max(steps, default=None)]
         if in_group():
             torch.distributed.broadcast_object_list(newest, src=0)
         if newest[0] is None:
@@ -191,10 +183,11 @@ class CheckpointCallback(TrainerCallback):
             self.store.seal(checkpoint)
             if state.is_world_process_zero:
                 self.store.prune([path.name for path in Path(args.output_dir).iterdir()])
-            elif args.save_total_limit:
+            else:
                 # The trainer removes old checkpoints on the first node only; the disks of the others would fill up.
-                best = Path(state.best_model_checkpoint or "").name
-                self.store.rotate(args.save_total_limit, {best, checkpoint.name})
+                self.store.wait()
+                best = state.best_model_checkpoint and checkpoint.with_name(Path(state.best_model_checkpoint).name)
+                rotate_checkpoints(args.output_dir, args.save_total_limit, best)
             self.store.upload(checkpoint)
         if self.stopping:
             self.store.wait()

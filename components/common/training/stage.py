@@ -19,14 +19,12 @@ def train_stage(
     """Train in processes of their own, here or on a cluster, or reuse the result of having done so.
 
     Args:
-        section: class of the stage's section.
-        worker: module of its training process.
+        section, worker: class of the stage's section, and module of its training process.
         run, config, model: `RunContext`, the stage's section and `ModelConfig` as JSON.
         data: URI of the prepared data's manifest.
         policy: URI of the manifest whose model is the start; empty: the base model is.
 
-    Returns:
-        URI of the manifest; its ``files["model"]`` is the prefix of the trained model.
+    Returns: URI of the manifest; its ``files["model"]`` is the prefix of the trained model.
     """
     context = RunContext.load(run, "run")
     settings = section.load(config, stage)

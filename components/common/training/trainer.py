@@ -52,10 +52,8 @@ def trainer_arguments(
 ) -> dict[str, Any]:
     """Keyword arguments that TRL's SFTConfig and GRPOConfig share, from our configuration.
 
-    Args:
-        dtype: `ModelConfig.dtype`; with bfloat16 the forward pass is computed in it, while the weights that the
-            optimiser updates stay in float32 (its own, or DeepSpeed's master copy).
-        planned_processes: see `accumulation`.
+    Args: ``dtype``: `ModelConfig.dtype`; with bfloat16 the forward pass is computed in it, while the weights that the
+    optimiser updates stay in float32 (its own, or DeepSpeed's master copy); ``planned_processes``: see `accumulation`.
     """
     arguments: dict[str, Any] = {name: getattr(config, name) for name in _SAME_NAME.split()} | {
         "output_dir": str(folder),
