@@ -66,9 +66,7 @@ class Reward:
     """An entry of `REWARDS`."""
 
     description: str  # documents its key in ``grpo.rewards``
-    function: Callable[
-        ..., Sequence[float]
-    ]  # from a group and ``settings``, that key's value, to a number for each text
+    function: Callable[..., Sequence[float]]  # a group, and as ``settings`` that key's value, to a number per text
     settings: type[Section] | None = None  # its own, off where they are null; None: the key is a weight, 1 by default
 
 

@@ -7,7 +7,6 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -62,7 +61,7 @@ class Prefetcher:
         for row in rows:
             try:
                 items.append(self._coming.pop(row).result(self.timeout_s))
-            except FutureTimeout:
+            except TimeoutError:
                 where = f"row {row} ({self.split.samples[row].media.uri})"
                 hint = "is its storage reachable? (grpo.data_timeout_s)"
                 raise UserError(f"{where} was not decoded within {self.timeout_s:g} s; {hint}") from None
