@@ -81,7 +81,8 @@ class RolloutRow:
     def sides(self) -> list[tuple[str, Sequence[bytes], Sequence[RolloutCompletion]]]:
         """The order of the frames, they themselves, and the completions on them."""
         shuffled = ("shuffled", self.frames_shuffled, self.completions_shuffled)
-        return [("ordered", self.frames_ordered, self.completions_ordered), *([shuffled] if any(shuffled[1:]) else [])]
+        sides = [("ordered", self.frames_ordered, self.completions_ordered), shuffled]
+        return sides if self.frames_shuffled or self.completions_shuffled else sides[:1]
 
 
 def rollout_table(rows: Iterable[RolloutRow]) -> Markup:

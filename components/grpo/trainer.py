@@ -71,7 +71,6 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
     _buffered_inputs: list[TrainingBatch] | None
     _step: int
     control: Any
-
     on_rollouts: Callable[[int, Rollouts], None] | None = None
     """Called on rank 0 with (step, rollouts) every ``settings.rollout_table_every_steps`` steps."""
 
@@ -129,7 +128,6 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
             loss_mask[[i for i, completion in enumerate(completions) if completion.finish_reason == "length"]] = 0
         if config.dynamic_sampling:
             loss_mask.view(len(rows), group_size, -1)[rollouts.without_signal] = 0
-
         batch = TrainingBatch(
             prompts=[prompt for prompt in rollouts.prompts for _ in range(group_size)],
             completion_ids=ids,
@@ -166,7 +164,6 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
 
     def _check_rollouts(self, rollouts: Rollouts) -> None:
         """Record this step's figures and rollouts; stop when there is nothing to learn from."""
-        step = self.state.global_step
         metrics = rollout_metrics(rollouts, self.settings.reward_config.names, self.accelerator)
         self.record(metrics)
         self._steps_without_signal = self._steps_without_signal + 1 if metrics["grpo/zero_std_groups"] == 1 else 0
@@ -176,9 +173,9 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
                 "be learned. Look at the rollout table in MLflow; common causes are questions that are too hard or too "
                 "easy, a format the model does not know yet (more SFT), and a temperature that is too low."
             )
-        shown = step % self.settings.rollout_table_every_steps == 0
+        shown = self.state.global_step % self.settings.rollout_table_every_steps == 0
         if self.on_rollouts is not None and self.accelerator.is_main_process and shown:
-            self.on_rollouts(step, rollouts)
+            self.on_rollouts(self.state.global_step, rollouts)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """TRL's, timed: what is not the forward pass or the rollouts is the backward pass."""
