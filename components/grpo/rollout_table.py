@@ -128,7 +128,7 @@ def write_rollouts(tracker: Tracker, video: VideoConfig, names: Sequence[str], s
     rows = [rollout_row(rollouts, i, video, names) for i in range(min(_SHOWN_PROMPTS, len(rollouts.items)))]
     html = page(f"Rollouts at step {step}", [("", rollout_table(rows))])
     tracker.log_html(f"rollouts/step-{step:06d}.html", html)
-    records: list[dict[str, Any]] = [
+    records: list[dict[str, object]] = [
         {
             "step": step,
             "question": row.prompt,

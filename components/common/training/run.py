@@ -138,7 +138,7 @@ class TrainingRun:
         save_model(folder, model, self.encoder.processor, card, state_dict=state)
 
 
-def metric_names(stage: str, logs: Mapping[str, Any]) -> dict[str, float]:
+def metric_names(stage: str, logs: Mapping[str, object]) -> dict[str, float]:
     """What the trainer logged, by name in MLflow; what is not a number (TRL's None for "no value") has none.
 
     ``validation/…`` for the validation split, ``time/…`` for seconds, ``<stage>/…`` for everything else.
