@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from markupsafe import Markup
 from ..common.html.images import frame_strip
 from ..common.html.page import page, template_block
 from ..common.tracking.run import Tracker
+from ..common.video.clip import Clip
 from ..common.video.codec import encode_frames
 from ..common.video.config import VideoConfig
 from .rollouts import Rollouts
@@ -57,90 +58,66 @@ def _accuracy_by_kind(rollouts: Rollouts, num_processes: int) -> dict[str, float
     return {name: sum(values) / len(values) for name, values in merged.items()}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutCompletion:
-    """One completion of a group."""
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A completion as it is shown, with every component of its reward by name."""
 
     text: str
-    rewards: Mapping[str, float]  # every component of the reward by name, and their ``total``
+    rewards: Mapping[str, float]
     advantage: float | None = None  # None for completions that are not trained on (those on shuffled frames)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutRow:
-    """One prompt of a GRPO step with its groups."""
-
-    prompt: str
-    truth: str
-    frames_ordered: Sequence[bytes]  # encoded pictures in the order of the video
-    completions_ordered: Sequence[RolloutCompletion]
-    frames_shuffled: Sequence[bytes] = ()  # in the order of the shuffled rollouts; empty where there were none
-    completions_shuffled: Sequence[RolloutCompletion] = ()
-
-    @property
-    def sides(self) -> list[tuple[str, Sequence[bytes], Sequence[RolloutCompletion]]]:
-        """The order of the frames, they themselves, and the completions on them."""
-        shuffled = ("shuffled", self.frames_shuffled, self.completions_shuffled)
-        sides = [("ordered", self.frames_ordered, self.completions_ordered), shuffled]
-        return sides if self.frames_shuffled or self.completions_shuffled else sides[:1]
+def _sides(rollouts: Rollouts, index: int, names: Sequence[str]) -> list[tuple[str, Clip, list[_Shown]]]:
+    """The completions of a prompt on its frames in order and, where there are any, on them shuffled."""
+    rewards, clip = rollouts.rewards[index], rollouts.shuffled_clips[index]
+    earned, advantages = rewards.components.tolist(), rollouts.advantages[index].tolist()
+    ordered = [
+        _Shown(completion.text, dict(zip(names, parts, strict=True)) | {"total": sum(parts)}, advantage)
+        for completion, parts, advantage in zip(rollouts.completions[index], earned, advantages, strict=True)
+    ]
+    graded = zip(rollouts.shuffled_completions[index], rewards.shuffled_accuracy.tolist(), strict=True)
+    shuffled = [_Shown(completion.text, {"accuracy": accuracy}) for completion, accuracy in graded]
+    sides = [("ordered", rollouts.items[index].clip, ordered)]
+    return sides if clip is None else [*sides, ("shuffled", clip, shuffled)]
 
 
-def rollout_table(rows: Iterable[RolloutRow]) -> Markup:
-    """Prompts with frames, completions, reward components and advantages, ordered and shuffled side by side."""
-    shown = []
-    for row in rows:
-        sides = []
-        for order, frames, completions in row.sides:
-            names = dict.fromkeys(name for completion in completions for name in completion.rewards)
-            side = {"heading": f"{order.capitalize()} frames", "strip": frame_strip(frames), "completions": completions}
-            sides.append(side | {"names": sorted(names, key=lambda name: name == "total")})
-        shown.append({"prompt": row.prompt, "truth": row.truth, "sides": sides})
-    return template_block("rollouts", rows=shown)
+def rollout_table(rollouts: Rollouts, video: VideoConfig, names: Sequence[str]) -> Markup:
+    """The first prompts with frames, completions, rewards and advantages, ordered and shuffled side by side.
 
-
-def rollout_row(rollouts: Rollouts, index: int, video: VideoConfig, names: Sequence[str]) -> RolloutRow:
-    """A prompt of a step: frames, completions, rewards by name (`RewardConfig.names`), advantages."""
-    item, clip, rewards = rollouts.items[index], rollouts.shuffled_clips[index], rollouts.rewards[index]
-    parts, advantages = rewards.components.tolist(), rollouts.advantages[index].tolist()
-    ordered = zip(rollouts.completions[index], parts, advantages, strict=True)
-    shuffled = zip(rollouts.shuffled_completions[index], rewards.shuffled_accuracy.tolist(), strict=True)
-    return RolloutRow(
-        prompt=item.sample.question,
-        truth=item.sample.answer,
-        frames_ordered=encode_frames(item.clip, video),
-        frames_shuffled=encode_frames(clip, video) if clip is not None else [],
-        completions_ordered=[
-            RolloutCompletion(
-                text=completion.text,
-                rewards=dict(zip(names, earned, strict=True)) | {"total": sum(earned)},
-                advantage=advantage,
-            )
-            for completion, earned, advantage in ordered
-        ],
-        completions_shuffled=[
-            RolloutCompletion(text=completion.text, rewards={"accuracy": accuracy}) for completion, accuracy in shuffled
-        ],
-    )
+    Args: ``names``: `RewardConfig.names`.
+    """
+    rows = []
+    for index, item in enumerate(rollouts.items[:_SHOWN_PROMPTS]):
+        sides = [
+            {
+                "heading": f"{order.capitalize()} frames",
+                "strip": frame_strip(encode_frames(clip, video)),
+                "names": [*names, "total"],
+                "completions": shown,
+            }
+            for order, clip, shown in _sides(rollouts, index, names)
+        ]
+        rows.append({"prompt": item.sample.question, "truth": item.sample.answer, "sides": sides})
+    return template_block("rollouts", rows=rows)
 
 
 def write_rollouts(tracker: Tracker, video: VideoConfig, names: Sequence[str], step: int, rollouts: Rollouts) -> None:
     """A page and a table of its own for each step: a training that is resumed replaces those that it repeats."""
-    rows = [rollout_row(rollouts, i, video, names) for i in range(min(_SHOWN_PROMPTS, len(rollouts.items)))]
-    html = page(f"Rollouts at step {step}", [("", rollout_table(rows))])
+    html = page(f"Rollouts at step {step}", [("", rollout_table(rollouts, video, names))])
     tracker.log_html(f"rollouts/step-{step:06d}.html", html)
     records: list[dict[str, object]] = [
         {
             "step": step,
-            "question": row.prompt,
-            "truth": row.truth,
+            "question": item.sample.question,
+            "truth": item.sample.answer,
             "frames": order,
             "completion": completion.text,
             **{name: completion.rewards.get(name) for name in names},
             "advantage": completion.advantage,
         }
-        for row in rows
-        for order, _, completions in row.sides
-        for completion in completions
+        for index, item in enumerate(rollouts.items[:_SHOWN_PROMPTS])
+        for order, _, shown in _sides(rollouts, index, names)
+        for completion in shown
     ]
     columns = {name: [record[name] for record in records] for name in records[0]}
     tracker.log_table(f"rollouts/step-{step:06d}.json", columns)
