@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -24,14 +26,14 @@ _SHOWN_PROMPTS = 4
 def rollout_metrics(rollouts: Rollouts, reward_names: Sequence[str], accelerator: Any) -> dict[str, float]:
     """Means over all ranks' completions; every rank must call it. ``reward_names``: `RewardConfig.names`."""
     completions = [completion for group in rollouts.completions for completion in group]
-    shuffled = [group.shuffled_accuracy.mean() for group in rollouts.rewards if len(group.shuffled_accuracy)]
+    shuffled = [fmean(group.shuffled_accuracy) for group in rollouts.groups if group.shuffled_accuracy]
     rewards = rollouts.components
     values = {f"grpo/reward/{name}": rewards[:, :, i].mean() for i, name in enumerate(reward_names)}
     values |= {
         "grpo/reward/total": rewards.sum(-1).mean(),
-        "grpo/accuracy_ordered": torch.stack([group.accuracy for group in rollouts.rewards]).mean(),
+        "grpo/accuracy_ordered": torch.tensor([group.accuracy for group in rollouts.groups]).mean(),
         # A rank without a video in this step has no shuffled accuracy: NaN leaves it out of the mean.
-        "grpo/accuracy_shuffled": torch.stack(shuffled).mean() if shuffled else torch.tensor(float("nan")),
+        "grpo/accuracy_shuffled": torch.tensor(shuffled or [math.nan]).mean(),
         "grpo/completion_length": torch.tensor([float(len(c.token_ids)) for c in completions]).mean(),
         "grpo/truncated": torch.tensor([float(c.finish_reason == "length") for c in completions]).mean(),
         "grpo/zero_std_groups": torch.tensor(len(rollouts.without_signal) / len(rollouts.completions)),
@@ -44,9 +46,9 @@ def rollout_metrics(rollouts: Rollouts, reward_names: Sequence[str], accelerator
 def _accuracy_by_kind(rollouts: Rollouts, num_processes: int) -> dict[str, float]:
     """Mean accuracy per problem type and per source, over all ranks."""
     local = [
-        (f"grpo/accuracy/{name}", float(group.accuracy.mean()))
-        for item, group in zip(rollouts.items, rollouts.rewards, strict=True)
-        for name in (f"type/{item.sample.problem_type}", f"source/{item.sample.source or 'unnamed'}")
+        (f"grpo/accuracy/{name}", fmean(group.accuracy))
+        for group in rollouts.groups
+        for name in (f"type/{group.sample.problem_type}", f"source/{group.sample.source or 'unnamed'}")
     ]
     parts: list[Any] = [local] * num_processes
     if num_processes > 1:
@@ -55,7 +57,7 @@ def _accuracy_by_kind(rollouts: Rollouts, num_processes: int) -> dict[str, float
     for part in parts:
         for name, accuracy in part:
             merged[name].append(accuracy)
-    return {name: sum(values) / len(values) for name, values in merged.items()}
+    return {name: fmean(values) for name, values in merged.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +71,14 @@ class _Shown:
 
 def _sides(rollouts: Rollouts, index: int, names: Sequence[str]) -> list[tuple[str, Clip, list[_Shown]]]:
     """The completions of a prompt on its frames in order and, where there are any, on them shuffled."""
-    rewards, clip = rollouts.rewards[index], rollouts.shuffled_clips[index]
-    earned, advantages = rewards.components.tolist(), rollouts.advantages[index].tolist()
+    clip, group = rollouts.shuffled_clips[index], rollouts.groups[index]
+    earned, advantages = rollouts.rewards[index].tolist(), rollouts.advantages[index].tolist()
     ordered = [
-        _Shown(completion.text, dict(zip(names, parts, strict=True)) | {"total": sum(parts)}, advantage)
-        for completion, parts, advantage in zip(rollouts.completions[index], earned, advantages, strict=True)
+        _Shown(text, dict(zip(names, parts, strict=True)) | {"total": sum(parts)}, advantage)
+        for text, parts, advantage in zip(group.texts, earned, advantages, strict=True)
     ]
-    graded = zip(rollouts.shuffled_completions[index], rewards.shuffled_accuracy.tolist(), strict=True)
-    shuffled = [_Shown(completion.text, {"accuracy": accuracy}) for completion, accuracy in graded]
+    graded = zip(group.shuffled_texts, group.shuffled_accuracy, strict=True)
+    shuffled = [_Shown(text, {"accuracy": accuracy}) for text, accuracy in graded]
     sides = [("ordered", rollouts.items[index].clip, ordered)]
     return sides if clip is None else [*sides, ("shuffled", clip, shuffled)]
 

@@ -99,17 +99,8 @@ RolloutEngine = TrainingModelEngine | VLLMEngine
 """What samples completions from the policy; both have `TrainingModelEngine`'s methods."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GroupRewards:
-    """What a group's completions are worth."""
-
-    components: torch.Tensor  # (G, K) in the order of `RewardConfig.names`, weighted; a reward is the sum of its row
-    accuracy: torch.Tensor  # (G,) graded answers in [0, 1]
-    shuffled_accuracy: torch.Tensor  # (G̃,) those of the shuffled rollouts
-
-
-def score_group(group: Group, functions: Mapping[str, RewardFunction]) -> GroupRewards:
-    """Reward the completions of one prompt by the functions of `reward_functions`.
+def score_group(group: Group, functions: Mapping[str, RewardFunction]) -> torch.Tensor:
+    """(G, K) parts of the rewards of a prompt's completions, by the functions of `reward_functions`.
 
     Raises: `UserError`: a function raised, or did not return one finite number per completion.
     """
@@ -124,11 +115,7 @@ def score_group(group: Group, functions: Mapping[str, RewardFunction]) -> GroupR
         if len(values) != count or not all(map(math.isfinite, values)):
             raise UserError(f"reward {name} returned {values} for the {count} completions of sample {group.sample.id}")
         columns.append(values)
-    return GroupRewards(
-        components=torch.tensor(columns, dtype=torch.float32).T.contiguous(),
-        accuracy=torch.tensor(group.accuracy, dtype=torch.float32),
-        shuffled_accuracy=torch.tensor(group.shuffled_accuracy, dtype=torch.float32),
-    )
+    return torch.tensor(columns, dtype=torch.float32).T.contiguous()
 
 
 @dataclass(slots=True)
@@ -140,13 +127,14 @@ class Rollouts:
     completions: list[Sequence[Completion]]
     shuffled_clips: list[Clip | None]
     shuffled_completions: list[Sequence[Completion]]  # empty where there is no shuffled clip
-    rewards: list[GroupRewards]
+    groups: list[Group]  # what their rewards were made of
+    rewards: list[torch.Tensor]  # (G, K) each, of `score_group`
     advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # (P, G)
 
     @property
     def components(self) -> torch.Tensor:
-        """(P, G, K) parts of the rewards, in the order of `RewardConfig.names`."""
-        return torch.stack([group.components for group in self.rewards])
+        """(P, G, K) parts of the rewards, in the order of `RewardConfig.names`; a reward is the sum of its parts."""
+        return torch.stack(self.rewards)
 
     @property
     def without_signal(self) -> list[int]:
@@ -214,13 +202,12 @@ class RolloutGenerator:
                 order = frame_order(config.seed, step, rows[i], len(items[i].clip.frames))
                 clips[i] = clip = items[i].clip.permuted(order.tolist())
                 shuffled_prompts.append(self.encoder.with_clip(prompts[i], clip))
-            groups = self.engine.generate(shuffled_prompts, sampling, count, [keys[i] ^ 1 for i in videos])
-            for i, completed in zip(videos, groups, strict=True):
-                shuffled[i] = completed
+            completed = self.engine.generate(shuffled_prompts, sampling, count, [keys[i] ^ 1 for i in videos])
+            for i, several in zip(videos, completed, strict=True):
+                shuffled[i] = several
         self.lap("rollout")
-        rewards = []
-        for item, ordered, other in zip(items, completions, shuffled, strict=True):
-            group = Group(
+        groups = [
+            Group(
                 sample=item.sample,
                 texts=[completion.text for completion in ordered],
                 token_counts=[len(completion.token_ids) for completion in ordered],
@@ -228,9 +215,11 @@ class RolloutGenerator:
                 answer_format=self.encoder.template.answer_format,
                 correct_above=config.reward_config.correct_above,
             )
-            rewards.append(score_group(group, self.reward_functions))
+            for item, ordered, other in zip(items, completions, shuffled, strict=True)
+        ]
+        rewards = [score_group(group, self.reward_functions) for group in groups]
         self.lap("reward")
-        return Rollouts(items, prompts, completions, clips, shuffled, rewards)
+        return Rollouts(items, prompts, completions, clips, shuffled, groups, rewards)
 
 
 def prompt_rows(rows: Sequence[int]) -> Dataset:

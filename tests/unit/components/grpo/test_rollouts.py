@@ -16,7 +16,7 @@ from vthink.components.common.rows.prepared import PreparedSample, PreparedSet
 from vthink.components.grpo import rollouts as rollouts_module
 from vthink.components.grpo.config import GRPOConfig, VLLMConfig
 from vthink.components.grpo.rewards import Group
-from vthink.components.grpo.rollouts import GroupRewards, Prefetcher, frame_order
+from vthink.components.grpo.rollouts import Prefetcher, frame_order
 from vthink.components.grpo.trainer import VideoGRPOTrainer
 from vthink.components.grpo.vllm.answer import SampledCompletion
 from vthink.tests.unit.components.grpo.tiny_training import (
@@ -102,12 +102,11 @@ def test_groups_without_signal_are_tried_again_with_other_prompts_or_left_out(
     hopeless = prepared.split("train").samples[rows[0]].id
     real = rollouts_module.score_group
 
-    def some_signal(group: Group, *args: Any) -> GroupRewards:
-        earned = real(group, *args)
-        values = torch.zeros_like(earned.components)
+    def some_signal(group: Group, *args: Any) -> torch.Tensor:
+        values = torch.zeros_like(real(group, *args))
         if group.sample.id != hopeless:
             values[0, 0] = 1.0
-        return GroupRewards(components=values, accuracy=values[:, 0], shuffled_accuracy=torch.tensor([]))
+        return values
 
     monkeypatch.setattr(rollouts_module, "score_group", some_signal)
     dropped = build(dynamic_sampling=1, rows=[rows[0]])  # the only other prompt is the same one

@@ -13,7 +13,7 @@ from vthink.components.common.rows.sample import Media, Sample
 from vthink.components.common.video.clip import Clip
 from vthink.components.grpo.losses import TrainingBatch
 from vthink.components.grpo.rewards import Group
-from vthink.components.grpo.rollouts import GroupRewards, Rollouts
+from vthink.components.grpo.rollouts import Rollouts
 from vthink.components.grpo.trainer import VideoGRPOTrainer
 
 G = 4
@@ -74,12 +74,7 @@ def rollouts_of(question: str, shuffled: bool = True) -> Rollouts:
         completions=[[Completion(token_ids=[1], text=text, finish_reason="stop") for text in texts]],
         shuffled_clips=[clip.permuted([1, 0]) if shuffled else None],
         shuffled_completions=[[Completion(token_ids=[1], text="maybe", finish_reason="stop")] if shuffled else []],
-        rewards=[
-            GroupRewards(
-                components=torch.tensor([[1.0, 1.0], [0.0, 0.0]]),
-                accuracy=torch.tensor([1.0, 0.0]),
-                shuffled_accuracy=torch.tensor([0.0] if shuffled else []),
-            )
-        ],
+        groups=[Group(sample=row, texts=texts, token_counts=[1, 1], shuffled_texts=["maybe"] if shuffled else [])],
+        rewards=[torch.tensor([[1.0, 1.0], [0.0, 0.0]])],
         advantages=torch.tensor([[0.87, -0.87]]),
     )
