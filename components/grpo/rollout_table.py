@@ -27,19 +27,18 @@ def rollout_metrics(rollouts: Rollouts, reward_names: Sequence[str], accelerator
     """Means over all ranks' completions; every rank must call it. ``reward_names``: `RewardConfig.names`."""
     completions = [completion for group in rollouts.completions for completion in group]
     shuffled = [fmean(group.shuffled_accuracy) for group in rollouts.groups if group.shuffled_accuracy]
-    rewards = rollouts.components
-    values = {f"grpo/reward/{name}": rewards[:, :, i].mean() for i, name in enumerate(reward_names)}
-    values |= {
-        "grpo/reward/total": rewards.sum(-1).mean(),
-        "grpo/accuracy_ordered": torch.tensor([group.accuracy for group in rollouts.groups]).mean(),
+    means = rollouts.components.mean((0, 1)).tolist()
+    values = {f"grpo/reward/{name}": mean for name, mean in zip(reward_names, means, strict=True)} | {
+        "grpo/reward/total": sum(means),
+        "grpo/accuracy_ordered": fmean(fmean(group.accuracy) for group in rollouts.groups),
         # A rank without a video in this step has no shuffled accuracy: NaN leaves it out of the mean.
-        "grpo/accuracy_shuffled": torch.tensor(shuffled or [math.nan]).mean(),
-        "grpo/completion_length": torch.tensor([float(len(c.token_ids)) for c in completions]).mean(),
-        "grpo/truncated": torch.tensor([float(c.finish_reason == "length") for c in completions]).mean(),
-        "grpo/zero_std_groups": torch.tensor(len(rollouts.without_signal) / len(rollouts.completions)),
+        "grpo/accuracy_shuffled": fmean(shuffled or [math.nan]),
+        "grpo/completion_length": fmean(len(completion.token_ids) for completion in completions),
+        "grpo/truncated": fmean(completion.finish_reason == "length" for completion in completions),
+        "grpo/zero_std_groups": len(rollouts.without_signal) / len(rollouts.completions),
     }
-    stacked = torch.stack([value.float() for value in values.values()]).to(accelerator.device)
-    averages = accelerator.gather(stacked).view(-1, len(values)).nanmean(0).tolist()
+    gathered = accelerator.gather(torch.tensor(list(values.values()), device=accelerator.device))
+    averages = gathered.view(-1, len(values)).nanmean(0).tolist()
     return dict(zip(values, averages, strict=True)) | _accuracy_by_kind(rollouts, accelerator.num_processes)
 
 
