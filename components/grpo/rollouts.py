@@ -126,7 +126,6 @@ class Rollouts:
     prompts: list[EncodedPrompt]
     completions: list[Sequence[Completion]]
     shuffled_clips: list[Clip | None]
-    shuffled_completions: list[Sequence[Completion]]  # empty where there is no shuffled clip
     groups: list[Group]  # what their rewards were made of
     rewards: list[torch.Tensor]  # (G, K) each, of `score_group`
     advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # (P, G)
@@ -192,7 +191,7 @@ class RolloutGenerator:
         keys = [zlib.crc32(f"{step}/{row}".encode()) for row in rows]
         completions = list(self.engine.generate(prompts, sampling, config.num_generations, keys))
         clips: list[Clip | None] = [None] * len(items)
-        shuffled: list[Sequence[Completion]] = [[] for _ in items]
+        shuffled: dict[int, Sequence[Completion]] = {}
         temporal = config.reward_config.temporal
         videos = [i for i, item in enumerate(items) if item.clip.kind == "video" and len(item.clip.frames) > 1]
         if temporal is not None and videos:
@@ -203,23 +202,22 @@ class RolloutGenerator:
                 clips[i] = clip = items[i].clip.permuted(order.tolist())
                 shuffled_prompts.append(self.encoder.with_clip(prompts[i], clip))
             completed = self.engine.generate(shuffled_prompts, sampling, count, [keys[i] ^ 1 for i in videos])
-            for i, several in zip(videos, completed, strict=True):
-                shuffled[i] = several
+            shuffled = dict(zip(videos, completed, strict=True))
         self.lap("rollout")
         groups = [
             Group(
                 sample=item.sample,
-                texts=[completion.text for completion in ordered],
-                token_counts=[len(completion.token_ids) for completion in ordered],
-                shuffled_texts=[completion.text for completion in other],
+                texts=[completion.text for completion in completions[i]],
+                token_counts=[len(completion.token_ids) for completion in completions[i]],
+                shuffled_texts=[completion.text for completion in shuffled.get(i, [])],
                 answer_format=self.encoder.template.answer_format,
                 correct_above=config.reward_config.correct_above,
             )
-            for item, ordered, other in zip(items, completions, shuffled, strict=True)
+            for i, item in enumerate(items)
         ]
         rewards = [score_group(group, self.reward_functions) for group in groups]
         self.lap("reward")
-        return Rollouts(items, prompts, completions, clips, shuffled, groups, rewards)
+        return Rollouts(items, prompts, completions, clips, groups, rewards)
 
 
 def prompt_rows(rows: Sequence[int]) -> Dataset:

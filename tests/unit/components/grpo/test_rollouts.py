@@ -70,7 +70,7 @@ def test_shuffled_rollouts_see_the_same_frames_in_another_order(
     assert len(ordered) == 3
     assert len(shuffled) == 2  # the image has no order
     assert [len(group) for group in rollouts.completions] == [G, G, G]
-    assert [len(group) for group in rollouts.shuffled_completions] == [G // 2, G // 2, 0]
+    assert [len(group.shuffled_texts) for group in rollouts.groups] == [G // 2, G // 2, 0]
     for row, plain, other in zip(videos, ordered, shuffled, strict=False):
         clip = prepared.split("train")[row].clip
         order = frame_order(0, 0, row, len(clip.frames))

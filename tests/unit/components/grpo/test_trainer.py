@@ -255,7 +255,7 @@ def test_empty_completions_and_a_video_of_one_frame_are_trained_on_without_harm(
     single = Clip(item.clip.frames[:1], item.clip.times_s[:1], item.clip.duration_s, "video")
     trainer.prefetcher.take = lambda rows: [PreparedSample(item.sample, single) for _ in rows]  # type: ignore[method-assign]
     rollouts = roll_out(trainer, rows[:1])
-    assert rollouts.shuffled_completions == [[]]  # one frame has no order: no shuffled rollouts, no bonus
+    assert rollouts.groups[0].shuffled_texts == []  # one frame has no order: no shuffled rollouts, no bonus
 
 
 def test_a_run_without_any_signal_stops_and_says_why(build: Build, prepared: PreparedSet) -> None:

@@ -73,7 +73,6 @@ def rollouts_of(question: str, shuffled: bool = True) -> Rollouts:
         prompts=[],
         completions=[[Completion(token_ids=[1], text=text, finish_reason="stop") for text in texts]],
         shuffled_clips=[clip.permuted([1, 0]) if shuffled else None],
-        shuffled_completions=[[Completion(token_ids=[1], text="maybe", finish_reason="stop")] if shuffled else []],
         groups=[Group(sample=row, texts=texts, token_counts=[1, 1], shuffled_texts=["maybe"] if shuffled else [])],
         rewards=[torch.tensor([[1.0, 1.0], [0.0, 0.0]])],
         advantages=torch.tensor([[0.87, -0.87]]),
