@@ -57,15 +57,15 @@ class Prefetcher:
         if self._pool is None:
             return [self.split[row] for row in rows]
         self.announce(rows)
-        items = []
-        for row in rows:
+        items: dict[int, PreparedSample] = {}
+        for row in dict.fromkeys(rows):
             try:
-                items.append(self._coming.pop(row).result(self.timeout_s))
+                items[row] = self._coming.pop(row).result(self.timeout_s)
             except TimeoutError:
                 where = f"row {row} ({self.split.samples[row].media.uri})"
                 hint = "is its storage reachable? (grpo.data_timeout_s)"
                 raise UserError(f"{where} was not decoded within {self.timeout_s:g} s; {hint}") from None
-        return items
+        return [items[row] for row in rows]
 
 
 class TrainingModelEngine:

@@ -52,6 +52,13 @@ def test_clips_are_decoded_ahead_and_a_stall_is_named(prepared: PreparedSet) -> 
     assert asked.count(1) == 1  # it was taken from what had been announced
 
 
+def test_a_row_that_is_needed_twice_is_decoded_once(prepared: PreparedSet) -> None:
+    split = prepared.split("train")
+    for workers in (0, 2):
+        taken = Prefetcher(split, workers, timeout_s=60).take([1, 2, 1])
+        assert [item.sample.id for item in taken] == [split.samples[row].id for row in (1, 2, 1)]
+
+
 def test_shuffled_rollouts_see_the_same_frames_in_another_order(
     build: Build, prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
