@@ -2,60 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import re
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, create_model, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from ..common.config import Section
 from ..common.training.config import TrainingConfig
-from .rewards.built_in import REWARDS, LengthConfig, Reward, TemporalConfig
-
-
-def _reward_field(reward: Reward) -> tuple[Any, Any]:
-    if reward.settings is None:
-        return float, Field(default=1.0, ge=0, description=reward.description)
-    return reward.settings | None, Field(default=None, description=reward.description)
-
-
-_REWARD_FIELDS: dict[str, Any] = {name: _reward_field(reward) for name, reward in REWARDS.items()}
-_BuiltInRewards: Any = create_model("_BuiltInRewards", __base__=Section, **_REWARD_FIELDS)
-
-
-class RewardConfig(_BuiltInRewards, Section):
-    """What a completion is worth: a key for each entry of `REWARDS`, and rewards of your own."""
-
-    correct_above: float = Field(default=0.1, ge=0, lt=1)
-    """A rollout counts as correct, for both bonuses, when its graded answer is above this."""
-    extra: dict[str, float] = Field(default={})
-    """Rewards of your own, as ``package.module:function``, with their weights (see CONTRIBUTING.md)."""
-
-    @field_validator("extra")
-    @classmethod
-    def _check_extra(cls, extra: dict[str, float]) -> dict[str, float]:
-        for name, weight in extra.items():
-            if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
-                raise ValueError(f"'{name}' is not of the form package.module:function")
-            if not math.isfinite(weight):
-                raise ValueError(f"the weight of '{name}' is {weight}")
-        names = [*REWARDS, *(name.partition(":")[2] for name in extra)]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two rewards have the same name among {', '.join(names)}")
-        return extra
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The rewards, in the order of their columns."""
-        return (*REWARDS, *(name.partition(":")[2] for name in self.extra))
-
-
-REWARD_PRESETS: dict[str, RewardConfig] = {
-    "video_r1_code": RewardConfig(temporal=TemporalConfig(ratio=0.8), length=LengthConfig(bonus=0.2)),
-    "video_r1_v4": RewardConfig(temporal=TemporalConfig(ratio=1.0), length=LengthConfig(bonus=0.2)),
-    "video_thinker": RewardConfig(),
-}
-"""Published reward systems: Video-R1's repository, its last paper version, and Video-Thinker."""
+from .rewards import REWARD_PRESETS, RewardConfig
 
 
 class VLLMConfig(Section):

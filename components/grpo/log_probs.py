@@ -11,8 +11,10 @@ from ..common.errors import UserError
 from ..common.model.chat import ChatEncoder
 from ..common.model.prompt import BlindInputError, EncodedPrompt
 from .config import GRPOConfig
-from .shared_prefix.log_probs import install, log_probs
-from .shared_prefix.pack import pack
+from .losses import TrainingBatch
+from .shared_prefix import install, log_probs, pack
+
+Forward = tuple[torch.Tensor, torch.Tensor | None]  # log-probabilities, and entropies if the fused head computes them
 
 
 class SightedLogProbs:
@@ -28,54 +30,37 @@ class SightedLogProbs:
         for model in models if config.shared_prefix != "off" else ():
             install(accelerator.unwrap_model(model))
 
-    def __call__(
-        self,
-        model: Any,
-        prompts: Sequence[EncodedPrompt],
-        completion_ids: torch.Tensor,
-        completion_mask: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Log-probabilities and, where the fused head computes them, entropies (B, C), 0 where the mask is.
-
-        Args:
-            prompts: B; completions of a group have the same object.
+    def __call__(self, model: Any, batch: TrainingBatch) -> Forward:
+        """(B, C) and (B, C), 0 where the batch's mask is.
 
         Raises:
-            BlindInputError: a prompt without its pixels, or a completion with vision tokens (which only sampling
-                without suppressing them can produce).
+            BlindInputError: a prompt without its pixels, or vision tokens in a completion, which were not suppressed.
             UserError: a log-probability is not a finite number.
         """
-        seen = completion_mask.bool()
-        vision = torch.tensor(self.encoder.vision_token_ids, device=completion_ids.device)
-        if bool((torch.isin(completion_ids, vision) & seen).any()):
+        ids, seen = batch.completion_ids, batch.completion_mask.bool()
+        vision = torch.tensor(self.encoder.vision_token_ids, device=ids.device)
+        if bool((torch.isin(ids, vision) & seen).any()):
             raise BlindInputError("a completion holds vision tokens; they must be suppressed when sampling")
-        completions = [ids[kept].tolist() for ids, kept in zip(completion_ids, seen, strict=True)]
+        completions = [row[kept].tolist() for row, kept in zip(ids, seen, strict=True)]
         forward = self.plain_forward if self.config.shared_prefix == "off" else self.packed_forward
         with self.accelerator.autocast():
-            values, entropies = forward(model, prompts, completions)
+            values, entropies = forward(model, batch.prompts, completions)
         if not bool(torch.isfinite(values).all()):
-            rows = sorted({int(row) for row in seen.nonzero()[~torch.isfinite(values)][:, 0]})
-            raise UserError(
-                f"log-probabilities of rows {rows} of the batch are not finite; "
-                "are the weights, or the frames' normalisation, damaged?"
-            )
+            rows = seen.nonzero()[~torch.isfinite(values)][:, 0].unique().tolist()
+            hint = "are the weights, or the frames' normalisation, damaged?"
+            raise UserError(f"log-probabilities of rows {rows} of the batch are not finite; {hint}")
         empty = values.new_zeros(seen.shape)
         spread = empty.masked_scatter(seen, values)
         return spread, empty.masked_scatter(seen, entropies) if entropies is not None else None
 
-    def packed_forward(
-        self, model: Any, prompts: Sequence[EncodedPrompt], completions: Sequence[list[int]]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def packed_forward(self, model: Any, prompts: Sequence[EncodedPrompt], completions: Sequence[list[int]]) -> Forward:
         """Each prompt once, in front of its completions: (ΣC,) and (ΣC,)."""
         groups = group_slices(prompts)
-        packed = pack(
-            self.encoder, [prompts[group.start] for group in groups], [completions[group] for group in groups]
-        )
+        once = [prompts[group.start] for group in groups]
+        packed = pack(self.encoder, once, [completions[group] for group in groups])
         return log_probs(model, packed, "mask" if self.config.shared_prefix == "mask" else "two_call")
 
-    def plain_forward(
-        self, model: Any, prompts: Sequence[EncodedPrompt], completions: Sequence[list[int]]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def plain_forward(self, model: Any, prompts: Sequence[EncodedPrompt], completions: Sequence[list[int]]) -> Forward:
         """A copy of the prompt, pixels included, for each completion: slow, and obviously right."""
         batch = {name: t.to(self.accelerator.device) for name, t in self.encoder.collate(prompts, completions).items()}
         keep = max(len(completion) for completion in completions)
@@ -87,44 +72,27 @@ class SightedLogProbs:
         return outputs.log_probs[:, -keep:][seen], entropies
 
     @torch.no_grad()
-    def frozen(
-        self,
-        model: Any,
-        prompts: Sequence[EncodedPrompt],
-        completion_ids: torch.Tensor,
-        completion_mask: torch.Tensor,
-        rows_per_slice: int,
-    ) -> torch.Tensor:
+    def frozen(self, model: Any, batch: TrainingBatch, rows_per_slice: int) -> torch.Tensor:
         """(B, C) log-probabilities without gradients, in slices of the training batch, as the loss computes them."""
-        parts = []
-        for start in range(0, len(prompts), rows_per_slice):
-            stop = min(start + rows_per_slice, len(prompts))
-            for rows, counts in self.passes(prompts[start:stop], completion_mask[start:stop].sum(1)):
-                piece = slice(start + rows.start, start + rows.stop)
-                values, _ = self(model, prompts[piece], completion_ids[piece], completion_mask[piece])
-                if counts:
-                    parts.append(values)
-        return torch.cat(parts)
+        starts = range(0, len(batch.prompts), rows_per_slice)
+        slices = [batch.rows(slice(start, start + rows_per_slice)) for start in starts]
+        computed = [(self(model, part)[0], counts) for piece in slices for part, counts in self.passes(piece)]
+        return torch.cat([values for values, counts in computed if counts])
 
-    def passes(self, prompts: Sequence[EncodedPrompt], lengths: torch.Tensor) -> list[tuple[slice, bool]]:
+    def passes(self, batch: TrainingBatch) -> list[tuple[TrainingBatch, bool]]:
         """Split a micro-batch between its groups so that no pass exceeds the token budget, if there is one.
 
         Every rank makes as many passes as the one that needs most, for each may be a collective operation: the passes
         that are marked False repeat the first and must not count.
-
-        Args:
-            prompts: B prompts, those of a group being the same object.
-            lengths: (B,) completion lengths.
         """
         budget = self.config.max_tokens_per_pass
         if budget is None:
-            return [(slice(0, len(prompts)), True)]
-        shared = self.config.shared_prefix != "off"
+            return [(batch, True)]
         pieces: list[slice] = []
         used = budget
-        for group in group_slices(prompts):
-            copies = 1 if shared else group.stop - group.start
-            tokens = int(lengths[group].sum()) + len(prompts[group.start]) * copies
+        for group in group_slices(batch.prompts):
+            copies = group.stop - group.start if self.config.shared_prefix == "off" else 1
+            tokens = int(batch.completion_mask[group].sum()) + len(batch.prompts[group.start]) * copies
             if pieces and used + tokens <= budget:
                 pieces[-1] = slice(pieces[-1].start, group.stop)
                 used += tokens
@@ -133,7 +101,8 @@ class SightedLogProbs:
                 used = tokens
         count = torch.tensor(len(pieces), device=self.accelerator.device)
         most = int(self.accelerator.gather(count).max())
-        return [(piece, True) for piece in pieces] + [(pieces[0], False)] * (most - len(pieces))
+        parts = [(batch.rows(piece), True) for piece in pieces]
+        return parts + [(parts[0][0], False)] * (most - len(parts))
 
 
 def group_slices(prompts: Sequence[EncodedPrompt]) -> list[slice]:

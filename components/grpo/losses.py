@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 
@@ -25,75 +24,47 @@ def group_advantages(rewards: torch.Tensor, scale_by_std: bool = True) -> torch.
     The standard deviation is the unbiased one, as in Video-R1's code. Statistics never cross prompts.
     """
     advantages = rewards - rewards.mean(-1, keepdim=True)
-    if scale_by_std:
-        advantages = advantages / (rewards.std(-1, keepdim=True) + 1e-4)
-    return advantages
+    return advantages / (rewards.std(-1, keepdim=True) + 1e-4) if scale_by_std else advantages
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingBatch:
     """B completions to learn from, those of a group side by side."""
 
-    prompts: Sequence[EncodedPrompt]
-    """B; completions of a group have the same object."""
-    completion_ids: torch.Tensor
-    """(B, C)"""
-    completion_mask: torch.Tensor
-    """(B, C), 1 for tokens of completions, 0 for padding."""
-    loss_mask: torch.Tensor
-    """(B, C), 1 for the tokens that the loss counts."""
-    advantages: torch.Tensor
-    """(B,)"""
-    num_loss_tokens: torch.Tensor
-    """Tokens that the loss counts in the whole generation step, over all processes."""
-    old_log_probs: torch.Tensor | None = None
-    """(B, C) of the policy that sampled; None: it is the policy itself, before its first update."""
-    ref_log_probs: torch.Tensor | None = None
-    """(B, C) of the reference; None without KL."""
-    importance_weights: torch.Tensor | None = None
-    """(B, C) w; None: all 1."""
+    prompts: Sequence[EncodedPrompt]  # B; completions of a group have the same object
+    completion_ids: torch.Tensor  # (B, C)
+    completion_mask: torch.Tensor  # (B, C), 1 for tokens of completions, 0 for padding
+    loss_mask: torch.Tensor  # (B, C), 1 for the tokens that the loss counts
+    advantages: torch.Tensor  # (B,)
+    num_loss_tokens: torch.Tensor  # those that the loss counts in the whole generation step, over all processes
+    old_log_probs: torch.Tensor | None = None  # (B, C) of the policy that sampled; None: the policy before its update
+    ref_log_probs: torch.Tensor | None = None  # (B, C) of the reference; None without KL
+    importance_weights: torch.Tensor | None = None  # (B, C) w; None: all 1
 
     def __post_init__(self) -> None:
         if len(self.prompts) != len(self.completion_ids):
             raise BlindInputError(f"{len(self.completion_ids)} completions, and the pixels of {len(self.prompts)}")
 
-    def __len__(self) -> int:
-        return len(self.prompts)
-
     def rows(self, rows: slice) -> TrainingBatch:
         """Some of the completions."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(
-            self,
-            **{name: value[rows] for name, value in values.items() if value is not None and name != "num_loss_tokens"},
-        )
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "num_loss_tokens"}
+        return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})
 
     def split(self, count: int) -> list[TrainingBatch]:
         """``count`` parts of equal size."""
-        size = len(self) // count
+        size = len(self.prompts) // count
         return [self.rows(slice(start, start + size)) for start in range(0, size * count, size)]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PolicyLoss:
-    """The loss of some completions, and sums over their tokens for the metrics."""
-
-    loss: torch.Tensor
-    num_tokens: torch.Tensor
-    kl: torch.Tensor
-    clipped_low: torch.Tensor
-    """Tokens (or for gspo those of sequences) whose ratio is below the range while the advantage is negative …"""
-    clipped_high: torch.Tensor
-    """… and above it while the advantage is positive: their gradient is cut off."""
 
 
 def policy_loss(
     config: GRPOConfig, log_probs: torch.Tensor, batch: TrainingBatch, denominator: torch.Tensor | float
-) -> PolicyLoss:
-    """The objective for log-probabilities (B, C) of a batch, or of a part of one.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The objective for log-probabilities (B, C) of a batch, or of a part of one: parts add up to its loss.
 
-    Args:
-        denominator: `loss_denominator` of the whole batch; parts of a batch add up to its loss.
+    Args: ``denominator``: `loss_denominator` of the whole batch.
+
+    Returns: the loss, and sums (4,) over the tokens that it counts: their number, their KL, and how many (for gspo: in
+    the sequences) have their gradient cut off, being below the range of the ratio, and above it.
     """
     mask = batch.loss_mask
     old = log_probs.detach() if batch.old_log_probs is None else batch.old_log_probs
@@ -115,13 +86,8 @@ def policy_loss(
     if config.loss in ("grpo", "gspo"):  # the mean of each sequence
         losses = losses.sum(-1) / mask.sum(-1).clamp(min=1)
     clipped_low, clipped_high = (ratio < low) & (advantages < 0), (ratio > high) & (advantages > 0)
-    return PolicyLoss(
-        loss=losses.sum() / denominator,
-        num_tokens=mask.sum(),
-        kl=(kl.detach() * mask).sum(),
-        clipped_low=(clipped_low * mask).sum(),
-        clipped_high=(clipped_high * mask).sum(),
-    )
+    counted = [torch.ones_like(kl), kl.detach(), clipped_low, clipped_high]
+    return losses.sum() / denominator, torch.stack([(values * mask).sum().float() for values in counted])
 
 
 def loss_denominator(
@@ -129,13 +95,11 @@ def loss_denominator(
 ) -> torch.Tensor | float:
     """What the sum of a micro-batch's losses is divided by.
 
-    Args:
-        micro_batches: of an optimiser step.
-        steps_per_generation: micro-batches that a generation step makes.
+    Args: ``micro_batches``: of an optimiser step; ``steps_per_generation``: those that a generation step makes.
     """
     if config.loss == "dapo":  # all tokens of the optimiser step, over all processes (DDP takes their mean)
         tokens = batch.num_loss_tokens.clamp(min=1) / num_processes
         return tokens * micro_batches / steps_per_generation
     if config.loss == "dr_grpo":  # as many tokens as there could be: no bias towards long wrong answers
-        return len(batch) * config.max_new_tokens * micro_batches
-    return len(batch) * micro_batches
+        return len(batch.prompts) * config.max_new_tokens * micro_batches
+    return len(batch.prompts) * micro_batches

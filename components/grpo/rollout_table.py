@@ -1,16 +1,21 @@
-"""A GRPO step's rollouts in MLflow: a page to look at and a table to search."""
+"""A GRPO step's rollouts in MLflow: figures averaged over ranks, a page to look at and a table to search."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
+import torch
 from markupsafe import Markup
 
 from ..common.html.images import frame_strip
 from ..common.html.page import page, template_block
 from ..common.tracking.run import Tracker
+from ..common.video.clip import Clip
 from ..common.video.codec import encode_frames
 from ..common.video.config import VideoConfig
 from .rollouts import Rollouts
@@ -18,108 +23,102 @@ from .rollouts import Rollouts
 _SHOWN_PROMPTS = 4
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutCompletion:
-    """One completion of a group."""
+def rollout_metrics(rollouts: Rollouts, reward_names: Sequence[str], accelerator: Any) -> dict[str, float]:
+    """Means over all ranks' completions; every rank must call it. ``reward_names``: `RewardConfig.names`."""
+    completions = [completion for group in rollouts.completions for completion in group]
+    shuffled = [fmean(group.shuffled_accuracy) for group in rollouts.groups if group.shuffled_accuracy]
+    means = rollouts.components.mean((0, 1)).tolist()
+    values = {f"grpo/reward/{name}": mean for name, mean in zip(reward_names, means, strict=True)} | {
+        "grpo/reward/total": sum(means),
+        "grpo/accuracy_ordered": fmean(fmean(group.accuracy) for group in rollouts.groups),
+        # A rank without a video in this step has no shuffled accuracy: NaN leaves it out of the mean.
+        "grpo/accuracy_shuffled": fmean(shuffled or [math.nan]),
+        "grpo/completion_length": fmean(len(completion.token_ids) for completion in completions),
+        "grpo/truncated": fmean(completion.finish_reason == "length" for completion in completions),
+        "grpo/zero_std_groups": len(rollouts.without_signal) / len(rollouts.completions),
+    }
+    gathered = accelerator.gather(torch.tensor(list(values.values()), device=accelerator.device))
+    averages = gathered.view(-1, len(values)).nanmean(0).tolist()
+    return dict(zip(values, averages, strict=True)) | _accuracy_by_kind(rollouts, accelerator.num_processes)
+
+
+def _accuracy_by_kind(rollouts: Rollouts, num_processes: int) -> dict[str, float]:
+    """Mean accuracy per problem type and per source, over all ranks."""
+    local = [
+        (f"grpo/accuracy/{name}", fmean(group.accuracy))
+        for group in rollouts.groups
+        for name in (f"type/{group.sample.problem_type}", f"source/{group.sample.source or 'unnamed'}")
+    ]
+    parts: list[Any] = [local] * num_processes
+    if num_processes > 1:
+        torch.distributed.all_gather_object(parts, local)
+    merged: dict[str, list[float]] = defaultdict(list)
+    for part in parts:
+        for name, accuracy in part:
+            merged[name].append(accuracy)
+    return {name: fmean(values) for name, values in merged.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A completion as it is shown, with every component of its reward by name."""
 
     text: str
     rewards: Mapping[str, float]
-    """Every component of the reward by name, and their ``total``."""
-    advantage: float | None = None
-    """None for completions that are not trained on (those on shuffled frames)."""
+    advantage: float | None = None  # None for completions that are not trained on (those on shuffled frames)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutRow:
-    """One prompt of a GRPO step with its groups."""
-
-    prompt: str
-    truth: str
-    frames_ordered: Sequence[bytes]
-    """Encoded pictures in the order of the video."""
-    completions_ordered: Sequence[RolloutCompletion]
-    frames_shuffled: Sequence[bytes] = ()
-    """The same pictures in the order of the shuffled rollouts; empty where there were none."""
-    completions_shuffled: Sequence[RolloutCompletion] = ()
-
-
-def rollout_table(rows: Iterable[RolloutRow]) -> Markup:
-    """Prompts with frames, completions, reward components and advantages, ordered and shuffled side by side."""
-    shown = []
-    for row in rows:
-        groups = [("Ordered frames", row.frames_ordered, row.completions_ordered)]
-        if row.frames_shuffled or row.completions_shuffled:
-            groups.append(("Shuffled frames", row.frames_shuffled, row.completions_shuffled))
-        sides = []
-        for heading, frames, completions in groups:
-            names = list(dict.fromkeys(name for completion in completions for name in completion.rewards))
-            names.sort(key=lambda name: name == "total")
-            strip = frame_strip(frames)
-            sides.append({"heading": heading, "strip": strip, "names": names, "completions": list(completions)})
-        shown.append({"prompt": row.prompt, "truth": row.truth, "sides": sides})
-    return template_block("rollouts", rows=shown)
+def _sides(rollouts: Rollouts, index: int, names: Sequence[str]) -> list[tuple[str, Clip, list[_Shown]]]:
+    """The completions of a prompt on its frames in order and, where there are any, on them shuffled."""
+    clip, group = rollouts.shuffled_clips[index], rollouts.groups[index]
+    earned, advantages = rollouts.rewards[index].tolist(), rollouts.advantages[index].tolist()
+    ordered = [
+        _Shown(text, dict(zip(names, parts, strict=True)) | {"total": sum(parts)}, advantage)
+        for text, parts, advantage in zip(group.texts, earned, advantages, strict=True)
+    ]
+    graded = zip(group.shuffled_texts, group.shuffled_accuracy, strict=True)
+    shuffled = [_Shown(text, {"accuracy": accuracy}) for text, accuracy in graded]
+    sides = [("ordered", rollouts.items[index].clip, ordered)]
+    return sides if clip is None else [*sides, ("shuffled", clip, shuffled)]
 
 
-def rollout_rows(rollouts: Rollouts, video: VideoConfig, names: Sequence[str]) -> list[RolloutRow]:
-    """The first prompts of a step: frames, completions, rewards by name (`RewardConfig.names`), advantages."""
+def rollout_table(rollouts: Rollouts, video: VideoConfig, names: Sequence[str]) -> Markup:
+    """The first prompts with frames, completions, rewards and advantages, ordered and shuffled side by side.
+
+    Args: ``names``: `RewardConfig.names`.
+    """
     rows = []
-    for i, item in enumerate(rollouts.items[:_SHOWN_PROMPTS]):
-        clip, rewards = rollouts.shuffled_clips[i], rollouts.rewards[i]
-        ordered = zip(
-            rollouts.completions[i], rewards.components.tolist(), rollouts.advantages[i].tolist(), strict=True
-        )
-        shuffled = zip(rollouts.shuffled_completions[i], rewards.shuffled_accuracy.tolist(), strict=True)
-        rows.append(
-            RolloutRow(
-                prompt=item.sample.question,
-                truth=item.sample.answer,
-                frames_ordered=encode_frames(item.clip, video),
-                frames_shuffled=encode_frames(clip, video) if clip is not None else [],
-                completions_ordered=[
-                    RolloutCompletion(
-                        text=completion.text,
-                        rewards=dict(zip(names, parts, strict=True)) | {"total": sum(parts)},
-                        advantage=advantage,
-                    )
-                    for completion, parts, advantage in ordered
-                ],
-                completions_shuffled=[
-                    RolloutCompletion(text=completion.text, rewards={"accuracy": accuracy})
-                    for completion, accuracy in shuffled
-                ],
-            )
-        )
-    return rows
-
-
-@dataclass(frozen=True)
-class RolloutTable:
-    """Writes steps' rollouts to MLflow."""
-
-    tracker: Tracker
-    video: VideoConfig
-    names: Sequence[str]
-    """`RewardConfig.names`."""
-
-    def write(self, step: int, rollouts: Rollouts) -> None:
-        """A page and a table of its own for each step: a training that is resumed replaces those that it repeats."""
-        rows = rollout_rows(rollouts, self.video, self.names)
-        html = page(f"Rollouts at step {step}", [("", rollout_table(rows))])
-        self.tracker.log_html(f"rollouts/step-{step:06d}.html", html)
-        records: list[dict[str, Any]] = [
+    for index, item in enumerate(rollouts.items[:_SHOWN_PROMPTS]):
+        sides = [
             {
-                "step": step,
-                "question": row.prompt,
-                "truth": row.truth,
-                "frames": frames,
-                "completion": completion.text,
-                **{name: completion.rewards.get(name) for name in self.names},
-                "advantage": completion.advantage,
+                "heading": f"{order.capitalize()} frames",
+                "strip": frame_strip(encode_frames(clip, video)),
+                "names": [*names, "total"],
+                "completions": shown,
             }
-            for row in rows
-            for frames, group in (("ordered", row.completions_ordered), ("shuffled", row.completions_shuffled))
-            for completion in group
+            for order, clip, shown in _sides(rollouts, index, names)
         ]
-        self.tracker.log_table(
-            f"rollouts/step-{step:06d}.json", {name: [record[name] for record in records] for name in records[0]}
-        )
+        rows.append({"prompt": item.sample.question, "truth": item.sample.answer, "sides": sides})
+    return template_block("rollouts", rows=rows)
+
+
+def write_rollouts(tracker: Tracker, video: VideoConfig, names: Sequence[str], step: int, rollouts: Rollouts) -> None:
+    """A page and a table of its own for each step: a training that is resumed replaces those that it repeats."""
+    html = page(f"Rollouts at step {step}", [("", rollout_table(rollouts, video, names))])
+    tracker.log_html(f"rollouts/step-{step:06d}.html", html)
+    records: list[dict[str, object]] = [
+        {
+            "step": step,
+            "question": item.sample.question,
+            "truth": item.sample.answer,
+            "frames": order,
+            "completion": completion.text,
+            **{name: completion.rewards.get(name) for name in names},
+            "advantage": completion.advantage,
+        }
+        for index, item in enumerate(rollouts.items[:_SHOWN_PROMPTS])
+        for order, _, shown in _sides(rollouts, index, names)
+        for completion in shown
+    ]
+    columns = {name: [record[name] for record in records] for name in records[0]}
+    tracker.log_table(f"rollouts/step-{step:06d}.json", columns)

@@ -2,28 +2,120 @@
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from trl.models import unwrap_model_for_generation
 
+from ..common.errors import UserError
 from ..common.model.chat import ChatEncoder
-from ..common.model.generation import Completion, Sampling
+from ..common.model.generation import Completion, Sampling, sample
 from ..common.model.prompt import EncodedPrompt
-from ..common.rows.prepared import PreparedSample
+from ..common.rows.prepared import PreparedSample, Split
 from ..common.video.clip import Clip
-from .clock import Clock
 from .config import GRPOConfig
-from .engine import RolloutEngine
-from .prefetch import Prefetcher
-from .rewards.group import Group
-from .rewards.score import GroupRewards, reward_functions, score_group
+from .rewards import Group, RewardFunction, reward_functions
+from .vllm.engine import VLLMEngine
 
-_NO_SIGNAL = 1e-6
-"""A group whose rewards' standard deviation is below this teaches nothing."""
+_NO_SIGNAL = 1e-6  # a group whose rewards' standard deviation is below this teaches nothing
+
+
+class Prefetcher:
+    """Decodes the clips of rows that will be needed soon, in threads (decoding lets go of the interpreter lock)."""
+
+    def __init__(self, split: Split, workers: int, timeout_s: float) -> None:
+        self.split, self.timeout_s = split, timeout_s
+        self._pool = ThreadPoolExecutor(workers, "prefetch") if workers else None
+        self._coming: OrderedDict[int, Future[PreparedSample]] = OrderedDict()
+
+    def announce(self, rows: Sequence[int]) -> None:
+        """Start decoding; rows that were announced and never taken are forgotten after a while."""
+        if self._pool is None:
+            return
+        for row in rows:
+            if row not in self._coming:
+                self._coming[row] = self._pool.submit(self.split.__getitem__, row)
+        while len(self._coming) > 4 * len(set(rows)) + 64:
+            self._coming.popitem(last=False)
+
+    def announce_batch(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """`announce`, as a data collator: hands on what it gets."""
+        self.announce([example["row"] for example in examples])
+        return examples
+
+    def take(self, rows: Sequence[int]) -> list[PreparedSample]:
+        """The rows, decoded; a `UserError` where one does not arrive within ``timeout_s``."""
+        if self._pool is None:
+            return [self.split[row] for row in rows]
+        self.announce(rows)
+        items: dict[int, PreparedSample] = {}
+        for row in dict.fromkeys(rows):
+            try:
+                items[row] = self._coming.pop(row).result(self.timeout_s)
+            except TimeoutError:
+                where = f"row {row} ({self.split.samples[row].media.uri})"
+                hint = "is its storage reachable? (grpo.data_timeout_s)"
+                raise UserError(f"{where} was not decoded within {self.timeout_s:g} s; {hint}") from None
+        return [items[row] for row in rows]
+
+
+class TrainingModelEngine:
+    """Our own engine (`common.model.generation`), which prefills each prompt once, on the training model itself."""
+
+    is_policy = True
+    """Whether completions are sampled with the trainer's own probabilities; if not, they are `SampledCompletion`s."""
+
+    def __init__(self, trainer: Any, encoder: ChatEncoder, prompts_at_once: int) -> None:
+        self.trainer, self.encoder, self.prompts_at_once = trainer, encoder, prompts_at_once
+        self._model: Any = None
+
+    @contextmanager
+    def policy(self, step: int) -> Iterator[None]:
+        """The engine with the policy's weights of this step, for as long as the block lasts; all processes enter it.
+
+        Under ZeRO-3 the weights are gathered for the block, so ranks need not make the same number of passes.
+        """
+        with unwrap_model_for_generation(self.trainer.model_wrapped, self.trainer.accelerator) as self._model:
+            yield
+        self._model = None
+
+    def generate(
+        self, prompts: Sequence[EncodedPrompt], sampling: Sampling, n: int, keys: Sequence[int]
+    ) -> Sequence[Sequence[Completion]]:
+        """``n`` completions for each prompt, determined by ``sampling.seed`` and the prompt's key."""
+        return sample(self._model, self.encoder, prompts, sampling, n, n * self.prompts_at_once, keys)
+
+
+RolloutEngine = TrainingModelEngine | VLLMEngine
+"""What samples completions from the policy; both have `TrainingModelEngine`'s methods."""
+
+
+def score_group(group: Group, functions: Mapping[str, RewardFunction]) -> torch.Tensor:
+    """(G, K) parts of the rewards of a prompt's completions, by the functions of `reward_functions`.
+
+    Raises: `UserError`: a function raised, or did not return one finite number per completion.
+    """
+    columns = []
+    for name, function in functions.items():
+        try:
+            values = [float(value) for value in function(group)]
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"reward {name} failed on sample {group.sample.id}: {reason}") from error
+        count = len(group.texts)
+        if len(values) != count or not all(map(math.isfinite, values)):
+            raise UserError(f"reward {name} returned {values} for the {count} completions of sample {group.sample.id}")
+        columns.append(values)
+    return torch.tensor(columns, dtype=torch.float32).T.contiguous()
 
 
 @dataclass(slots=True)
@@ -34,26 +126,19 @@ class Rollouts:
     prompts: list[EncodedPrompt]
     completions: list[Sequence[Completion]]
     shuffled_clips: list[Clip | None]
-    shuffled_completions: list[Sequence[Completion]]
-    """Completions on the shuffled clips; empty where there is none."""
-    rewards: list[GroupRewards]
-    advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    """(P, G)"""
+    groups: list[Group]  # what their rewards were made of
+    rewards: list[torch.Tensor]  # (G, K) each, of `score_group`
+    advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # (P, G)
 
     @property
     def components(self) -> torch.Tensor:
-        """(P, G, K) parts of the rewards, in the order of `RewardConfig.names`."""
-        return torch.stack([group.components for group in self.rewards])
-
-    @property
-    def totals(self) -> torch.Tensor:
-        """(P, G) rewards."""
-        return self.components.sum(-1)
+        """(P, G, K) parts of the rewards, in the order of `RewardConfig.names`; a reward is the sum of its parts."""
+        return torch.stack(self.rewards)
 
     @property
     def without_signal(self) -> list[int]:
         """The prompts whose completions all earned the same."""
-        return (self.totals.std(-1) < _NO_SIGNAL).nonzero()[:, 0].tolist()
+        return (self.components.sum(-1).std(-1) < _NO_SIGNAL).nonzero()[:, 0].tolist()
 
     def replace(self, position: int, other: Rollouts, source: int) -> None:
         """Put group ``source`` of ``other`` in the place of group ``position``."""
@@ -61,22 +146,19 @@ class Rollouts:
             getattr(self, name)[position] = getattr(other, name)[source]
 
 
+@dataclass
 class RolloutGenerator:
     """Makes rewarded rollouts of a rank's rows; what they are depends on (seed, step, row) and the weights alone."""
 
-    def __init__(
-        self,
-        config: GRPOConfig,
-        encoder: ChatEncoder,
-        engine: RolloutEngine,
-        prefetcher: Prefetcher,
-        clock: Clock,
-        train_rows: Sequence[int],
-    ) -> None:
-        """Args: ``train_rows``: where dynamic sampling takes other prompts from."""
-        self.config, self.encoder, self.engine = config, encoder, engine
-        self.prefetcher, self.clock, self.train_rows = prefetcher, clock, train_rows
-        self.reward_functions = reward_functions(config.reward_config)
+    config: GRPOConfig
+    encoder: ChatEncoder
+    engine: RolloutEngine
+    prefetcher: Prefetcher
+    lap: Callable[[str], None]  # `Clock.lap`
+    train_rows: Sequence[int]  # where dynamic sampling takes other prompts from
+
+    def __post_init__(self) -> None:
+        self.reward_functions = reward_functions(self.config.reward_config)
 
     def roll_out(self, rows: Sequence[int], step: int) -> Rollouts:
         """Rewarded rollouts; groups without signal are tried again with other prompts if so configured."""
@@ -88,34 +170,28 @@ class RolloutGenerator:
                 positions = rollouts.without_signal
                 if not positions:
                     break
-                others = [self._substitute(rows[position], step, attempt) for position in positions]
+                # Other training rows, drawn by (seed, step, row, attempt) alone.
+                keys = [f"substitute/{self.config.seed}/{step}/{rows[i]}/{attempt}" for i in positions]
+                others = [int(self.train_rows[zlib.crc32(key.encode()) % len(self.train_rows)]) for key in keys]
                 retried = self._complete(others, step)
                 for source in set(range(len(positions))) - set(retried.without_signal):
                     rollouts.replace(positions[source], retried, source)
         return rollouts
 
-    def _substitute(self, row: int, step: int, attempt: int) -> int:
-        """Another training row, drawn by (seed, step, row, attempt) alone."""
-        draw = zlib.crc32(f"substitute/{self.config.seed}/{step}/{row}/{attempt}".encode())
-        return int(self.train_rows[draw % len(self.train_rows)])
-
     def _complete(self, rows: Sequence[int], step: int) -> Rollouts:
         """Complete each row's prompt G times on its frames in order and, for T-GRPO, some times on them shuffled."""
         config = self.config
-        self.clock.lap("other")
+        self.lap("other")
         items = self.prefetcher.take(rows)
-        self.clock.lap("wait")
+        self.lap("wait")
         prompts = [self.encoder.encode_sample(item) for item in items]
         sampling = Sampling(
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            seed=config.seed,
+            max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed
         )
         keys = [zlib.crc32(f"{step}/{row}".encode()) for row in rows]
         completions = list(self.engine.generate(prompts, sampling, config.num_generations, keys))
         clips: list[Clip | None] = [None] * len(items)
-        shuffled: list[Sequence[Completion]] = [[] for _ in items]
+        shuffled: dict[int, Sequence[Completion]] = {}
         temporal = config.reward_config.temporal
         videos = [i for i, item in enumerate(items) if item.clip.kind == "video" and len(item.clip.frames) > 1]
         if temporal is not None and videos:
@@ -125,26 +201,23 @@ class RolloutGenerator:
                 order = frame_order(config.seed, step, rows[i], len(items[i].clip.frames))
                 clips[i] = clip = items[i].clip.permuted(order.tolist())
                 shuffled_prompts.append(self.encoder.with_clip(prompts[i], clip))
-            groups = self.engine.generate(shuffled_prompts, sampling, count, [keys[i] ^ 1 for i in videos])
-            for i, group in zip(videos, groups, strict=True):
-                shuffled[i] = group
-        self.clock.lap("rollout")
-        rewards = [self._score(*group) for group in zip(items, completions, shuffled, strict=True)]
-        self.clock.lap("reward")
-        return Rollouts(items, prompts, completions, clips, shuffled, rewards)
-
-    def _score(
-        self, item: PreparedSample, completions: Sequence[Completion], shuffled: Sequence[Completion]
-    ) -> GroupRewards:
-        group = Group(
-            sample=item.sample,
-            texts=[completion.text for completion in completions],
-            token_counts=[len(completion.token_ids) for completion in completions],
-            shuffled_texts=[completion.text for completion in shuffled],
-            answer_format=self.encoder.template.answer_format,
-            correct_above=self.config.reward_config.correct_above,
-        )
-        return score_group(group, self.reward_functions)
+            completed = self.engine.generate(shuffled_prompts, sampling, count, [keys[i] ^ 1 for i in videos])
+            shuffled = dict(zip(videos, completed, strict=True))
+        self.lap("rollout")
+        groups = [
+            Group(
+                sample=item.sample,
+                texts=[completion.text for completion in completions[i]],
+                token_counts=[len(completion.token_ids) for completion in completions[i]],
+                shuffled_texts=[completion.text for completion in shuffled.get(i, [])],
+                answer_format=self.encoder.template.answer_format,
+                correct_above=config.reward_config.correct_above,
+            )
+            for i, item in enumerate(items)
+        ]
+        rewards = [score_group(group, self.reward_functions) for group in groups]
+        self.lap("reward")
+        return Rollouts(items, prompts, completions, clips, groups, rewards)
 
 
 def prompt_rows(rows: Sequence[int]) -> Dataset:
@@ -155,8 +228,7 @@ def prompt_rows(rows: Sequence[int]) -> Dataset:
 def frame_order(seed: int, step: int, row: int, num_frames: int) -> np.ndarray:
     """A permutation of the frames, never the identity, that depends on (seed, step, row) alone.
 
-    Frames are permuted before temporal patches are made, so a patch of the shuffled clip joins frames that are not
-    neighbours.
+    Temporal patches are made after it: a patch of the shuffled clip joins frames that are not neighbours.
     """
     generator = np.random.default_rng(zlib.crc32(f"shuffle/{seed}/{step}/{row}".encode()))
     while True:

@@ -1,19 +1,16 @@
-"""GRPO's training process.
-
-`train_grpo` is called in each process that torchrun starts: ``python -m vthink.components.grpo --job URI``.
-"""
+"""GRPO's training process, as each process that torchrun starts calls it."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from trl import GRPOConfig as TRLConfig
 
 from ..common.launch.job import TrainingJob
-from ..common.training.arguments import adapter_config
 from ..common.training.run import TrainingRun
 from .config import GRPOConfig
-from .rollout_table import RolloutTable
+from .rollout_table import write_rollouts
 from .rollouts import prompt_rows
 from .trainer import VideoGRPOTrainer
 
@@ -22,40 +19,25 @@ def train_grpo(job: TrainingJob) -> None:
     """Improve the policy to the end, from the newest checkpoint if there is one; rank 0 writes the manifest last."""
     config = GRPOConfig.load(job.config, "job")
     run = TrainingRun(job, config)
-    table = RolloutTable(run.tracker, run.loaded.video, config.reward_config.names) if run.tracker else None
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_accuracy", "greater_is_better": True}
     trainer = VideoGRPOTrainer(
-        model=run.model,
-        args=TRLConfig(
-            **run.trainer_arguments(),
-            **trl_arguments(config, job.node.rollout_url),
-            load_best_model_at_end=True,
-            metric_for_best_model="eval_accuracy",
-            greater_is_better=True,
-        ),
+        args=TRLConfig(**run.arguments(), **trl_arguments(config, job.node.rollout_url), **best),
         train_dataset=prompt_rows(run.rows),
         eval_dataset=prompt_rows(run.validation.rows),
-        processing_class=run.encoder.processor,
-        peft_config=adapter_config(run.model, config),
-        callbacks=run.callbacks(stop_every_steps=config.num_iterations),
         settings=config,
         encoder=run.encoder,
         split=run.train,
-        validation=run.validation,
-        on_rollouts=table.write if table else None,
+        **run.keywords(stop_every_steps=config.num_iterations),
     )
-    run.fit(trainer)
-    run.finish(
-        trainer,
-        counts={"prompts": len(run.rows)},
-        details={"best_step": trainer.state.best_global_step, "best_accuracy": trainer.state.best_metric},
-    )
+    if run.tracker is not None:
+        trainer.on_rollouts = partial(write_rollouts, run.tracker, run.loaded.video, config.reward_config.names)
+    run.complete(trainer, counts={"prompts": len(run.rows)})
 
 
 def trl_arguments(config: GRPOConfig, rollout_url: str | None = None) -> dict[str, Any]:
     """What TRL's sampler, reference model and vLLM need to know; rewards, loss and requests are ours.
 
-    Args:
-        rollout_url: of the rollout server, where it is another than the configuration's.
+    Args: ``rollout_url``: of the rollout server, where it is another than the configuration's.
     """
     batch = config.prompts_per_step * config.num_generations
     arguments: dict[str, Any] = {

@@ -1,12 +1,9 @@
-"""SFT's training process: TRL's SFTTrainer with a collator that brings the video and scores the response alone.
-
-`train_sft` is called in each process that torchrun starts: ``python -m vthink.components.sft --job URI``.
-"""
+"""SFT's training process: TRL's SFTTrainer with a collator that brings the video and scores the response alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -18,19 +15,16 @@ from ..common.compat.trl import average_over_all_tokens
 from ..common.launch.job import TrainingJob
 from ..common.model.chat import ChatEncoder
 from ..common.rows.prepared import Split
-from ..common.training.arguments import adapter_config
 from ..common.training.run import TrainingRun
-from ..common.training.trainer import VideoTrainer
-from ..common.training.validation import Validation
+from ..common.training.trainer import Validation, VideoTrainer
 from .config import SFTConfig
 
 
 class ResponseCollator:
     """Batches rows (their numbers in the split) for SFT: prompt with pixels, response, labels on the response."""
 
-    def __init__(
-        self, split: Split, encoder: ChatEncoder, response: Literal["auto", "video_r1", "video_thinker"]
-    ) -> None:
+    def __init__(self, split: Split, encoder: ChatEncoder, response: str) -> None:
+        """Args: ``response``: `SFTConfig.response`."""
         self.split, self.encoder = split, encoder
         self.answer_format = encoder.template.answer_format if response == "auto" else response
 
@@ -40,9 +34,8 @@ class ResponseCollator:
         prompts = [self.encoder.encode_sample(item) for item in items]
         responses = [self.encoder.encode_response(write_response(item.sample, self.answer_format)) for item in items]
         batch = self.encoder.collate(prompts, responses)
-        prompt_length = max(len(prompt) for prompt in prompts)
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        labels[:, :prompt_length] = -100
+        labels[:, : max(map(len, prompts))] = -100
         return batch | {"labels": labels}
 
 
@@ -69,22 +62,13 @@ def train_sft(job: TrainingJob) -> None:
     """Fine-tune to the end, from the newest checkpoint if there is one; rank 0 writes the manifest last."""
     config = SFTConfig.load(job.config, "job")
     run = TrainingRun(job, config)
+    arguments = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
     trainer = VideoSFTTrainer(
-        model=run.model,
-        args=TRLConfig(
-            **run.trainer_arguments(),
-            per_device_train_batch_size=config.batch_size,
-            max_length=None,
-            dataset_kwargs={"skip_prepare_dataset": True},
-        ),
+        args=TRLConfig(**run.arguments(), per_device_train_batch_size=config.batch_size, **arguments),
         train_dataset=Dataset.from_dict({"row": run.rows}),
         eval_dataset=Dataset.from_dict({"row": run.validation.rows}),
         data_collator=ResponseCollator(run.train, run.encoder, config.response),
-        processing_class=run.encoder.processor,
-        peft_config=adapter_config(run.model, config),
-        callbacks=run.callbacks(),
-        validation=run.validation,
         stop_at_accuracy=config.stop_at_accuracy,
+        **run.keywords(),
     )
-    run.fit(trainer)
-    run.finish(trainer, counts={"samples": len(run.rows)})
+    run.complete(trainer, counts={"samples": len(run.rows)})

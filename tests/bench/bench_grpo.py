@@ -32,8 +32,7 @@ from vthink.components.common.model.prompt import EncodedPrompt
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.video.clip import Clip
 from vthink.components.common.video.config import VideoConfig
-from vthink.components.grpo.shared_prefix.log_probs import install, log_probs
-from vthink.components.grpo.shared_prefix.pack import AttentionForm, pack
+from vthink.components.grpo.shared_prefix import AttentionForm, install, log_probs, pack
 
 GRIDS = {
     256: (4, 7, 8),

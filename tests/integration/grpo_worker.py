@@ -31,14 +31,12 @@ from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.rows.prepared import PreparedSet
 from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.storage.s3 import Storage
-from vthink.components.common.training.arguments import trainer_arguments
-from vthink.components.common.training.callbacks import CheckpointCallback, StopOnSignal
-from vthink.components.common.training.checkpoints import CheckpointStore
+from vthink.components.common.training.checkpoints import CheckpointCallback, CheckpointStore
 from vthink.components.common.training.processes import leave_group
-from vthink.components.common.training.validation import Validation
+from vthink.components.common.training.trainer import Validation, trainer_arguments
 from vthink.components.grpo.config import GRPOConfig
 from vthink.components.grpo.losses import TrainingBatch
-from vthink.components.grpo.rewards.group import Group
+from vthink.components.grpo.rewards import Group
 from vthink.components.grpo.rollouts import prompt_rows
 from vthink.components.grpo.train import trl_arguments
 from vthink.components.grpo.trainer import VideoGRPOTrainer
@@ -102,7 +100,7 @@ def main() -> None:
         train_dataset=prompt_rows(job["rows"]),
         eval_dataset=prompt_rows([0]),
         processing_class=processor,
-        callbacks=[CheckpointCallback(store), StopOnSignal(store)],
+        callbacks=[CheckpointCallback(store, stop_every_steps=1)],
         settings=settings,
         encoder=encoder,
         split=data.split("train"),

@@ -20,4 +20,4 @@ def average_over_all_tokens(trainer: Any) -> None:
 
 def no_reward(**_: Any) -> list[float]:
     """What a `GRPOTrainer` that rewards whole groups by itself passes as ``reward_funcs``, which must not be empty."""
-    raise RuntimeError("rewards come from grpo/rewards")
+    raise RuntimeError("rewards come from grpo/rewards.py")

@@ -1,38 +1,36 @@
-"""Checkpoints of a training job: a local folder, mirrored to a prefix in the store."""
+"""Checkpoints of a training: a local folder, mirrored to a prefix in the store."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
 
-from ..storage.names import join
 from ..storage.s3 import Storage
 from .processes import barrier, in_group, local_rank, node_rank, rank
 
-SEAL = "sealed.json"
-"""A checkpoint's list of files, written last."""
+SEAL = "sealed.json"  # a checkpoint's list of files, written last
+STOPPED_EXIT_CODE = 143  # expected of a process that SIGTERM ended; whoever started it starts it again, and it resumes
 
 
 class CheckpointStore:
-    """The checkpoints of one training job: a local folder, mirrored to a prefix in the store."""
+    """The checkpoints of one training job."""
 
     def __init__(self, storage: Storage, prefix_uri: str, folder: Path) -> None:
-        """Args: ``prefix_uri``: where checkpoints go in the store; ``folder``: the trainer's output folder."""
+        """Args: ``prefix_uri``: where checkpoints go, ending in ``/``; ``folder``: the trainer's output folder."""
         self.storage, self.prefix_uri, self.folder = storage, prefix_uri, folder
         self._uploads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-upload")
-        self._pending: list[Future[None]] = []
-
-    @staticmethod
-    def step_of(path: Path | str) -> int | None:
-        """The step in a checkpoint's name, or None for anything else."""
-        match = re.fullmatch(r"checkpoint-(\d+)", Path(str(path).rstrip("/")).name)
-        return int(match.group(1)) if match else None
+        self._pending: list[Future[Any]] = []
 
     @staticmethod
     def is_sealed(checkpoint: Path) -> bool:
@@ -52,65 +50,44 @@ class CheckpointStore:
         temporary.rename(checkpoint / SEAL)
 
     def upload(self, checkpoint: Path) -> None:
-        """Copy a sealed checkpoint to the store in the background. Training does not wait; `wait` does.
+        """Copy a sealed checkpoint to the store in the background; `wait` waits for it.
 
-        Of several nodes each sends what its processes wrote, to a folder of its own; the checkpoint counts when all
-        have arrived.
+        Of several nodes each sends what its processes wrote, to a folder of its own; it counts when all have arrived.
         """
         node, nodes = node_rank()
-        name = checkpoint.name if nodes == 1 else f"{checkpoint.name}/node-{node}-of-{nodes}"
-        uri = join(self.prefix_uri, name) + "/"
-
-        def copy() -> None:
-            self.storage.upload_dir(checkpoint, uri)
-
-        self._pending.append(self._uploads.submit(copy))
+        uri = f"{self.prefix_uri}{checkpoint.name}/" + (f"node-{node}-of-{nodes}/" if nodes > 1 else "")
+        self._pending.append(self._uploads.submit(self.storage.upload_dir, checkpoint, uri))
 
     def wait(self) -> None:
         """Wait for the uploads; an upload's error is raised here."""
-        pending, self._pending = self._pending, []
-        for future in pending:
-            future.result()
+        while self._pending:
+            self._pending.pop(0).result()
 
-    def prune(self, keep: Sequence[str]) -> None:
+    def prune(self, keep: Collection[str]) -> None:
         """Delete checkpoints from the store whose names are not in ``keep`` (the trainer prunes the local folder)."""
         self.wait()
-        for name in self._children(self.prefix_uri):
-            if self.step_of(name) is not None and name not in keep:
-                self.storage.delete_prefix(join(self.prefix_uri, name) + "/")
+        for name in {f"checkpoint-{step}" for step, _ in self._parts()} - set(keep):
+            self.storage.delete_prefix(f"{self.prefix_uri}{name}/")
 
-    def rotate(self, limit: int, keep: set[str]) -> None:
-        """Delete local checkpoints that have been sent: all but the newest ``limit`` and those named in ``keep``."""
-        self.wait()
-        sent = sorted((step, path) for path in self.folder.iterdir() if (step := self.step_of(path)) is not None)
-        for _, path in sent[:-limit]:
-            if path.name not in keep:
-                shutil.rmtree(path)
-
-    def _children(self, prefix_uri: str) -> set[str]:
-        """Names directly below a prefix of the store."""
-        return {item.uri.removeprefix(prefix_uri).split("/")[0] for item in self.storage.list(prefix_uri)}
+    def _parts(self) -> set[tuple[int, int]]:
+        """Checkpoints of which something is in the store: the step, and on how many nodes (0: it lies there whole)."""
+        names = [item.uri.removeprefix(self.prefix_uri) for item in self.storage.list(self.prefix_uri)]
+        matches = [re.match(r"checkpoint-(\d+)/(?:node-\d+-of-(\d+)/)?", name) for name in names]
+        return {(int(match[1]), int(match[2] or 0)) for match in matches if match}
 
     def _stored(self) -> dict[int, list[str]]:
         """Whole checkpoints in the store: step → the prefixes of their parts, one per node that wrote them."""
-        stored: dict[int, list[str]] = {}
-        for name in self._children(self.prefix_uri):
-            step, uri = self.step_of(name), join(self.prefix_uri, name) + "/"
-            if step is None:
-                continue
-            if self.storage.is_complete(uri):
-                stored[step] = [uri]
-                continue
-            matches = [re.fullmatch(r"node-\d+-of-(\d+)", child) for child in self._children(uri)]
-            for nodes in {int(match[1]) for match in matches if match}:
-                parts = [join(uri, f"node-{node}-of-{nodes}") + "/" for node in range(nodes)]
-                if all(self.storage.is_complete(part) for part in parts):
-                    stored[step] = parts
+        stored = {}
+        for step, nodes in self._parts():
+            uri = f"{self.prefix_uri}checkpoint-{step}/"
+            parts = [f"{uri}node-{node}-of-{nodes}/" for node in range(nodes)] or [uri]
+            if all(map(self.storage.is_complete, parts)):
+                stored[step] = parts
         return stored
 
-    def _fetch(self, step: int, folder: Path) -> None:
-        for part in self._stored()[step]:
-            self.storage.download_dir(part, folder)
+    def _fetch(self, checkpoint: Path) -> None:
+        for part in self._stored()[int(checkpoint.name.removeprefix("checkpoint-"))]:
+            self.storage.download_dir(part, checkpoint)
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint, fetched from the store if it is only there. Torn ones are removed.
@@ -119,32 +96,31 @@ class CheckpointStore:
         nodes, a folder on one of them is not the whole checkpoint: then only what is in the store counts.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        newest: list[int | None] = [self._newest_step() if rank() == 0 else None]
+        newest: list[int | None] = [None]
+        if rank() == 0:
+            steps = set(self._stored())
+            for path in self.folder.iterdir():
+                if match := re.fullmatch(r"checkpoint-(\d+)", path.name):
+                    if self._is_whole(path):
+                        steps.add(int(match[1]))
+                    else:
+                        shutil.rmtree(path)
+            newest = [max(steps, default=None)]
         if in_group():
             torch.distributed.broadcast_object_list(newest, src=0)
         if newest[0] is None:
             return None
         checkpoint = self.folder / f"checkpoint-{newest[0]}"
-        if local_rank() == 0 and not (node_rank()[1] == 1 and self.is_sealed(checkpoint)):
+        if local_rank() == 0 and not self._is_whole(checkpoint):
             shutil.rmtree(checkpoint, ignore_errors=True)
-            self._fetch(newest[0], checkpoint)
+            self._fetch(checkpoint)
             self._fetch_best(checkpoint)
             self.seal(checkpoint)
         barrier()
         return checkpoint
 
-    def _newest_step(self) -> int | None:
-        """The step of the newest whole checkpoint, here or in the store; what is here and not whole is removed."""
-        steps = set(self._stored())
-        for path in self.folder.iterdir():
-            step = self.step_of(path)
-            if step is None:
-                continue
-            if node_rank()[1] == 1 and self.is_sealed(path):
-                steps.add(step)
-            else:
-                shutil.rmtree(path)
-        return max(steps, default=None)
+    def _is_whole(self, checkpoint: Path) -> bool:
+        return node_rank()[1] == 1 and self.is_sealed(checkpoint)
 
     def fetch_other_nodes(self, checkpoint: Path) -> None:
         """Fetch what other nodes wrote of a checkpoint of this training; every process calls it."""
@@ -152,9 +128,8 @@ class CheckpointStore:
         if node_rank()[1] == 1:
             return
         barrier()  # every node has sent its part
-        step = self.step_of(checkpoint)
-        if local_rank() == 0 and step is not None:
-            self._fetch(step, checkpoint)
+        if local_rank() == 0:
+            self._fetch(checkpoint)
         barrier()
 
     def _fetch_best(self, checkpoint: Path) -> None:
@@ -164,9 +139,63 @@ class CheckpointStore:
         if not state.get("best_model_checkpoint"):
             return
         best = self.folder / Path(state["best_model_checkpoint"]).name
-        step = self.step_of(best)
-        if step is not None and best != checkpoint and not self.is_sealed(best):
-            self._fetch(step, best)
+        if best != checkpoint and not self.is_sealed(best):
+            self._fetch(best)
             self.seal(best)
         state["best_model_checkpoint"] = str(best)
         path.write_text(json.dumps(state, indent=2))
+
+
+class CheckpointCallback(TrainerCallback):
+    """Seals each checkpoint the trainer has written and sends it to the store.
+
+    SIGTERM (a spot node about to be taken, a pod evicted): a checkpoint, safely stored, and then the end.
+    """
+
+    def __init__(self, store: CheckpointStore, stop_every_steps: int | None = None) -> None:
+        """Args: ``stop_every_steps``: SIGTERM ends after a multiple of so many steps; None: it is not listened to."""
+        self.store, self.stop_every_steps = store, stop_every_steps
+        self.requested = self.stopping = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Listen."""
+        if self.stop_every_steps and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._request)
+
+    def _request(self, *_: Any) -> None:
+        self.requested = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ranks stop together, at the same step, however many of them got the signal."""
+        if not self.stop_every_steps:
+            return
+        requested = torch.tensor(float(self.requested), device=args.device)
+        if in_group():
+            torch.distributed.all_reduce(requested, op=torch.distributed.ReduceOp.MAX)
+        if requested > 0 and state.global_step % self.stop_every_steps == 0 and state.global_step < state.max_steps:
+            self.stopping = control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called on every rank after the checkpoint's files are written."""
+        barrier()  # every rank has written its part of the optimiser and its random state
+        if local_rank() == 0:
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self.store.seal(checkpoint)
+            if state.is_world_process_zero:
+                self.store.prune([path.name for path in Path(args.output_dir).iterdir()])
+            else:
+                # The trainer removes old checkpoints on the first node only; the disks of the others would fill up.
+                self.store.wait()
+                best = state.best_model_checkpoint and checkpoint.with_name(Path(state.best_model_checkpoint).name)
+                rotate_checkpoints(args.output_dir, args.save_total_limit, best)
+            self.store.upload(checkpoint)
+        if self.stopping:
+            self.store.wait()
+            barrier()
+            step = state.global_step
+            print(f"asked to stop: checkpoint {step} is stored; the next start goes on from it", flush=True)
+            raise SystemExit(STOPPED_EXIT_CODE)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Leave no upload behind."""
+        self.store.wait()

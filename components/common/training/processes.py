@@ -27,14 +27,10 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def local_world_size() -> int:
-    """Processes on this node."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
 def node_rank() -> tuple[int, int]:
     """(which, of how many) nodes this process is on."""
-    return rank() // local_world_size(), -(-world_size() // local_world_size())
+    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return rank() // per_node, -(-world_size() // per_node)
 
 
 def in_group() -> bool:
@@ -51,8 +47,7 @@ def barrier() -> None:
 def leave_group() -> None:
     """End this process's part in the group, after the last exchange between the processes.
 
-    Left to the interpreter's end, its communication threads may abort it there (SIGABRT), and torchrun would take the
-    first process down with it, in the middle of its upload.
+    At the interpreter's end its communication threads may abort it (SIGABRT), and torchrun the first process with it.
     """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -60,19 +55,12 @@ def leave_group() -> None:
 
 @contextmanager
 def first_of_node_first() -> Iterator[None]:
-    """Let the first process of each node pass alone, then the others: it fills the caches that they share.
-
-    Needs no process group: a file of torchrun's run is the signal.
-    """
-    if local_world_size() == 1:
-        yield
-        return
+    """Let the first process of each node pass alone, then the others: it fills the caches that they share."""
+    # There is no process group yet: a file of torchrun's run is the signal.
     name = f"vthink-{os.environ.get('TORCHELASTIC_RUN_ID', 'run')}-{os.environ.get('MASTER_PORT', '0')}-{os.getppid()}"
     passed = Path(tempfile.gettempdir()) / name
-    if local_rank() == 0:
-        yield
-        passed.touch()
-        return
-    while not passed.exists():
+    while local_rank() and not passed.exists():
         time.sleep(0.1)
     yield
+    if local_rank() == 0 and node_rank()[1] < world_size():  # others of this node wait for it
+        passed.touch()

@@ -1,9 +1,11 @@
-"""One training as one of its processes sees it: what it works with, from the job file to the manifest."""
+"""One training as one of its processes sees it: from the job file to the manifest, and what it logs on the way."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from ..compat.deepspeed import repartition
 from ..launch.job import TrainingJob
 from ..model.card import Lineage
 from ..model.config import ModelConfig
-from ..model.load import load_model
+from ..model.folder import save_model
+from ..model.load import load_model, pick_dtype
 from ..model.store import ensure_base_model, fetch_model
 from ..provenance import git_commit
 from ..rows.prepared import PreparedSet
@@ -21,28 +24,21 @@ from ..storage.manifest import Manifest
 from ..storage.names import join
 from ..storage.s3 import Storage
 from ..tracking.run import Tracker
-from .arguments import freeze, trainer_arguments
-from .callbacks import CheckpointCallback, StopOnSignal
-from .checkpoints import CheckpointStore
+from .checkpoints import CheckpointCallback, CheckpointStore
 from .config import TrainingConfig
-from .export import export
 from .processes import first_of_node_first, leave_group, rank
-from .progress import ProgressCallback
-from .validation import Validation, pick_rows
+from .trainer import Validation, adapter_config, freeze, pick_rows, trainer_arguments
 
-_BASE_MODEL_WAIT_S = 3600.0
-"""How long other ranks wait for the first to bring the base model into the store: a hub's 7B takes minutes."""
+_BASE_MODEL_WAIT_S = 3600.0  # how long other ranks wait for the first to bring it: a hub's 7B takes minutes
+_RENAMED = {"mean_token_accuracy": "token_accuracy"}  # metrics that we document under another name than the trainers
+_ENDINGS_NOT_PRINTED = ("learning_rate", "grad_norm", "epoch", "num_tokens", "step_time")
 
 
 class TrainingRun:
     """What a training process works with, opened from the job that the stage's launcher wrote."""
 
     def __init__(self, job: TrainingJob, config: TrainingConfig) -> None:
-        """Fetch data and model (verified), freeze what is to stay as it is, and start tracking on rank 0.
-
-        Args:
-            config: the stage's section, as the job has it.
-        """
+        """Fetch data and model (verified), freeze what is to stay as it is, and start tracking on rank 0."""
         self.job, self.config, self.started = job, config, time.monotonic()
         self.model_config = ModelConfig.load(job.model, "job")
         self.storage = Storage(job.run.storage)
@@ -69,65 +65,124 @@ class TrainingRun:
             self.tracker = Tracker.start(job.run, job.stage, job.fingerprint, job.config, inputs)
             self.tracker.log_params({"node": job.node.model_dump(exclude_none=True)})
 
-    def trainer_arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """Keyword arguments that TRL's SFTConfig and GRPOConfig share."""
         on_cpu = self.loaded.device.type == "cpu"
         return trainer_arguments(self.config, self.store.folder, on_cpu, self.model_config.dtype, self.job.processes)
 
-    def callbacks(self, stop_every_steps: int = 1) -> list[TrainerCallback]:
-        """Checkpoints, SIGTERM and metrics, in the order in which they must be called.
+    def keywords(self, stop_every_steps: int = 1) -> dict[str, Any]:
+        """Keyword arguments that both trainers share; ``stop_every_steps``: see `CheckpointCallback`."""
+        checkpoints = CheckpointCallback(self.store, stop_every_steps)
+        return {
+            "model": self.model,
+            "processing_class": self.encoder.processor,
+            "peft_config": adapter_config(self.model, self.config),
+            "callbacks": [checkpoints, ProgressCallback(self.job.stage, self.tracker)],
+            "validation": self.validation,
+        }
 
-        Args:
-            stop_every_steps: see `StopOnSignal`.
-        """
-        return [
-            CheckpointCallback(self.store),
-            StopOnSignal(self.store, stop_every_steps),
-            ProgressCallback(self.job.stage, self.tracker),
-        ]
-
-    def fit(self, trainer: Any) -> None:
-        """Train from the newest checkpoint, if there is one, to the end."""
+    def complete(self, trainer: Any, counts: dict[str, int]) -> None:
+        """Train to the end, from the newest checkpoint if any; write model and manifest. Every rank must call it."""
         trainer.remove_callback(PrinterCallback)  # `ProgressCallback` prints, in one line
-        checkpoint = self.store.newest()
+        job, checkpoint = self.job, self.store.newest()
         if checkpoint is not None:
             if self.tracker is not None:
-                print(f"{self.job.stage}: going on from {checkpoint.name}", flush=True)
+                print(f"{job.stage}: going on from {checkpoint.name}", flush=True)
             repartition(trainer, checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-    def finish(self, trainer: Any, counts: dict[str, int], details: dict[str, Any] | None = None) -> None:
-        """Validate once more, write the model to the store, and the manifest last. Every rank must call it."""
-        score = trainer.evaluate()
-        job = self.job
-        lineage = Lineage(
-            stage=job.stage,
-            fingerprint=job.fingerprint,
-            base=self.base_uri,
-            start=self.start_uri,
-            data=job.data,
-            run_id=job.run.run_id,
-        )
-        export(trainer, self.loaded, self.work / "model", lineage, self.model_config.dtype)
+        score, state = trainer.evaluate(), trainer.state
+        self._export(trainer)
         leave_group()
         if self.tracker is None:
             return
         model_uri = join(job.prefix, "model") + "/"
         self.storage.upload_dir(self.work / "model", model_uri)
         seconds = time.monotonic() - self.started
-        self.tracker.log_metrics({"time/total_s": seconds}, step=trainer.state.global_step)
+        self.tracker.log_metrics({"time/total_s": seconds}, step=state.global_step)
         self.tracker.finish()
+        best = {"best_step": state.best_global_step, "best_accuracy": state.best_metric}
         Manifest(
             stage=job.stage,
             fingerprint=job.fingerprint,
             uri=job.prefix,
             inputs={"data": job.data, "base": self.base_uri, "start": self.start_uri},
-            counts={"steps": trainer.state.global_step, "validation_items": len(self.validation.rows), **counts},
+            counts={"steps": state.global_step, "validation_items": len(self.validation.rows), **counts},
             metrics={name.replace("eval_", "validation/"): value for name, value in score.items()},
             files={"model": model_uri},
             config=job.config,
-            details=details or {},
+            details=best if trainer.args.load_best_model_at_end else {},
             mlflow_run_id=self.tracker.run_id,
             seconds=seconds,
             git_commit=git_commit(),
         ).write(self.storage)
+
+    def _export(self, trainer: Any) -> None:
+        """Write the model as a servable folder: adapters merged, sharded weights gathered, in the configured dtype."""
+        sharded = trainer.is_deepspeed_enabled
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped if sharded else trainer.model)
+        if not trainer.accelerator.is_main_process:
+            return
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        merged = hasattr(model, "merge_and_unload")
+        if merged:
+            model = model.merge_and_unload()
+        if not sharded:
+            model = model.to(pick_dtype(self.model_config.dtype, self.loaded.device))
+        if merged or not sharded:
+            state = model.state_dict()
+        job, folder = self.job, self.work / "model"
+        trained = {"stage": job.stage, "fingerprint": job.fingerprint, "data": job.data, "run_id": job.run.run_id}
+        lineage = Lineage(base=self.base_uri, start=self.start_uri, **trained)
+        shutil.rmtree(folder, ignore_errors=True)
+        card = self.loaded.card.model_copy(update={"lineage": lineage})
+        save_model(folder, model, self.encoder.processor, card, state_dict=state)
+
+
+def metric_names(stage: str, logs: Mapping[str, object]) -> dict[str, float]:
+    """What the trainer logged, by name in MLflow; what is not a number (TRL's None for "no value") has none.
+
+    ``validation/…`` for the validation split, ``time/…`` for seconds, ``<stage>/…`` for everything else.
+    """
+    metrics: dict[str, float] = {}
+    for name, value in logs.items():
+        if not isinstance(value, int | float):
+            continue
+        if name.startswith("eval_"):
+            name = f"validation/{name.removeprefix('eval_')}"
+        elif not name.startswith((f"{stage}/", "time/")):
+            name = f"{stage}/{_RENAMED.get(name, name)}"
+        metrics[name] = value
+    return metrics
+
+
+class ProgressCallback(TrainerCallback):
+    """Sends everything that the trainer logs to MLflow, and prints a line."""
+
+    def __init__(self, stage: str, tracker: Tracker | None) -> None:
+        """Args: ``tracker``: None on every rank but the first."""
+        self.stage, self.tracker = stage, tracker
+        self.started, self.first_step = time.monotonic(), 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self.started, self.first_step = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Track, and print where training stands."""
+        if self.tracker is None or not logs:
+            return
+        metrics = metric_names(self.stage, logs)
+        self.tracker.log_metrics(metrics, step=state.global_step)
+        if "train_runtime" in logs:  # the trainer's summary at the end
+            return
+        done = state.global_step - self.first_step
+        pace = (time.monotonic() - self.started) / done if done else 0.0
+        left = pace * (state.max_steps - state.global_step)
+        hidden = ("time/", f"{self.stage}/clip_ratio")
+        shown = " · ".join(
+            f"{name.removeprefix(self.stage + '/')} {value:.3g}"
+            for name, value in metrics.items()
+            if not name.endswith(_ENDINGS_NOT_PRINTED) and not name.startswith(hidden)
+        )
+        line = f"{self.stage} {state.global_step}/{state.max_steps} · {shown} · {pace:.2f} s/step · {left:.0f} s left"
+        print(line, flush=True)

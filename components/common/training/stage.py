@@ -19,17 +19,12 @@ def train_stage(
     """Train in processes of their own, here or on a cluster, or reuse the result of having done so.
 
     Args:
-        stage: name of the stage.
-        section: class of the stage's section.
-        worker: module of its training process.
-        run: `RunContext` as JSON.
-        config: the stage's section as JSON.
-        model: `ModelConfig` as JSON; the model to start from when ``policy`` is empty.
+        section, worker: class of the stage's section, and module of its training process.
+        run, config, model: `RunContext`, the stage's section and `ModelConfig` as JSON.
         data: URI of the prepared data's manifest.
-        policy: URI of the manifest whose model is the start.
+        policy: URI of the manifest whose model is the start; empty: the base model is.
 
-    Returns:
-        URI of the manifest; its ``files["model"]`` is the prefix of the trained model.
+    Returns: URI of the manifest; its ``files["model"]`` is the prefix of the trained model.
     """
     context = RunContext.load(run, "run")
     settings = section.load(config, stage)
@@ -55,5 +50,4 @@ def train_stage(
         policy=policy,
         processes=processes,
     )
-    backend = choose_backend(context.launch)
-    return backend.train(job, lambda line: print(line, flush=True)).manifest_uri
+    return choose_backend(context.launch).train(job, lambda line: print(line, flush=True)).manifest_uri

@@ -15,15 +15,12 @@ from ..launch.lifetime import end_with_owner
 
 
 def start(module: str, function: str) -> None:
-    """Run the job named on the command line with a function of a module, which is imported here.
-
-    The garbage collector rests meanwhile: imports make a million objects that live as long as the process, and looking
-    for garbage among them takes a fifth of the time.
-    """
+    """Run the job named on the command line with a function of a module, which is imported here."""
     parser = argparse.ArgumentParser(prog=f"python -m {module.rpartition('.')[0]}", description="A training process")
     parser.add_argument("--job", required=True, help="URI of job.json")
     arguments = parser.parse_args()
     end_with_owner()
+    # Imports make a million objects that live as long as the process: a fifth of the time went to garbage among them.
     gc.disable()
     declare_torchvision_operators()
     load_to_numbered_cpus()

@@ -19,10 +19,8 @@ from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.rows.prepared import PreparedSet
 from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.storage.s3 import Storage
-from vthink.components.common.training.arguments import adapter_config, trainer_arguments
-from vthink.components.common.training.callbacks import CheckpointCallback
-from vthink.components.common.training.checkpoints import CheckpointStore
-from vthink.components.common.training.validation import Validation
+from vthink.components.common.training.checkpoints import CheckpointCallback, CheckpointStore
+from vthink.components.common.training.trainer import Validation, adapter_config, trainer_arguments
 from vthink.components.grpo.config import GRPOConfig
 from vthink.components.grpo.rollouts import prompt_rows
 from vthink.components.grpo.train import trl_arguments

@@ -5,20 +5,22 @@ from typing import Any
 import pytest
 import torch
 from vthink.components.common.rows.sample import Evidence, Media, Sample
-from vthink.components.grpo.config import REWARD_PRESETS, RewardConfig
 from vthink.components.grpo.losses import group_advantages
-from vthink.components.grpo.rewards.built_in import (
+from vthink.components.grpo.rewards import (
+    REWARD_PRESETS,
     REWARDS,
+    Group,
     LengthConfig,
     OverlongConfig,
+    RewardConfig,
     TemporalConfig,
     length_bonus,
     overlong_penalty,
+    reward_functions,
     temporal_bonus,
     well_formed,
 )
-from vthink.components.grpo.rewards.group import Group
-from vthink.components.grpo.rewards.score import GroupRewards, reward_functions, score_group
+from vthink.components.grpo.rollouts import score_group
 
 VIDEO = Media(kind="video", uri="a.mp4")
 CHOICE = Sample(
@@ -35,7 +37,7 @@ def texts_of(texts: list[str], **fields: Any) -> Group:
     return Group(**({"sample": CHOICE, "texts": texts, "token_counts": [400] * len(texts)} | fields))
 
 
-def score(group: Group, config: RewardConfig) -> GroupRewards:
+def score(group: Group, config: RewardConfig) -> torch.Tensor:
     return score_group(group, reward_functions(config))
 
 
@@ -123,7 +125,7 @@ def test_the_two_presets_differ_only_between_their_thresholds() -> None:
     # 3 of 8 ordered and 2 of 4 shuffled are correct: 0.375 < 0.4 = 0.8 · 0.5: no bonus in either.
     # 4 of 8 against 2 of 4: 0.5 >= 0.5: the bonus in both. 4 of 8 against 5 of 8: 0.5 = 0.8 · 0.625: the code's only.
     def totals(preset: str, group: Group) -> list[float]:
-        return score(group, REWARD_PRESETS[preset]).components.sum(-1).tolist()
+        return score(group, REWARD_PRESETS[preset]).sum(-1).tolist()
 
     for preset in ("video_r1_code", "video_r1_v4"):
         assert totals(preset, group_of(3, 8, 2, 4)) == pytest.approx([2.2] * 3 + [1.0] * 5)
@@ -142,11 +144,11 @@ def test_the_components_of_a_group_and_its_advantages_equal_the_table() -> None:
     )
     earned = score(group, config)
     expected = [[1, 1, 0.3, 0.2, 0], [1, 1, 0.3, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]]  # p = 2/4 ≥ p̃ = 1/2
-    assert torch.allclose(earned.components, torch.tensor(expected))
-    assert earned.accuracy.tolist() == [1.0, 1.0, 0.0, 0.0]
-    assert earned.shuffled_accuracy.tolist() == [1.0, 0.0]
+    assert torch.allclose(earned, torch.tensor(expected))
+    assert group.accuracy == [1.0, 1.0, 0.0, 0.0]
+    assert group.shuffled_accuracy == [1.0, 0.0]
     # totals 2.5, 2.3, 1, 0: mean 1.45, unbiased variance (1.1025 + 0.7225 + 0.2025 + 2.1025) / 3 = 1.376667
-    advantages = group_advantages(earned.components.sum(-1))
+    advantages = group_advantages(earned.sum(-1))
     deviation = 1.3766667**0.5 + 1e-4
     assert advantages.tolist() == pytest.approx([d / deviation for d in (1.05, 0.85, -0.45, -1.45)], abs=1e-5)
 
@@ -163,5 +165,5 @@ def test_a_reward_is_one_entry_from_which_configuration_and_columns_take_it() ->
     for name, reward in REWARDS.items():
         assert fields[name].description == reward.description
     config = RewardConfig.load({"overlong": {"start_tokens": 100, "max_tokens": 200}})
-    column = score(texts_of([r1("A")], token_counts=[150]), config).components[0, REWARDS.names().index("overlong")]
+    column = score(texts_of([r1("A")], token_counts=[150]), config)[0, REWARDS.names().index("overlong")]
     assert column.item() == pytest.approx(-0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -11,13 +12,11 @@ import pytest
 import torch
 from vthink.components.common.errors import UserError
 from vthink.components.common.model.generation import Sampling, sample
-from vthink.components.common.rows.prepared import PreparedSet
-from vthink.components.grpo import engine as engine_module
+from vthink.components.common.rows.prepared import PreparedSample, PreparedSet
 from vthink.components.grpo import rollouts as rollouts_module
 from vthink.components.grpo.config import GRPOConfig, VLLMConfig
-from vthink.components.grpo.rewards.group import Group
-from vthink.components.grpo.rewards.score import GroupRewards
-from vthink.components.grpo.rollouts import frame_order
+from vthink.components.grpo.rewards import Group
+from vthink.components.grpo.rollouts import Prefetcher, frame_order
 from vthink.components.grpo.trainer import VideoGRPOTrainer
 from vthink.components.grpo.vllm.answer import SampledCompletion
 from vthink.tests.unit.components.grpo.tiny_training import (
@@ -31,17 +30,46 @@ from vthink.tests.unit.components.grpo.tiny_training import (
 )
 
 
+def test_clips_are_decoded_ahead_and_a_stall_is_named(prepared: PreparedSet) -> None:
+    split = prepared.split("train")
+    gate, asked = threading.Event(), []
+
+    class Slow:
+        samples = split.samples
+
+        def __getitem__(self, row: int) -> PreparedSample:
+            asked.append(row)
+            gate.wait(5)
+            return split[row]
+
+    prefetcher = Prefetcher(Slow(), workers=2, timeout_s=0.05)  # type: ignore[arg-type]
+    prefetcher.announce([0, 0, 1])
+    with pytest.raises(UserError, match=r"row 0 .* was not decoded within 0.05 s"):
+        prefetcher.take([0])
+    gate.set()
+    prefetcher.timeout_s = 5
+    assert [item.sample.id for item in prefetcher.take([1, 2])] == [split.samples[1].id, split.samples[2].id]
+    assert asked.count(1) == 1  # it was taken from what had been announced
+
+
+def test_a_row_that_is_needed_twice_is_decoded_once(prepared: PreparedSet) -> None:
+    split = prepared.split("train")
+    for workers in (0, 2):
+        taken = Prefetcher(split, workers, timeout_s=60).take([1, 2, 1])
+        assert [item.sample.id for item in taken] == [split.samples[row].id for row in (1, 2, 1)]
+
+
 def test_shuffled_rollouts_see_the_same_frames_in_another_order(
     build: Build, prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[Any]] = []
-    real = engine_module.sample
+    real = rollouts_module.sample
 
     def recording(model: Any, encoder: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
         asked.append(list(prompts))
         return real(model, encoder, prompts, *args, **kwargs)
 
-    monkeypatch.setattr(engine_module, "sample", recording)
+    monkeypatch.setattr(rollouts_module, "sample", recording)
     trainer = build()
     videos, images = rows_of_kind(prepared, "video", 2), rows_of_kind(prepared, "image", 1)
     rollouts = roll_out(trainer, [*videos, *images])
@@ -49,7 +77,7 @@ def test_shuffled_rollouts_see_the_same_frames_in_another_order(
     assert len(ordered) == 3
     assert len(shuffled) == 2  # the image has no order
     assert [len(group) for group in rollouts.completions] == [G, G, G]
-    assert [len(group) for group in rollouts.shuffled_completions] == [G // 2, G // 2, 0]
+    assert [len(group.shuffled_texts) for group in rollouts.groups] == [G // 2, G // 2, 0]
     for row, plain, other in zip(videos, ordered, shuffled, strict=False):
         clip = prepared.split("train")[row].clip
         order = frame_order(0, 0, row, len(clip.frames))
@@ -81,12 +109,11 @@ def test_groups_without_signal_are_tried_again_with_other_prompts_or_left_out(
     hopeless = prepared.split("train").samples[rows[0]].id
     real = rollouts_module.score_group
 
-    def some_signal(group: Group, *args: Any) -> GroupRewards:
-        earned = real(group, *args)
-        values = torch.zeros_like(earned.components)
+    def some_signal(group: Group, *args: Any) -> torch.Tensor:
+        values = torch.zeros_like(real(group, *args))
         if group.sample.id != hopeless:
             values[0, 0] = 1.0
-        return GroupRewards(components=values, accuracy=values[:, 0], shuffled_accuracy=torch.tensor([]))
+        return values
 
     monkeypatch.setattr(rollouts_module, "score_group", some_signal)
     dropped = build(dynamic_sampling=1, rows=[rows[0]])  # the only other prompt is the same one

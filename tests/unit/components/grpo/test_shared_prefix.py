@@ -18,8 +18,7 @@ from vthink.components.common.model.prompt import BlindInputError, EncodedPrompt
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.video.clip import Clip
 from vthink.components.common.video.config import VideoConfig
-from vthink.components.grpo.shared_prefix.log_probs import install, log_probs
-from vthink.components.grpo.shared_prefix.pack import AttentionForm, Layout, Packed, pack
+from vthink.components.grpo.shared_prefix import AttentionForm, Layout, Packed, install, log_probs, pack
 
 G = 4
 Family = Literal["qwen2_5_vl", "qwen3_vl"]

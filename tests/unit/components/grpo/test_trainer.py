@@ -16,8 +16,7 @@ from vthink.components.common.video.clip import Clip
 from vthink.components.grpo import rollouts as rollouts_module
 from vthink.components.grpo.log_probs import SightedLogProbs
 from vthink.components.grpo.losses import group_advantages
-from vthink.components.grpo.rewards.built_in import REWARDS
-from vthink.components.grpo.rewards.score import GroupRewards
+from vthink.components.grpo.rewards import REWARDS
 from vthink.components.grpo.trainer import VideoGRPOTrainer
 from vthink.tests.unit.components.grpo.tiny_training import (
     BREVITY,
@@ -34,7 +33,7 @@ def test_advantages_are_taken_within_each_prompts_group(
 ) -> None:
     # Groups of different level and spread: statistics over all of them would give other advantages.
     drawn = [10.0**i * torch.rand(G, len(REWARDS), generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    earned = iter([GroupRewards(components=r, accuracy=r[:, 0], shuffled_accuracy=torch.tensor([])) for r in drawn])
+    earned = iter(drawn)
     monkeypatch.setattr(rollouts_module, "score_group", lambda *_: next(earned))
     generated = build().generate_batch(inputs_for(rows_of_kind(prepared, "video", 3)))
     expected = torch.cat([group_advantages(rewards.sum(-1)) for rewards in drawn])
@@ -51,11 +50,7 @@ def test_permuted_rewards_keep_a_groups_rewards_but_not_their_owners(
     build: Build, prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rewards = torch.arange(G * len(REWARDS), dtype=torch.float32).view(G, -1)
-    monkeypatch.setattr(
-        rollouts_module,
-        "score_group",
-        lambda *_: GroupRewards(components=rewards, accuracy=rewards[:, 0], shuffled_accuracy=torch.tensor([])),
-    )
+    monkeypatch.setattr(rollouts_module, "score_group", lambda *_: rewards)
     rows = rows_of_kind(prepared, "video", 3)
     results = [build(**changes).generate_batch(inputs_for(rows)) for changes in ({}, {"permute_rewards": True})]
     plain, control = (batch.advantages.view(3, G) for batch in results)
@@ -260,7 +255,7 @@ def test_empty_completions_and_a_video_of_one_frame_are_trained_on_without_harm(
     single = Clip(item.clip.frames[:1], item.clip.times_s[:1], item.clip.duration_s, "video")
     trainer.prefetcher.take = lambda rows: [PreparedSample(item.sample, single) for _ in rows]  # type: ignore[method-assign]
     rollouts = roll_out(trainer, rows[:1])
-    assert rollouts.shuffled_completions == [[]]  # one frame has no order: no shuffled rollouts, no bonus
+    assert rollouts.groups[0].shuffled_texts == []  # one frame has no order: no shuffled rollouts, no bonus
 
 
 def test_a_run_without_any_signal_stops_and_says_why(build: Build, prepared: PreparedSet) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
-from vthink.components.common.rows.prepared import PreparedSet
+from vthink.components.common.model.generation import Completion
+from vthink.components.common.rows.prepared import PreparedSample, PreparedSet
+from vthink.components.common.rows.sample import Media, Sample
+from vthink.components.common.video.clip import Clip
 from vthink.components.grpo.losses import TrainingBatch
-from vthink.components.grpo.rewards.group import Group
+from vthink.components.grpo.rewards import Group
 from vthink.components.grpo.rollouts import Rollouts
 from vthink.components.grpo.trainer import VideoGRPOTrainer
 
@@ -46,7 +50,7 @@ def roll_out(trainer: VideoGRPOTrainer, rows: list[int]) -> Rollouts:
 
 
 def log_probs(trainer: VideoGRPOTrainer, batch: TrainingBatch) -> torch.Tensor:
-    return trainer.log_probs(trainer.model, batch.prompts, batch.completion_ids, batch.completion_mask)[0]
+    return trainer.log_probs(trainer.model, batch)[0]
 
 
 def brevity(group: Group) -> list[float]:
@@ -54,3 +58,22 @@ def brevity(group: Group) -> list[float]:
     return [
         1.0 / (1 + count) + 0.01 * (len(text) % 7) for count, text in zip(group.token_counts, group.texts, strict=True)
     ]
+
+
+def rollouts_of(question: str, shuffled: bool = True) -> Rollouts:
+    """Two completions of a question, the first of which is right, and perhaps another one on shuffled frames."""
+    frames = np.stack([np.full((56, 56, 3), value, np.uint8) for value in (0, 255)])
+    clip = Clip(frames, np.array([0.0, 1.0]), 2.0)
+    row = Sample(
+        id="q", media=Media(kind="video", uri="q.mp4"), question=question, problem_type="free_form", answer="A"
+    )
+    texts = (f"{question} <answer>A</answer>", "no")
+    return Rollouts(
+        items=[PreparedSample(row, clip)],
+        prompts=[],
+        completions=[[Completion(token_ids=[1], text=text, finish_reason="stop") for text in texts]],
+        shuffled_clips=[clip.permuted([1, 0]) if shuffled else None],
+        groups=[Group(sample=row, texts=texts, token_counts=[1, 1], shuffled_texts=["maybe"] if shuffled else [])],
+        rewards=[torch.tensor([[1.0, 1.0], [0.0, 0.0]])],
+        advantages=torch.tensor([[0.87, -0.87]]),
+    )

@@ -16,10 +16,8 @@ from vthink.components.common.model.load import tokens_per_second
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.rows.prepared import PreparedSet
 from vthink.components.common.storage.s3 import Storage
-from vthink.components.common.training.arguments import adapter_config, trainer_arguments
-from vthink.components.common.training.callbacks import CheckpointCallback
-from vthink.components.common.training.checkpoints import CheckpointStore
-from vthink.components.common.training.validation import Validation, ValidationScore
+from vthink.components.common.training.checkpoints import CheckpointCallback, CheckpointStore
+from vthink.components.common.training.trainer import Validation, adapter_config, trainer_arguments
 from vthink.components.sft.config import SFTConfig
 from vthink.components.sft.train import ResponseCollator, VideoSFTTrainer
 
@@ -82,7 +80,7 @@ def test_training_stops_once_validation_is_as_good_as_a_cold_start_should_be(
     prepared: PreparedSet, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.2, 0.5, 0.9])
-    monkeypatch.setattr(Validation, "score", lambda *_: ValidationScore(next(scores), 1.0, 4))
+    monkeypatch.setattr(Validation, "score", lambda *_: {"eval_accuracy": next(scores), "eval_format_rate": 1.0})
     trainer = build(prepared, storage, tmp_path / "run", max_steps=6, stop_at_accuracy=0.4)
     trainer.train()
     assert trainer.state.global_step == 4

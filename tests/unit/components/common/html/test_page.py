@@ -12,8 +12,9 @@ from vthink.components.common.html import page as page_module
 from vthink.components.common.html.blocks import Filter, FilteredItem
 from vthink.components.common.html.charts import Bar
 from vthink.components.common.html.images import Span, Track
-from vthink.components.grpo import rollout_table
-from vthink.components.grpo.rollout_table import RolloutCompletion, RolloutRow
+from vthink.components.common.video.config import VideoConfig
+from vthink.components.grpo.rollout_table import rollout_table
+from vthink.tests.unit.components.grpo.tiny_training import rollouts_of
 
 ATTACK = "<script>alert('x')</script>\" onmouseover=\"alert(1)"
 
@@ -36,24 +37,6 @@ def picture(value: int = 128) -> bytes:
     return images.jpeg(np.full((56, 56, 3), value, np.uint8))
 
 
-def rollout_row() -> RolloutRow:
-    good = RolloutCompletion(
-        text=f"{ATTACK} <answer>A</answer>",
-        rewards={"total": 2.0, "accuracy": 1.0, "format": 1.0},
-        advantage=0.87,
-    )
-    bad = RolloutCompletion(text="no", rewards={"total": 0.0, "accuracy": 0.0, "format": 0.0}, advantage=-0.87)
-    shuffled = RolloutCompletion(text="maybe", rewards={"accuracy": 0.0})
-    return RolloutRow(
-        prompt=ATTACK,
-        truth="A",
-        frames_ordered=[picture(0), picture(255)],
-        completions_ordered=[good, bad],
-        frames_shuffled=[picture(255), picture(0)],
-        completions_shuffled=[shuffled],
-    )
-
-
 def every_block(text: str) -> Markup:
     return page_module.joined(
         [
@@ -68,7 +51,7 @@ def every_block(text: str) -> Markup:
                 [FilteredItem(content=page_module.paragraph(text), values={"kind": ["a"]})],
             ),
             images.frame_strip([picture()], [0.0]),
-            rollout_table.rollout_table([rollout_row()]),
+            rollout_table(rollouts_of(ATTACK), VideoConfig(), ("accuracy", "format")),
         ]
     )
 

@@ -1,12 +1,12 @@
-"""What trainers are told: batches on the processes there are, and which weights stay as they are."""
+"""What trainers are told: batches on the processes there are, which weights stay as they are, which rows count."""
 
 import pytest
 from vthink.components.common.config import ConfigError
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.rows.prepared import PreparedSet
-from vthink.components.common.training.arguments import accumulation, freeze
 from vthink.components.common.training.config import TrainingConfig
+from vthink.components.common.training.trainer import accumulation, freeze, pick_rows
 
 
 @pytest.mark.parametrize(("processes", "planned", "expected"), [("1", None, 2), ("1", 4, 8), ("4", 4, 2), ("2", 4, 4)])
@@ -34,3 +34,11 @@ def test_freezing_stops_exactly_the_named_part(prepared: PreparedSet, setting: s
     assert any(name.startswith(frozen) for name in still)
     assert all(name.startswith("model.visual.") for name in still)
     assert ("model.visual.merger.mlp.0.weight" in still) == (setting == "freeze_projector")
+
+
+def test_only_the_wanted_kinds_and_media_are_trained_on(prepared: PreparedSet) -> None:
+    split = prepared.split("train")
+    kinds = {split.samples[i].metadata["kind"] for i in pick_rows(split, ["direction", "count"])}
+    assert kinds <= {"direction", "count"}
+    assert all(split.samples[i].media.kind == "video" for i in pick_rows(split, [], images=False))
+    assert len(pick_rows(split, [])) == len(split)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from vthink.components.common.training.progress import ProgressCallback, metric_names
+from vthink.components.common.training.run import ProgressCallback, metric_names
 
 
 def test_everything_that_a_trainer_logs_arrives_under_the_stages_name() -> None:
