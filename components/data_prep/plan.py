@@ -107,10 +107,8 @@ def _make_world(task: PrepareTask, folder: Path, base: str) -> Path:
 class _Assignment:
     """How the rows are spread over the shards."""
 
-    rows: list[int]
-    """Rows of each shard."""
-    media: list[int]
-    """Media of each shard."""
+    rows: list[int]  # rows of each shard
+    media: list[int]  # media of each shard
     rows_in: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     """Good rows that the configuration leaves out, by the setting that says so."""

@@ -15,8 +15,7 @@ from .dataset.data_card import pass_rate
 from .records import Quarantined
 from .source import resolve_uri
 
-IDS_TABLE = "CREATE TABLE ids (id TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID;"
-"""What `check_row` needs in a ledger."""
+IDS_TABLE = "CREATE TABLE ids (id TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID;"  # what `check_row` needs in a ledger
 
 
 def check_row(

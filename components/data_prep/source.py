@@ -22,12 +22,9 @@ class MissingMediaError(Exception):
 class Source:
     """A file of rows, brought to this machine."""
 
-    name: str
-    """As the user wrote it."""
-    path: Path
-    """Where it is on this machine."""
-    base: str
-    """What relative media count from: a folder, ``s3://…/`` or ``hf://…/``."""
+    name: str  # as the user wrote it
+    path: Path  # where it is on this machine
+    base: str  # what relative media count from: a folder, ``s3://…/`` or ``hf://…/``
 
 
 def open_source(name: str, storage: Storage | None, folder: Path) -> Source:

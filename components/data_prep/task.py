@@ -18,8 +18,7 @@ from ..common.video.config import VideoConfig
 from .config import SYNTHESIZE, DataPrepConfig
 
 STAGE = "prepare"
-TRANSFERS = 8
-"""Files that are fetched or sent at once."""
+TRANSFERS = 8  # files that are fetched or sent at once
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from .selection import IDS_TABLE, check_row
 from .source import HUB, open_source
 from .task import open_ledger
 
-PROBLEMS_LISTED = 10_000
-"""Most problems that are kept per file; all are counted."""
+PROBLEMS_LISTED = 10_000  # most problems that are kept per file; all are counted
 _TABLES = f"""
 {IDS_TABLE}
 CREATE TABLE files (uri TEXT PRIMARY KEY, present INTEGER, split TEXT) WITHOUT ROWID;
@@ -28,12 +27,9 @@ CREATE TABLE files (uri TEXT PRIMARY KEY, present INTEGER, split TEXT) WITHOUT R
 class Problem:
     """Something wrong with a row."""
 
-    line: int
-    """Its line, from 1."""
-    reason: Reason
-    """The kind of problem."""
-    detail: str
-    """What exactly."""
+    line: int  # its line, from 1
+    reason: Reason  # the kind of problem
+    detail: str  # what exactly
 
 
 @dataclass
@@ -41,22 +37,14 @@ class FileReport:
     """The rows of one file, and what is wrong with them."""
 
     path: str
-    format: str = ""
-    """Name of the format it was read as."""
-    rows: int = 0
-    """Rows, good and bad."""
-    bad: int = 0
-    """Rows with a problem."""
-    by_type: Counter[str] = field(default_factory=Counter)
-    """Good rows by problem type."""
-    by_source: Counter[str] = field(default_factory=Counter)
-    """Good rows by source."""
-    by_split: Counter[str] = field(default_factory=Counter)
-    """Good rows by split."""
-    media: int = 0
-    """Different videos and images."""
-    missing_media: int = 0
-    """Those of them that are not there."""
+    format: str = ""  # name of the format it was read as
+    rows: int = 0  # rows, good and bad
+    bad: int = 0  # rows with a problem
+    by_type: Counter[str] = field(default_factory=Counter)  # good rows by problem type
+    by_source: Counter[str] = field(default_factory=Counter)  # good rows by source
+    by_split: Counter[str] = field(default_factory=Counter)  # good rows by split
+    media: int = 0  # different videos and images
+    missing_media: int = 0  # those of them that are not there
     problems: list[Problem] = field(default_factory=list)
     """The first `PROBLEMS_LISTED` of them, in the order of the lines."""
 

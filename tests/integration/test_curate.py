@@ -29,10 +29,9 @@ from vthink.components.common.errors import UserError
 from vthink.components.common.rows.files import read_samples
 from vthink.components.common.rows.sample import Sample
 from vthink.components.data_prep.config import CurationConfig
-from vthink.components.data_prep.curation.curate import curate
-from vthink.components.data_prep.curation.output import Summary
+from vthink.components.data_prep.curation.curate import Summary, curate
 from vthink.components.data_prep.validate import validate_rows
-from vthink.components.data_prep.world.draw import write_mp4
+from vthink.components.data_prep.world.synthesize import write_mp4
 
 from .conftest import VTHINK, clean_environment
 

@@ -1,23 +1,20 @@
-"""Curation: reasoning traces for training, written by a teacher and checked, by a judge or by the rule reward.
-
-Every answered call, and what became of every row, is in a journal that is synced to disk before anything else happens
-with it. A run that was killed, or stopped by its budget, asks nothing twice that is in there; what a call is known by
-is its row, its step and attempt, and the words that were sent, so a changed prompt is asked afresh.
-
-What models write is hostile until checked: `replies`.
-"""
+"""x"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import functools
+import json
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from ...common.chat_endpoint.endpoint import CallFailedError, EndpointUnusableError
 from ...common.errors import UserError
@@ -28,16 +25,85 @@ from ...common.video.config import VideoConfig
 from ...common.video.workers import Decoder
 from ..config import CurationConfig
 from ..source import open_source
-from .account import Account, StoppedError
-from .calls import Calls
+from .calls import CallJournal, Calls, Decision
 from .cot import sample_traces
 from .hindsight import curate_in_hindsight
-from .items import DropItemError, Item, deciding_settings, read_items
-from .journal import CallJournal, Decision
-from .media import MediaReader
-from .model import CurationModel
-from .output import Summary, checked_output, write_output
+from .items import DropItemError, Item, MediaReader, deciding_settings, read_items
+from .model import Account, CurationModel, StoppedError
 from .prompts import Prompts
+
+
+@dataclass
+class Summary:
+    """What came of a source."""
+
+    items: int = 0  # videos or questions in it
+    decided: int = 0  # of those, the ones of which it is known what comes of them
+    rows: int = 0  # rows summary
+    dropped: Counter[str] = field(default_factory=Counter)  # items of which nothing came, by reason
+    failed: list[str] = field(default_factory=list)
+    """Items whose calls failed, with the reason; they are asked again when the command is repeated."""
+    account: Account = field(default_factory=Account)
+    """Calls, tokens and money; those of this run, but for the money, which is that of all runs."""
+    replayed: int = 0  # answers that came from the journal
+
+    @property
+    def complete(self) -> bool:
+        """Whether every item is decided."""
+        return self.decided == self.items
+
+
+def checked_output(source: str | Path, output: Path, config: CurationConfig) -> CurationConfig:
+    """The settings with a name for the source, when the output can be summary.
+
+    Raises:
+        UserError: it cannot, or would replace something.
+    """
+    if output.suffix.lower() != ".jsonl":
+        raise UserError(f"{output}: rows are written as .jsonl")
+    if output.exists() and Path(source).exists() and output.samefile(source):
+        raise UserError(f"{output}: is the source; choose another file for the output")
+    if output.exists() and not output.with_suffix(".journal.jsonl").exists():
+        raise UserError(f"{output}: is there already, without the journal of a curation; choose another file")
+    return config if config.source else config.model_copy(update={"source": Path(source).stem})
+
+
+def write_output(
+    output: Path, items: Iterable[Item | RowError], decision_of: Callable[[Item], Decision | None], summary: Summary
+) -> None:
+    """Write and count what is decided, in the order of the items; the files appear when they are whole."""
+    summary.decided, summary.rows, summary.dropped = 0, 0, Counter()
+    with _replacing(output) as rows, _replacing(output.with_suffix(".dropped.jsonl")) as dropped:
+        for item in items:
+            decision = _of_bad_row(item) if isinstance(item, RowError) else decision_of(item)
+            if decision is None:
+                continue
+            summary.decided += 1
+            summary.rows += len(decision.rows)
+            rows.writelines(line + "\n" for line in decision.rows)
+            if decision.dropped:
+                summary.dropped[decision.dropped] += 1
+                entry = {"line": item.line, "id": decision.id, "reason": decision.dropped, "detail": decision.detail}
+                dropped.write(json.dumps(entry, ensure_ascii=True) + "\n")
+
+
+def _of_bad_row(row: RowError) -> Decision:
+    kind, _, detail = row.reason.partition(": ")
+    if kind not in ("duplicate_id", "missing_media", "bad_segments"):
+        kind, detail = "unreadable_row", row.reason
+    return Decision(key="", id=None, dropped=kind, detail=detail)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[str]]:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
 
 _ABOUT_MEDIA = ("missing_media", "damaged_media", "not_a_video", "bad_segments")
 """Reasons that cost no call and may be gone tomorrow: looked for anew each time, not journalled."""
@@ -110,8 +176,7 @@ class _Curation:
         self._progress = progress
         self._prompts = Prompts.read(config.prompts)
         self._settings = deciding_settings(config, self._prompts)
-        self._unusable: dict[str, Decision] = {}
-        """What became of items whose media cannot be used, by their digest."""
+        self._unusable: dict[str, Decision] = {}  # what became of items whose media cannot be used, by their digest
         self.summary = Summary(account=Account(config.budget_usd))
         self.interrupted = False
         self._models = [CurationModel("teacher", config.teacher, self.summary.account)]

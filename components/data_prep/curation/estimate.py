@@ -12,10 +12,10 @@ from ...common.rows.files import RowError
 from ...common.storage.s3 import Storage
 from ..config import CurationConfig, TeacherConfig
 from ..source import open_source
+from .calls import CallJournal
+from .curate import checked_output
 from .items import Item, deciding_settings, read_items
-from .journal import CallJournal
 from .model import IMAGE_TOKENS
-from .output import checked_output
 from .prompts import Prompts
 from .replies import as_asked
 
@@ -24,20 +24,13 @@ from .replies import as_asked
 class Estimate:
     """What deciding the undecided items takes."""
 
-    items: int = 0
-    """Items of the source."""
-    decided: int = 0
-    """Decided by earlier runs, or unusable before any call."""
-    min_calls: int = 0
-    """Calls when every reply can be used and every trace passes at once."""
-    max_calls: int = 0
-    """Calls when nothing does."""
-    min_usd: float = 0.0
-    """Cost of the fewest calls, when replies are a tenth as long as allowed."""
-    max_usd: float = 0.0
-    """Cost of the most calls, every reply as long as allowed."""
-    spent_usd: float = 0.0
-    """Spent by earlier runs."""
+    items: int = 0  # items of the source
+    decided: int = 0  # decided by earlier runs, or unusable before any call
+    min_calls: int = 0  # calls when every reply can be used and every trace passes at once
+    max_calls: int = 0  # calls when nothing does
+    min_usd: float = 0.0  # cost of the fewest calls, when replies are a tenth as long as allowed
+    max_usd: float = 0.0  # cost of the most calls, every reply as long as allowed
+    spent_usd: float = 0.0  # spent by earlier runs
 
 
 def estimate(

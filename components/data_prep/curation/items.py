@@ -1,10 +1,11 @@
-"""What is curated: captioned videos, or questions; and what identifies the outcome of each."""
+"""What is curated: captioned videos, or questions; their frames; and what identifies the outcome of each."""
 
 from __future__ import annotations
 
 import codecs
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,14 +14,20 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from .... import __version__
+from ...common.chat_endpoint.media import Part, media_part, text_part
 from ...common.config import describe
 from ...common.errors import UserError
+from ...common.html.images import jpeg
+from ...common.html.page import data_uri
 from ...common.rows.files import RowError
 from ...common.rows.sample import Evidence, Media, Sample
 from ...common.storage.names import canonical_json
+from ...common.storage.s3 import Storage
+from ...common.video.clip import Clip, DecodeError
+from ...common.video.workers import Decoder
 from ..config import CurationConfig
 from ..formats.read import read_rows
-from ..source import Source, resolve_uri
+from ..source import MissingMediaError, Source, fetch_media, resolve_uri
 from .prompts import STEPS, Prompts
 from .replies import clean
 
@@ -38,8 +45,7 @@ DropReason = Literal[
 """Why nothing comes of a row: it is no row; its id was taken; its file is not there; its file cannot be decoded; an
 image has no segments; its segments do not fit the video, or are too few; the teacher's replies cannot be used; the
 judge never found the answer; no trace earned enough."""
-MAX_SOURCE_BYTES = 512 * 2**20
-"""A larger file of captioned segments is refused, because it is read as a whole."""
+MAX_SOURCE_BYTES = 512 * 2**20  # a larger file of captioned segments is refused, because it is read as a whole
 
 
 class DropItemError(Exception):
@@ -50,8 +56,7 @@ class DropItemError(Exception):
         self.reason: DropReason = reason
 
 
-Settings = list[Any]
-"""What has a say in what comes of an item, as plain values."""
+Settings = list[Any]  # what has a say in what comes of an item, as plain values
 
 
 def deciding_settings(config: CurationConfig, prompts: Prompts) -> Settings:
@@ -71,14 +76,11 @@ def deciding_settings(config: CurationConfig, prompts: Prompts) -> Settings:
 class Item:
     """A captioned video, or a question."""
 
-    line: int
-    """Its line or place in the source, from 1."""
+    line: int  # its line or place in the source, from 1
     id: str
     media: Media
-    sample: Sample | None
-    """The question; None: it is to be written."""
-    segments: tuple[Evidence, ...]
-    """Captioned segments; empty: they are to be found."""
+    sample: Sample | None  # the question; None: it is to be written
+    segments: tuple[Evidence, ...]  # captioned segments; empty: they are to be found
 
     def digest(self, settings: Settings) -> str:
         """Identifies what becomes of it: what it says, and the settings that have a say in it."""
@@ -169,3 +171,43 @@ def _captioned_item(number: int, key: str, about: dict[str, Any], config: Curati
     segments.sort(key=lambda segment: (segment.start_s, segment.end_s))
     media = Media(kind="video", uri=config.videos.replace("{id}", key))
     return Item(number, key, media, None, tuple(segments))
+
+
+_QUALITY = 85
+
+
+@dataclass(frozen=True)
+class MediaReader:
+    """Reads videos and images from paths, a store or the hub; thread-safe."""
+
+    decoder: Decoder
+    storage: Storage | None
+
+    def check(self, media: Media) -> None:
+        """Raise a `UserError` when a store is needed, and none is known."""
+        if self.storage is None and media.uri.startswith("s3://"):
+            raise UserError(f"{media.uri} is in a store; say which one (storage.endpoint_url)")
+
+    def read(self, media: Media) -> Clip:
+        """The frames, which also say how long the video is.
+
+        Raises:
+            DropItemError: it is not there, or cannot be decoded.
+        """
+        self.check(media)
+        with tempfile.TemporaryDirectory(prefix="vthink-curate-") as folder:
+            try:
+                path = fetch_media(media.uri, self.storage, Path(folder) / f"media{Path(media.uri).suffix[:8]}")
+                return self.decoder.read(path, media.kind, media.start_s, media.end_s)
+            except MissingMediaError as error:
+                raise DropItemError("missing_media", f"{media.uri}: {error}") from None
+            except DecodeError as error:
+                raise DropItemError("damaged_media", f"{media.uri}: {error}") from None
+
+
+def frame_parts(clip: Clip) -> Iterator[Part]:
+    """Frames as the parts of a message, each after its time."""
+    for frame, time_s in zip(clip.frames, clip.times_s, strict=True):
+        if clip.kind == "video":
+            yield text_part(f"[{time_s:.1f} s]")
+        yield media_part(data_uri(jpeg(frame, max_height=frame.shape[0], quality=_QUALITY)), "image")

@@ -2,34 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
-from ...common.chat_endpoint.endpoint import CallFailedError, ChatEndpoint, EndpointUnusableError
+from ...common.chat_endpoint.endpoint import CallFailedError, ChatEndpoint, EndpointError, EndpointUnusableError
 from ...common.chat_endpoint.media import Part
 from ..config import TeacherConfig
-from .account import Account
+
+
+class StoppedError(Exception):
+    """A call that was not made, because no more calls are to be made."""
+
+
+@dataclass
+class Account:
+    """Calls, tokens and money of a curation."""
+
+    budget_usd: float | None = None
+    calls: Counter[str] = field(default_factory=Counter)  # answered calls by role
+    failed_attempts: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd: float = 0.0  # spent, what earlier runs spent included
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when no more calls are to be made; those under way are waited for."""
+    stop_reason: str = ""
+    error: EndpointError | None = None  # why a server cannot be used, when that is what stopped it
+    _reserved_usd: float = 0.0
+    _under_way: int = 0
+    _ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def stop(self, reason: str | EndpointError) -> None:
+        """Let no further call begin."""
+        if not self.stopped.is_set():
+            self.stop_reason = str(reason)
+            self.error = reason if isinstance(reason, EndpointError) else None
+            self.stopped.set()
+            self._ended.set()
+
+    @contextlib.asynccontextmanager
+    async def reserve(self, usd: float) -> AsyncIterator[None]:
+        """Set aside what a call may cost at most while it is under way; where the budget is too small for it beside
+        the others, wait for them, as most cost less than that.
+
+        Raises:
+            StoppedError: the budget does not allow it, or no more calls are to be made.
+        """
+        while self.budget_usd is not None and self.usd + self._reserved_usd + usd > self.budget_usd:
+            if not self._under_way:
+                self.stop(
+                    f"the budget of ${self.budget_usd:g} does not allow another call (${self.usd:.4f} spent, up to "
+                    f"${usd:.4f} for the next)"
+                )
+            if self.stopped.is_set():
+                break
+            self._ended.clear()
+            await self._ended.wait()
+        self._check()
+        self._reserved_usd += usd
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._reserved_usd -= usd
+            self._under_way -= 1
+            self._ended.set()
+
+    def _check(self) -> None:
+        if self.stopped.is_set():
+            raise StoppedError(self.stop_reason)
+
+    @contextlib.asynccontextmanager
+    async def attempt(self) -> AsyncIterator[None]:
+        """Around each attempt of a call.
+
+        Raises:
+            StoppedError: no more calls are to be made.
+        """
+        self._check()
+        try:
+            yield
+        except Exception:
+            self.failed_attempts += 1
+            raise
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, unless no more calls are to be made."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.stopped.wait(), seconds)
+
 
 Role = Literal["teacher", "judge"]
-IMAGE_TOKENS = 1000
-"""What an image is taken to cost until the server has said what it did cost."""
-MAX_FAILURES_IN_A_ROW = 20
-"""After so many calls that failed for good, without one that worked, the server is given up."""
+IMAGE_TOKENS = 1000  # what an image is taken to cost until the server has said what it did cost
+MAX_FAILURES_IN_A_ROW = 20  # after so many calls that failed for good, without one that worked, the server is given up
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a model wrote."""
 
-    text: str
-    """Its words; empty where there are none."""
-    finished: bool
-    """Whether it came to its end, rather than being cut off at ``max_tokens``."""
+    text: str  # its words; empty where there are none
+    finished: bool  # whether it came to its end, rather than being cut off at ``max_tokens``
     input_tokens: int
     output_tokens: int
-    usd: float
-    """What it cost, by the configured prices."""
+    usd: float  # what it cost, by the configured prices
 
 
 class CurationModel:

@@ -13,16 +13,14 @@ import jinja2.sandbox
 
 from ...common.errors import UserError
 
-PROMPTS = Path(__file__).with_name("prompt_files")
-"""Our prompts."""
+PROMPTS = Path(__file__).with_name("prompt_files")  # our prompts
 
 
 @dataclass(frozen=True)
 class Prompts:
     """The templates of a run, and what they are known by."""
 
-    texts: dict[str, str]
-    """Source by name."""
+    texts: dict[str, str]  # source by name
     _templates: dict[str, jinja2.Template] = field(repr=False)
 
     @classmethod

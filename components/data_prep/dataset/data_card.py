@@ -1,7 +1,4 @@
-"""What is in a prepared data set, in numbers: ``card.json`` beside its manifest.
-
-Counted while the rows are written, so that it costs no memory per row.
-"""
+"""What is in a prepared data set, in numbers: ``card.json`` beside its manifest, counted while the rows are written."""
 
 from __future__ import annotations
 
@@ -20,8 +17,7 @@ DATA_CARD = "card.json"
 _DURATION_EDGES_S = (0, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200)
 _CHARACTER_EDGES = (0, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 _RATE_EDGES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
-_NAMES_LISTED = 100
-"""Longest list of names in the card (sources, resolutions); what is beyond counts as ``other``."""
+_NAMES_LISTED = 100  # longest list of names in the card (sources, resolutions); what is beyond counts as ``other``
 _ANSWERS_COUNTED = 10_000
 _ANSWERS_LISTED = 10
 _EXAMPLES = 5
@@ -71,16 +67,14 @@ class SplitCounts(_Counts):
     images: int = 0
     by_type: Counter[str] = Field(default_factory=Counter)
     by_source: Counter[str] = Field(default_factory=Counter)
-    by_kind: Counter[str] = Field(default_factory=Counter)
-    """Rows by ``metadata.kind``."""
+    by_kind: Counter[str] = Field(default_factory=Counter)  # rows by ``metadata.kind``
     letters: dict[int, Counter[str]] = Field(default_factory=dict)
     """Right letters of multiple-choice questions, by number of options."""
     answers: dict[str, Counter[str]] = Field(default_factory=dict)
     """Most frequent answers of the other types; a bounded sample."""
     with_reasoning: int = 0
     with_evidence: int = 0
-    duration_s: Histogram = _histogram(_DURATION_EDGES_S)
-    """Of what is shown, each video once."""
+    duration_s: Histogram = _histogram(_DURATION_EDGES_S)  # of what is shown, each video once
     question_characters: Histogram = _histogram(_CHARACTER_EDGES)
     reasoning_characters: Histogram = _histogram(_CHARACTER_EDGES)
     pass_rate: Histogram = _histogram(_RATE_EDGES)
@@ -114,11 +108,7 @@ class SplitCounts(_Counts):
         else:
             self.images += 1
 
-    @field_serializer("by_type")
-    def _by_frequency(self, counts: Counter[str]) -> dict[str, int]:
-        return dict(counts.most_common())
-
-    @field_serializer("by_source", "by_kind")
+    @field_serializer("by_type", "by_source", "by_kind")
     def _most_frequent(self, counts: Counter[str]) -> dict[str, int]:
         return most(counts)
 
@@ -137,26 +127,19 @@ class RowCounts(Section):
     rows_in: int = Field(validation_alias=AliasChoices("rows_in", "in"), serialization_alias="in")
     rows_out: int = Field(validation_alias=AliasChoices("rows_out", "out"), serialization_alias="out")
     quarantined: int
-    left_out: dict[str, int]
-    """By the setting that says so."""
+    left_out: dict[str, int]  # by the setting that says so
 
 
 class MediaCounts(Section):
     """The videos and images of a set."""
 
-    shown: int
-    """Videos and images that rows are about; parts of a file are counted apart."""
-    files: int
-    """Different files, by content."""
-    source_bytes: int
-    """Of those files."""
-    stored_bytes: int
-    """Of what is kept of them."""
+    shown: int  # videos and images that rows are about; parts of a file are counted apart
+    files: int  # different files, by content
+    source_bytes: int  # of those files
+    stored_bytes: int  # of what is kept of them
     frames: int
-    files_kept_themselves: int
-    """Files that are smaller than their frames would be."""
-    resolutions: dict[str, dict[str, int]]
-    """Files by ``<width>x<height>``, by kind."""
+    files_kept_themselves: int  # files that are smaller than their frames would be
+    resolutions: dict[str, dict[str, int]]  # files by ``<width>x<height>``, by kind
 
 
 class QuestionOverlap(Section):
@@ -172,13 +155,10 @@ class Contamination(Section):
     rule: str
     near_duplicate_difference: float
     files_in_several_splits: int
-    near_duplicate_pairs: int
-    """Pairs of files that look the same, in whatever splits."""
-    rows_that_leak: dict[str, int]
-    """Rows whose video is also in a split that measures, by reason."""
+    near_duplicate_pairs: int  # pairs of files that look the same, in whatever splits
+    rows_that_leak: dict[str, int]  # rows whose video is also in a split that measures, by reason
     near_duplicates_are_dropped: bool
-    questions: dict[str, QuestionOverlap]
-    """By split."""
+    questions: dict[str, QuestionOverlap]  # by split
 
 
 class QuarantineExample(Section):
@@ -206,8 +186,7 @@ class DataCard(Section):
     splits: dict[str, SplitCounts]
     media: MediaCounts
     contamination: Contamination
-    quarantine: dict[str, QuarantineCounts]
-    """By reason, the most frequent first."""
+    quarantine: dict[str, QuarantineCounts]  # by reason, the most frequent first
 
 
 def pass_rate(sample: Sample) -> float | None:
@@ -228,7 +207,5 @@ def count_quarantine(rows: Iterable[Quarantined], counts: Counter[Reason]) -> di
     """Number and first examples by reason."""
     examples: dict[Reason, list[QuarantineExample]] = {reason: [] for reason in counts}
     for row in rows:
-        if len(examples[row.reason]) < _EXAMPLES:
-            example = QuarantineExample(line=row.line, id=row.id, uri=row.uri, detail=row.detail)
-            examples[row.reason].append(example)
-    return {r: QuarantineCounts(rows=n, examples=tuple(examples[r])) for r, n in counts.most_common()}
+        examples[row.reason].append(QuarantineExample(line=row.line, id=row.id, uri=row.uri, detail=row.detail))
+    return {r: QuarantineCounts(rows=n, examples=tuple(examples[r][:_EXAMPLES])) for r, n in counts.most_common()}

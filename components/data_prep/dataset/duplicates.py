@@ -14,10 +14,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-TABLES = 8
-"""Independent hash tables; a pair is found when it shares a cell in one of them."""
-PROJECTIONS = 6
-"""Random directions per table."""
+TABLES = 8  # independent hash tables; a pair is found when it shares a cell in one of them
+PROJECTIONS = 6  # random directions per table
 CELL_WIDTHS = 8.0
 """Width of a cell, in units of the largest difference that counts. With these numbers a pair at that limit shares a
 cell of a table with probability (1 − 0.8 / 8)^6 = 0.53, and is missed by all eight with probability 0.002."""

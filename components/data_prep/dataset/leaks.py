@@ -20,8 +20,7 @@ from .duplicates import Groups, near_pairs
 from .ledger import MergeLedger
 
 CONTAMINATION = "contamination.json"
-LISTED = 10_000
-"""Longest list of leaks and duplicates in ``contamination.json``; their numbers are always whole."""
+LISTED = 10_000  # longest list of leaks and duplicates in ``contamination.json``; their numbers are always whole
 _RULE = (
     "a video that is in several splits, byte for byte or by its looks, stays in the first of test, validation, and the "
     "others by name; its rows elsewhere are in quarantine.jsonl. Equal questions about different videos stay."
@@ -31,12 +30,9 @@ _RULE = (
 class NearDuplicate(Section):
     """Two files that look the same."""
 
-    a: str
-    """SHA-256 of one."""
-    b: str
-    """SHA-256 of the other."""
-    difference: float
-    """Root mean square difference of their signatures (of 255)."""
+    a: str  # SHA-256 of one
+    b: str  # SHA-256 of the other
+    difference: float  # root mean square difference of their signatures (of 255)
 
 
 class Leak(Section):
@@ -46,12 +42,9 @@ class Leak(Section):
     id: str
     uri: str
     split: str
-    kept_in: str
-    """The split whose rows stay."""
-    sha256: str
-    """Of its file."""
-    same_as: str
-    """SHA-256 of the file in the other split."""
+    kept_in: str  # the split whose rows stay
+    sha256: str  # of its file
+    same_as: str  # SHA-256 of the file in the other split
 
 
 class ContaminationReport(Contamination):
@@ -59,10 +52,6 @@ class ContaminationReport(Contamination):
 
     near_duplicates: tuple[NearDuplicate, ...]
     leaks: tuple[Leak, ...]
-
-    def numbers(self) -> Contamination:
-        """For the data card."""
-        return Contamination.model_validate(self.model_dump(exclude={"near_duplicates", "leaks"}))
 
 
 def kept_split(splits: Iterable[str]) -> str:
@@ -75,9 +64,7 @@ class Leaks:
     """Which split each video stays in, and what leaks from it; made when the ledger knows every row."""
 
     def __init__(self, ledger: MergeLedger, config: DataPrepConfig):
-        self._connection = ledger.connection
-        self._ledger = ledger
-        self._config = config
+        self._connection, self._ledger, self._config = ledger.connection, ledger, config
         self._pairs = 0
         self._near: list[tuple[int, int, float]] = []
         self._rows: Counter[Reason] = Counter()
@@ -138,6 +125,8 @@ class Leaks:
     def report(self, splits: Mapping[str, SplitCounts]) -> ContaminationReport:
         """What training and evaluation share, once the rows of all splits are written."""
         exact = "SELECT count(*) FROM (SELECT 1 FROM content_split GROUP BY sha256 HAVING count(*) > 1)"
+        repeated = self._ledger.rows_with_a_question_of_train
+        others = {split: counts.rows for split, counts in sorted(splits.items()) if split != "train"}
 
         def sha256(number: int) -> str:
             query = "SELECT sha256 FROM content WHERE number = ?"
@@ -153,10 +142,6 @@ class Leaks:
             near_duplicates_are_dropped=self._config.drop_near_duplicates,
             leaks=tuple(self._leaks),
             questions={
-                split: QuestionOverlap(
-                    rows=counts.rows, rows_with_a_question_of_train=self._ledger.rows_with_a_question_of_train(split)
-                )
-                for split, counts in sorted(splits.items())
-                if split != "train"
+                s: QuestionOverlap(rows=n, rows_with_a_question_of_train=repeated(s)) for s, n in others.items()
             },
         )

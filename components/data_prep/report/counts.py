@@ -2,14 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import string
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
-from ...common.html import blocks, page
-from ..dataset.data_card import DataCard, SplitCounts
-from .bars import columns, count_bars, cut, histogram_columns
+from ...common.html import blocks, charts, page
+from ...common.html.charts import Bar
+from ...common.rows.sample import Sample
+from ..dataset.data_card import DataCard, Histogram, SplitCounts
+
+_BARS = 12
+
+
+def cut(text: str, length: int = 300) -> str:
+    """The start of a text that is longer."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def columns(titled: Sequence[tuple[str, Markup]]) -> Markup:
+    """Blocks side by side, each below its title."""
+    shown = [Markup("<div><h3>{}</h3>{}</div>").format(title, block) for title, block in titled]
+    return Markup('<div class="columns">{}</div>').format(page.joined(shown))
+
+
+def count_bars(counts: Mapping[str, int], of: int | None = None) -> Markup:
+    """Bars of shares (of the sum, or of ``of``); the smallest together."""
+    total = max(1, sum(counts.values()) if of is None else of)
+    shown = list(counts.items())[:_BARS]
+    bars = [Bar(label=cut(name, 60) or "(blank)", value=count / total, note=f"{count:,}") for name, count in shown]
+    if rest := list(counts.values())[_BARS:]:
+        bars.append(Bar(label=f"{len(rest)} more", value=sum(rest) / total, note=f"{sum(rest):,}", tone="plain"))
+    return charts.bars(bars, maximum=max(bar.value for bar in bars) or 1.0)
+
+
+def histogram_columns(histograms: Mapping[str, Histogram], unit: str = "") -> Markup:
+    """Histograms by name, side by side."""
+    return columns([(name, histogram_bars(histogram, unit)) for name, histogram in histograms.items()])
+
+
+def histogram_bars(histogram: Histogram, unit: str = "") -> Markup:
+    """Bars from the first to the last bin that is not empty."""
+    filled = [place for place, count in enumerate(histogram.counts) if count]
+    if not filled:
+        return page.paragraph("none")
+    total = sum(histogram.counts)
+    bars = []
+    for place in range(filled[0], filled[-1] + 1):
+        count, ends = histogram.counts[place], [f"{edge:g}" for edge in histogram.edges[place : place + 2]]
+        label = f"{ends[0]} – {ends[1]}{unit}" if len(ends) == 2 else f"{ends[0]}{unit} or more"
+        bars.append(Bar(label=label, value=count / total, note=f"{count:,}"))
+    return charts.bars(bars, maximum=max(bar.value for bar in bars))
 
 
 def by_split(card: DataCard) -> list[tuple[str, SplitCounts]]:
@@ -112,3 +156,51 @@ def _bytes(size: int) -> str:
     while amount >= 1024 and unit < 5:
         amount, unit = amount / 1024, unit + 1
     return f"{amount:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[unit]}"
+
+
+def answers(card: DataCard, sampled: Mapping[str, Mapping[int, Sample]]) -> Markup:
+    """The section of the page; ``sampled``: rows by split and place."""
+    letters, others = [], []
+    for split, counts in by_split(card):
+        for options, right in counts.letters.items():
+            letters.append((f"right letter of {options}, {split}", _letter_bars(options, right)))
+        for kind, frequent in counts.answers.items():
+            others.append((f"{kind}, {split}", count_bars(frequent, of=counts.by_type[kind])))
+    shown = [columns(letters)] if letters else []
+    for split, rows in sampled.items():
+        if (finding := longest_option(split, list(rows.values()))) is not None:
+            shown.append(page.paragraph(*finding))
+    if others:
+        summary = "<details><summary>most frequent answers of other types</summary>{}</details>"
+        shown.append(Markup(summary).format(columns(others)))
+    return page.joined(shown)
+
+
+def _letter_bars(options: int, counts: Mapping[str, int]) -> Markup:
+    total, bars = max(1, sum(counts.values())), []
+    spread = 3 * (1 / options * (1 - 1 / options) / total) ** 0.5  # three standard deviations of equal chances
+    for letter in string.ascii_uppercase[:options]:
+        count = counts.get(letter, 0)
+        fair = abs(count / total - 1 / options) <= spread
+        note = f"{count:,}" + ("" if fair else ", not by chance")
+        bars.append(Bar(label=letter, value=count / total, note=note, tone="accent" if fair else "warn"))
+    return charts.bars(bars, maximum=max(2 / options, *(bar.value for bar in bars)))
+
+
+def longest_option(split: str, rows: Sequence[Sample]) -> tuple[str, page.Tone] | None:
+    """Whether guessing the longest option would do: a fault of written questions."""
+    chance, hits, n = 0.0, 0.0, 0
+    for row in rows:
+        if row.problem_type != "multiple_choice":
+            continue
+        lengths = [len(option) for option in row.options]
+        longest = [place for place, length in enumerate(lengths) if length == max(lengths)]
+        hits += (string.ascii_uppercase.index(row.answer) in longest) / len(longest)
+        chance += 1 / len(lengths)
+        n += 1
+    if not n:
+        return None
+    expected, share = chance / n, hits / n
+    suspicious = share > expected + 3 * (expected * (1 - expected) / n) ** 0.5
+    text = f"{split}: the longest option is right in {100 * share:.0f} % of {n:,} sampled questions"
+    return f"{text} (by chance: {100 * expected:.0f} %).", "warn" if suspicious else "plain"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from vthink.components.common.video.clip import Clip
-from vthink.components.data_prep.curation.media import frame_parts
+from vthink.components.data_prep.curation.items import frame_parts
 
 
 def test_frames_are_shown_each_after_its_time():
