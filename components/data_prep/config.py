@@ -227,8 +227,13 @@ class CurationConfig(Section):
             raise ValueError("min_options must not exceed max_options")
         if self.max_kept > self.num_traces:
             raise ValueError("max_kept must not exceed num_traces")
-        if self.budget_usd is not None:
-            models = {"teacher": self.teacher, **({"judge": self.judge} if self.method == "hindsight" else {})}
-            if free := [name for name, model in models.items() if not model.usd(1, 1)]:
-                raise ValueError(f"budget_usd needs the prices of the {free[0]} (usd_per_million_input_tokens, …)")
+        free = [role for role, model in self.models().items() if not model.usd(1, 1)]
+        if self.budget_usd is not None and free:
+            raise ValueError(f"budget_usd needs the prices of the {free[0]} (usd_per_million_input_tokens, …)")
         return self
+
+    def models(self) -> dict[Literal["teacher", "judge"], TeacherConfig]:
+        """The models that the method needs, by role."""
+        return (
+            {"teacher": self.teacher, "judge": self.judge} if self.method == "hindsight" else {"teacher": self.teacher}
+        )

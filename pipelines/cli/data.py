@@ -228,7 +228,7 @@ def report(
 ) -> None:
     """Write a prepared set as one HTML page: counts, lengths, answers, duplicates, quarantine, and rows to look at."""
     from ...components.common.storage.manifest import Manifest
-    from ...components.data_prep.report.lengths import token_counter
+    from ...components.data_prep.report.counts import token_counter
     from ...components.data_prep.report.page import write_report
     from ..run.session import find_data, session
 

@@ -1,4 +1,4 @@
-"""The calls of a curation: each answered once, journalled, checked, and asked for again where it cannot be used."""
+"""The calls of a curation: each answered once and journalled, checked, and asked for again where it cannot be used."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from ...common.chat_endpoint.media import text_part
 from ...common.errors import UserError
@@ -17,9 +17,11 @@ from ...common.storage.names import canonical_json
 from ...common.video.clip import Clip
 from ..config import CurationConfig
 from .items import DropItemError, Item, frame_parts
-from .model import Answer, CurationModel
+from .model import CurationModel
 from .prompts import Prompts
 from .replies import UnusableError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +35,7 @@ class CallRecord:
     step: str
     attempt: int
     text: str
-    finished: bool
+    finished: bool  # whether it came to its end, rather than being cut off at ``max_tokens``
     tokens: tuple[int, int]  # in and out
     usd: float
 
@@ -63,6 +65,7 @@ class CallJournal:
             UserError: it is damaged, or another process writes it.
         """
         self.path = path
+        self.spent_usd = 0.0  # of all calls in it
         self._offsets: dict[bytes, int] = {}
         self._file = path.open("a+b")
         try:
@@ -70,7 +73,6 @@ class CallJournal:
         except OSError:
             self._file.close()
             raise UserError(f"{path}: another vthink data curate is writing it") from None
-        self.spent_usd = 0.0  # of all calls in it
         self._read()
 
     def __enter__(self) -> Self:
@@ -84,13 +86,11 @@ class CallJournal:
         offset = 0
         for number, line in enumerate(self._file, 1):
             try:
-                record = json.loads(line) if line.endswith(b"\n") else None
-                key = bytes.fromhex(record["key"]) if record is not None else None
+                record = json.loads(line if line.endswith(b"\n") else b"")
+                key = bytes.fromhex(record["key"])
             except (ValueError, KeyError, TypeError):
-                key = None
-            if record is None or key is None:
                 if self._file.read(1):
-                    raise UserError(f"{self.path}:{number}: damaged; move the file away to begin anew")
+                    raise UserError(f"{self.path}:{number}: damaged; move the file away to begin anew") from None
                 self._file.truncate(offset)
                 break
             self._offsets[key] = offset
@@ -99,41 +99,32 @@ class CallJournal:
 
     def call(self, key: str) -> CallRecord | None:
         """The answered call with this key."""
-        line = self._line(key)
-        if line is None:
-            return None
-        record = json.loads(line)
-        return CallRecord(**{**record, "tokens": tuple(record["tokens"])})
+        record = self._record(key)
+        return CallRecord(**{**record, "tokens": tuple(record["tokens"])}) if record else None
 
     def decision(self, key: str) -> Decision | None:
         """What became of the item with this key."""
-        line = self._line(key)
-        if line is None:
-            return None
-        record = json.loads(line)
-        return Decision(**{**record, "rows": tuple(record.get("rows", ()))})
+        record = self._record(key)
+        return Decision(**{**record, "rows": tuple(record.get("rows", ()))}) if record else None
 
     def __contains__(self, key: str) -> bool:
         return bytes.fromhex(key) in self._offsets
 
-    def _line(self, key: str) -> bytes | None:
-        offset = self._offsets.get(bytes.fromhex(key))
-        if offset is None:
-            return None
-        self._file.seek(offset)
-        return self._file.readline()
+    def _record(self, key: str) -> dict[str, Any]:
+        """A line of the file; empty where there is none with this key."""
+        if key not in self:
+            return {}
+        self._file.seek(self._offsets[bytes.fromhex(key)])
+        record: dict[str, Any] = json.loads(self._file.readline())
+        return record
 
     def add(self, record: CallRecord | Decision) -> None:
         """Append a record; it is on the disk when this returns."""
-        self._file.seek(0, os.SEEK_END)
-        offset = self._file.tell()
+        offset = self._file.seek(0, os.SEEK_END)
         self._file.write(json.dumps(asdict(record), sort_keys=True).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
         self._offsets[bytes.fromhex(record.key)] = offset
-
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -144,26 +135,17 @@ class Calls:
     prompts: Prompts
     journal: CallJournal
     teacher: CurationModel
-    judge: CurationModel | None
-    replayed: int = 0  # answers that came from the journal
+    judge: CurationModel | None = None
+    replayed: int = field(default=0, init=False)  # answers that came from the journal
 
     async def ask(
-        self,
-        model: CurationModel,
-        item: Item,
-        step: str,
-        prompt: str,
-        *,
-        attempt: int = 0,
-        repetition: int = 0,
-        clip: Clip | None = None,
-    ) -> Answer:
+        self, item: Item, step: str, prompt: str, attempt: int = 0, repetition: int = 0, clip: Clip | None = None
+    ) -> CallRecord:
         """The answer to one call: from the journal, or asked for and journalled.
 
         Args:
-            model: who is asked.
             item: what it is about.
-            step: name of the prompt.
+            step: name of the prompt; ``judge`` is for the judge, all others are for the teacher.
             prompt: the words.
             attempt: traces, or samples, of this step that came before.
             repetition: answers of this attempt that could not be used.
@@ -172,6 +154,8 @@ class Calls:
         Raises:
             CallFailedError, EndpointUnusableError, StoppedError: see `CurationModel.ask`.
         """
+        model = self.judge if step == "judge" else self.teacher
+        assert model is not None
         config = model.config
         settings = [config.model, config.temperature, config.max_tokens, config.extra]
         shown = None if clip is None else [item.media.model_dump(mode="json"), self.config.num_frames]
@@ -179,34 +163,17 @@ class Calls:
         key = hashlib.sha256(canonical_json(identity).encode("utf-8", "surrogatepass")).hexdigest()
         if (record := self.journal.call(key)) is not None:
             self.replayed += 1
-            return Answer(record.text, record.finished, *record.tokens, record.usd)
+            return record
         parts = [*(frame_parts(clip) if clip is not None else ()), text_part(prompt)]
-        answer = await model.ask(parts, int(key[:7], 16))
-        self.journal.add(
-            CallRecord(
-                key=key,
-                id=item.id,
-                role=model.role,
-                model=config.model,
-                step=step,
-                attempt=attempt,
-                text=answer.text,
-                finished=answer.finished,
-                tokens=(answer.input_tokens, answer.output_tokens),
-                usd=answer.usd,
-            )
+        answer = (await model.ask(parts, int(key[:7], 16)))._asdict()
+        record = CallRecord(
+            key=key, id=item.id, role=model.role, model=config.model, step=step, attempt=attempt, **answer
         )
-        return answer
+        self.journal.add(record)
+        return record
 
     async def usable(
-        self,
-        item: Item,
-        step: str,
-        prompt: str,
-        check: Callable[[str], T],
-        *,
-        attempt: int = 0,
-        clip: Clip | None = None,
+        self, item: Item, step: str, prompt: str, check: Callable[[str], T], attempt: int = 0, clip: Clip | None = None
     ) -> tuple[T, int]:
         """The teacher's checked answer, and how many before it could not be used; each is asked for with what was wrong
         with the one before.
@@ -216,7 +183,7 @@ class Calls:
         """
         words, problem = prompt, ""
         for repetition in range(self.config.max_malformed + 1):
-            answer = await self.ask(self.teacher, item, step, words, attempt=attempt, repetition=repetition, clip=clip)
+            answer = await self.ask(item, step, words, attempt, repetition, clip)
             try:
                 if not answer.finished:
                     raise UnusableError("it was cut off before its end (max_tokens)")

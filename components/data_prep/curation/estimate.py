@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,9 @@ from pathlib import Path
 from ...common.rows.files import RowError
 from ...common.storage.s3 import Storage
 from ..config import CurationConfig, TeacherConfig
-from ..source import open_source
 from .calls import CallJournal
-from .curate import checked_output
-from .items import Item, deciding_settings, read_items
+from .curate import opened
+from .items import Item, deciding_settings
 from .model import IMAGE_TOKENS
 from .prompts import Prompts
 from .replies import as_asked
@@ -42,52 +40,40 @@ def estimate(
     roots: Mapping[str, str] | None = None,
 ) -> Estimate:
     """How many calls `curate` would make, and what they could cost; nothing is asked, and no video is opened."""
-    config = checked_output(source, output, config)
-    prompts = Prompts.read(config.prompts)
-    settings, journal_path, total = deciding_settings(config, prompts), output.with_suffix(".journal.jsonl"), Estimate()
+    prompts, journal_path, total = Prompts.read(config.prompts), output.with_suffix(".journal.jsonl"), Estimate()
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vthink-curate-"))
-        rows = open_source(str(source), storage, Path(folder))
+        config, items = stack.enter_context(opened(source, output, config, storage, format_name, roots))
+        settings = deciding_settings(config, prompts)
         journal = stack.enter_context(CallJournal(journal_path)) if journal_path.exists() else None
         total.spent_usd = journal.spent_usd if journal is not None else 0.0
-        for item in read_items(rows, config, format_name, roots):
+        for item in items():
             total.items += 1
             if isinstance(item, RowError) or (journal is not None and item.digest(settings) in journal):
                 total.decided += 1
                 continue
-            for step in _steps(item, config, prompts):
-                tokens = step.text_bytes // 4 + IMAGE_TOKENS * step.frames
-                total.min_calls += step.fewest
-                total.max_calls += step.most
-                total.min_usd += step.fewest * step.model.usd(tokens, step.model.max_tokens // 10)
-                total.max_usd += step.most * step.model.usd(tokens, step.model.max_tokens)
+            for model, fewest, most, text_bytes, frames in _steps(item, config, prompts):
+                tokens = text_bytes // 4 + IMAGE_TOKENS * frames
+                total.min_calls += fewest
+                total.max_calls += most
+                total.min_usd += fewest * model.usd(tokens, model.max_tokens // 10)
+                total.max_usd += most * model.usd(tokens, model.max_tokens)
     return total
 
 
-@dataclass(frozen=True)
-class _Step:
-    """The calls of one step of an item."""
-
-    model: TeacherConfig
-    fewest: int
-    most: int
-    text_bytes: int
-    frames: int = 0
-
-
-def _steps(item: Item, config: CurationConfig, prompts: Prompts) -> Iterator[_Step]:
+def _steps(item: Item, config: CurationConfig, prompts: Prompts) -> Iterator[tuple[TeacherConfig, int, int, int, int]]:
+    """The steps of an item: who is asked, the fewest and the most calls, and the bytes of text and frames of each."""
     teacher, frames = config.teacher, config.num_frames
     again, traces = 1 + config.max_malformed, 1 + config.max_regenerations
     captions = sum(len(segment.caption.encode()) + 40 for segment in item.segments) or 1000
     question = 600 if item.sample is None else len(as_asked(item.sample).encode())
     size = {name: len(text.encode()) for name, text in prompts.texts.items()}
     if config.method == "cot":
-        yield _Step(teacher, config.num_traces, config.num_traces, size["cot"] + question, frames)
+        yield teacher, config.num_traces, config.num_traces, size["cot"] + question, frames
         return
     if item.sample is None:
-        yield _Step(teacher, 1, again, size["question"] + captions)
+        yield teacher, 1, again, size["question"] + captions, 0
     elif not item.segments:
-        yield _Step(teacher, 1, again, size["captions"] + question, frames)
-    yield _Step(teacher, 1, again * traces, size["trace"] + captions + question)
+        yield teacher, 1, again, size["captions"] + question, frames
+    yield teacher, 1, again * traces, size["trace"] + captions + question, 0
     judge_frames = frames if config.judge_sees_video else 0
-    yield _Step(config.judge, 1, traces, size["judge"] + captions + question, judge_frames)
+    yield config.judge, 1, traces, size["judge"] + captions + question, judge_frames

@@ -31,20 +31,12 @@ from ..source import MissingMediaError, Source, fetch_media, resolve_uri
 from .prompts import STEPS, Prompts
 from .replies import clean
 
-DropReason = Literal[
-    "unreadable_row",
-    "duplicate_id",
-    "missing_media",
-    "damaged_media",
-    "not_a_video",
-    "bad_segments",
-    "malformed_reply",
-    "judge_wrong",
-    "low_reward",
-]
-"""Why nothing comes of a row: it is no row; its id was taken; its file is not there; its file cannot be decoded; an
-image has no segments; its segments do not fit the video, or are too few; the teacher's replies cannot be used; the
-judge never found the answer; no trace earned enough."""
+AboutMedia = Literal["missing_media", "damaged_media", "not_a_video", "bad_segments"]
+"""Reasons that cost no call and may be gone tomorrow: looked for anew each time, not journalled."""
+DropReason = AboutMedia | Literal["unreadable_row", "duplicate_id", "malformed_reply", "judge_wrong", "low_reward"]
+"""Why nothing comes of a row: its file is not there, or cannot be decoded; an image has no segments; its segments do
+not fit the video, or are too few; it is no row; its id was taken; the teacher's replies cannot be used; the judge never
+found the answer; no trace earned enough."""
 MAX_SOURCE_BYTES = 512 * 2**20  # a larger file of captioned segments is refused, because it is read as a whole
 
 
@@ -61,14 +53,10 @@ Settings = list[Any]  # what has a say in what comes of an item, as plain values
 
 def deciding_settings(config: CurationConfig, prompts: Prompts) -> Settings:
     """The settings that have a say in what comes of an item: not where servers are, their patience or their price."""
-    roles = {"teacher": config.teacher, "judge": config.judge}
-    if config.method == "cot":
-        del roles["judge"]
-    shared = config.model_dump(
-        mode="json", exclude={"teacher", "judge", "prompts", "budget_usd", "max_items", "videos"}
-    )
+    ignored = {"teacher", "judge", "prompts", "budget_usd", "max_items", "videos"}
+    shared = config.model_dump(mode="json", exclude=ignored)
     sampling = {"model", "temperature", "max_tokens", "extra"}
-    models = {role: model.model_dump(mode="json", include=sampling) for role, model in roles.items()}
+    models = {role: model.model_dump(mode="json", include=sampling) for role, model in config.models().items()}
     return [shared, models, prompts.hashes(STEPS[config.method]), __version__]
 
 
@@ -95,14 +83,13 @@ def read_items(
 
     Args:
         source: a JSON object of captioned segments as ActivityNet Captions has them
-            (``{key: {"timestamps": [[start, end]], "sentences": [caption]}}``), or rows in any format of `sources`.
+            (``{key: {"timestamps": [[start, end]], "sentences": [caption]}}``), or rows in any format.
         config: where the videos of captioned segments are, and how many items are read.
         format_name: how the rows are written; None: as they look.
         roots: where the media of rows are, by source (`DataPrepConfig.roots`).
 
     Raises:
-        UserError: the file of segments cannot be read at all.
-        UserError: the file of rows cannot be read at all.
+        UserError: the file cannot be read at all.
     """
     captioned = None if format_name else _captioned_videos(source.path)
     rows = read_rows(source.path, format_name, roots) if captioned is None else None
@@ -173,36 +160,27 @@ def _captioned_item(number: int, key: str, about: dict[str, Any], config: Curati
     return Item(number, key, media, None, tuple(segments))
 
 
-_QUALITY = 85
+def check_store(media: Media, storage: Storage | None) -> None:
+    """Raise a `UserError` when a store is needed, and none is known."""
+    if storage is None and media.uri.startswith("s3://"):
+        raise UserError(f"{media.uri} is in a store; say which one (storage.endpoint_url)")
 
 
-@dataclass(frozen=True)
-class MediaReader:
-    """Reads videos and images from paths, a store or the hub; thread-safe."""
+def read_media(media: Media, decoder: Decoder, storage: Storage | None) -> Clip:
+    """The frames of a video or image, which also say how long it is; thread-safe.
 
-    decoder: Decoder
-    storage: Storage | None
-
-    def check(self, media: Media) -> None:
-        """Raise a `UserError` when a store is needed, and none is known."""
-        if self.storage is None and media.uri.startswith("s3://"):
-            raise UserError(f"{media.uri} is in a store; say which one (storage.endpoint_url)")
-
-    def read(self, media: Media) -> Clip:
-        """The frames, which also say how long the video is.
-
-        Raises:
-            DropItemError: it is not there, or cannot be decoded.
-        """
-        self.check(media)
-        with tempfile.TemporaryDirectory(prefix="vthink-curate-") as folder:
-            try:
-                path = fetch_media(media.uri, self.storage, Path(folder) / f"media{Path(media.uri).suffix[:8]}")
-                return self.decoder.read(path, media.kind, media.start_s, media.end_s)
-            except MissingMediaError as error:
-                raise DropItemError("missing_media", f"{media.uri}: {error}") from None
-            except DecodeError as error:
-                raise DropItemError("damaged_media", f"{media.uri}: {error}") from None
+    Raises:
+        DropItemError: it is not there, or cannot be decoded.
+    """
+    check_store(media, storage)
+    with tempfile.TemporaryDirectory(prefix="vthink-curate-") as folder:
+        try:
+            path = fetch_media(media.uri, storage, Path(folder) / f"media{Path(media.uri).suffix[:8]}")
+            return decoder.read(path, media.kind, media.start_s, media.end_s)
+        except MissingMediaError as error:
+            raise DropItemError("missing_media", f"{media.uri}: {error}") from None
+        except DecodeError as error:
+            raise DropItemError("damaged_media", f"{media.uri}: {error}") from None
 
 
 def frame_parts(clip: Clip) -> Iterator[Part]:
@@ -210,4 +188,4 @@ def frame_parts(clip: Clip) -> Iterator[Part]:
     for frame, time_s in zip(clip.frames, clip.times_s, strict=True):
         if clip.kind == "video":
             yield text_part(f"[{time_s:.1f} s]")
-        yield media_part(data_uri(jpeg(frame, max_height=frame.shape[0], quality=_QUALITY)), "image")
+        yield media_part(data_uri(jpeg(frame, max_height=frame.shape[0], quality=85)), "image")

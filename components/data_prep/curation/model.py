@@ -7,7 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ...common.chat_endpoint.endpoint import CallFailedError, ChatEndpoint, EndpointError, EndpointUnusableError
 from ...common.chat_endpoint.media import Part
@@ -54,10 +54,8 @@ class Account:
         """
         while self.budget_usd is not None and self.usd + self._reserved_usd + usd > self.budget_usd:
             if not self._under_way:
-                self.stop(
-                    f"the budget of ${self.budget_usd:g} does not allow another call (${self.usd:.4f} spent, up to "
-                    f"${usd:.4f} for the next)"
-                )
+                spent = f"${self.usd:.4f} spent, up to ${usd:.4f} for the next"
+                self.stop(f"the budget of ${self.budget_usd:g} does not allow another call ({spent})")
             if self.stopped.is_set():
                 break
             self._ended.clear()
@@ -101,15 +99,13 @@ IMAGE_TOKENS = 1000  # what an image is taken to cost until the server has said 
 MAX_FAILURES_IN_A_ROW = 20  # after so many calls that failed for good, without one that worked, the server is given up
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a model wrote."""
+class Answer(NamedTuple):
+    """What a model wrote, whether it came to its end (not cut off at ``max_tokens``), tokens in and out, its cost."""
 
-    text: str  # its words; empty where there are none
-    finished: bool  # whether it came to its end, rather than being cut off at ``max_tokens``
-    input_tokens: int
-    output_tokens: int
-    usd: float  # what it cost, by the configured prices
+    text: str
+    finished: bool
+    tokens: tuple[int, int]
+    usd: float
 
 
 class CurationModel:
@@ -121,9 +117,7 @@ class CurationModel:
         Raises:
             EndpointUnusableError: no URL, no model, or no key where one is named.
         """
-        self.role = role
-        self.config = config
-        self._account = account
+        self.role, self.config, self._account = role, config, account
         self._failures_in_a_row = 0
         setting = f"curation.{role}"
         self.endpoint = ChatEndpoint(
@@ -141,31 +135,26 @@ class CurationModel:
             StoppedError: no more calls are to be made.
         """
         config, account = self.config, self._account
-        most_input_tokens = sum(
-            len(part["text"].encode("utf-8", "replace")) // 2 if part["type"] == "text" else IMAGE_TOKENS
-            for part in parts
-        )
-        content = parts[0]["text"] if len(parts) == 1 else list(parts)
+        texts = [part["text"].encode("utf-8", "replace") for part in parts if part["type"] == "text"]
+        most_input_tokens = sum(len(text) // 2 for text in texts) + IMAGE_TOKENS * (len(parts) - len(texts))
+        message = {"role": "user", "content": parts[0]["text"] if len(parts) == 1 else list(parts)}
         async with account.reserve(config.usd(most_input_tokens, config.most_output_tokens)):
             try:
-                reply = await self.endpoint.complete(
-                    [{"role": "user", "content": content}], {"seed": seed, **config.sampling()}
-                )
+                reply = await self.endpoint.complete([message], {"seed": seed, **config.sampling()})
             except EndpointUnusableError as error:
                 account.stop(error)
                 raise
             except CallFailedError as error:
                 self._failures_in_a_row += 1
-                if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
-                    problem = f"{self._failures_in_a_row} calls in a row failed; the last: {error}"
-                    account.stop(EndpointUnusableError(problem))
+                if (n := self._failures_in_a_row) >= MAX_FAILURES_IN_A_ROW:
+                    account.stop(EndpointUnusableError(f"{n} calls in a row failed; the last: {error}"))
                 raise
             self._failures_in_a_row = 0
             tokens_in = most_input_tokens // 2 if reply.input_tokens is None else reply.input_tokens
             tokens_out = len(reply.text) // 4 if reply.output_tokens is None else reply.output_tokens
-            answer = Answer(reply.text, reply.finished, tokens_in, tokens_out, config.usd(tokens_in, tokens_out))
+            usd = config.usd(tokens_in, tokens_out)
             account.calls[self.role] += 1
             account.input_tokens += tokens_in
             account.output_tokens += tokens_out
-            account.usd += answer.usd
-        return answer
+            account.usd += usd
+        return Answer(reply.text, reply.finished, (tokens_in, tokens_out), usd)

@@ -84,7 +84,7 @@ class SplitCounts(_Counts):
         self.rows += 1
         self.by_type[sample.problem_type] += 1
         self.by_source[sample.source] += 1
-        if isinstance(kind := sample.metadata.get("kind"), str):
+        if (kind := question_kind(sample)) is not None:
             self.by_kind[kind] += 1
         if sample.problem_type == "multiple_choice":
             self.letters.setdefault(len(sample.options), Counter())[sample.answer] += 1
@@ -194,6 +194,12 @@ def pass_rate(sample: Sample) -> float | None:
     says none."""
     rate = sample.metadata.get("pass_rate")
     return float(rate) if isinstance(rate, int | float) and not isinstance(rate, bool) and 0 <= rate <= 1 else None
+
+
+def question_kind(sample: Sample) -> str | None:
+    """``metadata.kind``, where it is text."""
+    kind = sample.metadata.get("kind")
+    return kind if isinstance(kind, str) else None
 
 
 def most(counts: Counter[str]) -> dict[str, int]:

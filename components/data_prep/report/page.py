@@ -1,4 +1,8 @@
-"""x"""
+"""A prepared data set as one HTML page: what is in it, what is not, and a sample of it to look at.
+
+Numbers over all rows come from the set's card; what needs the rows themselves (token lengths, the frames) is measured
+on a sample. So the page, and the work for it, are bounded whatever the number of rows.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +23,11 @@ from ...common.rows.prepared import PreparedFiles, PreparedSet
 from ...common.rows.sample import Sample
 from ...common.storage.manifest import Manifest
 from ...common.storage.s3 import Storage
-from ..dataset.data_card import DataCard
+from ..dataset.data_card import DataCard, question_kind
 from . import counts
-from .counts import answers, cut
-from .lengths import CountTokens, lengths
+from .counts import CountTokens, answers, cut, lengths
 
+SAMPLED_ROWS = 2000  # rows of each split on which lengths are measured, and from which those that are shown are chosen
 ITEMS = 36  # rows that are shown with their frames
 _FRAMES_SHOWN = 8
 _FRAME_HEIGHT = 96
@@ -40,7 +44,9 @@ def choose_items(sampled: Mapping[str, Mapping[int, Sample]], items: int) -> lis
         places.sort(key=lambda place: not rows[place].evidence)
         for place in places:
             row = rows[place]
-            groups.setdefault((split, row.source, row.problem_type, _kind(row)), []).append((split, place))
+            groups.setdefault((split, row.source, row.problem_type, question_kind(row) or ""), []).append(
+                (split, place)
+            )
     turns = [(turn, number, item) for number, group in enumerate(groups.values()) for turn, item in enumerate(group)]
     return [item for _, _, item in sorted(turns)[:items]]
 
@@ -53,7 +59,8 @@ def item_list(
     entries = []
     for split, place in shown:
         sample = sampled[split][place]
-        labels = {"split": split, "kind": _kind(sample) or sample.problem_type, "source": sample.source or "no source"}
+        kind = question_kind(sample) or sample.problem_type
+        labels = {"split": split, "kind": kind, "source": sample.source or "no source"}
         # The page's filters want names without spaces.
         values = {key: [names[key].setdefault(name, f"{key}{len(names[key])}")] for key, name in labels.items()}
         values["evidence"] = ["yes" if sample.evidence else "no"]
@@ -89,7 +96,7 @@ def _item(prepared: PreparedSet, split: str, place: int, sample: Sample) -> Mark
     curation = sample.metadata.get("curation")
     return page.render(
         "data_prep/report/item.jinja",
-        labels=[cut(text, 40) for text in (split, _kind(sample) or sample.problem_type, sample.source) if text],
+        labels=[cut(text, 40) for text in (split, question_kind(sample) or sample.problem_type, sample.source) if text],
         id=cut(sample.id),
         question=cut(sample.question, _LONGEST_TEXT),
         options=[f"{letter}. {cut(o)}" for letter, o in zip(string.ascii_uppercase, sample.options, strict=False)],
@@ -103,23 +110,13 @@ def _item(prepared: PreparedSet, split: str, place: int, sample: Sample) -> Mark
     )
 
 
-def _kind(sample: Sample) -> str:
-    kind = sample.metadata.get("kind")
-    return kind if isinstance(kind, str) else ""
-
-
-SAMPLED_ROWS = 2000  # rows of each split on which lengths are measured, and from which those that are shown are chosen
-
-
 def write_report(
     manifest: Manifest, storage: Storage, folder: Path, items: int = ITEMS, count_tokens: CountTokens | None = None
 ) -> str:
-    """The page of a prepared set. Its rows are fetched, of its frames only those that are shown.
+    """The page of a prepared set. Its rows are fetched to ``folder``, of its frames only those that are shown.
 
     Args:
         manifest: of the set, whose files are complete in the store.
-        storage: where it is.
-        folder: scratch space for its rows.
         items: so many rows are shown with their frames.
         count_tokens: tokens of a text; None: estimated from its characters.
 
@@ -131,13 +128,6 @@ def write_report(
     names = [name for name in storage.tree(manifest.uri).files if not name.startswith("media/")]
     storage.download_dir(manifest.uri, folder, names=names)
     prepared = PreparedSet(folder, manifest, remote=(storage, manifest.uri))
-    return report_page(card, prepared, items, count_tokens)
-
-
-def report_page(
-    card: DataCard, prepared: PreparedSet, items: int = ITEMS, count_tokens: CountTokens | None = None
-) -> str:
-    """The page, from a set's card and the set."""
     sampled = {split: _sampled(prepared, split) for split, _ in counts.by_split(card)}
     sections: list[tuple[str, Markup]] = [
         ("Rows and files", counts.overview(card)),
@@ -153,16 +143,13 @@ def report_page(
     if shown := choose_items(sampled, items):
         title = f"{len(shown)} of {card.rows.rows_out:,} rows"
         sections.append((title, item_list(prepared, sampled, shown)))
-    made = prepared.manifest
-    subtitle = f"{card.source} ({card.format}), prepared as {made.fingerprint} by vthink {made.version}"
+    subtitle = f"{card.source} ({card.format}), prepared as {manifest.fingerprint} by vthink {manifest.version}"
     return page.page("Data", sections, subtitle)
 
 
 def _sampled(prepared: PreparedSet, split: str) -> dict[int, Sample]:
     """Rows of a split by their place, drawn evenly; the same ones each time."""
     rows = prepared.split(split).samples
-    places = range(len(rows))
-    if len(rows) > SAMPLED_ROWS:
-        chosen = random.Random(f"{prepared.manifest.fingerprint} {split}").sample(places, SAMPLED_ROWS)
-        return {place: rows[place] for place in sorted(chosen)}
+    rng = random.Random(f"{prepared.manifest.fingerprint} {split}")
+    places = sorted(rng.sample(range(len(rows)), min(len(rows), SAMPLED_ROWS)))
     return {place: rows[place] for place in places}
