@@ -6,13 +6,14 @@ import contextlib
 import sqlite3
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from ... import __version__
 from ..common.errors import UserError
+from ..common.progress import progress_bar
 from ..common.rows.files import to_line
 from ..common.rows.sample import Sample
 from ..common.storage.names import fingerprint, join, sha256_file, stage_prefix
@@ -21,7 +22,6 @@ from ..common.video.workers import map_in_order
 from .config import SYNTHESIZE, DataPrepConfig
 from .dataset.leaks import kept_split
 from .formats.read import SourceRows, read_rows
-from .progress import progress_bar
 from .records import LAYOUT, Plan, Quarantined, Shard, ShardFile, media_id
 from .selection import IDS_TABLE, Mixture, check_row, excluding_setting, hold_out
 from .source import open_source
@@ -46,9 +46,9 @@ def plan_data(run: str, config: str, video: str) -> list[str]:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plan-", dir=folder)))
         source = open_source(task.config.source, task.storage, scratch) if task.config.source != SYNTHESIZE else None
         source_sha256 = sha256_file(source.path) if source is not None else ""
+        settings = (task.result_settings(), task.video.model_dump(mode="json"))
         redo = task.context.redo.get(STAGE, 0)
-        video_section = task.video.model_dump(mode="json")
-        fp = fingerprint(STAGE, LAYOUT, task.result_settings(), video_section, source_sha256, redo, __version__)
+        fp = fingerprint(STAGE, LAYOUT, *settings, source_sha256, redo, __version__)
         prefix = stage_prefix(task.context, STAGE, fp)
         world = world_folder(folder, prefix)
         if source is None:
@@ -96,8 +96,7 @@ def _make_world(task: PrepareTask, folder: Path, base: str) -> Path:
     def send(path: Path) -> None:
         task.storage.write_bytes(join(base, path.relative_to(folder).as_posix()), path.read_bytes())
 
-    for _ in map_in_order(send, files, TRANSFERS, 4 * TRANSFERS):
-        pass
+    deque(map_in_order(send, files, TRANSFERS, 4 * TRANSFERS), maxlen=0)
     send(rows)
     log(f"synthesize: {len(files)} files in {time.monotonic() - start:.1f} s")
     return rows
@@ -105,13 +104,12 @@ def _make_world(task: PrepareTask, folder: Path, base: str) -> Path:
 
 @dataclass
 class _Assignment:
-    """How the rows are spread over the shards."""
+    """How the rows are spread over the shards: rows and media of each, and what is left out, by setting."""
 
-    rows: list[int]  # rows of each shard
-    media: list[int]  # media of each shard
+    rows: list[int]
+    media: list[int]
     rows_in: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
-    """Good rows that the configuration leaves out, by the setting that says so."""
 
 
 _TABLES = f"""
@@ -168,17 +166,13 @@ def _register(ledger: sqlite3.Connection, sample: Sample, assigned: _Assignment)
     known = ledger.execute("SELECT number, split FROM files WHERE uri = ? AND kind = ?", (media.uri, media.kind))
     number, split = known.fetchone() or (None, sample.split)
     if number is None:
-        new = ledger.execute(
-            "INSERT INTO files (uri, kind, split) VALUES (?, ?, ?)", (media.uri, media.kind, sample.split)
-        )
-        number = int(new.lastrowid or 1)
+        insert = "INSERT INTO files (uri, kind, split) VALUES (?, ?, ?)"
+        number = int(ledger.execute(insert, (media.uri, media.kind, sample.split)).lastrowid or 1)
     elif kept_split((split, sample.split)) != split:
         ledger.execute("UPDATE files SET split = ? WHERE number = ?", (sample.split, number))
     shard = (number - 1) % len(assigned.rows)
-    new = ledger.execute(
-        "INSERT OR IGNORE INTO media VALUES (?, ?, ?, ?)", (media_id(media), number, media.start_s, media.end_s)
-    )
-    assigned.media[shard] += new.rowcount
+    insert = "INSERT OR IGNORE INTO media VALUES (?, ?, ?, ?)"
+    assigned.media[shard] += ledger.execute(insert, (media_id(media), number, media.start_s, media.end_s)).rowcount
     return shard
 
 
@@ -187,8 +181,7 @@ def _write_files(ledger: sqlite3.Connection, shard: int, shards: int, path: Path
     query = "SELECT number, uri, kind, split FROM files WHERE (number - 1) % ? = ? ORDER BY number"
     with path.open("w", encoding="utf-8") as lines:
         for number, uri, kind, split in ledger.execute(query, (shards, shard)):
-            parts = ledger.execute(
-                "SELECT id, start_s, end_s FROM media WHERE file = ? ORDER BY start_s, end_s", (number,)
-            )
+            query = "SELECT id, start_s, end_s FROM media WHERE file = ? ORDER BY start_s, end_s"
+            parts = ledger.execute(query, (number,))
             while some := parts.fetchmany(MAX_PARTS):
                 lines.write(ShardFile(uri=uri, kind=kind, split=split, parts=tuple(some)).to_json() + "\n")

@@ -13,14 +13,8 @@ scratch folder.
 Two preparations of the same thing at once do the same work twice and harm nothing: data files are named by their
 content, and a record of finished work names the files that it vouches for.
 
-Below the stage's prefix::
-
-    plan.json  plan/rows-00000.jsonl  plan/files-00000.jsonl   what the plan decided
-    world/                                                     the generated world (`source: synthesize`)
-    shards/00000/part-00000.json  shards/00000/shard.json      what became of each video
-    rows/train-00000-….parquet  media/train-00000-00000-….parquet  index-….parquet    the data set
-    quarantine.jsonl  contamination.json  card.json  README.md     what is in it, and what is not (`datasets` reads it)
-    _COMPLETE.json  report.html  manifest.json                 these last, in this order
+Below the stage's prefix: ``plan.json`` and ``plan/`` (what the plan decided), ``world/`` (`source: synthesize`),
+``shards/`` (what became of each video), and the data set as README.md lists it.
 """
 
 from __future__ import annotations

@@ -16,17 +16,10 @@ from ..common.video.clip import MediaKind
 
 LAYOUT = 2  # version of what is written; part of the fingerprint
 
-Reason = Literal[
-    "unreadable_row",
-    "duplicate_id",
-    "missing_media",
-    "damaged_media",
-    "decode_limit",
-    "short_video",
-    "sha256_mismatch",
-    "split_leak",
-    "near_duplicate_leak",
-]
+Reason = (
+    Literal["unreadable_row", "duplicate_id", "missing_media", "damaged_media", "decode_limit", "short_video"]
+    | Literal["sha256_mismatch", "split_leak", "near_duplicate_leak"]
+)
 """Why a row is quarantined: it is no row; its id was taken; its file is not there; its file cannot be decoded; its
 decoder ran out of time or memory, or crashed, and was replaced; it has fewer frames than configured; its file has
 another SHA-256 than the row says; its video is also in a split that is kept for measuring, byte for byte; or it looks
@@ -38,11 +31,7 @@ class Record(Section):
 
     @classmethod
     def read(cls, storage: Storage, uri: str) -> Self:
-        """The record at ``uri``.
-
-        Raises:
-            StorageError: there is none.
-        """
+        """The record at ``uri``; a `StorageError` where there is none."""
         return cls.load(storage.read_json(uri), uri)
 
     @classmethod
@@ -72,11 +61,11 @@ class Quarantined(Record):
     """A row that is left out, and why."""
 
     line: int  # its line in the source, from 1
-    reason: Reason  # the kind of reason
-    detail: str  # what exactly
-    id: str | None = None  # the row's id, when it has one
-    uri: str | None = None  # the row's video or image, when it has one
-    split: str | None = None  # the row's split, when it has one
+    reason: Reason
+    detail: str
+    id: str | None = None
+    uri: str | None = None
+    split: str | None = None
     raw: str | None = None  # the row itself (its start), when it could not be read
 
     @classmethod
@@ -90,10 +79,10 @@ class Shard(Record):
 
     fingerprint: str  # of the stage
     prefix: str  # where the stage writes
-    index: int  # which shard
-    count: int  # of how many
-    rows: int  # rows in it
-    media: int  # videos and images in it
+    index: int
+    count: int  # shards of the stage
+    rows: int
+    media: int  # videos and images
 
     @property
     def rows_uri(self) -> str:
@@ -155,17 +144,16 @@ class FileOutcome(Section):
     """A source file that could be decoded."""
 
     sha256: str  # of its bytes
-    kind: MediaKind  # what it was read as
-    bytes: int  # its size
+    kind: MediaKind
+    bytes: int
     width: int  # of its frames, upright, in pixels
-    height: int  # likewise
+    height: int
     duration_s: float  # its whole length; 0 for an image
     signature: str  # `common.video.signature`, in base64
 
 
 class PartOutcome(Record):
-    """What became of the media of one part of a shard, and the files that hold their frames. Counted up while it is
-    made."""
+    """What became of the media of one part of a shard, and the files that hold their frames; counted up."""
 
     model_config = ConfigDict(frozen=False)
 
@@ -182,7 +170,7 @@ class ShardOutcome(Record):
     """A shard whose parts are all finished."""
 
     shard: Shard
-    parts: int  # how many parts it has
+    parts: int
     seconds: float
 
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from ..common.progress import progress_bar
 from ..common.storage.names import join, sha256_file
 from ..common.storage.s3 import Storage
 from ..common.video.clip import DecodeError, DecodeLimitError, FileRequest
 from ..common.video.codec import DecodedFile
 from ..common.video.workers import Decoder, map_in_order
 from .dataset.parquet import GroupedFile, media_file, send_by_content
-from .progress import progress_bar
 from .records import FileOutcome, MediaOutcome, PartOutcome, Reason, Shard, ShardFile, ShardOutcome
 from .source import MissingMediaError, fetch_media
 from .task import TRANSFERS, PrepareTask, in_use, log, world_folder
@@ -66,9 +66,8 @@ Decoded = tuple[FetchedFile, DecodedFile | DecodeError | None]  # a file and its
 def prepare_shard(run: str, config: str, video: str, shard: str) -> str:
     """Decode the media of a shard and store their frames; finished parts of an earlier attempt are kept.
 
-    A video that cannot be decoded is recorded with its reason; it does not stop the shard.
-
-    Args: as for `plan_data`, and one of the `Shard` texts that it returned; the URI of the shard's outcome.
+    A video that cannot be decoded is recorded with its reason; it does not stop the shard. Arguments as for
+    `plan_data`, and one of the `Shard` texts that it returned; returns the URI of the shard's outcome.
     """
     task = PrepareTask.read(run, config, video)
     work = Shard.load(shard, "shard")
@@ -168,11 +167,11 @@ def _unusable(
 
 @dataclass
 class _Part:
-    """A part of a shard that is being written."""
+    """A part of a shard that is being written; ``smallest``: a file is kept itself where its frames would be larger."""
 
     name: str  # shard and part, as they stand in the names of its files
     scratch: Path
-    smallest: bool  # whether a file is kept itself where its frames would be larger
+    smallest: bool
     stack: contextlib.ExitStack  # closes and removes its files
     outcome: PartOutcome = field(default_factory=PartOutcome)
     _files: dict[str, GroupedFile] = field(default_factory=dict)

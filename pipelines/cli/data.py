@@ -42,7 +42,7 @@ def synthesize(
     processes: Annotated[int, typer.Option(min=1, help="Encode in so many processes.")] = 1,
 ) -> None:
     """Generate a video-reasoning world: real mp4 files and images, with questions whose answers are known."""
-    from ...components.data_prep.progress import progress_bar
+    from ...components.common.progress import progress_bar
     from ...components.data_prep.world.synthesize import synthesize as write_world
 
     config = load(preset, overrides)
@@ -102,7 +102,7 @@ def validate(
     store = Storage(StorageConfig()) if any(name.startswith("s3://") for name in rows) else None
     reports = []
     for name in rows:
-        (report,) = validate_rows([name], store, row_format, dict(root.split("=", 1) for root in roots or ()))
+        report = validate_rows(name, store, row_format, dict(root.split("=", 1) for root in roots or ()))
         reports.append(report)
         for problem in report.problems[:show]:
             print(f"{report.path}:{problem.line}: {problem.detail or problem.reason}")
@@ -141,10 +141,10 @@ def difficulty(
     from ...components.common.model.generation import Sampling
     from ...components.common.model.load import load_model
     from ...components.common.model.store import ensure_base_model, fetch_model
+    from ...components.common.progress import progress_bar
     from ...components.common.rows.prepared import PreparedSet
     from ...components.common.storage.manifest import Manifest
     from ...components.data_prep.difficulty import rate_counts, rate_rows
-    from ...components.data_prep.progress import progress_bar
     from ..run.session import find_data, find_manifest, session
 
     if output.suffix != ".jsonl":
@@ -188,10 +188,10 @@ def curate(
     by a kill or by curation.budget_usd, the same command goes on where it was. data.roots says where the rows' media
     are. The exit code is 3 when something is left to do.
     """
+    from ...components.common.progress import progress_bar
     from ...components.common.storage.s3 import Storage
     from ...components.data_prep.curation.curate import curate as curate_rows
     from ...components.data_prep.curation.estimate import estimate
-    from ...components.data_prep.progress import progress_bar
     from .curation import UNFINISHED, cost_so_far, print_estimate, print_summary
 
     config = load(preset, overrides)

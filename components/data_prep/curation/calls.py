@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -17,7 +17,7 @@ from ...common.storage.names import canonical_json
 from ...common.video.clip import Clip
 from ..config import CurationConfig
 from .items import DropItemError, Item, frame_parts
-from .model import CurationModel
+from .model import CurationModel, Role
 from .prompts import Prompts
 from .replies import UnusableError
 
@@ -134,8 +134,7 @@ class Calls:
     config: CurationConfig
     prompts: Prompts
     journal: CallJournal
-    teacher: CurationModel
-    judge: CurationModel | None = None
+    models: Mapping[Role, CurationModel]
     replayed: int = field(default=0, init=False)  # answers that came from the journal
 
     async def ask(
@@ -154,8 +153,7 @@ class Calls:
         Raises:
             CallFailedError, EndpointUnusableError, StoppedError: see `CurationModel.ask`.
         """
-        model = self.judge if step == "judge" else self.teacher
-        assert model is not None
+        model = self.models["judge" if step == "judge" else "teacher"]
         config = model.config
         settings = [config.model, config.temperature, config.max_tokens, config.extra]
         shown = None if clip is None else [item.media.model_dump(mode="json"), self.config.num_frames]
@@ -165,10 +163,9 @@ class Calls:
             self.replayed += 1
             return record
         parts = [*(frame_parts(clip) if clip is not None else ()), text_part(prompt)]
-        answer = (await model.ask(parts, int(key[:7], 16)))._asdict()
-        record = CallRecord(
-            key=key, id=item.id, role=model.role, model=config.model, step=step, attempt=attempt, **answer
-        )
+        answer = await model.ask(parts, int(key[:7], 16))
+        about: dict[str, Any] = {"role": model.role, "model": config.model, "step": step, "attempt": attempt}
+        record = CallRecord(**{"key": key, "id": item.id, **about, **answer._asdict()})
         self.journal.add(record)
         return record
 

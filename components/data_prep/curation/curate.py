@@ -113,18 +113,13 @@ def curate(
         if next(items(), None) is None:
             raise UserError(f"{source}: there are no rows in it")
         prompts, account = Prompts.read(config.prompts), Account(config.budget_usd)
-        models = [CurationModel(role, model, account) for role, model in config.models().items()]
+        models = {role: CurationModel(role, model, account) for role, model in config.models().items()}
         output.parent.mkdir(parents=True, exist_ok=True)
         with CallJournal(output.with_suffix(".journal.jsonl")) as journal:
             account.usd = journal.spent_usd
-            run = _Curation(
-                items,
-                Calls(config, prompts, journal, models[0], models[1] if len(models) > 1 else None),
-                Summary(account=account),
-                progress,
-            )
+            run = _Curation(items, Calls(config, prompts, journal, models), Summary(account=account), progress)
             try:
-                asyncio.run(run.work(models, storage))
+                asyncio.run(run.work(storage))
             except asyncio.CancelledError:
                 pass  # interrupted twice
             finally:
@@ -145,9 +140,9 @@ class _Curation:
         self._unusable: dict[str, Decision] = {}  # what became of items whose media cannot be used, by their digest
         self.interrupted = False
 
-    async def work(self, models: list[CurationModel], storage: Storage | None) -> None:
+    async def work(self, storage: Storage | None) -> None:
         """Decide every item that is not decided yet."""
-        config = self._calls.config
+        config, models = self._calls.config, self._calls.models.values()
         at_once = sum(model.config.concurrency for model in models)
         video = VideoConfig(num_frames=config.num_frames, max_pixels=config.max_pixels)
         async with contextlib.AsyncExitStack() as stack:
