@@ -6,9 +6,9 @@ always or never answered right has no advantages in a group, and GRPO learns not
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,22 +18,23 @@ from ..common.model.generation import Sampling, sample
 from ..common.model.load import LoadedModel
 from ..common.rows.files import RowError, read_samples, to_line
 from ..common.rows.prepared import PreparedSet, Split
+from ..common.rows.sample import Sample
 from ..common.storage.names import fingerprint
+from .dataset.data_card import pass_rate
 
 
 def pass_rates(
     model: LoadedModel, split: Split, indices: Sequence[int], rollouts: int, sampling: Sampling, batch_size: int = 64
 ) -> Iterator[tuple[int, float]]:
-    """Ask each question ``rollouts`` times.
+    """Ask each question ``rollouts`` times; yields index and share of right answers in [0, 1].
+
+    A rate depends on the row, the model and ``sampling`` alone.
 
     Args:
         indices: which rows of ``split``.
         rollouts: k, completions per question.
         sampling: temperature above 0, or all rollouts of a question are the same one.
         batch_size: rows (questions × rollouts) decoded at once.
-
-    Yields:
-        Index and share of right answers in [0, 1]; a rate depends on the row, the model and ``sampling`` alone.
     """
     per_batch = max(1, batch_size // rollouts)
     for start in range(0, len(indices), per_batch):
@@ -58,7 +59,7 @@ def rate_rows(
     batch_size: int = 64,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Write all rows of a prepared set, those of ``splits`` with their pass rate, for `vthink data prepare`.
+    """Write all rows of a prepared set, those of ``splits`` with their pass rate; how many were rated now.
 
     A run that was cut off goes on: what has been rated is in a file beside ``output``.
 
@@ -66,17 +67,13 @@ def rate_rows(
         policy: which model it is, for ``metadata.pass_rate_policy``.
         output: ``.jsonl``; appears when it is whole.
         progress: called with (rows rated, rows to rate).
-
-    Returns:
-        How many rows were rated now.
     """
-    settings = fingerprint(data.manifest.fingerprint, policy, rollouts, sampling.temperature, sampling.top_p,
-                           sampling.max_new_tokens, sampling.seed)  # fmt: skip
+    how = (sampling.temperature, sampling.top_p, sampling.max_new_tokens, sampling.seed)
+    settings = fingerprint(data.manifest.fingerprint, policy, rollouts, *how)
     journal = output.with_name(f".{output.name}.{settings}.part")
     total = sum(len(data.split(name)) for name in splits)
     output.parent.mkdir(parents=True, exist_ok=True)
-    done = _finished(journal)
-    rated_now = 0
+    done, rated_now = _finished(journal), 0
     with journal.open("a", encoding="utf-8") as file:
         for name in splits:
             split = data.split(name)
@@ -115,10 +112,8 @@ def _finished(journal: Path) -> set[str]:
 
 def rate_counts(output: Path) -> dict[str, int]:
     """How many rows were never, sometimes and always answered right."""
-    counts = dict.fromkeys(("never", "sometimes", "always"), 0)
-    with output.open(encoding="utf-8") as file:
-        for line in file:
-            rate = json.loads(line).get("metadata", {}).get("pass_rate")
-            if rate is not None:
-                counts["never" if rate == 0 else "always" if rate == 1 else "sometimes"] += 1
-    return counts
+    rates = (pass_rate(row) for row in read_samples(output) if isinstance(row, Sample))
+    counts = Counter(
+        "never" if rate == 0 else "always" if rate == 1 else "sometimes" for rate in rates if rate is not None
+    )
+    return {name: counts[name] for name in ("never", "sometimes", "always")}

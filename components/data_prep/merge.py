@@ -16,21 +16,18 @@ from ..common.storage.names import join
 from ..common.tracking.run import Tracker
 from .config import DataPrepConfig
 from .dataset.data_card import DATA_CARD
-from .dataset.leaks import CONTAMINATION
+from .dataset.ledger import CONTAMINATION
 from .dataset.writer import QUARANTINE, DatasetWriter
-from .records import Plan, ShardOutcome
 from .report.page import write_report
-from .task import STAGE, PrepareTask, in_use, log, world_folder
+from .task import STAGE, Plan, PrepareTask, ShardOutcome, in_use, log, world_folder
 
 
 def merge_data(run: str, config: str, video: str, shards: Sequence[str], report: str | None = None) -> str:
     """Write the rows whose media could be decoded, the quarantine, the data set card, the report and the manifest.
 
-    Args: ``run``, ``config``, ``video`` as for `plan_data`; ``shards``: what `prepare_shard` returned, for every shard;
-    ``report``: also write the HTML report to this file. Returns the URI of the manifest.
-
-    Raises:
-        UserError: a shard is missing, or too many rows had to be quarantined (``max_quarantined``).
+    ``run``, ``config``, ``video`` as for `plan_data`; ``shards``: what `prepare_shard` returned, for every shard;
+    ``report``: also write the HTML report to this file. Returns the URI of the manifest. Raises UserError: a shard is
+    missing, or too many rows had to be quarantined (``max_quarantined``).
     """
     task = PrepareTask.read(run, config, video)
     start = time.monotonic()

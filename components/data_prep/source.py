@@ -28,12 +28,8 @@ class Source:
 
 
 def open_source(name: str, storage: Storage | None, folder: Path) -> Source:
-    """Find the rows, and fetch them to ``folder`` where they are in a store or on the hub.
-
-    Raises:
-        UserError: there is no such file, or it cannot be fetched.
-        StorageError: the store cannot be reached.
-    """
+    """Find the rows, and fetch them to ``folder`` where they are in a store or on the hub. Raises UserError: there is
+    no such file, or it cannot be fetched; StorageError: the store cannot be reached."""
     if name.startswith("s3://"):
         if storage is None:
             raise UserError(f"{name} is in a store; say which one (storage section, AWS_ENDPOINT_URL_S3)")
@@ -50,11 +46,7 @@ def open_source(name: str, storage: Storage | None, folder: Path) -> Source:
 
 def fetch_from_hub(uri: str) -> Path:
     """A file of a data set on the Hugging Face hub, ``hf://datasets/<owner>/<name>[@<revision>]/<path>``, in the hub's
-    cache on this machine.
-
-    Raises:
-        UserError: another kind of URI, or the hub cannot be reached or refuses.
-    """
+    cache on this machine. Raises UserError: another kind of URI, or the hub cannot be reached or refuses."""
     from huggingface_hub import hf_hub_download
 
     match = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?/([^@]+)", uri)
@@ -71,12 +63,8 @@ def fetch_from_hub(uri: str) -> Path:
 
 
 def fetch_media(uri: str, storage: Storage | None, target: Path) -> Path:
-    """A video or image on this machine: where it is, in the hub's cache, or fetched to ``target``.
-
-    Raises:
-        MissingMediaError: it is not there.
-        StorageError: the store cannot be reached.
-    """
+    """A video or image on this machine: where it is, in the hub's cache, or fetched to ``target``. Raises
+    MissingMediaError: it is not there; StorageError: the store cannot be reached."""
     if uri.startswith(HUB):
         try:
             return fetch_from_hub(uri)
@@ -99,11 +87,7 @@ def fetch_media(uri: str, storage: Storage | None, target: Path) -> Path:
 
 def resolve_uri(uri: str, base: str) -> str:
     """The full path, ``s3://`` or ``hf://`` URI of a row's media; relative ones count from ``base``, where the rows
-    are.
-
-    Raises:
-        ValueError: another scheme, or a path that leaves the bucket or the repository.
-    """
+    are. Raises ValueError: another scheme, or a path that leaves the bucket or the repository."""
     scheme, separator, rest = uri.partition("://")
     if separator and scheme in ("s3", "hf"):
         return uri

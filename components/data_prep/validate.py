@@ -11,10 +11,9 @@ from pathlib import Path
 
 from ..common.storage.s3 import Storage
 from .formats.read import read_rows
-from .records import Quarantined
-from .selection import IDS_TABLE, check_row
+from .plan import IDS_TABLE, check_row
 from .source import HUB, open_source
-from .task import open_ledger
+from .task import Quarantined, open_ledger
 
 PROBLEMS_LISTED = 10_000  # most problems that are kept per file; all are counted
 _TABLES = f"{IDS_TABLE} CREATE TABLE files (uri TEXT PRIMARY KEY, present INTEGER, split TEXT) WITHOUT ROWID;"
@@ -58,10 +57,6 @@ def validate_rows(
         storage: the store, where it or its media are there; without it media in a store are not looked for.
         format_name: how the rows are written; None: as the first of them look.
         roots: where the media of each source are (`DataPrepConfig.roots`).
-
-    Raises:
-        UserError: the file cannot be read at all.
-        StorageError: the store cannot be reached.
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vthink-validate-")))

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ...components.data_prep.curation.curate import Summary
-    from ...components.data_prep.curation.estimate import Estimate
+    from ...components.data_prep.curation.curate import Estimate, Summary
 
 UNFINISHED = 3
 """Exit code of a curation that has something left to do: the budget is spent, or calls failed."""

@@ -191,7 +191,7 @@ def curate(
     from ...components.common.progress import progress_bar
     from ...components.common.storage.s3 import Storage
     from ...components.data_prep.curation.curate import curate as curate_rows
-    from ...components.data_prep.curation.estimate import estimate
+    from ...components.data_prep.curation.curate import estimate
     from .curation import UNFINISHED, cost_so_far, print_estimate, print_summary
 
     config = load(preset, overrides)

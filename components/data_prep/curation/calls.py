@@ -52,18 +52,11 @@ class Decision:
 
 
 class CallJournal:
-    """Answered calls and decided items, one JSON object a line, each synced to disk before it counts.
-
-    A line that was cut off by a kill is taken away when the file is opened again. One process at a time. A context
-    manager.
-    """
+    """Answered calls and decided items, one JSON object a line, each synced to disk before it counts. A line that was
+    cut off by a kill is taken away when the file is opened again. One process at a time. A context manager."""
 
     def __init__(self, path: Path):
-        """Open the file, or make it.
-
-        Raises:
-            UserError: it is damaged, or another process writes it.
-        """
+        """Open the file, or make it. Raises UserError: it is damaged, or another process writes it."""
         self.path = path
         self.spent_usd = 0.0  # of all calls in it
         self._offsets: dict[bytes, int] = {}
@@ -140,7 +133,7 @@ class Calls:
     async def ask(
         self, item: Item, step: str, prompt: str, attempt: int = 0, repetition: int = 0, clip: Clip | None = None
     ) -> CallRecord:
-        """The answer to one call: from the journal, or asked for and journalled.
+        """The answer to one call: from the journal, or asked for and journalled. Raises what `CurationModel.ask` does.
 
         Args:
             item: what it is about.
@@ -149,9 +142,6 @@ class Calls:
             attempt: traces, or samples, of this step that came before.
             repetition: answers of this attempt that could not be used.
             clip: is shown before the words.
-
-        Raises:
-            CallFailedError, EndpointUnusableError, StoppedError: see `CurationModel.ask`.
         """
         model = self.models["judge" if step == "judge" else "teacher"]
         config = model.config
@@ -173,11 +163,7 @@ class Calls:
         self, item: Item, step: str, prompt: str, check: Callable[[str], T], attempt: int = 0, clip: Clip | None = None
     ) -> tuple[T, int]:
         """The teacher's checked answer, and how many before it could not be used; each is asked for with what was wrong
-        with the one before.
-
-        Raises:
-            DropItemError: none of them could be used.
-        """
+        with the one before. Raises DropItemError: none of them could be used."""
         words, problem = prompt, ""
         for repetition in range(self.config.max_malformed + 1):
             answer = await self.ask(item, step, words, attempt, repetition, clip)

@@ -79,7 +79,7 @@ class Item:
 def read_items(
     source: Source, config: CurationConfig, format_name: str | None = None, roots: Mapping[str, str] | None = None
 ) -> Iterator[Item | RowError]:
-    """The videos or questions of a file.
+    """The videos or questions of a file. Raises UserError: it cannot be read at all.
 
     Args:
         source: a JSON object of captioned segments as ActivityNet Captions has them
@@ -87,9 +87,6 @@ def read_items(
         config: where the videos of captioned segments are, and how many items are read.
         format_name: how the rows are written; None: as they look.
         roots: where the media of rows are, by source (`DataPrepConfig.roots`).
-
-    Raises:
-        UserError: the file cannot be read at all.
     """
     captioned = None if format_name else _captioned_videos(source.path)
     rows = read_rows(source.path, format_name, roots) if captioned is None else None
@@ -167,11 +164,8 @@ def check_store(media: Media, storage: Storage | None) -> None:
 
 
 def read_media(media: Media, decoder: Decoder, storage: Storage | None) -> Clip:
-    """The frames of a video or image, which also say how long it is; thread-safe.
-
-    Raises:
-        DropItemError: it is not there, or cannot be decoded.
-    """
+    """The frames of a video or image, which also say how long it is; thread-safe. Raises DropItemError: it is not
+    there, or cannot be decoded."""
     check_store(media, storage)
     with tempfile.TemporaryDirectory(prefix="vthink-curate-") as folder:
         try:

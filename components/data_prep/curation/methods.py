@@ -32,12 +32,8 @@ _BEYOND_END_S = 0.5
 
 
 async def curate_in_hindsight(item: Item, clip: Clip, calls: Calls) -> list[Sample]:
-    """The row with its trace.
-
-    Raises:
-        DropItemError: nothing comes of it.
-        CallFailedError, EndpointUnusableError, StoppedError: see `CurationModel.ask`.
-    """
+    """The row with its trace. Raises DropItemError: nothing comes of it; CallFailedError, EndpointUnusableError,
+    StoppedError: see `CurationModel.ask`."""
     config, prompts = calls.config, calls.prompts
     if clip.kind != "video":
         raise DropItemError("not_a_video", "an image has no segments")
@@ -88,11 +84,8 @@ async def _question_and_segments(
 
 
 def segments_inside(segments: Sequence[Evidence], duration_s: float) -> tuple[Evidence, ...]:
-    """Segments of a source, cut at the video's end where they reach a little beyond it.
-
-    Raises:
-        DropItemError: one of them is empty, lies outside, or has a caption that cannot be used.
-    """
+    """Segments of a source, cut at the video's end where they reach a little beyond it. Raises DropItemError: one of
+    them is empty, lies outside, or has a caption that cannot be used."""
     kept = []
     for segment in segments:
         if segment.end_s > duration_s + _BEYOND_END_S:
@@ -128,12 +121,8 @@ def _with_provenance(row: Sample, calls: Calls, steps: Sequence[str], **about: o
 
 
 async def sample_traces(item: Item, clip: Clip, calls: Calls) -> list[Sample]:
-    """The row with each of its best traces.
-
-    Raises:
-        DropItemError: no trace earned enough.
-        CallFailedError, EndpointUnusableError, StoppedError: see `CurationModel.ask`.
-    """
+    """The row with each of its best traces. Raises DropItemError: no trace earned enough; CallFailedError,
+    EndpointUnusableError, StoppedError: see `CurationModel.ask`."""
     config, sample = calls.config, item.sample
     if sample is None:
         raise DropItemError("bad_segments", "cot needs questions, not captioned segments")

@@ -46,12 +46,9 @@ class Account:
 
     @contextlib.asynccontextmanager
     async def reserve(self, usd: float) -> AsyncIterator[None]:
-        """Set aside what a call may cost at most while it is under way; where the budget is too small for it beside
-        the others, wait for them, as most cost less than that.
-
-        Raises:
-            StoppedError: the budget does not allow it, or no more calls are to be made.
-        """
+        """Set aside what a call may cost at most while it is under way; where the budget is too small for it beside the
+        others, wait for them, as most cost less than that. Raises StoppedError: the budget does not allow it, or no
+        more calls are to be made."""
         while self.budget_usd is not None and self.usd + self._reserved_usd + usd > self.budget_usd:
             if not self._under_way:
                 spent = f"${self.usd:.4f} spent, up to ${usd:.4f} for the next"
@@ -76,11 +73,7 @@ class Account:
 
     @contextlib.asynccontextmanager
     async def attempt(self) -> AsyncIterator[None]:
-        """Around each attempt of a call.
-
-        Raises:
-            StoppedError: no more calls are to be made.
-        """
+        """Around each attempt of a call. Raises StoppedError: no more calls are to be made."""
         self._check()
         try:
             yield
@@ -112,11 +105,7 @@ class CurationModel:
     """A model in one role. `endpoint` is an asynchronous context manager that must be entered."""
 
     def __init__(self, role: Role, config: TeacherConfig, account: Account):
-        """Check the settings.
-
-        Raises:
-            EndpointUnusableError: no URL, no model, or no key where one is named.
-        """
+        """Check the settings. Raises EndpointUnusableError: no URL, no model, or no key where one is named."""
         self.role, self.config, self._account = role, config, account
         self._failures_in_a_row = 0
         setting = f"curation.{role}"
@@ -127,13 +116,9 @@ class CurationModel:
             raise EndpointUnusableError(f"{setting}.model is not set; give it with --set {setting}.model=…")
 
     async def ask(self, parts: Sequence[Part], seed: int) -> Answer:
-        """One answered call; waits its turn, and repeats what failed.
-
-        Raises:
-            CallFailedError: the server refused this call, or failed at every attempt.
-            EndpointUnusableError: the server cannot be used at all.
-            StoppedError: no more calls are to be made.
-        """
+        """One answered call; waits its turn, and repeats what failed. Raises CallFailedError: the server refused this
+        call, or failed at every attempt; EndpointUnusableError: the server cannot be used at all; StoppedError: no more
+        calls are to be made."""
         config, account = self.config, self._account
         texts = [part["text"].encode("utf-8", "replace") for part in parts if part["type"] == "text"]
         most_input_tokens = sum(len(text) // 2 for text in texts) + IMAGE_TOKENS * (len(parts) - len(texts))

@@ -25,11 +25,8 @@ class Prompts:
 
     @classmethod
     def read(cls, folder: str | None) -> Prompts:
-        """Ours, those replaced that ``folder`` has.
-
-        Raises:
-            UserError: naming file and line of a template that cannot be used.
-        """
+        """Ours, those replaced that ``folder`` has. Raises UserError: naming file and line of a template that cannot be
+        used."""
         own = {path.stem: path for path in sorted(PROMPTS.glob("*.jinja"))}
         paths = dict(own)
         if folder is not None:

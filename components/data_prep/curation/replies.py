@@ -96,10 +96,7 @@ class _Trace(_Reply):
 
 def read_json(text: str, shape: type[_R]) -> _R:
     """A reply that is one JSON object of exactly this shape; fences around it, and thoughts before it, are tolerated.
-
-    Raises:
-        UnusableError: it is anything else.
-    """
+    Raises UnusableError: it is anything else."""
     text = text.removeprefix(thoughts[0]) if (thoughts := _THOUGHTS.match(text)) else text
     fenced = _FENCED.fullmatch(text)
     try:
@@ -165,11 +162,8 @@ def checked_question(
 
 
 def checked_captions(text: str, duration_s: float) -> tuple[Evidence, ...]:
-    """The segments that a teacher found.
-
-    Raises:
-        UnusableError: a time is outside of the video, or out of order; a caption cannot be used.
-    """
+    """The segments that a teacher found. Raises UnusableError: a time is outside of the video, or out of order; a
+    caption cannot be used."""
     reply = read_json(text, _Captions)
     if not reply.segments:
         raise UnusableError("there are no segments")

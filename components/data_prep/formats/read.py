@@ -26,11 +26,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 def read_objects(path: Path) -> Iterator[tuple[int, Any]]:
     """The rows of a file as Python values (a `RowError` for one that cannot be read), each with its line (the row's
-    number in Parquet), from 1.
-
-    Raises:
-        UserError: missing, of another kind, or damaged.
-    """
+    number in Parquet), from 1. Raises UserError: missing, of another kind, or damaged."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"{path}: rows come as {', '.join(SUFFIXES)}, not as '{suffix}'")
@@ -191,14 +187,8 @@ class SourceRows:
 
 
 def read_rows(path: Path, format_name: str | None = None, roots: Mapping[str, str] | None = None) -> SourceRows:
-    """Open a file of rows.
-
-    Args:
-        format_name: a name of `FORMATS`, or ``my_module:FORMAT``; None: as the first rows look.
-        roots: see `SourceRows`.
-
-    Raises:
-        UserError: the format is unknown, or none fits; the file cannot be read at all.
+    """Open a file of rows. ``format_name``: a name of `FORMATS`, or ``my_module:FORMAT``; None: as the first rows look;
+    ``roots``: see `SourceRows`. Raises UserError: the format is unknown, or none fits; the file cannot be read at all.
     """
     objects = read_objects(path)
     first: list[tuple[int, Any]] = []

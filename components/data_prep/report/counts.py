@@ -210,11 +210,8 @@ CountTokens = Callable[[str], int]
 
 
 def token_counter(path: Path) -> CountTokens:
-    """Counts tokens with a ``tokenizer.json``, as every fast tokenizer of the hub has one.
-
-    Raises:
-        UserError: it is no such file, or the library that reads it is missing.
-    """
+    """Counts tokens with a ``tokenizer.json``, as every fast tokenizer of the hub has one. Raises UserError: it is no
+    such file, or the library that reads it is missing."""
     try:
         from tokenizers import Tokenizer
     except ImportError:

@@ -29,11 +29,8 @@ def balanced_choice(key: str, index: int, choices: Sequence[T]) -> T:
 def _moving(
     config: SynthesizeConfig, rng: random.Random, colour: str, direction: str, ways: tuple[float, float]
 ) -> Composition:
-    """A square whose way is ``ways`` (least, most) of the room there is.
-
-    The stretch that it crosses lies anywhere and is crossed in either sense equally often, so that its frames in a
-    random order do not tell the sense.
-    """
+    """A square whose way is ``ways`` (least, most) of the room there is. The stretch that it crosses lies anywhere and is
+    crossed in either sense equally often, so that its frames in a random order do not tell the sense."""
     (dx, dy), size = DIRECTIONS[direction], config.size // 4
     room = config.size - size
     way = rng.randint(round(room * ways[0]), round(room * ways[1]))
@@ -129,11 +126,8 @@ COMPOSERS: dict[SceneKind, Callable[[SynthesizeConfig, str, int, random.Random],
 
 
 def scenes(config: SynthesizeConfig) -> Iterator[Scene]:
-    """All scenes of a configuration, split by split, in the order of the rows.
-
-    Raises:
-        ConfigError: a clip is too short for what is to happen in it.
-    """
+    """All scenes of a configuration, split by split, in the order of the rows. Raises ConfigError: a clip is too short
+    for what is to happen in it."""
     shares = _shares(config)
     counts = {"train": config.num_train, "validation": config.num_validation, "test": config.num_test}
     for split, count in counts.items():
