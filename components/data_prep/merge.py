@@ -18,8 +18,9 @@ from .config import DataPrepConfig
 from .dataset.data_card import DATA_CARD
 from .dataset.ledger import CONTAMINATION
 from .dataset.writer import QUARANTINE, DatasetWriter
+from .records import Plan, ShardOutcome
 from .report.page import write_report
-from .task import STAGE, Plan, PrepareTask, ShardOutcome, in_use, log, world_folder
+from .task import STAGE, PrepareTask, in_use, log, world_folder
 
 
 def merge_data(run: str, config: str, video: str, shards: Sequence[str], report: str | None = None) -> str:

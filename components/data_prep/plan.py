@@ -25,22 +25,9 @@ from .config import SYNTHESIZE, DataPrepConfig
 from .dataset.data_card import pass_rate
 from .dataset.ledger import kept_split
 from .formats.read import SourceRows, read_rows
+from .records import LAYOUT, Plan, Quarantined, Shard, ShardFile, media_id
 from .source import open_source, resolve_uri
-from .task import (
-    LAYOUT,
-    STAGE,
-    TRANSFERS,
-    Plan,
-    PrepareTask,
-    Quarantined,
-    Shard,
-    ShardFile,
-    in_use,
-    log,
-    media_id,
-    open_ledger,
-    world_folder,
-)
+from .task import STAGE, TRANSFERS, PrepareTask, in_use, log, open_ledger, world_folder
 
 IDS_TABLE = "CREATE TABLE ids (id TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID;"  # what `check_row` needs in a ledger
 
@@ -140,9 +127,9 @@ def _unit(text: str) -> float:
 def plan_data(run: str, config: str, video: str) -> list[str]:
     """Read the rows, choose which are used, spread their files over the shards, and write each shard's rows.
 
-    ``run``: `RunContext`, ``config``: `DataPrepConfig`, ``video``: `VideoConfig`, as JSON. Returns one `Shard` as JSON for
-    each; the same ones when called again. Raises UserError: the source cannot be read at all, has no rows, or ``weights``
-    names none of them.
+    ``run``: `RunContext`, ``config``: `DataPrepConfig`, ``video``: `VideoConfig`, as JSON. Returns one `Shard` as JSON
+    for each; the same ones when called again. Raises UserError: the source cannot be read at all, has no rows, or
+    ``weights`` names none of them.
     """
     task = PrepareTask.read(run, config, video)
     start = time.monotonic()

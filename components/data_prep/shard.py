@@ -19,21 +19,9 @@ from ..common.video.clip import DecodeError, DecodeLimitError, FileRequest
 from ..common.video.codec import DecodedFile
 from ..common.video.workers import Decoder, map_in_order
 from .dataset.parquet import GroupedFile, media_file, send_by_content
+from .records import FileOutcome, MediaOutcome, PartOutcome, Reason, Shard, ShardFile, ShardOutcome
 from .source import MissingMediaError, fetch_media
-from .task import (
-    TRANSFERS,
-    FileOutcome,
-    MediaOutcome,
-    PartOutcome,
-    PrepareTask,
-    Reason,
-    Shard,
-    ShardFile,
-    ShardOutcome,
-    in_use,
-    log,
-    world_folder,
-)
+from .task import TRANSFERS, PrepareTask, in_use, log, world_folder
 
 PART_MEDIA = 512  # media in a part of a shard: what a killed shard may have to do again
 PART_BYTES = 256 * 2**20  # encoded bytes after which a part ends earlier

@@ -12,8 +12,9 @@ from pathlib import Path
 from ..common.storage.s3 import Storage
 from .formats.read import read_rows
 from .plan import IDS_TABLE, check_row
+from .records import Quarantined
 from .source import HUB, open_source
-from .task import Quarantined, open_ledger
+from .task import open_ledger
 
 PROBLEMS_LISTED = 10_000  # most problems that are kept per file; all are counted
 _TABLES = f"{IDS_TABLE} CREATE TABLE files (uri TEXT PRIMARY KEY, present INTEGER, split TEXT) WITHOUT ROWID;"

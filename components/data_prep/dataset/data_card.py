@@ -11,7 +11,7 @@ from pydantic import AliasChoices, ConfigDict, Field, field_serializer
 
 from ...common.config import Section
 from ...common.rows.sample import Sample
-from ..task import Quarantined, Reason
+from ..records import Quarantined, Reason
 
 DATA_CARD = "card.json"
 _DURATION_EDGES_S = (0, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200)

@@ -2,8 +2,8 @@
 
 `common.video.signature` reduces a file to 768 mean colours; here pairs of signatures with a small difference are found
 without comparing all with all, by locality-sensitive hashing for the Euclidean distance (Datar et al. 2004,
-"Locality-sensitive hashing scheme based on p-stable distributions"). Not found: a crop, a mirror image, a cut of another
-length, other brightness.
+"Locality-sensitive hashing scheme based on p-stable distributions"). Not found: a crop, a mirror image, a cut of
+another length, other brightness.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _BLOCK = 4096
 
 
 def near_pairs(signatures: np.ndarray, max_difference: float) -> Iterator[tuple[int, int, float]]:
-    """Pairs (i < j) of signatures whose root mean square difference is at most ``max_difference`` (of 255; 0 finds none),
-    with it; each once, in no particular order. ``signatures``: (N, D) uint8; may be memory-mapped: 8 bytes per row and table
-    are held in memory, and no more."""
+    """Pairs (i < j) of signatures whose root mean square difference is at most ``max_difference`` (of 255; 0 finds
+    none), with it; each once, in no particular order. ``signatures``: (N, D) uint8; may be memory-mapped: 8 bytes per
+    row and table are held in memory, and no more."""
     if max_difference <= 0 or len(signatures) < 2:
         return
     keys = _keys(signatures, max_difference)

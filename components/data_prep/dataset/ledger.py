@@ -19,7 +19,8 @@ from ...common.config import Section
 from ...common.rows.sample import Sample
 from ...common.video.signature import SIGNATURE_BYTES
 from ..config import DataPrepConfig
-from ..task import PartOutcome, Reason, media_id, open_ledger
+from ..records import PartOutcome, Reason, media_id
+from ..task import open_ledger
 from .data_card import Contamination, QuestionOverlap, SplitCounts, most, pass_rate
 from .duplicates import Groups, near_pairs
 

@@ -15,7 +15,8 @@ from ...common.errors import UserError
 from ...common.rows.sample import Sample
 from ...common.storage.names import join, sha256_file
 from ...common.storage.objects import FileInfo
-from ..task import PartOutcome, Plan, PrepareTask, Quarantined, Reason, Shard, ShardOutcome, media_id
+from ..records import PartOutcome, Plan, Quarantined, Reason, Shard, ShardOutcome, media_id
+from ..task import PrepareTask
 from .data_card import DATA_CARD, Contamination, DataCard, MediaCounts, RowCounts, SplitCounts, count_quarantine
 from .ledger import CONTAMINATION, ContaminationReport, Leaks, MergeLedger
 from .parquet import RowFiles, send_by_content, write_index

@@ -113,9 +113,9 @@ def _item(prepared: PreparedSet, split: str, place: int, sample: Sample) -> Mark
 def write_report(
     manifest: Manifest, storage: Storage, folder: Path, items: int = ITEMS, count_tokens: CountTokens | None = None
 ) -> str:
-    """The page of a prepared set, whose files are complete in the store. Its rows are fetched to ``folder``, of its frames
-    only those of the ``items`` that are shown; ``count_tokens``: of a text; None: estimated from its characters. Raises
-    StorageError: the set is missing, unfinished, damaged, or of another version."""
+    """The page of a prepared set, whose files are complete in the store. Its rows are fetched to ``folder``, of its
+    frames only those of the ``items`` that are shown; ``count_tokens``: of a text; None: estimated from its characters.
+    Raises StorageError: the set is missing, unfinished, damaged, or of another version."""
     uri = PreparedFiles.load(manifest.files, f"{manifest.manifest_uri}, made by another version").card
     card = DataCard.load(storage.read_json(uri), uri)
     names = [name for name in storage.tree(manifest.uri).files if not name.startswith("media/")]

@@ -29,8 +29,8 @@ def balanced_choice(key: str, index: int, choices: Sequence[T]) -> T:
 def _moving(
     config: SynthesizeConfig, rng: random.Random, colour: str, direction: str, ways: tuple[float, float]
 ) -> Composition:
-    """A square whose way is ``ways`` (least, most) of the room there is. The stretch that it crosses lies anywhere and is
-    crossed in either sense equally often, so that its frames in a random order do not tell the sense."""
+    """A square whose way is ``ways`` (least, most) of the room there is. The stretch that it crosses lies anywhere and
+    is crossed in either sense equally often, so that its frames in a random order do not tell the sense."""
     (dx, dy), size = DIRECTIONS[direction], config.size // 4
     room = config.size - size
     way = rng.randint(round(room * ways[0]), round(room * ways[1]))

@@ -59,10 +59,10 @@ def write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
 def synthesize(
     config: SynthesizeConfig, folder: Path, progress: Callable[[int, int], None] | None = None, processes: int = 1
 ) -> Path:
-    """Write the world to ``folder``: ``videos/*.mp4``, ``images/*.png`` and, last, ``rows.jsonl``, whose path is returned:
-    byte for byte the same for the same configuration, its media named relative to it. Files of the same name are replaced.
-    ``progress`` is called with (files written, files in all). Raises ConfigError: a clip is too short for what is to happen.
-    """
+    """Write the world to ``folder``: ``videos/*.mp4``, ``images/*.png`` and, last, ``rows.jsonl``, whose path is
+    returned: byte for byte the same for the same configuration, its media named relative to it. Files of the same name
+    are replaced. ``progress`` is called with (files written, files in all). Raises ConfigError: a clip is too short for
+    what is to happen."""
     world = list(scenes(config))
     for name in ("videos", "images"):
         (folder / name).mkdir(parents=True, exist_ok=True)

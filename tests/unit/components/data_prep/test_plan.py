@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from vthink.components.common.errors import UserError
 from vthink.components.data_prep import plan as plan_module
-from vthink.components.data_prep.task import Plan, Shard
+from vthink.components.data_prep.records import Plan, Shard
 
 from .conftest import Run, Source, make_row
 
