@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import sqlite3
 import tempfile
@@ -64,10 +65,8 @@ def check_row(
 
 def hold_out(sample: Sample, holdout: Mapping[str, float]) -> Sample:
     """The row in the split that its file goes to (`DataPrepConfig.holdout`)."""
-    if not holdout or sample.split != "train":
-        return sample
     drawn = _unit(f"holdout/{sample.media.uri}")
-    for split, share in sorted(holdout.items()):
+    for split, share in sorted(holdout.items()) if sample.split == "train" else ():
         if drawn < share:
             return sample.model_copy(update={"split": split})
         drawn -= share
@@ -88,8 +87,7 @@ class Mixture:
     """The mixture of the training split (`DataPrepConfig.weights`): `count` every row, `settle`, then `includes`."""
 
     def __init__(self, config: DataPrepConfig):
-        self._source = config.source
-        self._weights = config.weights
+        self._source, self._weights = config.source, config.weights
         self._rows: Counter[str] = Counter()
         self._shares: dict[str, float] = {}
 
@@ -159,10 +157,9 @@ def plan_data(run: str, config: str, video: str) -> list[str]:
             raise UserError(f"{task.config.source}: there are no rows in it")
         for file in sorted((scratch / "plan").iterdir()):
             task.storage.upload_file(file, join(prefix, "plan", file.name))
-    shards = [
-        Shard(fingerprint=fp, prefix=prefix, index=index, count=task.config.shards, rows=count, media=media)
-        for index, (count, media) in enumerate(zip(assigned.rows, assigned.media, strict=True))
-    ]
+    shard_of = functools.partial(Shard, fingerprint=fp, prefix=prefix, count=task.config.shards)
+    sizes = enumerate(zip(assigned.rows, assigned.media, strict=True))
+    shards = [shard_of(index=index, rows=count, media=media) for index, (count, media) in sizes]
     Plan(
         shards=tuple(shards),
         rows_in=assigned.rows_in,

@@ -22,7 +22,6 @@ class MissingMediaError(Exception):
 class Source:
     """A file of rows, brought to this machine."""
 
-    name: str  # as the user wrote it
     path: Path  # where it is on this machine
     base: str  # what relative media count from: a folder, ``s3://…/`` or ``hf://…/``
 
@@ -35,13 +34,13 @@ def open_source(name: str, storage: Storage | None, folder: Path) -> Source:
             raise UserError(f"{name} is in a store; say which one (storage section, AWS_ENDPOINT_URL_S3)")
         path = folder / posixpath.basename(name)
         storage.download_file(name, path)
-        return Source(name, path, posixpath.dirname(name) + "/")
+        return Source(path, posixpath.dirname(name) + "/")
     if name.startswith(HUB):
-        return Source(name, fetch_from_hub(name), posixpath.dirname(name) + "/")
+        return Source(fetch_from_hub(name), posixpath.dirname(name) + "/")
     path = Path(name).expanduser().absolute()
     if not path.is_file():
         raise UserError(f"{name}: there is no such file")
-    return Source(name, path, str(path.parent))
+    return Source(path, str(path.parent))
 
 
 def fetch_from_hub(uri: str) -> Path:
@@ -56,10 +55,8 @@ def fetch_from_hub(uri: str) -> Path:
         return Path(hf_hub_download(match[1], match[3], repo_type="dataset", revision=match[2]))
     except Exception as error:  # huggingface_hub raises its own, httpx's and OSError
         lines = str(error).strip().splitlines()
-        raise UserError(
-            f"{uri}: cannot be fetched from the hub ({lines[0][:150] if lines else type(error).__name__}); "
-            "see HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE"
-        ) from None
+        problem = f"cannot be fetched from the hub ({lines[0][:150] if lines else type(error).__name__})"
+        raise UserError(f"{uri}: {problem}; see HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE") from None
 
 
 def fetch_media(uri: str, storage: Storage | None, target: Path) -> Path:
@@ -89,14 +86,10 @@ def resolve_uri(uri: str, base: str) -> str:
     """The full path, ``s3://`` or ``hf://`` URI of a row's media; relative ones count from ``base``, where the rows
     are. Raises ValueError: another scheme, or a path that leaves the bucket or the repository."""
     scheme, separator, rest = uri.partition("://")
-    if separator and scheme in ("s3", "hf"):
-        return uri
-    if separator and scheme == "file":
-        return rest
-    if separator:
+    if separator and scheme not in ("s3", "hf", "file"):
         raise ValueError(f"media are read from paths, s3:// and hf://, not from {scheme}://")
-    if posixpath.isabs(uri):
-        return uri
+    if separator or posixpath.isabs(uri):
+        return rest if scheme == "file" else uri
     scheme, separator, _ = base.partition("://")
     if not separator:
         return posixpath.normpath(posixpath.join(base, uri))

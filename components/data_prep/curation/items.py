@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 import tempfile
@@ -26,7 +25,7 @@ from ...common.storage.s3 import Storage
 from ...common.video.clip import Clip, DecodeError
 from ...common.video.workers import Decoder
 from ..config import CurationConfig
-from ..formats.read import read_rows
+from ..formats.read import begins_with, read_rows
 from ..source import MissingMediaError, Source, fetch_media, resolve_uri
 from .prompts import STEPS, Prompts
 from .replies import clean
@@ -120,7 +119,7 @@ def _captioned_videos(source: Path) -> dict[str, Any] | None:
     if source.suffix.lower() != ".json":
         return None
     with source.open("rb") as file:
-        if not file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
+        if begins_with(file) != b"{":
             return None
     if source.stat().st_size > MAX_SOURCE_BYTES:
         raise UserError(f"{source}: larger than {MAX_SOURCE_BYTES} bytes; split it")
@@ -148,10 +147,8 @@ def _captioned(videos: Mapping[str, Any] | None, config: CurationConfig) -> Iter
 def _captioned_item(number: int, key: str, about: dict[str, Any], config: CurationConfig) -> Item:
     if len(about["timestamps"]) != len(about["sentences"]):
         raise ValueError(f"{len(about['timestamps'])} timestamps, but {len(about['sentences'])} sentences")
-    segments = [
-        Evidence(start_s=start, end_s=end, caption=clean(caption, "caption"))
-        for (start, end), caption in zip(about["timestamps"], about["sentences"], strict=True)
-    ]
+    captioned = zip(about["timestamps"], about["sentences"], strict=True)
+    segments = [Evidence(start_s=start, end_s=end, caption=clean(text, "caption")) for (start, end), text in captioned]
     segments.sort(key=lambda segment: (segment.start_s, segment.end_s))
     media = Media(kind="video", uri=config.videos.replace("{id}", key))
     return Item(number, key, media, None, tuple(segments))

@@ -111,12 +111,8 @@ def _told(sample: Sample) -> dict[str, str]:
 
 def _with_provenance(row: Sample, calls: Calls, steps: Sequence[str], **about: object) -> Sample:
     """The row, with how it was made in its metadata."""
-    made = {
-        "method": calls.config.method,
-        "teacher": calls.config.teacher.model,
-        "prompts": calls.prompts.hashes(steps),
-    }
-    curation = {**made, **about, "vthink": __version__}
+    made = {"method": calls.config.method, "teacher": calls.config.teacher.model, "vthink": __version__}
+    curation = {**made, "prompts": calls.prompts.hashes(steps), **about}
     return row.model_copy(update={"metadata": {**row.metadata, "curation": curation}})
 
 

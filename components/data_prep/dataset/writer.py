@@ -160,7 +160,7 @@ class DatasetWriter:
     def _data_card(self, contamination: ContaminationReport) -> DataCard:
         plan, ledger, bad = self._plan, self._ledger, self.quarantined
         sums = {name: ledger.sums[name] for name in ("source_bytes", "stored_bytes", "frames")}
-        kept = ledger.sums["originals"]
+        numbers = {"shown": ledger.media, "files": ledger.contents, "files_kept_themselves": ledger.sums["originals"]}
         return DataCard(
             source=plan.source,
             format=plan.format,
@@ -168,13 +168,7 @@ class DatasetWriter:
                 rows_in=plan.rows_in, rows_out=self.rows_out, quarantined=bad.total(), left_out=plan.left_out
             ),
             splits=dict(sorted(self.splits.items())),
-            media=MediaCounts(
-                shown=ledger.media,
-                files=ledger.contents,
-                **sums,
-                files_kept_themselves=kept,
-                resolutions=ledger.resolutions(),
-            ),
+            media=MediaCounts(**sums, **numbers, resolutions=ledger.resolutions()),
             contamination=Contamination.model_validate(
                 contamination.model_dump(include=set(Contamination.model_fields))
             ),

@@ -34,11 +34,16 @@ def read_objects(path: Path) -> Iterator[tuple[int, Any]]:
         yield from _from_table(path, "," if suffix == ".csv" else "\t")
     elif suffix == ".json":
         with path.open("rb") as file, path.open(encoding="utf-8-sig") as text:
-            is_list = file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
-            file.seek(0)
-            yield from _List(path, text) if is_list else numbered_objects(file)
+            yield from _List(path, text) if begins_with(file) == b"[" else numbered_objects(file)
     else:
         yield from numbered_objects(path)
+
+
+def begins_with(file: IO[bytes]) -> bytes:
+    """The first character of a file that is no white space; the file is read from its start afterwards."""
+    first = file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    file.seek(0)
+    return first
 
 
 class _List:
@@ -199,9 +204,7 @@ def read_rows(path: Path, format_name: str | None = None, roots: Mapping[str, st
     if row_format is None:
         keys = next((sorted(value) for _, value in first if isinstance(value, Mapping)), None)
         if keys is not None and not set(keys) & {"media", "id", "question", "answer"}:
-            raise UserError(
-                f"{path}: no format fits rows with the fields {', '.join(map(str, keys))[:200]}; "
-                f"known formats: {', '.join(FORMATS)} (--format)"
-            )
+            names, known = ", ".join(map(str, keys))[:200], ", ".join(FORMATS)
+            raise UserError(f"{path}: no format fits rows with the fields {names}; known formats: {known} (--format)")
         row_format = FORMATS.get("vthink")  # bad rows alone: as our own they get their reasons
     return SourceRows(row_format, roots or {}, chain(first, objects))

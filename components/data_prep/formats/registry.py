@@ -16,17 +16,9 @@ from .format import ROW_FAULTS, BadRowError, Format, Row
 _MEDIA = ("video", "image", "path")
 _KEPT = ("reasoning", "evidence", "source", "split")
 _PLAIN = {*_MEDIA, *_KEPT, "id", "question", "options", "problem_type", "answer", "start_s", "end_s", "metadata"}
-_VIDEO_R1 = {
-    "problem_id",
-    "problem",
-    "data_type",
-    "problem_type",
-    "options",
-    "solution",
-    "path",
-    "data_source",
-    "process",
-}
+_VIDEO_R1 = set(
+    ["problem_id", "problem", "data_type", "problem_type", "options", "solution", "path", "data_source", "process"]
+)
 _STEP = re.compile(r"\s*\[([0-9:.]+)\s*->\s*([0-9:.]+)\]\s*\.?\s*$")
 
 

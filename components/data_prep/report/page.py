@@ -44,9 +44,8 @@ def choose_items(sampled: Mapping[str, Mapping[int, Sample]], items: int) -> lis
         places.sort(key=lambda place: not rows[place].evidence)
         for place in places:
             row = rows[place]
-            groups.setdefault((split, row.source, row.problem_type, question_kind(row) or ""), []).append(
-                (split, place)
-            )
+            group = (split, row.source, row.problem_type, question_kind(row) or "")
+            groups.setdefault(group, []).append((split, place))
     turns = [(turn, number, item) for number, group in enumerate(groups.values()) for turn, item in enumerate(group)]
     return [item for _, _, item in sorted(turns)[:items]]
 

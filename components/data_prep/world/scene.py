@@ -14,25 +14,11 @@ from ..config import QuestionKind
 SceneKind = Literal["motion", "drift", "pair", "crowd", "digits", "still"]
 Kind = QuestionKind | Literal["colour", "image_count"]
 
-SCENES: dict[Kind, SceneKind] = {
-    "direction": "motion",
-    "describe": "motion",
-    "speed": "drift",
-    "order": "pair",
-    "duration": "pair",
-    "count": "crowd",
-    "ocr": "digits",
-    "colour": "still",
-    "image_count": "still",
-}
+SCENES: dict[Kind, SceneKind] = {"direction": "motion", "describe": "motion", "speed": "drift", "order": "pair"}
+SCENES |= {"duration": "pair", "count": "crowd", "ocr": "digits", "colour": "still", "image_count": "still"}
 """The scene that each kind of question is asked about."""
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (255, 25, 25),
-    "green": (25, 255, 25),
-    "blue": (25, 25, 255),
-    "yellow": (255, 255, 25),
-}
+COLOURS = {"red": (255, 25, 25), "green": (25, 255, 25), "blue": (25, 25, 255), "yellow": (255, 255, 25)}
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 FORMS = ("square", "circle", "triangle", "cross")
 FONT = {

@@ -12,6 +12,7 @@ from ..config import SynthesizeConfig
 from .scene import COLOURS, DIRECTIONS, FONT, FORMS, SCENES, Composition, Kind, Scene, SceneKind, Shape, mask
 
 T = TypeVar("T")
+Composer = Callable[[SynthesizeConfig, str, int, random.Random], Composition]
 
 
 def whole_seconds(config: SynthesizeConfig) -> int:
@@ -114,14 +115,8 @@ def _placed(
     return Shape(form, colour, float(start_s), float(end_s), corner, corner, height)
 
 
-COMPOSERS: dict[SceneKind, Callable[[SynthesizeConfig, str, int, random.Random], Composition]] = {
-    "motion": _motion,
-    "drift": _drift,
-    "pair": _pair,
-    "crowd": _crowd,
-    "digits": _digits,
-    "still": _still,
-}
+COMPOSERS: dict[SceneKind, Composer] = {"motion": _motion, "drift": _drift, "pair": _pair}
+COMPOSERS |= {"crowd": _crowd, "digits": _digits, "still": _still}
 """By the kind of scene: what happens in it, from a key, the scene's number and its own random numbers."""
 
 
@@ -149,10 +144,9 @@ def _shares(config: SynthesizeConfig) -> dict[SceneKind, float]:
     needed_s = {"pair": 2, "digits": 2, "crowd": 1}
     if short := {scene for scene in shares if whole_seconds(config) < needed_s.get(scene, 0)}:
         kinds = " and ".join(kind for kind in config.mix if SCENES[kind] in short)
-        raise ConfigError(
-            f"synthesize: native_frames / fps makes clips of {config.native_frames / config.fps:g} s; "
-            f"{kinds} questions need at least {max(needed_s[scene] for scene in short)} s"
-        )
+        length_s, least_s = config.native_frames / config.fps, max(needed_s[scene] for scene in short)
+        problem = f"native_frames / fps makes clips of {length_s:g} s; {kinds} questions need at least {least_s} s"
+        raise ConfigError(f"synthesize: {problem}")
     return shares
 
 
