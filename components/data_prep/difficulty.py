@@ -16,7 +16,7 @@ from ..common.answers.grading import is_correct
 from ..common.answers.responses import parse_response
 from ..common.model.generation import Sampling, sample
 from ..common.model.load import LoadedModel
-from ..common.rows.files import RowError, read_samples, to_line
+from ..common.rows.files import read_samples, to_line
 from ..common.rows.prepared import PreparedSet, Split
 from ..common.rows.sample import Sample
 from ..common.storage.names import fingerprint
@@ -98,12 +98,11 @@ def rate_rows(
 def _finished(journal: Path) -> set[str]:
     """Ids of the rows that an earlier run has rated; a line of it that was cut off is removed."""
     done: set[str] = set()
-    if not journal.exists():
-        return done
+    journal.touch()
     whole = journal.with_name(f"{journal.name}.whole")
     with journal.open("rb") as file, whole.open("w", encoding="utf-8") as rows:
         for row in read_samples(file):
-            if not isinstance(row, RowError):
+            if isinstance(row, Sample):
                 rows.write(to_line(row) + "\n")
                 done.add(row.id)
     whole.replace(journal)

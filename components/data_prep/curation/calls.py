@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from ...common.chat_endpoint.media import text_part
 from ...common.errors import UserError
@@ -51,7 +52,7 @@ class Decision:
     detail: str = ""
 
 
-class CallJournal:
+class CallJournal(AbstractContextManager["CallJournal"]):
     """Answered calls and decided items, one JSON object a line, each synced to disk before it counts. A line that was
     cut off by a kill is taken away when the file is opened again. One process at a time. A context manager."""
 
@@ -67,9 +68,6 @@ class CallJournal:
             self._file.close()
             raise UserError(f"{path}: another vthink data curate is writing it") from None
         self._read()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self._file.close()

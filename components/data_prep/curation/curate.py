@@ -3,8 +3,6 @@
 Every answered call, and what became of every row, is in a journal that is synced to disk before anything else happens
 with it. A run that was killed, or stopped by its budget, asks nothing twice that is in there; what a call is known by
 is its row, its step and attempt, and the words that were sent, so a changed prompt is asked afresh.
-
-What models write is hostile until checked: `replies`.
 """
 
 from __future__ import annotations
@@ -148,7 +146,10 @@ class _Curation:
                 self.summary.items += 1
                 if isinstance(item, Item):
                     check_store(item.media, storage)
-            self._handle_signals()
+            loop, task = asyncio.get_running_loop(), asyncio.current_task()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # only in the main thread
+                    loop.add_signal_handler(number, self._interrupt, task)
             for model in models:
                 await stack.enter_async_context(model.endpoint)
             # Items are taken from the source only as fast as they are worked off.
@@ -158,12 +159,6 @@ class _Curation:
         for error in ended:  # raised only now, when every call under way has ended and is journalled
             if error is not None:
                 raise error
-
-    def _handle_signals(self) -> None:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # only in the main thread
-                loop.add_signal_handler(number, self._interrupt, task)
 
     def _interrupt(self, task: asyncio.Task[None] | None) -> None:
         """The first time, let the calls under way end (they are paid for); the second time, leave."""

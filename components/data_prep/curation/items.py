@@ -136,22 +136,21 @@ def _captioned_videos(source: Path) -> dict[str, Any] | None:
 
 def _captioned(videos: Mapping[str, Any] | None, config: CurationConfig) -> Iterator[tuple[int, Item | RowError]]:
     for number, (key, about) in enumerate((videos or {}).items(), 1):
+        media = Media(kind="video", uri=config.videos.replace("{id}", key))
         try:
-            yield number, _captioned_item(number, key, about, config)
+            yield number, Item(number, key, media, None, _segments(about))
         except (ValueError, TypeError, KeyError) as error:
             problem = describe(error, Evidence) if isinstance(error, ValidationError) else str(error)
             problem = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else problem
             yield number, RowError(number, f"bad_segments: '{key[:100]}': {problem}", json.dumps(about)[:2000])
 
 
-def _captioned_item(number: int, key: str, about: dict[str, Any], config: CurationConfig) -> Item:
+def _segments(about: dict[str, Any]) -> tuple[Evidence, ...]:
     if len(about["timestamps"]) != len(about["sentences"]):
         raise ValueError(f"{len(about['timestamps'])} timestamps, but {len(about['sentences'])} sentences")
     captioned = zip(about["timestamps"], about["sentences"], strict=True)
     segments = [Evidence(start_s=start, end_s=end, caption=clean(text, "caption")) for (start, end), text in captioned]
-    segments.sort(key=lambda segment: (segment.start_s, segment.end_s))
-    media = Media(kind="video", uri=config.videos.replace("{id}", key))
-    return Item(number, key, media, None, tuple(segments))
+    return tuple(sorted(segments, key=lambda segment: (segment.start_s, segment.end_s)))
 
 
 def check_store(media: Media, storage: Storage | None) -> None:

@@ -1,9 +1,6 @@
-"""The checks on what a teacher writes.
-
-What models write is hostile until checked: JSON of exactly the asked shape, no tags and no control characters, letters
-among the options, times inside the video and in order, and a row from which the training target can be written and
-read back.
-"""
+"""The checks on what a teacher writes, which is hostile until checked: JSON of exactly the asked shape, no tags and no
+control characters, letters among the options, times inside the video and in order, and a row from which the training
+target can be written and read back."""
 
 from __future__ import annotations
 

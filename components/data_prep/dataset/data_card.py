@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
+from typing import Literal
 
 from pydantic import AliasChoices, ConfigDict, Field, field_serializer
 
@@ -142,13 +143,6 @@ class MediaCounts(Section):
     resolutions: dict[str, dict[str, int]]  # files by ``<width>x<height>``, by kind
 
 
-class QuestionOverlap(Section):
-    """Questions of a split that are also questions of train (about other videos)."""
-
-    rows: int
-    rows_with_a_question_of_train: int
-
-
 class Contamination(Section):
     """What training and evaluation share, in numbers."""
 
@@ -158,7 +152,7 @@ class Contamination(Section):
     near_duplicate_pairs: int  # pairs of files that look the same, in whatever splits
     rows_that_leak: dict[str, int]  # rows whose video is also in a split that measures, by reason
     near_duplicates_are_dropped: bool
-    questions: dict[str, QuestionOverlap]  # by split
+    questions: dict[str, dict[Literal["rows", "rows_with_a_question_of_train"], int]]  # of other splits than train
 
 
 class QuarantineExample(Section):

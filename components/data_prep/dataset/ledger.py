@@ -10,8 +10,8 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from ...common.video.signature import SIGNATURE_BYTES
 from ..config import DataPrepConfig
 from ..records import PartOutcome, Reason, media_id
 from ..task import open_ledger
-from .data_card import Contamination, QuestionOverlap, SplitCounts, most, pass_rate
+from .data_card import Contamination, SplitCounts, most, pass_rate
 from .duplicates import Groups, near_pairs
 
 _TABLES = """
@@ -38,7 +38,7 @@ CREATE TABLE row (number INTEGER PRIMARY KEY, split TEXT, difficulty REAL, shard
 _ORDERS = {"source": "number", "easy_first": "-difficulty, number", "hard_first": "difficulty, number"}
 
 
-class MergeLedger:
+class MergeLedger(AbstractContextManager["MergeLedger"]):
     """Media, files by content (with their signatures in a file), and rows. A context manager."""
 
     def __init__(self, folder: Path, order: str):
@@ -49,9 +49,6 @@ class MergeLedger:
         self.sums: Counter[str] = Counter()  # of all parts: frames, stored_bytes, originals, source_bytes
         self._order = order
         self._signatures = self.signatures.open("wb")
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self._signatures.close()
@@ -257,7 +254,5 @@ class Leaks:
             rows_that_leak={reason: self._rows[reason] for reason in ("split_leak", "near_duplicate_leak")},
             near_duplicates_are_dropped=self._config.drop_near_duplicates,
             leaks=tuple(self._leaks),
-            questions={
-                s: QuestionOverlap(rows=n, rows_with_a_question_of_train=repeated(s)) for s, n in others.items()
-            },
+            questions={s: {"rows": n, "rows_with_a_question_of_train": repeated(s)} for s, n in others.items()},
         )

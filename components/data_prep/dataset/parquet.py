@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from ...common.rows.arrow import index_schema, media_schema, rows_schema, to_record, write_records
 from ...common.rows.sample import Sample
@@ -20,7 +21,7 @@ ROWS_PER_GROUP = 256  # of a file of rows; taking one row out reads its group
 _INDEX_GROUP = 65_536
 
 
-class GroupedFile:
+class GroupedFile(AbstractContextManager["GroupedFile"]):
     """A Parquet file that is written a row group at a time, each of at most ``max_records``. A context manager."""
 
     def __init__(self, path: Path, schema: Any, max_records: int, **options: Any):
@@ -31,9 +32,6 @@ class GroupedFile:
         self._max_records = max_records
         self._group: list[dict[str, Any]] = []
         self._groups = self._bytes = 0
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
@@ -68,7 +66,7 @@ def media_file(path: Path) -> GroupedFile:
     return GroupedFile(path, media_schema(), GROUP_MEDIA, write_page_checksum=True, **plain)
 
 
-class RowFiles:
+class RowFiles(AbstractContextManager["RowFiles"]):
     """The Parquet files of the rows of a split, being written. A context manager."""
 
     def __init__(self, folder: Path, split: str):
@@ -76,9 +74,6 @@ class RowFiles:
         self._file: GroupedFile | None = None
         self._rows = 0
         self.paths: list[Path] = []
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self._close()

@@ -84,7 +84,9 @@ class DatasetWriter:
             paths = [self._fetch_rows(outcome.shard) for outcome in self._outcomes]
             leaks = Leaks(self._ledger, self._config)
             with (self._folder / QUARANTINE).open("w", encoding="utf-8") as quarantine, contextlib.ExitStack() as stack:
-                self._take_over_quarantine(quarantine)
+                uri = join(self._prefix, "plan", QUARANTINE)  # the rows that the plan could not use
+                for row in Quarantined.read_lines(self._storage, uri, self._folder / "plan-quarantine.jsonl"):
+                    self._leave_out(row, quarantine)
                 opened = [stack.enter_context(path.open("rb")) for path in paths]
                 for split in self._ledger.splits():
                     self._write_split(split, opened, leaks, quarantine)
@@ -128,12 +130,6 @@ class DatasetWriter:
                 self._ledger.add_row(number, sample, shard.index, offset)
                 offset += len(entry)
         return path
-
-    def _take_over_quarantine(self, quarantine: IO[str]) -> None:
-        """The rows that the plan could not use."""
-        uri = join(self._prefix, "plan", QUARANTINE)
-        for row in Quarantined.read_lines(self._storage, uri, self._folder / "plan-quarantine.jsonl"):
-            self._leave_out(row, quarantine)
 
     def _write_split(self, split: str, opened: Sequence[IO[bytes]], leaks: Leaks, quarantine: IO[str]) -> None:
         counts = SplitCounts()

@@ -17,7 +17,7 @@ Row = Mapping[str, Any]  # a row as a file holds it, or the fields of a `Sample`
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Format:
-    """How a data set writes its rows. A file of this folder per format, and an entry in `FORMATS`."""
+    """How a data set writes its rows; an entry in `registry.FORMATS`."""
 
     name: str  # its name, for ``--format`` and ``data.format``
     fits: Callable[[Row], bool]  # whether a row looks like one of it

@@ -16,9 +16,8 @@ from .format import ROW_FAULTS, BadRowError, Format, Row
 _MEDIA = ("video", "image", "path")
 _KEPT = ("reasoning", "evidence", "source", "split")
 _PLAIN = {*_MEDIA, *_KEPT, "id", "question", "options", "problem_type", "answer", "start_s", "end_s", "metadata"}
-_VIDEO_R1 = set(
-    ["problem_id", "problem", "data_type", "problem_type", "options", "solution", "path", "data_source", "process"]
-)
+_VIDEO_R1 = {"problem_id", "problem", "data_type", "problem_type", "options", "solution", "path"}
+_VIDEO_R1 |= {"data_source", "process"}
 _STEP = re.compile(r"\s*\[([0-9:.]+)\s*->\s*([0-9:.]+)\]\s*\.?\s*$")
 
 
@@ -122,10 +121,6 @@ def _vrbench_question(row: Row, name: str, question: Row) -> Row:
     }
 
 
-def _is_plain(row: Row) -> bool:
-    return "question" in row and any(key in row for key in _MEDIA)
-
-
 # Our own rows, as `Sample` writes them.
 _VTHINK = Format(name="vthink", fits={"media", "question"}.issubset, read=lambda row, _: [row], unique_ids=True)
 _PUBLISHED = (
@@ -134,6 +129,11 @@ _PUBLISHED = (
     Format(name="video_thinker", fits={"problem", "solution"}.issubset, read=_read_video_r1),
     Format(name="vrbench", fits={"mcq", "video_path"}.issubset, read=_read_vrbench),
 )
-_TABLE = Format(name="plain", fits=_is_plain, read=_read_plain, unique_ids=True)
+_TABLE = Format(
+    name="plain",
+    fits=lambda row: "question" in row and any(key in row for key in _MEDIA),
+    read=_read_plain,
+    unique_ids=True,
+)
 FORMATS: Registry[Format] = Registry("format", Format, {f.name: f for f in (_VTHINK, *_PUBLISHED, _TABLE)})
 """Formats by name, in the order in which they are tried; ``my_module:FORMAT`` names one from outside."""

@@ -131,7 +131,7 @@ def contamination(card: DataCard) -> Markup:
     ]
     for split, questions in shared.questions.items():
         label = f"rows of {split} whose question, with its options, is also one of train"
-        table.append((label, questions.rows_with_a_question_of_train))
+        table.append((label, questions["rows_with_a_question_of_train"]))
     return blocks.table(["", "number"], table) + page.paragraph(f"The rule: {shared.rule}")
 
 
