@@ -94,7 +94,6 @@ def curate(
     Args:
         source: a path, an ``s3://`` or an ``hf://`` URI; see `read_items` for what it may hold.
         output: ``.jsonl`` to write.
-        config: how.
         storage: where the source or media with ``s3://`` URIs are.
         progress: called when an item is decided.
         format_name, roots: see `read_items`.

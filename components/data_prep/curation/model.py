@@ -13,6 +13,10 @@ from ...common.chat_endpoint.endpoint import CallFailedError, ChatEndpoint, Endp
 from ...common.chat_endpoint.media import Part
 from ..config import TeacherConfig
 
+Role = Literal["teacher", "judge"]
+IMAGE_TOKENS = 1000  # what an image is taken to cost until the server has said what it did cost
+MAX_FAILURES_IN_A_ROW = 20  # after so many calls that failed for good, without one that worked, the server is given up
+
 
 class StoppedError(Exception):
     """A call that was not made, because no more calls are to be made."""
@@ -85,11 +89,6 @@ class Account:
         """Wait, unless no more calls are to be made."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.stopped.wait(), seconds)
-
-
-Role = Literal["teacher", "judge"]
-IMAGE_TOKENS = 1000  # what an image is taken to cost until the server has said what it did cost
-MAX_FAILURES_IN_A_ROW = 20  # after so many calls that failed for good, without one that worked, the server is given up
 
 
 class Answer(NamedTuple):

@@ -24,6 +24,12 @@ from ..task import open_ledger
 from .data_card import Contamination, SplitCounts, most, pass_rate
 from .duplicates import Groups, near_pairs
 
+CONTAMINATION = "contamination.json"
+LISTED = 10_000  # longest list of leaks and duplicates in ``contamination.json``; their numbers are always whole
+_RULE = (
+    "a video that is in several splits, byte for byte or by its looks, stays in the first of test, validation, and the "
+    "others by name; its rows elsewhere are in quarantine.jsonl. Equal questions about different videos stay."
+)
 _TABLES = """
 CREATE TABLE media (id TEXT PRIMARY KEY, sha256 TEXT, reason TEXT, detail TEXT, file TEXT, grp INTEGER, row INTEGER,
     duration_s REAL, split TEXT) WITHOUT ROWID;
@@ -130,14 +136,6 @@ class MergeLedger(AbstractContextManager["MergeLedger"]):
         for kind, width, height, count in self.connection.execute(query):
             counts[kind][f"{width}x{height}"] = count
         return {kind: most(sizes) for kind, sizes in counts.items() if sizes}
-
-
-CONTAMINATION = "contamination.json"
-LISTED = 10_000  # longest list of leaks and duplicates in ``contamination.json``; their numbers are always whole
-_RULE = (
-    "a video that is in several splits, byte for byte or by its looks, stays in the first of test, validation, and the "
-    "others by name; its rows elsewhere are in quarantine.jsonl. Equal questions about different videos stay."
-)
 
 
 class NearDuplicate(Section):

@@ -18,7 +18,6 @@ GROUP_MEDIA = 32
 """A row group of a media file ends at so many bytes or media, because taking one clip out reads its group."""
 ROWS_PER_FILE = 50_000
 ROWS_PER_GROUP = 256  # of a file of rows; taking one row out reads its group
-_INDEX_GROUP = 65_536
 
 
 class GroupedFile(AbstractContextManager["GroupedFile"]):
@@ -94,10 +93,9 @@ class RowFiles(AbstractContextManager["RowFiles"]):
 
 def write_index(path: Path, places: Iterable[tuple[str, str, int, int]]) -> None:
     """Write the index of a set: id, file, row group and row of each medium."""
-    schema = index_schema()
-    with GroupedFile(path, schema, _INDEX_GROUP) as index:
-        for place in places:
-            index.add(dict(zip(schema.names, place, strict=True)))
+    with GroupedFile(path, index_schema(), 65_536) as index:
+        for media_id, file, group, row in places:
+            index.add({"media_id": media_id, "file": file, "group": group, "row": row})
 
 
 def send_by_content(storage: Storage, path: Path, prefix: str, folder: str) -> tuple[str, FileInfo]:
