@@ -61,12 +61,9 @@ def rate_rows(
 ) -> int:
     """Write all rows of a prepared set, those of ``splits`` with their pass rate; how many were rated now.
 
-    A run that was cut off goes on: what has been rated is in a file beside ``output``.
-
-    Args:
-        policy: which model it is, for ``metadata.pass_rate_policy``.
-        output: ``.jsonl``; appears when it is whole.
-        progress: called with (rows rated, rows to rate).
+    A run that was cut off goes on: what has been rated is in a file beside ``output`` (``.jsonl``; appears when it is
+    whole). ``policy``: which model it is, for ``metadata.pass_rate_policy``; ``progress``: called with (rows rated,
+    rows to rate).
     """
     how = (sampling.temperature, sampling.top_p, sampling.max_new_tokens, sampling.seed)
     settings = fingerprint(data.manifest.fingerprint, policy, rollouts, *how)

@@ -36,14 +36,10 @@ IDS_TABLE = "CREATE TABLE ids (id TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID;
 def check_row(
     line: int, row: Sample | RowError, base: str, ledger: sqlite3.Connection, number: int | None
 ) -> Sample | Quarantined:
-    """The row with the full URI of its media, or why it cannot be used.
+    """The row with the full URI of its media (``base``: what relative ones count from), or why it cannot be used.
 
-    Args:
-        line: where the row is in its source.
-        row: as it was read.
-        base: what relative media count from.
-        ledger: with `IDS_TABLE`, in which the row's id is noted.
-        number: counts the rows, where ids do no more: an id that is taken gets it added. None: it is a mistake.
+    ``ledger``, with `IDS_TABLE`, notes the row's id. ``number`` counts the rows, where ids do no more: an id that is
+    taken gets it added. None: that is a mistake.
     """
     if isinstance(row, RowError):
         return Quarantined(line=line, reason="unreadable_row", detail=row.reason, raw=row.raw)

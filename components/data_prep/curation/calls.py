@@ -131,15 +131,14 @@ class Calls:
     async def ask(
         self, item: Item, step: str, prompt: str, attempt: int = 0, repetition: int = 0, clip: Clip | None = None
     ) -> CallRecord:
-        """The answer to one call: from the journal, or asked for and journalled. Raises what `CurationModel.ask` does.
+        """The answer to one call about an item: from the journal, or asked for and journalled. Raises what
+        `CurationModel.ask` does.
 
         Args:
-            item: what it is about.
             step: name of the prompt; ``judge`` is for the judge, all others are for the teacher.
-            prompt: the words.
+            prompt: the words; ``clip`` is shown before them.
             attempt: traces, or samples, of this step that came before.
             repetition: answers of this attempt that could not be used.
-            clip: is shown before the words.
         """
         model = self.models["judge" if step == "judge" else "teacher"]
         config = model.config

@@ -86,17 +86,11 @@ def curate(
     format_name: str | None = None,
     roots: Mapping[str, str] | None = None,
 ) -> Summary:
-    """Write the training rows that come of a source.
+    """Write the training rows that come of a source (a path, ``s3://`` or ``hf://``; see `read_items`) to ``output``.
 
     Beside ``output``: ``<name>.journal.jsonl``, from which a repeated call goes on, and ``<name>.dropped.jsonl``, which
     says why nothing came of an item. The output is written whenever this returns, with what is decided so far.
-
-    Args:
-        source: a path, an ``s3://`` or an ``hf://`` URI; see `read_items` for what it may hold.
-        output: ``.jsonl`` to write.
-        storage: where the source or media with ``s3://`` URIs are.
-        progress: called when an item is decided.
-        format_name, roots: see `read_items`.
+    ``storage``: where the source or media with ``s3://`` URIs are; ``progress``: called when an item is decided.
 
     Raises:
         UserError: the source, the prompts or the journal cannot be used.

@@ -84,8 +84,7 @@ def read_items(
         source: a JSON object of captioned segments as ActivityNet Captions has them
             (``{key: {"timestamps": [[start, end]], "sentences": [caption]}}``), or rows in any format.
         config: where the videos of captioned segments are, and how many items are read.
-        format_name: how the rows are written; None: as they look.
-        roots: where the media of rows are, by source (`DataPrepConfig.roots`).
+        format_name, roots: how rows are written (None: as they look), and where their media are, by source.
     """
     captioned = None if format_name else _captioned_videos(source.path)
     rows = read_rows(source.path, format_name, roots) if captioned is None else None

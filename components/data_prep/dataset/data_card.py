@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
-from functools import partial
 from typing import Literal
 
 from pydantic import AliasChoices, ConfigDict, Field, field_serializer
@@ -56,10 +55,6 @@ class Histogram(_Counts):
         return None if mean is None else round(mean, 3)
 
 
-def _histogram(edges: tuple[float, ...]) -> Histogram:
-    return Field(default_factory=partial(Histogram.empty, edges))
-
-
 class SplitCounts(_Counts):
     """One split in numbers."""
 
@@ -75,10 +70,10 @@ class SplitCounts(_Counts):
     """Most frequent answers of the other types; a bounded sample."""
     with_reasoning: int = 0
     with_evidence: int = 0
-    duration_s: Histogram = _histogram(_DURATION_EDGES_S)  # of what is shown, each video once
-    question_characters: Histogram = _histogram(_CHARACTER_EDGES)
-    reasoning_characters: Histogram = _histogram(_CHARACTER_EDGES)
-    pass_rate: Histogram = _histogram(_RATE_EDGES)
+    duration_s: Histogram = Field(default_factory=lambda: Histogram.empty(_DURATION_EDGES_S))
+    question_characters: Histogram = Field(default_factory=lambda: Histogram.empty(_CHARACTER_EDGES))
+    reasoning_characters: Histogram = Field(default_factory=lambda: Histogram.empty(_CHARACTER_EDGES))
+    pass_rate: Histogram = Field(default_factory=lambda: Histogram.empty(_RATE_EDGES))
 
     def add(self, sample: Sample) -> None:
         """Count a row."""

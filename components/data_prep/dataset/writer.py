@@ -18,7 +18,7 @@ from ...common.storage.objects import FileInfo
 from ..records import PartOutcome, Plan, Quarantined, Reason, Shard, ShardOutcome, media_id
 from ..task import PrepareTask
 from .data_card import DATA_CARD, Contamination, DataCard, MediaCounts, RowCounts, SplitCounts, count_quarantine
-from .ledger import CONTAMINATION, ContaminationReport, Leaks, MergeLedger
+from .ledger import CONTAMINATION, ContaminationReport, MergeLedger
 from .parquet import RowFiles, send_by_content, write_index
 
 QUARANTINE = "quarantine.jsonl"
@@ -42,9 +42,9 @@ class DatasetWriter:
 
     def __init__(self, outcomes: Sequence[ShardOutcome], plan: Plan, task: PrepareTask, folder: Path):
         self._outcomes, self._plan, self._folder = outcomes, plan, folder
-        self._config, self._storage = task.config, task.storage
+        self._storage = task.storage
         self._prefix = outcomes[0].shard.prefix
-        self._ledger = MergeLedger(folder, task.config.order)
+        self._ledger = MergeLedger(folder, task.config)
         self.files: dict[str, FileInfo] = {}  # every file of the data set, by name below the prefix
         self.splits: dict[str, SplitCounts] = {}  # what was written, by split
         self.quarantined: Counter[Reason] = Counter()  # rows by reason
@@ -82,19 +82,19 @@ class DatasetWriter:
             for outcome in self._outcomes:
                 self._read_parts(outcome)
             paths = [self._fetch_rows(outcome.shard) for outcome in self._outcomes]
-            leaks = Leaks(self._ledger, self._config)
+            self._ledger.settle()
             with (self._folder / QUARANTINE).open("w", encoding="utf-8") as quarantine, contextlib.ExitStack() as stack:
                 uri = join(self._prefix, "plan", QUARANTINE)  # the rows that the plan could not use
                 for row in Quarantined.read_lines(self._storage, uri, self._folder / "plan-quarantine.jsonl"):
                     self._leave_out(row, quarantine)
                 opened = [stack.enter_context(path.open("rb")) for path in paths]
                 for split in self._ledger.splits():
-                    self._write_split(split, opened, leaks, quarantine)
+                    self._write_split(split, opened, quarantine)
             self._send(self._folder / QUARANTINE, QUARANTINE)
             index = self._folder / "index.parquet"
             write_index(index, self._ledger.media_places())
             self.index_name = self._send_by_content(index, "")
-            contamination = leaks.report(self.splits)
+            contamination = self._ledger.contamination(self.splits)
             self._send_text(CONTAMINATION, contamination.model_dump_json(indent=1))
             self._send_text(DATA_CARD, self._data_card(contamination).model_dump_json(indent=1, by_alias=True))
             self._send_text("README.md", _readme(list(self.files), sorted(self.splits), self.counts()))
@@ -131,15 +131,15 @@ class DatasetWriter:
                 offset += len(entry)
         return path
 
-    def _write_split(self, split: str, opened: Sequence[IO[bytes]], leaks: Leaks, quarantine: IO[str]) -> None:
+    def _write_split(self, split: str, opened: Sequence[IO[bytes]], quarantine: IO[str]) -> None:
         counts = SplitCounts()
         with RowFiles(self._folder, split) as rows:
             for shard, offset in self._ledger.rows(split):
                 opened[shard].seek(offset)
                 _, line, sample = _parse(opened[shard].readline(), self._outcomes[shard].shard)
-                sha256, reason, detail = self._ledger.media_verdict(sample)
-                if refused := (reason, detail) if reason else leaks.verdict(sample, str(sha256)):
-                    self._leave_out(Quarantined.of(line, sample, *refused), quarantine)
+                sha256, reason, detail = self._ledger.verdict(sample)
+                if reason is not None:
+                    self._leave_out(Quarantined.of(line, sample, reason, detail), quarantine)
                     continue
                 key = media_id(sample.media)
                 media = sample.media.model_copy(update={"sha256": sha256})
