@@ -55,11 +55,9 @@ def rate_rows(
     output: Path,
     rollouts: int,
     sampling: Sampling,
-    splits: Sequence[str] = ("train",),
-    batch_size: int = 64,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Write all rows of a prepared set, those of ``splits`` with their pass rate; how many were rated now.
+    """Write all rows of a prepared set, those of the training split with their pass rate; how many were rated now.
 
     A run that was cut off goes on: what has been rated is in a file beside ``output`` (``.jsonl``; appears when it is
     whole). ``policy``: which model it is, for ``metadata.pass_rate_policy``; ``progress``: called with (rows rated,
@@ -67,29 +65,26 @@ def rate_rows(
     """
     how = (sampling.temperature, sampling.top_p, sampling.max_new_tokens, sampling.seed)
     settings = fingerprint(data.manifest.fingerprint, policy, rollouts, *how)
+    split = data.split("train")
     journal = output.with_name(f".{output.name}.{settings}.part")
-    total = sum(len(data.split(name)) for name in splits)
     output.parent.mkdir(parents=True, exist_ok=True)
-    done, rated_now = _finished(journal), 0
+    done = _finished(journal)
+    todo = [index for index, row in enumerate(split.samples) if row.id not in done]
     with journal.open("a", encoding="utf-8") as file:
-        for name in splits:
-            split = data.split(name)
-            todo = [index for index, row in enumerate(split.samples) if row.id not in done]
-            progress(len(done) + rated_now, total)
-            for index, rate in pass_rates(model, split, todo, rollouts, sampling, batch_size):
-                row = split.samples[index]
-                about = {"pass_rate": rate, "pass_rate_rollouts": rollouts, "pass_rate_policy": policy}
-                rated = row.model_copy(update={"metadata": {**row.metadata, **about}})
-                file.write(to_line(rated) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-                rated_now += 1
-                progress(len(done) + rated_now, total)
+        progress(len(done), len(split))
+        for number, (index, rate) in enumerate(pass_rates(model, split, todo, rollouts, sampling), 1):
+            row = split.samples[index]
+            about = {"pass_rate": rate, "pass_rate_rollouts": rollouts, "pass_rate_policy": policy}
+            rated = row.model_copy(update={"metadata": {**row.metadata, **about}})
+            file.write(to_line(rated) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            progress(len(done) + number, len(split))
         for name in data.split_names:
-            if name not in splits:
+            if name != "train":
                 file.writelines(to_line(row) + "\n" for row in data.split(name).samples if row.id not in done)
     journal.replace(output)
-    return rated_now
+    return len(todo)
 
 
 def _finished(journal: Path) -> set[str]:

@@ -250,17 +250,13 @@ class Estimate:
 
 
 def estimate(
-    source: str | Path,
-    output: Path,
-    config: CurationConfig,
-    storage: Storage | None = None,
-    format_name: str | None = None,
-    roots: Mapping[str, str] | None = None,
+    source: str | Path, output: Path, config: CurationConfig, storage: Storage | None = None, *reading: Any
 ) -> Estimate:
-    """How many calls `curate` would make, and what they could cost; nothing is asked, and no video is opened."""
+    """How many calls `curate` would make, and what they could cost; nothing is asked, and no video is opened.
+    ``reading``: format and roots, as for `read_items`."""
     prompts, journal_path, total = Prompts.read(config.prompts), output.with_suffix(".journal.jsonl"), Estimate()
     with contextlib.ExitStack() as stack:
-        config, items = stack.enter_context(opened(source, output, config, storage, format_name, roots))
+        config, items = stack.enter_context(opened(source, output, config, storage, *reading))
         settings = deciding_settings(config, prompts)
         journal = stack.enter_context(CallJournal(journal_path)) if journal_path.exists() else None
         total.spent_usd = journal.spent_usd if journal is not None else 0.0

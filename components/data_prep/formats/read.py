@@ -57,15 +57,12 @@ class _List:
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         try:
             self._expect("[")
-            first = True
-            while first or self._next() != "]":
-                if not first:
-                    self._expect(",")
-                elif self._next() == "]":
-                    break
-                first = False
+            more = self._next() != "]"
+            while more:
                 self._next()
                 yield self._line, self._value()
+                if more := self._next() != "]":
+                    self._expect(",")
             self._skip(1)
             if self._next():
                 raise self._error("there is something behind the end of the list")
