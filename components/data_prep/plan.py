@@ -79,38 +79,20 @@ def excluding_setting(sample: Sample, config: DataPrepConfig) -> str | None:
     return "max_pass_rate" if config.max_pass_rate is not None and rate > config.max_pass_rate else None
 
 
-class Mixture:
-    """The mixture of the training split (`DataPrepConfig.weights`): `count` every row, `settle`, then `includes`."""
+def mixture_group(sample: Sample, weights: Mapping[str, float]) -> str | None:
+    """The group of a training row in the mixture (`DataPrepConfig.weights`); None: it is in none."""
+    names = (f"{sample.source}/{sample.problem_type}", sample.source, f"*/{sample.problem_type}", "*")
+    return next((name for name in names if name in weights), None) if sample.split == "train" else None
 
-    def __init__(self, config: DataPrepConfig):
-        self._source, self._weights = config.source, config.weights
-        self._rows: Counter[str] = Counter()
-        self._shares: dict[str, float] = {}
 
-    def _group(self, sample: Sample) -> str | None:
-        names = (f"{sample.source}/{sample.problem_type}", sample.source, f"*/{sample.problem_type}", "*")
-        return next((name for name in names if name in self._weights), None)
-
-    def count(self, sample: Sample) -> None:
-        """Count a row that may be used."""
-        if sample.split == "train" and (group := self._group(sample)) is not None:
-            self._rows[group] += 1
-
-    def settle(self) -> None:
-        """Find the share of each group's rows that makes the mixture, the scarcest group being used whole. Raises
-        UserError: a group has no rows, so that there is no such mixture."""
-        positive = {name: weight for name, weight in self._weights.items() if weight > 0}
-        if empty := [name for name in positive if not self._rows[name]]:
-            raise UserError(f"data.weights: no training row of {self._source} is in the group '{empty[0]}'")
-        scale = min((self._rows[name] / weight for name, weight in positive.items()), default=0.0)
-        self._shares = {name: min(1.0, scale * w / max(1, self._rows[name])) for name, w in self._weights.items()}
-
-    def includes(self, sample: Sample) -> bool:
-        """Whether a row is in the mixture."""
-        if not self._weights or sample.split != "train":
-            return True
-        group = self._group(sample)
-        return group is not None and _unit(f"weights/{sample.id}") < self._shares[group]
+def mixture_shares(rows: Mapping[str, int], config: DataPrepConfig) -> dict[str, float]:
+    """The share of each group's rows that makes the mixture, the scarcest group being used whole. Raises UserError: a
+    group has no rows, so that there is no such mixture."""
+    positive = {name: weight for name, weight in config.weights.items() if weight > 0}
+    if empty := [name for name in positive if not rows[name]]:
+        raise UserError(f"data.weights: no training row of {config.source} is in the group '{empty[0]}'")
+    scale = min((rows[name] / weight for name, weight in positive.items()), default=0.0)
+    return {name: min(1.0, scale * weight / max(1, rows[name])) for name, weight in config.weights.items()}
 
 
 def _unit(text: str) -> float:
@@ -209,7 +191,7 @@ def _assign(rows: SourceRows, base: str, config: DataPrepConfig, folder: Path) -
     """Write ``rows-<shard>.jsonl``, ``files-<shard>.jsonl`` and ``quarantine.jsonl`` below ``plan``. Files go to the
     shards in turn, as they first appear."""
     assigned = _Assignment([0] * config.shards, [0] * config.shards)
-    mixture = Mixture(config)
+    groups: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(contextlib.closing(open_ledger(folder, _TABLES)))
         # Once through the source, to see what there is; then through what is good in it, to choose.
@@ -225,15 +207,18 @@ def _assign(rows: SourceRows, base: str, config: DataPrepConfig, folder: Path) -
                 if setting := excluding_setting(sample, config):
                     assigned.left_out[setting] += 1
                     continue
-                mixture.count(sample)
+                if (group := mixture_group(sample, config.weights)) is not None:
+                    groups[group] += 1
                 good.write(f"{line}\t{to_line(sample)}\n")
-        mixture.settle()
+        shares = mixture_shares(groups, config)
         paths = [folder / f"plan/rows-{index:05d}.jsonl" for index in range(config.shards)]
         shards = [stack.enter_context(path.open("w", encoding="utf-8")) for path in paths]
         with (folder / "good.jsonl").open(encoding="utf-8") as good:
             for number, entry in enumerate(good):
                 sample = Sample.load(entry.partition("\t")[2], "rows")
-                if not mixture.includes(sample):
+                group = mixture_group(sample, config.weights)
+                share = 0.0 if group is None else shares[group]
+                if config.weights and sample.split == "train" and _unit(f"weights/{sample.id}") >= share:
                     assigned.left_out["weights"] += 1
                     continue
                 shard = _register(ledger, sample, assigned)
