@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -130,24 +129,25 @@ def plan_data(run: str, config: str, video: str) -> list[str]:
             base = join(prefix, "world/")
             rows = read_rows(_make_world(task, world, base), None, task.config.roots)
         (scratch / "plan").mkdir()
-        assigned = _assign(rows, base, task.config, scratch)
-        if not assigned.rows_in:
+        rows_in, left_out, sizes = _assign(rows, base, task.config, scratch)
+        if not rows_in:
             raise UserError(f"{task.config.source}: there are no rows in it")
         for file in sorted((scratch / "plan").iterdir()):
             task.storage.upload_file(file, join(prefix, "plan", file.name))
     shard_of = functools.partial(Shard, fingerprint=fp, prefix=prefix, count=task.config.shards)
-    sizes = enumerate(zip(assigned.rows, assigned.media, strict=True))
-    shards = [shard_of(index=index, rows=count, media=media) for index, (count, media) in sizes]
+    shards = [shard_of(index=index, rows=count, media=media) for index, (count, media) in enumerate(sizes)]
     Plan(
         shards=tuple(shards),
-        rows_in=assigned.rows_in,
-        left_out=dict(assigned.left_out),
+        rows_in=rows_in,
+        left_out=dict(left_out),
         source=task.config.source,
         format=rows.format.name,
         source_sha256=source_sha256,
         seconds=time.monotonic() - start,
     ).write(task.storage, Plan.uri(prefix))
-    log(f"prepare {fp}: {assigned.rows_in} rows, {sum(assigned.media)} videos and images, {len(shards)} shard(s)")
+    log(
+        f"prepare {fp}: {rows_in} rows, {sum(shard.media for shard in shards)} videos and images, {len(shards)} shard(s)"
+    )
     return [shard.to_json() for shard in shards]
 
 
@@ -169,16 +169,6 @@ def _make_world(task: PrepareTask, folder: Path, base: str) -> Path:
     return rows
 
 
-@dataclass
-class _Assignment:
-    """How the rows are spread over the shards: rows and media of each, and what is left out, by setting."""
-
-    rows: list[int]
-    media: list[int]
-    rows_in: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
-
-
 _TABLES = f"""
 {IDS_TABLE}
 CREATE TABLE files (number INTEGER PRIMARY KEY, uri TEXT, kind TEXT, split TEXT, UNIQUE (uri, kind));
@@ -187,25 +177,27 @@ CREATE INDEX media_of_file ON media (file);
 """
 
 
-def _assign(rows: SourceRows, base: str, config: DataPrepConfig, folder: Path) -> _Assignment:
+def _assign(
+    rows: SourceRows, base: str, config: DataPrepConfig, folder: Path
+) -> tuple[int, Counter[str], list[tuple[int, int]]]:
     """Write ``rows-<shard>.jsonl``, ``files-<shard>.jsonl`` and ``quarantine.jsonl`` below ``plan``. Files go to the
-    shards in turn, as they first appear."""
-    assigned = _Assignment([0] * config.shards, [0] * config.shards)
-    groups: Counter[str] = Counter()
+    shards in turn, as they first appear. Rows read; those left out, by setting; rows and media of each shard."""
+    rows_in, num_rows, num_media = 0, [0] * config.shards, [0] * config.shards
+    left_out, groups = Counter[str](), Counter[str]()
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(contextlib.closing(open_ledger(folder, _TABLES)))
         # Once through the source, to see what there is; then through what is good in it, to choose.
         with (folder / "good.jsonl").open("w", encoding="utf-8") as good:
             quarantine = stack.enter_context((folder / "plan/quarantine.jsonl").open("w", encoding="utf-8"))
             for line, row in islice(rows, config.max_rows):
-                assigned.rows_in += 1
-                checked = check_row(line, row, base, ledger, None if rows.format.unique_ids else assigned.rows_in)
+                rows_in += 1
+                checked = check_row(line, row, base, ledger, None if rows.format.unique_ids else rows_in)
                 if isinstance(checked, Quarantined):
                     quarantine.write(checked.to_json() + "\n")
                     continue
                 sample = hold_out(checked, config.holdout)
                 if setting := excluding_setting(sample, config):
-                    assigned.left_out[setting] += 1
+                    left_out[setting] += 1
                     continue
                 if (group := mixture_group(sample, config.weights)) is not None:
                     groups[group] += 1
@@ -219,19 +211,19 @@ def _assign(rows: SourceRows, base: str, config: DataPrepConfig, folder: Path) -
                 group = mixture_group(sample, config.weights)
                 share = 0.0 if group is None else shares[group]
                 if config.weights and sample.split == "train" and _unit(f"weights/{sample.id}") >= share:
-                    assigned.left_out["weights"] += 1
+                    left_out["weights"] += 1
                     continue
-                shard = _register(ledger, sample, assigned)
-                assigned.rows[shard] += 1
+                shard = _register(ledger, sample, num_media)
+                num_rows[shard] += 1
                 shards[shard].write(f"{number}\t{entry}")
         (folder / "good.jsonl").unlink()
         for index in range(config.shards):
             _write_files(ledger, index, config.shards, folder / f"plan/files-{index:05d}.jsonl")
-    return assigned
+    return rows_in, left_out, list(zip(num_rows, num_media, strict=True))
 
 
-def _register(ledger: sqlite3.Connection, sample: Sample, assigned: _Assignment) -> int:
-    """Note the file and medium of a row; the shard that its file is in."""
+def _register(ledger: sqlite3.Connection, sample: Sample, num_media: list[int]) -> int:
+    """Note and count the file and medium of a row; the shard that its file is in."""
     media = sample.media
     known = ledger.execute("SELECT number, split FROM files WHERE uri = ? AND kind = ?", (media.uri, media.kind))
     number, split = known.fetchone() or (None, sample.split)
@@ -240,9 +232,9 @@ def _register(ledger: sqlite3.Connection, sample: Sample, assigned: _Assignment)
         number = int(ledger.execute(insert, (media.uri, media.kind, sample.split)).lastrowid or 1)
     elif kept_split((split, sample.split)) != split:
         ledger.execute("UPDATE files SET split = ? WHERE number = ?", (sample.split, number))
-    shard = (number - 1) % len(assigned.rows)
+    shard = (number - 1) % len(num_media)
     insert = "INSERT OR IGNORE INTO media VALUES (?, ?, ?, ?)"
-    assigned.media[shard] += ledger.execute(insert, (media_id(media), number, media.start_s, media.end_s)).rowcount
+    num_media[shard] += ledger.execute(insert, (media_id(media), number, media.start_s, media.end_s)).rowcount
     return shard
 
 
