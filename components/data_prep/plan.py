@@ -145,9 +145,8 @@ def plan_data(run: str, config: str, video: str) -> list[str]:
         source_sha256=source_sha256,
         seconds=time.monotonic() - start,
     ).write(task.storage, Plan.uri(prefix))
-    log(
-        f"prepare {fp}: {rows_in} rows, {sum(shard.media for shard in shards)} videos and images, {len(shards)} shard(s)"
-    )
+    media = sum(shard.media for shard in shards)
+    log(f"prepare {fp}: {rows_in} rows, {media} videos and images, {len(shards)} shard(s)")
     return [shard.to_json() for shard in shards]
 
 
