@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -101,13 +102,12 @@ class CallJournal(AbstractContextManager["CallJournal"]):
     def __contains__(self, key: str) -> bool:
         return bytes.fromhex(key) in self._offsets
 
-    def _record(self, key: str) -> dict[str, Any]:
+    def _record(self, key: str) -> Any:
         """A line of the file; empty where there is none with this key."""
         if key not in self:
             return {}
         self._file.seek(self._offsets[bytes.fromhex(key)])
-        record: dict[str, Any] = json.loads(self._file.readline())
-        return record
+        return json.loads(self._file.readline())
 
     def add(self, record: CallRecord | Decision) -> None:
         """Append a record; it is on the disk when this returns."""
@@ -151,8 +151,8 @@ class Calls:
             return record
         parts = [*(frame_parts(clip) if clip is not None else ()), text_part(prompt)]
         answer = await model.ask(parts, int(key[:7], 16))
-        about: dict[str, Any] = {"role": model.role, "model": config.model, "step": step, "attempt": attempt}
-        record = CallRecord(**{"key": key, "id": item.id, **about, **answer._asdict()})
+        made = functools.partial(CallRecord, key=key, id=item.id, role=model.role, model=config.model)
+        record = made(step=step, attempt=attempt, **answer._asdict())
         self.journal.add(record)
         return record
 

@@ -4,6 +4,7 @@ target can be written and read back."""
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 import string
@@ -142,9 +143,9 @@ def checked_question(
     order = list(range(len(options)))
     random.Random(f"{config.seed} {item_id}").shuffle(order)
     answer = string.ascii_uppercase[order.index(string.ascii_uppercase.index(reply.answer))]
-    words: dict[str, Any] = {"question": question, "options": tuple(options[n] for n in order), "answer": answer}
-    origin: dict[str, Any] = {"id": item_id, "media": media, "source": config.source, "split": config.split}
-    return Sample(problem_type="multiple_choice", **words, **origin)
+    row = functools.partial(Sample, id=item_id, media=media, source=config.source, split=config.split)
+    shuffled = tuple(options[place] for place in order)
+    return row(question=question, options=shuffled, problem_type="multiple_choice", answer=answer)
 
 
 def _numbers(segments: Sequence[Evidence]) -> set[int]:

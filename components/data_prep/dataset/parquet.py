@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,13 @@ class GroupedFile(AbstractContextManager["GroupedFile"]):
         self.path = path
         self._writer = pq.ParquetWriter(path, schema, **options)
         self._max_records = max_records
-        self._group: list[dict[str, Any]] = []
+        self._group: list[dict[str, object]] = []
         self._groups = self._bytes = 0
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def add(self, record: dict[str, Any], num_bytes: int = 0) -> tuple[int, int]:
+    def add(self, record: dict[str, object], num_bytes: int = 0) -> tuple[int, int]:
         """Add a record of the schema; the row group, which ends at `GROUP_BYTES`, and the row that hold it."""
         place = self._groups, len(self._group)
         self._group.append(record)
@@ -61,34 +62,19 @@ def media_file(path: Path) -> GroupedFile:
     """A Parquet file of frames (`media_schema`)."""
     # Frames are compressed already, and the least and greatest of them are of no use to anyone. A reader that takes
     # single pages from a store checks them by their CRC.
-    plain: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
     return GroupedFile(path, media_schema(), GROUP_MEDIA, write_page_checksum=True, **plain)
 
 
-class RowFiles(AbstractContextManager["RowFiles"]):
-    """The Parquet files of the rows of a split, being written. A context manager."""
-
-    def __init__(self, folder: Path, split: str):
-        self._folder, self._split = folder, split
-        self._file: GroupedFile | None = None
-        self._rows = 0
-        self.paths: list[Path] = []
-
-    def __exit__(self, *exc: object) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def add(self, sample: Sample, media_id: str) -> None:
-        """Add a row and the id of what it is about."""
-        if self._file is None or self._rows % ROWS_PER_FILE == 0:
-            self._close()
-            self.paths.append(self._folder / f"{self._split}-{len(self.paths):05d}.parquet")
-            self._file = GroupedFile(self.paths[-1], rows_schema(), ROWS_PER_GROUP)
-        self._rows += 1
-        self._file.add(to_record(sample, media_id))
+def write_rows(folder: Path, split: str, rows: Iterator[tuple[Sample, str]]) -> list[Path]:
+    """Write the rows of a split, each with the id of what it is about, as Parquet files of `ROWS_PER_FILE`."""
+    paths: list[Path] = []
+    while (first := next(rows, None)) is not None:
+        paths.append(folder / f"{split}-{len(paths):05d}.parquet")
+        with GroupedFile(paths[-1], rows_schema(), ROWS_PER_GROUP) as file:
+            for sample, media_id in chain((first,), islice(rows, ROWS_PER_FILE - 1)):
+                file.add(to_record(sample, media_id))
+    return paths
 
 
 def write_index(path: Path, places: Iterable[tuple[str, str, int, int]]) -> None:

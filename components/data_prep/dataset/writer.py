@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +19,7 @@ from ..records import PartOutcome, Plan, Quarantined, Reason, Shard, ShardOutcom
 from ..task import PrepareTask
 from .data_card import DATA_CARD, Contamination, DataCard, MediaCounts, RowCounts, SplitCounts, count_quarantine
 from .ledger import CONTAMINATION, ContaminationReport, MergeLedger
-from .parquet import RowFiles, send_by_content, write_index
+from .parquet import send_by_content, write_index, write_rows
 
 QUARANTINE = "quarantine.jsonl"
 _QUARANTINED_KEPT = 1000
@@ -89,7 +89,13 @@ class DatasetWriter:
                     self._leave_out(row, quarantine)
                 opened = [stack.enter_context(path.open("rb")) for path in paths]
                 for split in self._ledger.splits():
-                    self._write_split(split, opened, quarantine)
+                    counts = SplitCounts()
+                    rows = self._kept_rows(split, opened, quarantine, counts)
+                    for path in write_rows(self._folder, split, rows):
+                        self._send_by_content(path, "rows/")
+                        path.unlink()
+                    if counts.rows:
+                        self.splits[split] = counts
             self._send(self._folder / QUARANTINE, QUARANTINE)
             index = self._folder / "index.parquet"
             write_index(index, self._ledger.media_places())
@@ -131,27 +137,22 @@ class DatasetWriter:
                 offset += len(entry)
         return path
 
-    def _write_split(self, split: str, opened: Sequence[IO[bytes]], quarantine: IO[str]) -> None:
-        counts = SplitCounts()
-        with RowFiles(self._folder, split) as rows:
-            for shard, offset in self._ledger.rows(split):
-                opened[shard].seek(offset)
-                _, line, sample = _parse(opened[shard].readline(), self._outcomes[shard].shard)
-                sha256, reason, detail = self._ledger.verdict(sample)
-                if reason is not None:
-                    self._leave_out(Quarantined.of(line, sample, reason, detail), quarantine)
-                    continue
-                key = media_id(sample.media)
-                media = sample.media.model_copy(update={"sha256": sha256})
-                rows.add(sample.model_copy(update={"media": media}), key)
-                counts.add(sample)
-                if (duration_s := self._ledger.use(sample, key)) is not None:
-                    counts.add_media(sample.media.kind, duration_s)
-        for path in rows.paths:
-            self._send_by_content(path, "rows/")
-            path.unlink()
-        if counts.rows:
-            self.splits[split] = counts
+    def _kept_rows(
+        self, split: str, opened: Sequence[IO[bytes]], quarantine: IO[str], counts: SplitCounts
+    ) -> Iterator[tuple[Sample, str]]:
+        """The rows of a split that stay, and the id of what each is about; they are counted."""
+        for shard, offset in self._ledger.rows(split):
+            opened[shard].seek(offset)
+            _, line, sample = _parse(opened[shard].readline(), self._outcomes[shard].shard)
+            sha256, reason, detail = self._ledger.verdict(sample)
+            if reason is not None:
+                self._leave_out(Quarantined.of(line, sample, reason, detail), quarantine)
+                continue
+            key = media_id(sample.media)
+            counts.add(sample)
+            if (duration_s := self._ledger.use(sample, key)) is not None:
+                counts.add_media(sample.media.kind, duration_s)
+            yield sample.model_copy(update={"media": sample.media.model_copy(update={"sha256": sha256})}), key
 
     def _data_card(self, contamination: ContaminationReport) -> DataCard:
         plan, ledger, bad = self._plan, self._ledger, self.quarantined
