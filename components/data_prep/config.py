@@ -37,8 +37,8 @@ class SynthesizeConfig(Section):
     fps: float = Field(default=4.0, gt=0, le=240)
     """Native frames per second."""
     mix: dict[QuestionKind, float] = Field(default={"direction": 1.0})
-    """Share of each kind of question, as weights (they need not sum to 1): direction, order (multiple
-    choice), count (numerical), ocr, speed, duration (regression), describe (free form)."""
+    """Share of each kind of question, as weights (they need not sum to 1): direction, order (multiple choice), count
+    (numerical), ocr, speed, duration (regression), describe (free form)."""
     images: float = Field(default=0.0, ge=0, le=1)
     """Share of the media that are still images."""
 
@@ -98,8 +98,7 @@ class DataPrepConfig(Section):
     workers: int = Field(default=0, ge=0, le=512)
     """Decoding processes per shard; 0: one per CPU that the shard may use."""
     max_quarantined: float = Field(default=0.1, ge=0, le=1)
-    """Fail when a larger share of the rows than this had to be quarantined: then the source, not a row, is
-    wrong."""
+    """Fail when a larger share of the rows than this had to be quarantined: then the source, not a row, is wrong."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -134,8 +133,7 @@ class TeacherConfig(ChatEndpointConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        fixed = {"model", "messages", "stream", "n"} & self.extra.keys()
-        if fixed:
+        if fixed := {"model", "messages", "stream", "n"} & self.extra.keys():
             raise ValueError(f"extra cannot set {', '.join(sorted(fixed))}")
         return self
 
@@ -227,8 +225,13 @@ class CurationConfig(Section):
             raise ValueError("min_options must not exceed max_options")
         if self.max_kept > self.num_traces:
             raise ValueError("max_kept must not exceed num_traces")
-        if self.budget_usd is not None:
-            models = {"teacher": self.teacher, **({"judge": self.judge} if self.method == "hindsight" else {})}
-            if free := [name for name, model in models.items() if not model.usd(1, 1)]:
-                raise ValueError(f"budget_usd needs the prices of the {free[0]} (usd_per_million_input_tokens, …)")
+        free = [role for role, model in self.models().items() if not model.usd(1, 1)]
+        if self.budget_usd is not None and free:
+            raise ValueError(f"budget_usd needs the prices of the {free[0]} (usd_per_million_input_tokens, …)")
         return self
+
+    def models(self) -> dict[Literal["teacher", "judge"], TeacherConfig]:
+        """The models that the method needs, by role."""
+        return (
+            {"teacher": self.teacher, "judge": self.judge} if self.method == "hindsight" else {"teacher": self.teacher}
+        )

@@ -6,9 +6,9 @@ always or never answered right has no advantages in a group, and GRPO learns not
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,24 +16,25 @@ from ..common.answers.grading import is_correct
 from ..common.answers.responses import parse_response
 from ..common.model.generation import Sampling, sample
 from ..common.model.load import LoadedModel
-from ..common.rows.files import RowError, read_samples, to_line
+from ..common.rows.files import read_samples, to_line
 from ..common.rows.prepared import PreparedSet, Split
+from ..common.rows.sample import Sample
 from ..common.storage.names import fingerprint
+from .dataset.data_card import pass_rate
 
 
 def pass_rates(
     model: LoadedModel, split: Split, indices: Sequence[int], rollouts: int, sampling: Sampling, batch_size: int = 64
 ) -> Iterator[tuple[int, float]]:
-    """Ask each question ``rollouts`` times.
+    """Ask each question ``rollouts`` times; yields index and share of right answers in [0, 1].
+
+    A rate depends on the row, the model and ``sampling`` alone.
 
     Args:
         indices: which rows of ``split``.
         rollouts: k, completions per question.
         sampling: temperature above 0, or all rollouts of a question are the same one.
         batch_size: rows (questions × rollouts) decoded at once.
-
-    Yields:
-        Index and share of right answers in [0, 1]; a rate depends on the row, the model and ``sampling`` alone.
     """
     per_batch = max(1, batch_size // rollouts)
     for start in range(0, len(indices), per_batch):
@@ -54,59 +55,46 @@ def rate_rows(
     output: Path,
     rollouts: int,
     sampling: Sampling,
-    splits: Sequence[str] = ("train",),
-    batch_size: int = 64,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Write all rows of a prepared set, those of ``splits`` with their pass rate, for `vthink data prepare`.
+    """Write all rows of a prepared set, those of the training split with their pass rate; how many were rated now.
 
-    A run that was cut off goes on: what has been rated is in a file beside ``output``.
-
-    Args:
-        policy: which model it is, for ``metadata.pass_rate_policy``.
-        output: ``.jsonl``; appears when it is whole.
-        progress: called with (rows rated, rows to rate).
-
-    Returns:
-        How many rows were rated now.
+    A run that was cut off goes on: what has been rated is in a file beside ``output`` (``.jsonl``; appears when it is
+    whole). ``policy``: which model it is, for ``metadata.pass_rate_policy``; ``progress``: called with (rows rated,
+    rows to rate).
     """
-    settings = fingerprint(data.manifest.fingerprint, policy, rollouts, sampling.temperature, sampling.top_p,
-                           sampling.max_new_tokens, sampling.seed)  # fmt: skip
+    how = (sampling.temperature, sampling.top_p, sampling.max_new_tokens, sampling.seed)
+    settings = fingerprint(data.manifest.fingerprint, policy, rollouts, *how)
+    split = data.split("train")
     journal = output.with_name(f".{output.name}.{settings}.part")
-    total = sum(len(data.split(name)) for name in splits)
     output.parent.mkdir(parents=True, exist_ok=True)
     done = _finished(journal)
-    rated_now = 0
+    todo = [index for index, row in enumerate(split.samples) if row.id not in done]
     with journal.open("a", encoding="utf-8") as file:
-        for name in splits:
-            split = data.split(name)
-            todo = [index for index, row in enumerate(split.samples) if row.id not in done]
-            progress(len(done) + rated_now, total)
-            for index, rate in pass_rates(model, split, todo, rollouts, sampling, batch_size):
-                row = split.samples[index]
-                about = {"pass_rate": rate, "pass_rate_rollouts": rollouts, "pass_rate_policy": policy}
-                rated = row.model_copy(update={"metadata": {**row.metadata, **about}})
-                file.write(to_line(rated) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-                rated_now += 1
-                progress(len(done) + rated_now, total)
+        progress(len(done), len(split))
+        for number, (index, rate) in enumerate(pass_rates(model, split, todo, rollouts, sampling), 1):
+            row = split.samples[index]
+            about = {"pass_rate": rate, "pass_rate_rollouts": rollouts, "pass_rate_policy": policy}
+            rated = row.model_copy(update={"metadata": {**row.metadata, **about}})
+            file.write(to_line(rated) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            progress(len(done) + number, len(split))
         for name in data.split_names:
-            if name not in splits:
+            if name != "train":
                 file.writelines(to_line(row) + "\n" for row in data.split(name).samples if row.id not in done)
     journal.replace(output)
-    return rated_now
+    return len(todo)
 
 
 def _finished(journal: Path) -> set[str]:
     """Ids of the rows that an earlier run has rated; a line of it that was cut off is removed."""
     done: set[str] = set()
-    if not journal.exists():
-        return done
+    journal.touch()
     whole = journal.with_name(f"{journal.name}.whole")
     with journal.open("rb") as file, whole.open("w", encoding="utf-8") as rows:
         for row in read_samples(file):
-            if not isinstance(row, RowError):
+            if isinstance(row, Sample):
                 rows.write(to_line(row) + "\n")
                 done.add(row.id)
     whole.replace(journal)
@@ -115,10 +103,8 @@ def _finished(journal: Path) -> set[str]:
 
 def rate_counts(output: Path) -> dict[str, int]:
     """How many rows were never, sometimes and always answered right."""
-    counts = dict.fromkeys(("never", "sometimes", "always"), 0)
-    with output.open(encoding="utf-8") as file:
-        for line in file:
-            rate = json.loads(line).get("metadata", {}).get("pass_rate")
-            if rate is not None:
-                counts["never" if rate == 0 else "always" if rate == 1 else "sometimes"] += 1
-    return counts
+    rates = (pass_rate(row) for row in read_samples(output) if isinstance(row, Sample))
+    counts = Counter(
+        "never" if rate == 0 else "always" if rate == 1 else "sometimes" for rate in rates if rate is not None
+    )
+    return {name: counts[name] for name in ("never", "sometimes", "always")}

@@ -16,7 +16,7 @@ from ..common.storage.names import join
 from ..common.tracking.run import Tracker
 from .config import DataPrepConfig
 from .dataset.data_card import DATA_CARD
-from .dataset.leaks import CONTAMINATION
+from .dataset.ledger import CONTAMINATION
 from .dataset.writer import QUARANTINE, DatasetWriter
 from .records import Plan, ShardOutcome
 from .report.page import write_report
@@ -26,16 +26,9 @@ from .task import STAGE, PrepareTask, in_use, log, world_folder
 def merge_data(run: str, config: str, video: str, shards: Sequence[str], report: str | None = None) -> str:
     """Write the rows whose media could be decoded, the quarantine, the data set card, the report and the manifest.
 
-    Args:
-        run, config, video: as for `plan_data`.
-        shards: what `prepare_shard` returned, for every shard.
-        report: also write the HTML report to this file.
-
-    Returns:
-        URI of the manifest.
-
-    Raises:
-        UserError: a shard is missing, or too many rows had to be quarantined (``max_quarantined``).
+    ``run``, ``config``, ``video`` as for `plan_data`; ``shards``: what `prepare_shard` returned, for every shard;
+    ``report``: also write the HTML report to this file. Returns the URI of the manifest. Raises UserError: a shard is
+    missing, or too many rows had to be quarantined (``max_quarantined``).
     """
     task = PrepareTask.read(run, config, video)
     start = time.monotonic()
@@ -44,27 +37,20 @@ def merge_data(run: str, config: str, video: str, shards: Sequence[str], report:
     if not outcomes or places != [(places[0][0], index) for index in range(outcomes[0].shard.count)]:
         raise UserError(f"these are not all shards of one plan: {places}")
     fp, prefix = outcomes[0].shard.fingerprint, outcomes[0].shard.prefix
-    finished = Manifest.find(task.storage, prefix)
-    if finished is not None:
+    if (finished := Manifest.find(task.storage, prefix)) is not None:
         log(f"prepare {fp}: reused")
         if report is not None:
             task.storage.download_file(finished.files["report"], report)
         return finished.manifest_uri
     plan = Plan.read(task.storage, Plan.uri(prefix))
-    inputs = {"source": task.config.source}
-    section = task.config.model_dump(mode="json")
+    inputs, section = {"source": task.config.source}, task.config.model_dump(mode="json")
     with task.folder() as folder, Tracker.start(task.context, STAGE, fp, section, inputs) as tracker:
         with tempfile.TemporaryDirectory(prefix="merge-", dir=folder) as name:
             writer = DatasetWriter(outcomes, plan, task, Path(name))
             writer.write()
         counts, metrics = writer.counts(), writer.metrics()
-        files = PreparedFiles(
-            data=prefix,
-            quarantine=join(prefix, QUARANTINE),
-            card=join(prefix, DATA_CARD),
-            contamination=join(prefix, CONTAMINATION),
-            report=join(prefix, "report.html"),
-        )
+        names = {"quarantine": QUARANTINE, "card": DATA_CARD, "contamination": CONTAMINATION, "report": "report.html"}
+        files = PreparedFiles(data=prefix, **{kind: join(prefix, name) for kind, name in names.items()})
         tracker.log_metrics({f"prepare/{key}": float(n) for key, n in {**counts, **metrics}.items()})
         tracker.set_tags({"vthink.data_fingerprint": fp})
         if writer.examples:

@@ -3,41 +3,108 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import sqlite3
 import tempfile
 import time
-from collections import Counter
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
 from ... import __version__
 from ..common.errors import UserError
-from ..common.rows.files import to_line
+from ..common.progress import progress_bar
+from ..common.rows.files import RowError, to_line
 from ..common.rows.sample import Sample
 from ..common.storage.names import fingerprint, join, sha256_file, stage_prefix
 from ..common.video.clip import MAX_PARTS
 from ..common.video.workers import map_in_order
 from .config import SYNTHESIZE, DataPrepConfig
-from .dataset.leaks import kept_split
+from .dataset.data_card import pass_rate
+from .dataset.ledger import kept_split
 from .formats.read import SourceRows, read_rows
-from .progress import progress_bar
 from .records import LAYOUT, Plan, Quarantined, Shard, ShardFile, media_id
-from .selection import IDS_TABLE, Mixture, check_row, excluding_setting, hold_out
-from .source import open_source
+from .source import open_source, resolve_uri
 from .task import STAGE, TRANSFERS, PrepareTask, in_use, log, open_ledger, world_folder
+
+IDS_TABLE = "CREATE TABLE ids (id TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID;"  # what `check_row` needs in a ledger
+
+
+def check_row(
+    line: int, row: Sample | RowError, base: str, ledger: sqlite3.Connection, number: int | None
+) -> Sample | Quarantined:
+    """The row with the full URI of its media (``base``: what relative ones count from), or why it cannot be used.
+
+    ``ledger``, with `IDS_TABLE`, notes the row's id. ``number`` counts the rows, where ids do no more: an id that is
+    taken gets it added. None: that is a mistake.
+    """
+    if isinstance(row, RowError):
+        return Quarantined(line=line, reason="unreadable_row", detail=row.reason, raw=row.raw)
+    try:
+        uri = resolve_uri(row.media.uri, base)
+    except ValueError as error:
+        return Quarantined.of(line, row, "missing_media", str(error))
+    row = row.model_copy(update={"media": row.media.model_copy(update={"uri": uri})})
+    taken = "SELECT line FROM ids WHERE id = ?"
+    earlier = ledger.execute(taken, (row.id,)).fetchone()
+    if earlier is not None and number is not None:
+        row = row.model_copy(update={"id": f"{row.id}#{number}"})
+        earlier = ledger.execute(taken, (row.id,)).fetchone()
+    if earlier is not None:
+        return Quarantined.of(line, row, "duplicate_id", f"the id is already that of line {earlier[0]}")
+    ledger.execute("INSERT INTO ids VALUES (?, ?)", (row.id, line))
+    return row
+
+
+def hold_out(sample: Sample, holdout: Mapping[str, float]) -> Sample:
+    """The row in the split that its file goes to (`DataPrepConfig.holdout`)."""
+    drawn = _unit(f"holdout/{sample.media.uri}")
+    for split, share in sorted(holdout.items()) if sample.split == "train" else ():
+        if drawn < share:
+            return sample.model_copy(update={"split": split})
+        drawn -= share
+    return sample
+
+
+def excluding_setting(sample: Sample, config: DataPrepConfig) -> str | None:
+    """The setting on pass rates that leaves a training row out."""
+    rate = pass_rate(sample)
+    if rate is None or sample.split != "train":
+        return None
+    if config.min_pass_rate is not None and rate < config.min_pass_rate:
+        return "min_pass_rate"
+    return "max_pass_rate" if config.max_pass_rate is not None and rate > config.max_pass_rate else None
+
+
+def mixture_group(sample: Sample, weights: Mapping[str, float]) -> str | None:
+    """The group of a training row in the mixture (`DataPrepConfig.weights`); None: it is in none."""
+    names = (f"{sample.source}/{sample.problem_type}", sample.source, f"*/{sample.problem_type}", "*")
+    return next((name for name in names if name in weights), None) if sample.split == "train" else None
+
+
+def mixture_shares(rows: Mapping[str, int], config: DataPrepConfig) -> dict[str, float]:
+    """The share of each group's rows that makes the mixture, the scarcest group being used whole. Raises UserError: a
+    group has no rows, so that there is no such mixture."""
+    positive = {name: weight for name, weight in config.weights.items() if weight > 0}
+    if empty := [name for name in positive if not rows[name]]:
+        raise UserError(f"data.weights: no training row of {config.source} is in the group '{empty[0]}'")
+    scale = min((rows[name] / weight for name, weight in positive.items()), default=0.0)
+    return {name: min(1.0, scale * weight / max(1, rows[name])) for name, weight in config.weights.items()}
+
+
+def _unit(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
 
 
 def plan_data(run: str, config: str, video: str) -> list[str]:
     """Read the rows, choose which are used, spread their files over the shards, and write each shard's rows.
 
-    Args: ``run``: `RunContext`, ``config``: `DataPrepConfig`, ``video``: `VideoConfig`, as JSON.
-
-    Returns:
-        One `Shard` as JSON for each; the same ones when called again.
-
-    Raises:
-        UserError: the source cannot be read at all, has no rows, or ``weights`` names none of them.
+    ``run``: `RunContext`, ``config``: `DataPrepConfig`, ``video``: `VideoConfig`, as JSON. Returns one `Shard` as JSON
+    for each; the same ones when called again. Raises UserError: the source cannot be read at all, has no rows, or
+    ``weights`` names none of them.
     """
     task = PrepareTask.read(run, config, video)
     start = time.monotonic()
@@ -46,9 +113,9 @@ def plan_data(run: str, config: str, video: str) -> list[str]:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plan-", dir=folder)))
         source = open_source(task.config.source, task.storage, scratch) if task.config.source != SYNTHESIZE else None
         source_sha256 = sha256_file(source.path) if source is not None else ""
+        settings = (task.result_settings(), task.video.model_dump(mode="json"))
         redo = task.context.redo.get(STAGE, 0)
-        video_section = task.video.model_dump(mode="json")
-        fp = fingerprint(STAGE, LAYOUT, task.result_settings(), video_section, source_sha256, redo, __version__)
+        fp = fingerprint(STAGE, LAYOUT, *settings, source_sha256, redo, __version__)
         prefix = stage_prefix(task.context, STAGE, fp)
         world = world_folder(folder, prefix)
         if source is None:
@@ -62,25 +129,24 @@ def plan_data(run: str, config: str, video: str) -> list[str]:
             base = join(prefix, "world/")
             rows = read_rows(_make_world(task, world, base), None, task.config.roots)
         (scratch / "plan").mkdir()
-        assigned = _assign(rows, base, task.config, scratch)
-        if not assigned.rows_in:
+        rows_in, left_out, sizes = _assign(rows, base, task.config, scratch)
+        if not rows_in:
             raise UserError(f"{task.config.source}: there are no rows in it")
         for file in sorted((scratch / "plan").iterdir()):
             task.storage.upload_file(file, join(prefix, "plan", file.name))
-    shards = [
-        Shard(fingerprint=fp, prefix=prefix, index=index, count=task.config.shards, rows=count, media=media)
-        for index, (count, media) in enumerate(zip(assigned.rows, assigned.media, strict=True))
-    ]
+    shard_of = functools.partial(Shard, fingerprint=fp, prefix=prefix, count=task.config.shards)
+    shards = [shard_of(index=index, rows=count, media=media) for index, (count, media) in enumerate(sizes)]
     Plan(
         shards=tuple(shards),
-        rows_in=assigned.rows_in,
-        left_out=dict(assigned.left_out),
+        rows_in=rows_in,
+        left_out=dict(left_out),
         source=task.config.source,
         format=rows.format.name,
         source_sha256=source_sha256,
         seconds=time.monotonic() - start,
     ).write(task.storage, Plan.uri(prefix))
-    log(f"prepare {fp}: {assigned.rows_in} rows, {sum(assigned.media)} videos and images, {len(shards)} shard(s)")
+    media = sum(shard.media for shard in shards)
+    log(f"prepare {fp}: {rows_in} rows, {media} videos and images, {len(shards)} shard(s)")
     return [shard.to_json() for shard in shards]
 
 
@@ -96,24 +162,10 @@ def _make_world(task: PrepareTask, folder: Path, base: str) -> Path:
     def send(path: Path) -> None:
         task.storage.write_bytes(join(base, path.relative_to(folder).as_posix()), path.read_bytes())
 
-    for _ in map_in_order(send, files, TRANSFERS, 4 * TRANSFERS):
-        pass
+    deque(map_in_order(send, files, TRANSFERS, 4 * TRANSFERS), maxlen=0)
     send(rows)
     log(f"synthesize: {len(files)} files in {time.monotonic() - start:.1f} s")
     return rows
-
-
-@dataclass
-class _Assignment:
-    """How the rows are spread over the shards."""
-
-    rows: list[int]
-    """Rows of each shard."""
-    media: list[int]
-    """Media of each shard."""
-    rows_in: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
-    """Good rows that the configuration leaves out, by the setting that says so."""
 
 
 _TABLES = f"""
@@ -124,63 +176,64 @@ CREATE INDEX media_of_file ON media (file);
 """
 
 
-def _assign(rows: SourceRows, base: str, config: DataPrepConfig, folder: Path) -> _Assignment:
+def _assign(
+    rows: SourceRows, base: str, config: DataPrepConfig, folder: Path
+) -> tuple[int, Counter[str], list[tuple[int, int]]]:
     """Write ``rows-<shard>.jsonl``, ``files-<shard>.jsonl`` and ``quarantine.jsonl`` below ``plan``. Files go to the
-    shards in turn, as they first appear."""
-    assigned = _Assignment([0] * config.shards, [0] * config.shards)
-    mixture = Mixture(config)
+    shards in turn, as they first appear. Rows read; those left out, by setting; rows and media of each shard."""
+    rows_in, num_rows, num_media = 0, [0] * config.shards, [0] * config.shards
+    left_out, groups = Counter[str](), Counter[str]()
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(contextlib.closing(open_ledger(folder, _TABLES)))
         # Once through the source, to see what there is; then through what is good in it, to choose.
         with (folder / "good.jsonl").open("w", encoding="utf-8") as good:
             quarantine = stack.enter_context((folder / "plan/quarantine.jsonl").open("w", encoding="utf-8"))
             for line, row in islice(rows, config.max_rows):
-                assigned.rows_in += 1
-                checked = check_row(line, row, base, ledger, None if rows.format.unique_ids else assigned.rows_in)
+                rows_in += 1
+                checked = check_row(line, row, base, ledger, None if rows.format.unique_ids else rows_in)
                 if isinstance(checked, Quarantined):
                     quarantine.write(checked.to_json() + "\n")
                     continue
                 sample = hold_out(checked, config.holdout)
                 if setting := excluding_setting(sample, config):
-                    assigned.left_out[setting] += 1
+                    left_out[setting] += 1
                     continue
-                mixture.count(sample)
+                if (group := mixture_group(sample, config.weights)) is not None:
+                    groups[group] += 1
                 good.write(f"{line}\t{to_line(sample)}\n")
-        mixture.settle()
+        shares = mixture_shares(groups, config)
         paths = [folder / f"plan/rows-{index:05d}.jsonl" for index in range(config.shards)]
         shards = [stack.enter_context(path.open("w", encoding="utf-8")) for path in paths]
         with (folder / "good.jsonl").open(encoding="utf-8") as good:
             for number, entry in enumerate(good):
                 sample = Sample.load(entry.partition("\t")[2], "rows")
-                if not mixture.includes(sample):
-                    assigned.left_out["weights"] += 1
+                group = mixture_group(sample, config.weights)
+                share = 0.0 if group is None else shares[group]
+                if config.weights and sample.split == "train" and _unit(f"weights/{sample.id}") >= share:
+                    left_out["weights"] += 1
                     continue
-                shard = _register(ledger, sample, assigned)
-                assigned.rows[shard] += 1
+                shard = _register(ledger, sample, num_media)
+                num_rows[shard] += 1
                 shards[shard].write(f"{number}\t{entry}")
         (folder / "good.jsonl").unlink()
         for index in range(config.shards):
             _write_files(ledger, index, config.shards, folder / f"plan/files-{index:05d}.jsonl")
-    return assigned
+    return rows_in, left_out, list(zip(num_rows, num_media, strict=True))
 
 
-def _register(ledger: sqlite3.Connection, sample: Sample, assigned: _Assignment) -> int:
-    """Note the file and medium of a row; the shard that its file is in."""
+def _register(ledger: sqlite3.Connection, sample: Sample, num_media: list[int]) -> int:
+    """Note and count the file and medium of a row; the shard that its file is in."""
     media = sample.media
     known = ledger.execute("SELECT number, split FROM files WHERE uri = ? AND kind = ?", (media.uri, media.kind))
     number, split = known.fetchone() or (None, sample.split)
     if number is None:
-        new = ledger.execute(
-            "INSERT INTO files (uri, kind, split) VALUES (?, ?, ?)", (media.uri, media.kind, sample.split)
-        )
-        number = int(new.lastrowid or 1)
+        insert = "INSERT INTO files (uri, kind, split) VALUES (?, ?, ?)"
+        number = int(ledger.execute(insert, (media.uri, media.kind, sample.split)).lastrowid or 1)
     elif kept_split((split, sample.split)) != split:
         ledger.execute("UPDATE files SET split = ? WHERE number = ?", (sample.split, number))
-    shard = (number - 1) % len(assigned.rows)
-    new = ledger.execute(
-        "INSERT OR IGNORE INTO media VALUES (?, ?, ?, ?)", (media_id(media), number, media.start_s, media.end_s)
-    )
-    assigned.media[shard] += new.rowcount
+    shard = (number - 1) % len(num_media)
+    insert = "INSERT OR IGNORE INTO media VALUES (?, ?, ?, ?)"
+    num_media[shard] += ledger.execute(insert, (media_id(media), number, media.start_s, media.end_s)).rowcount
     return shard
 
 
@@ -189,8 +242,7 @@ def _write_files(ledger: sqlite3.Connection, shard: int, shards: int, path: Path
     query = "SELECT number, uri, kind, split FROM files WHERE (number - 1) % ? = ? ORDER BY number"
     with path.open("w", encoding="utf-8") as lines:
         for number, uri, kind, split in ledger.execute(query, (shards, shard)):
-            parts = ledger.execute(
-                "SELECT id, start_s, end_s FROM media WHERE file = ? ORDER BY start_s, end_s", (number,)
-            )
+            query = "SELECT id, start_s, end_s FROM media WHERE file = ? ORDER BY start_s, end_s"
+            parts = ledger.execute(query, (number,))
             while some := parts.fetchmany(MAX_PARTS):
                 lines.write(ShardFile(uri=uri, kind=kind, split=split, parts=tuple(some)).to_json() + "\n")

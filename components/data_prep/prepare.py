@@ -5,22 +5,13 @@ questions and parts. A shard decodes its files in processes that can be killed a
 that is stored is never done again. The merge decides which rows stay, writes them, and vouches for everything.
 
 No row is lost in silence: what cannot be used is in ``quarantine.jsonl`` with its line and reason, and
-``rows_in = rows_out + quarantined + left_out`` is checked before the manifest is written.
+``rows_in = rows_out + quarantined + left_out`` is checked before the manifest is written. Nothing holds a list of all
+rows, media or files: what has to be remembered of each is in an SQLite file in the scratch folder. Two preparations of
+the same thing at once do the same work twice and harm nothing: data files are named by their content, and a record of
+finished work names the files that it vouches for.
 
-Nothing here holds a list of all rows, media or files: what has to be remembered of each is in an SQLite file in the
-scratch folder.
-
-Two preparations of the same thing at once do the same work twice and harm nothing: data files are named by their
-content, and a record of finished work names the files that it vouches for.
-
-Below the stage's prefix::
-
-    plan.json  plan/rows-00000.jsonl  plan/files-00000.jsonl   what the plan decided
-    world/                                                     the generated world (`source: synthesize`)
-    shards/00000/part-00000.json  shards/00000/shard.json      what became of each video
-    rows/train-00000-….parquet  media/train-00000-00000-….parquet  index-….parquet    the data set
-    quarantine.jsonl  contamination.json  card.json  README.md     what is in it, and what is not (`datasets` reads it)
-    _COMPLETE.json  report.html  manifest.json                 these last, in this order
+Below the stage's prefix: ``plan.json`` and ``plan/`` (what the plan decided), ``world/`` (`source: synthesize`),
+``shards/`` (what became of each video), and the data set as README.md lists it.
 """
 
 from __future__ import annotations

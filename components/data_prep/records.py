@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import ConfigDict, Field
@@ -12,20 +14,12 @@ from ..common.storage.names import fingerprint, join
 from ..common.storage.s3 import Storage
 from ..common.video.clip import MediaKind
 
-LAYOUT = 2
-"""Version of what is written; part of the fingerprint."""
+LAYOUT = 2  # version of what is written; part of the fingerprint
 
-Reason = Literal[
-    "unreadable_row",
-    "duplicate_id",
-    "missing_media",
-    "damaged_media",
-    "decode_limit",
-    "short_video",
-    "sha256_mismatch",
-    "split_leak",
-    "near_duplicate_leak",
-]
+Reason = (
+    Literal["unreadable_row", "duplicate_id", "missing_media", "damaged_media", "decode_limit", "short_video"]
+    | Literal["sha256_mismatch", "split_leak", "near_duplicate_leak"]
+)
 """Why a row is quarantined: it is no row; its id was taken; its file is not there; its file cannot be decoded; its
 decoder ran out of time or memory, or crashed, and was replaced; it has fewer frames than configured; its file has
 another SHA-256 than the row says; its video is also in a split that is kept for measuring, byte for byte; or it looks
@@ -37,11 +31,7 @@ class Record(Section):
 
     @classmethod
     def read(cls, storage: Storage, uri: str) -> Self:
-        """The record at ``uri``.
-
-        Raises:
-            StorageError: there is none.
-        """
+        """The record at ``uri``; a `StorageError` where there is none."""
         return cls.load(storage.read_json(uri), uri)
 
     @classmethod
@@ -54,6 +44,14 @@ class Record(Section):
         except ValueError:
             return None
 
+    @classmethod
+    def read_lines(cls, storage: Storage, uri: str, path: Path) -> Iterator[Self]:
+        """The records of a file with one a line, which is fetched to ``path``."""
+        storage.download_file(uri, path)
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                yield cls.load(line, uri)
+
     def write(self, storage: Storage, uri: str) -> None:
         """Write it to ``uri``."""
         storage.write_json(uri, self.model_dump(mode="json"))
@@ -62,20 +60,13 @@ class Record(Section):
 class Quarantined(Record):
     """A row that is left out, and why."""
 
-    line: int
-    """Its line in the source, from 1."""
+    line: int  # its line in the source, from 1
     reason: Reason
-    """The kind of reason."""
     detail: str
-    """What exactly."""
     id: str | None = None
-    """The row's id, when it has one."""
     uri: str | None = None
-    """The row's video or image, when it has one."""
     split: str | None = None
-    """The row's split, when it has one."""
-    raw: str | None = None
-    """The row itself (its start), when it could not be read."""
+    raw: str | None = None  # the row itself (its start), when it could not be read
 
     @classmethod
     def of(cls, line: int, row: Sample, reason: Reason, detail: str) -> Self:
@@ -86,18 +77,12 @@ class Quarantined(Record):
 class Shard(Record):
     """One part of the work, as `plan_data` hands it to `prepare_shard`."""
 
-    fingerprint: str
-    """Of the stage."""
-    prefix: str
-    """Where the stage writes."""
+    fingerprint: str  # of the stage
+    prefix: str  # where the stage writes
     index: int
-    """Which shard."""
-    count: int
-    """Of how many."""
+    count: int  # shards of the stage
     rows: int
-    """Rows in it."""
-    media: int
-    """Videos and images in it."""
+    media: int  # videos and images
 
     @property
     def rows_uri(self) -> str:
@@ -123,16 +108,11 @@ class Plan(Record):
     """What `plan_data` decided."""
 
     shards: tuple[Shard, ...]
-    rows_in: int
-    """Rows of the source, good and bad."""
-    left_out: dict[str, int]
-    """Good rows that the configuration leaves out, by the setting that says so."""
-    source: str
-    """`DataPrepConfig.source`."""
-    format: str
-    """Name of the format of its rows."""
-    source_sha256: str
-    """Of the file of rows; empty for the generated world."""
+    rows_in: int  # rows of the source, good and bad
+    left_out: dict[str, int]  # good rows that the configuration leaves out, by the setting that says so
+    source: str  # `DataPrepConfig.source`
+    format: str  # name of the format of its rows
+    source_sha256: str  # of the file of rows; empty for the generated world
     seconds: float
 
     @staticmethod
@@ -146,66 +126,44 @@ class ShardFile(Record):
 
     uri: str
     kind: MediaKind
-    split: str
-    """The split whose media file holds its frames."""
-    parts: tuple[tuple[str, float | None, float | None], ...]
-    """Media id, start and end in seconds of each."""
+    split: str  # the split whose media file holds its frames
+    parts: tuple[tuple[str, float | None, float | None], ...]  # media id, start and end in seconds of each
 
 
 class MediaOutcome(Section):
     """What became of one video or image, or of a part of a video."""
 
-    sha256: str | None = None
-    """SHA-256 of the file, when it was there."""
-    reason: Reason | None = None
-    """Why it cannot be used; null: it can."""
-    detail: str = ""
-    """What exactly is wrong."""
-    place: tuple[str, int, int] | None = None
-    """File below the prefix, row group and row that hold its frames."""
-    duration_s: float = 0.0
-    """Length of what is shown."""
+    sha256: str | None = None  # SHA-256 of the file, when it was there
+    reason: Reason | None = None  # why it cannot be used; null: it can
+    detail: str = ""  # what exactly is wrong
+    place: tuple[str, int, int] | None = None  # file below the prefix, row group and row that hold its frames
+    duration_s: float = 0.0  # length of what is shown
 
 
 class FileOutcome(Section):
     """A source file that could be decoded."""
 
-    sha256: str
-    """Of its bytes."""
+    sha256: str  # of its bytes
     kind: MediaKind
-    """What it was read as."""
     bytes: int
-    """Its size."""
-    width: int
-    """Of its frames, upright, in pixels."""
+    width: int  # of its frames, upright, in pixels
     height: int
-    """Likewise."""
-    duration_s: float
-    """Its whole length; 0 for an image."""
-    signature: str
-    """`common.video.signature`, in base64."""
+    duration_s: float  # its whole length; 0 for an image
+    signature: str  # `common.video.signature`, in base64
 
 
 class PartOutcome(Record):
-    """What became of the media of one part of a shard, and the files that hold their frames. Counted up while it is
-    made."""
+    """What became of the media of one part of a shard, and the files that hold their frames; counted up."""
 
     model_config = ConfigDict(frozen=False)
 
-    lines: int = 0
-    """How many lines of the shard's files it has dealt with."""
-    media: dict[str, MediaOutcome] = Field(default_factory=dict)
-    """By media id."""
-    sources: list[FileOutcome] = Field(default_factory=list)
-    """The files that could be decoded."""
-    files: dict[str, tuple[int, str]] = Field(default_factory=dict)
-    """Size and SHA-256 by name below the prefix."""
-    frames: int = 0
-    """Frames that were sampled."""
-    stored_bytes: int = 0
-    """Bytes that hold them: frames or, where these would be larger, the file itself."""
-    originals: int = 0
-    """How many files are kept themselves."""
+    lines: int = 0  # how many lines of the shard's files it has dealt with
+    media: dict[str, MediaOutcome] = Field(default_factory=dict)  # by media id
+    sources: list[FileOutcome] = Field(default_factory=list)  # the files that could be decoded
+    files: dict[str, tuple[int, str]] = Field(default_factory=dict)  # size and SHA-256 by name below the prefix
+    frames: int = 0  # frames that were sampled
+    stored_bytes: int = 0  # bytes that hold them: frames or, where these would be larger, the file itself
+    originals: int = 0  # how many files are kept themselves
 
 
 class ShardOutcome(Record):
@@ -213,7 +171,6 @@ class ShardOutcome(Record):
 
     shard: Shard
     parts: int
-    """How many parts it has."""
     seconds: float
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import posixpath
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -11,32 +12,62 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from ..common.progress import progress_bar
 from ..common.storage.names import join, sha256_file
 from ..common.storage.s3 import Storage
 from ..common.video.clip import DecodeError, DecodeLimitError, FileRequest
 from ..common.video.codec import DecodedFile
 from ..common.video.workers import Decoder, map_in_order
-from .dataset.media_file import MediaFile, MediaRecord
-from .fetch import FetchedFile, Fetcher
-from .progress import progress_bar
+from .dataset.parquet import GroupedFile, media_file, send_by_content
 from .records import FileOutcome, MediaOutcome, PartOutcome, Reason, Shard, ShardFile, ShardOutcome
+from .source import MissingMediaError, fetch_media
 from .task import TRANSFERS, PrepareTask, in_use, log, world_folder
 
-PART_MEDIA = 512
-"""Media in a part of a shard: what a killed shard may have to do again."""
-PART_BYTES = 256 * 2**20
-"""Encoded bytes after which a part ends earlier."""
+PART_MEDIA = 512  # media in a part of a shard: what a killed shard may have to do again
+PART_BYTES = 256 * 2**20  # encoded bytes after which a part ends earlier
 
-Decoded = tuple[FetchedFile, DecodedFile | DecodeError | None]
-"""A file and its frames; None where there was no file."""
+
+@dataclass(frozen=True)
+class FetchedFile:
+    """A file on this machine, or why there is none."""
+
+    file: ShardFile
+    path: Path | None
+    sha256: str = ""
+    detail: str = ""  # why there is none
+    temporary: bool = False  # only fetched to be decoded
+
+
+@dataclass(frozen=True)
+class Fetcher:
+    """Brings files to this machine; those of a generated world may be here already."""
+
+    storage: Storage
+    world_uri: str
+    world_folder: Path
+    scratch: Path
+
+    def __call__(self, file: ShardFile) -> FetchedFile:
+        """Fetch a file; its failure is what is returned."""
+        uri = file.uri
+        target = self.scratch / f"{file.parts[0][0]}{posixpath.splitext(uri)[1][:8]}"
+        path = self.world_folder / uri.removeprefix(self.world_uri) if uri.startswith(self.world_uri) else target
+        try:
+            if path == target or not path.is_file():
+                path = fetch_media(uri, self.storage, target)
+            return FetchedFile(file, path, sha256_file(path), temporary=path == target)
+        except MissingMediaError as error:
+            return FetchedFile(file, None, detail=str(error))
+
+
+Decoded = tuple[FetchedFile, DecodedFile | DecodeError | None]  # a file and its frames; None where there was no file
 
 
 def prepare_shard(run: str, config: str, video: str, shard: str) -> str:
     """Decode the media of a shard and store their frames; finished parts of an earlier attempt are kept.
 
-    A video that cannot be decoded is recorded with its reason; it does not stop the shard.
-
-    Args: as for `plan_data`, and one of the `Shard` texts that it returned; the URI of the shard's outcome.
+    A video that cannot be decoded is recorded with its reason; it does not stop the shard. Arguments as for
+    `plan_data`, and one of the `Shard` texts that it returned; returns the URI of the shard's outcome.
     """
     task = PrepareTask.read(run, config, video)
     work = Shard.load(shard, "shard")
@@ -60,7 +91,8 @@ def prepare_shard(run: str, config: str, video: str, shard: str) -> str:
                 results = None  # what was decoded ahead is in this part, or behind it
             else:
                 if results is None:
-                    results = _decode(islice(_files_of(work, task.storage, scratch), lines, None), fetcher, decoder)
+                    listed = ShardFile.read_lines(task.storage, work.files_uri, scratch / "files.jsonl")
+                    results = _decode(islice(listed, lines, None), fetcher, decoder)
                 outcome = _write_part(results, work, part, task, scratch)
                 if not outcome.media:
                     break
@@ -80,14 +112,6 @@ def prepare_shard(run: str, config: str, video: str, shard: str) -> str:
     return work.done_uri
 
 
-def _files_of(shard: Shard, storage: Storage, scratch: Path) -> Iterator[ShardFile]:
-    path = scratch / f"files-{shard.index:05d}.jsonl"
-    storage.download_file(shard.files_uri, path)
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield ShardFile.load(line, shard.files_uri)
-
-
 def _decode(files: Iterable[ShardFile], fetcher: Fetcher, decoder: Decoder) -> Iterator[Decoded]:
     """Every file with its frames, in order."""
     waiting: list[FetchedFile] = []
@@ -104,7 +128,8 @@ def _decode(files: Iterable[ShardFile], fetcher: Fetcher, decoder: Decoder) -> I
             yield waiting.pop(0), None
         fetched = waiting.pop(0)
         yield fetched, decoded
-        fetched.remove()
+        if fetched.temporary and fetched.path is not None:
+            fetched.path.unlink(missing_ok=True)
     for fetched in waiting:
         yield fetched, None
 
@@ -142,41 +167,31 @@ def _unusable(
 
 @dataclass
 class _Part:
-    """A part of a shard that is being written."""
+    """A part of a shard that is being written; ``smallest``: a file is kept itself where its frames would be larger."""
 
-    name: str
-    """Shard and part, as they stand in the names of its files."""
+    name: str  # shard and part, as they stand in the names of its files
     scratch: Path
     smallest: bool
-    """Whether a file is kept itself where its frames would be larger."""
-    stack: contextlib.ExitStack
-    """Closes and removes its files."""
+    stack: contextlib.ExitStack  # closes and removes its files
     outcome: PartOutcome = field(default_factory=PartOutcome)
-    _files: dict[str, MediaFile] = field(default_factory=dict)
+    _files: dict[str, GroupedFile] = field(default_factory=dict)
     _places: dict[str, tuple[str, int, int]] = field(default_factory=dict)
 
-    def _media_file(self, split: str) -> MediaFile:
+    def _media_file(self, split: str) -> GroupedFile:
         if split not in self._files:
             path = self.scratch / f"{split}-{self.name}.parquet"
             self.stack.callback(path.unlink, missing_ok=True)
-            self._files[split] = self.stack.enter_context(MediaFile(path))
+            self._files[split] = self.stack.enter_context(media_file(path))
         return self._files[split]
 
     def add(self, fetched: FetchedFile, decoded: DecodedFile) -> None:
         """Store the frames of a file, once for each of its parts, or the file itself."""
         assert fetched.path is not None
         file, size, outcome = fetched.file, fetched.path.stat().st_size, self.outcome
-        outcome.sources.append(
-            FileOutcome(
-                sha256=fetched.sha256,
-                kind=file.kind,
-                bytes=size,
-                width=decoded.width,
-                height=decoded.height,
-                duration_s=decoded.duration_s,
-                signature=base64.b64encode(decoded.signature).decode(),
-            )
-        )
+        shape = {name: getattr(decoded, name) for name in ("width", "height", "duration_s")}
+        signature = base64.b64encode(decoded.signature).decode()
+        source = FileOutcome(sha256=fetched.sha256, kind=file.kind, bytes=size, signature=signature, **shape)
+        outcome.sources.append(source)
         frame_bytes = sum(len(f) for c in decoded.clips if not isinstance(c, DecodeError) for f in c.frames)
         keep_file = self.smallest and size < frame_bytes
         outcome.stored_bytes += size if keep_file else frame_bytes
@@ -187,22 +202,15 @@ class _Part:
                 outcome.media[media_id] = MediaOutcome(sha256=fetched.sha256, reason="damaged_media", detail=str(clip))
                 continue
             outcome.media[media_id] = MediaOutcome(sha256=fetched.sha256, duration_s=clip.duration_s)
-            record = MediaRecord(
-                media_id=media_id,
-                kind=clip.kind,
-                uri=file.uri,
-                sha256=fetched.sha256,
-                start_s=start_s,
-                end_s=end_s,
-                frames=[] if keep_file else clip.frames,
-                original=fetched.path.read_bytes() if keep_file and holder is None else None,
-                original_id=holder if keep_file else None,
-                times_s=clip.times_s.tolist(),
-                duration_s=clip.duration_s,
-                height=clip.height,
-                width=clip.width,
-            )
-            self._places[media_id] = (file.split, *self._media_file(file.split).add(record))
+            frames = [] if keep_file else clip.frames
+            original = fetched.path.read_bytes() if keep_file and holder is None else None
+            origin = {"media_id": media_id, "uri": file.uri, "sha256": fetched.sha256}
+            part = {"start_s": start_s, "end_s": end_s}
+            content = {"frames": frames, "original": original, "original_id": holder if keep_file else None}
+            shape = {name: getattr(clip, name) for name in ("kind", "duration_s", "height", "width")}
+            record = {**origin, **part, **content, **shape, "times_s": clip.times_s.tolist()}
+            num_bytes = sum(map(len, frames)) + len(original or b"")
+            self._places[media_id] = (file.split, *self._media_file(file.split).add(record, num_bytes))
             holder = holder or media_id
             outcome.frames += len(clip.frames)
 
@@ -211,9 +219,7 @@ class _Part:
         outcome, names = self.outcome, dict[str, str]()
         for split, written in self._files.items():
             written.close()
-            sha256 = sha256_file(written.path)
-            name = names[split] = f"media/{written.path.stem}-{sha256[:8]}.parquet"
-            outcome.files[name] = (written.path.stat().st_size, sha256)
-            storage.upload_file(written.path, join(prefix, name))
+            names[split], info = send_by_content(storage, written.path, prefix, "media/")
+            outcome.files[names[split]] = (info.size, info.sha256)
         for media_id, (split, group, row) in self._places.items():
             outcome.media[media_id] = outcome.media[media_id].model_copy(update={"place": (names[split], group, row)})

@@ -22,42 +22,30 @@ class MissingMediaError(Exception):
 class Source:
     """A file of rows, brought to this machine."""
 
-    name: str
-    """As the user wrote it."""
-    path: Path
-    """Where it is on this machine."""
-    base: str
-    """What relative media count from: a folder, ``s3://…/`` or ``hf://…/``."""
+    path: Path  # where it is on this machine
+    base: str  # what relative media count from: a folder, ``s3://…/`` or ``hf://…/``
 
 
 def open_source(name: str, storage: Storage | None, folder: Path) -> Source:
-    """Find the rows, and fetch them to ``folder`` where they are in a store or on the hub.
-
-    Raises:
-        UserError: there is no such file, or it cannot be fetched.
-        StorageError: the store cannot be reached.
-    """
+    """Find the rows, and fetch them to ``folder`` where they are in a store or on the hub. Raises UserError: there is
+    no such file, or it cannot be fetched; StorageError: the store cannot be reached."""
     if name.startswith("s3://"):
         if storage is None:
             raise UserError(f"{name} is in a store; say which one (storage section, AWS_ENDPOINT_URL_S3)")
         path = folder / posixpath.basename(name)
         storage.download_file(name, path)
-        return Source(name, path, posixpath.dirname(name) + "/")
+        return Source(path, posixpath.dirname(name) + "/")
     if name.startswith(HUB):
-        return Source(name, fetch_from_hub(name), posixpath.dirname(name) + "/")
+        return Source(fetch_from_hub(name), posixpath.dirname(name) + "/")
     path = Path(name).expanduser().absolute()
     if not path.is_file():
         raise UserError(f"{name}: there is no such file")
-    return Source(name, path, str(path.parent))
+    return Source(path, str(path.parent))
 
 
 def fetch_from_hub(uri: str) -> Path:
     """A file of a data set on the Hugging Face hub, ``hf://datasets/<owner>/<name>[@<revision>]/<path>``, in the hub's
-    cache on this machine.
-
-    Raises:
-        UserError: another kind of URI, or the hub cannot be reached or refuses.
-    """
+    cache on this machine. Raises UserError: another kind of URI, or the hub cannot be reached or refuses."""
     from huggingface_hub import hf_hub_download
 
     match = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?/([^@]+)", uri)
@@ -67,19 +55,13 @@ def fetch_from_hub(uri: str) -> Path:
         return Path(hf_hub_download(match[1], match[3], repo_type="dataset", revision=match[2]))
     except Exception as error:  # huggingface_hub raises its own, httpx's and OSError
         lines = str(error).strip().splitlines()
-        raise UserError(
-            f"{uri}: cannot be fetched from the hub ({lines[0][:150] if lines else type(error).__name__}); "
-            "see HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE"
-        ) from None
+        problem = f"cannot be fetched from the hub ({lines[0][:150] if lines else type(error).__name__})"
+        raise UserError(f"{uri}: {problem}; see HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE") from None
 
 
 def fetch_media(uri: str, storage: Storage | None, target: Path) -> Path:
-    """A video or image on this machine: where it is, in the hub's cache, or fetched to ``target``.
-
-    Raises:
-        MissingMediaError: it is not there.
-        StorageError: the store cannot be reached.
-    """
+    """A video or image on this machine: where it is, in the hub's cache, or fetched to ``target``. Raises
+    MissingMediaError: it is not there; StorageError: the store cannot be reached."""
     if uri.startswith(HUB):
         try:
             return fetch_from_hub(uri)
@@ -102,20 +84,12 @@ def fetch_media(uri: str, storage: Storage | None, target: Path) -> Path:
 
 def resolve_uri(uri: str, base: str) -> str:
     """The full path, ``s3://`` or ``hf://`` URI of a row's media; relative ones count from ``base``, where the rows
-    are.
-
-    Raises:
-        ValueError: another scheme, or a path that leaves the bucket or the repository.
-    """
+    are. Raises ValueError: another scheme, or a path that leaves the bucket or the repository."""
     scheme, separator, rest = uri.partition("://")
-    if separator and scheme in ("s3", "hf"):
-        return uri
-    if separator and scheme == "file":
-        return rest
-    if separator:
+    if separator and scheme not in ("s3", "hf", "file"):
         raise ValueError(f"media are read from paths, s3:// and hf://, not from {scheme}://")
-    if posixpath.isabs(uri):
-        return uri
+    if separator or posixpath.isabs(uri):
+        return rest if scheme == "file" else uri
     scheme, separator, _ = base.partition("://")
     if not separator:
         return posixpath.normpath(posixpath.join(base, uri))

@@ -1,4 +1,4 @@
-"""What the three tasks of data preparation share: their arguments, scratch folder, ledger and log."""
+"""What the tasks of data preparation share: their arguments, scratch folder, ledger and log."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from ..common.video.config import VideoConfig
 from .config import SYNTHESIZE, DataPrepConfig
 
 STAGE = "prepare"
-TRANSFERS = 8
-"""Files that are fetched or sent at once."""
+TRANSFERS = 8  # files that are fetched or sent at once
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,8 @@ class PrepareTask:
     def read(cls, run: str, config: str, video: str) -> PrepareTask:
         """Read the sections; from now on this process ends with the one that started it."""
         end_with_owner()
-        context = RunContext.load(run, "run")
-        return cls(
-            context, DataPrepConfig.load(config, "data"), VideoConfig.load(video, "video"), Storage(context.storage)
-        )
+        context, section = RunContext.load(run, "run"), DataPrepConfig.load(config, "data")
+        return cls(context, section, VideoConfig.load(video, "video"), Storage(context.storage))
 
     @property
     def workers(self) -> int:
@@ -53,13 +50,12 @@ class PrepareTask:
     @contextlib.contextmanager
     def folder(self) -> Iterator[Path]:
         """A scratch folder: below the run's, or a temporary one."""
-        if self.context.work_dir is not None:
-            path = Path(self.context.work_dir).absolute() / STAGE
+        work = self.context.work_dir
+        temporary = tempfile.TemporaryDirectory(prefix="vthink-prepare-") if work is None else None
+        with temporary or contextlib.nullcontext(f"{work}/{STAGE}") as name:
+            path = Path(name).absolute()
             path.mkdir(parents=True, exist_ok=True)
             yield path
-            return
-        with tempfile.TemporaryDirectory(prefix="vthink-prepare-") as name:
-            yield Path(name)
 
 
 def world_folder(folder: Path, prefix: str) -> Path:

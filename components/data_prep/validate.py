@@ -5,35 +5,19 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..common.storage.s3 import Storage
 from .formats.read import read_rows
-from .records import Quarantined, Reason
-from .selection import IDS_TABLE, check_row
+from .plan import IDS_TABLE, check_row
+from .records import Quarantined
 from .source import HUB, open_source
 from .task import open_ledger
 
-PROBLEMS_LISTED = 10_000
-"""Most problems that are kept per file; all are counted."""
-_TABLES = f"""
-{IDS_TABLE}
-CREATE TABLE files (uri TEXT PRIMARY KEY, present INTEGER, split TEXT) WITHOUT ROWID;
-"""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong with a row."""
-
-    line: int
-    """Its line, from 1."""
-    reason: Reason
-    """The kind of problem."""
-    detail: str
-    """What exactly."""
+PROBLEMS_LISTED = 10_000  # most problems that are kept per file; all are counted
+_TABLES = f"{IDS_TABLE} CREATE TABLE files (uri TEXT PRIMARY KEY, present INTEGER, split TEXT) WITHOUT ROWID;"
 
 
 @dataclass
@@ -41,23 +25,15 @@ class FileReport:
     """The rows of one file, and what is wrong with them."""
 
     path: str
-    format: str = ""
-    """Name of the format it was read as."""
-    rows: int = 0
-    """Rows, good and bad."""
-    bad: int = 0
-    """Rows with a problem."""
-    by_type: Counter[str] = field(default_factory=Counter)
-    """Good rows by problem type."""
+    format: str  # name of the format it was read as
+    rows: int = 0  # rows, good and bad
+    bad: int = 0  # rows with a problem
+    by_type: Counter[str] = field(default_factory=Counter)  # good rows by problem type
     by_source: Counter[str] = field(default_factory=Counter)
-    """Good rows by source."""
     by_split: Counter[str] = field(default_factory=Counter)
-    """Good rows by split."""
-    media: int = 0
-    """Different videos and images."""
-    missing_media: int = 0
-    """Those of them that are not there."""
-    problems: list[Problem] = field(default_factory=list)
+    media: int = 0  # different videos and images
+    missing_media: int = 0  # those of them that are not there
+    problems: list[Quarantined] = field(default_factory=list)
     """The first `PROBLEMS_LISTED` of them, in the order of the lines."""
 
     @property
@@ -65,7 +41,7 @@ class FileReport:
         """Whether every row can be used, as far as can be seen without decoding."""
         return not self.bad
 
-    def add(self, problem: Problem) -> None:
+    def add(self, problem: Quarantined) -> None:
         """Note a problem."""
         self.bad += 1
         if len(self.problems) < PROBLEMS_LISTED:
@@ -73,30 +49,15 @@ class FileReport:
 
 
 def validate_rows(
-    sources: Sequence[str],
-    storage: Storage | None = None,
-    format_name: str | None = None,
-    roots: Mapping[str, str] | None = None,
-) -> list[FileReport]:
-    """Read files of rows and look for their media, without decoding anything.
+    name: str, storage: Storage | None = None, format_name: str | None = None, roots: Mapping[str, str] | None = None
+) -> FileReport:
+    """Read a file of rows (a path, ``s3://`` or ``hf://`` URI) and look for their media, without decoding anything.
 
     Args:
-        sources: paths, ``s3://`` or ``hf://`` URIs of files of rows.
-        storage: the store, where one of them or of their media is there; without it media in a store are not
-            looked for.
-        format_name: how the rows are written; None: as the first rows of each file look.
+        storage: the store, where it or its media are there; without it media in a store are not looked for.
+        format_name: how the rows are written; None: as the first of them look.
         roots: where the media of each source are (`DataPrepConfig.roots`).
-
-    Raises:
-        UserError: a file cannot be read at all.
-        StorageError: the store cannot be reached.
     """
-    return [_validate(source, storage, format_name, roots) for source in sources]
-
-
-def _validate(
-    name: str, storage: Storage | None, format_name: str | None, roots: Mapping[str, str] | None
-) -> FileReport:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vthink-validate-")))
         ledger = stack.enter_context(contextlib.closing(open_ledger(folder, _TABLES)))
@@ -107,7 +68,7 @@ def _validate(
             report.rows += 1
             checked = check_row(line, row, source.base, ledger, None if rows.format.unique_ids else report.rows)
             if isinstance(checked, Quarantined):
-                report.add(Problem(line, checked.reason, checked.detail))
+                report.add(checked)
                 continue
             uri = checked.media.uri
             file = ledger.execute("SELECT present, split FROM files WHERE uri = ?", (uri,)).fetchone()
@@ -118,10 +79,10 @@ def _validate(
                 report.missing_media += not file[0]
             present, split = file
             if not present:
-                report.add(Problem(line, "missing_media", f"{uri} is not there"))
+                report.add(Quarantined.of(line, checked, "missing_media", f"{uri} is not there"))
                 continue
             if split != checked.split:
-                report.add(Problem(line, "split_leak", f"{uri} is also in the split '{split}'"))
+                report.add(Quarantined.of(line, checked, "split_leak", f"{uri} is also in the split '{split}'"))
             report.by_type[checked.problem_type] += 1
             report.by_source[checked.source] += 1
             report.by_split[checked.split] += 1

@@ -9,16 +9,15 @@ from typer import Argument, Exit, Option
 
 from ...components.common.errors import UserError
 from ...components.common.launch.threads import limit_threads
+from ...components.common.progress import progress_bar
 from ...components.common.rows.prepared import PreparedSet
 from ...components.common.storage.config import StorageConfig
 from ...components.common.storage.manifest import Manifest
 from ...components.common.storage.s3 import Storage
+from ...components.data_prep.curation.curate import Summary, estimate
 from ...components.data_prep.curation.curate import curate as curate_rows
-from ...components.data_prep.curation.estimate import estimate
-from ...components.data_prep.curation.output import Summary
 from ...components.data_prep.formats.registry import FORMATS
-from ...components.data_prep.progress import progress_bar
-from ...components.data_prep.report.lengths import token_counter
+from ...components.data_prep.report.counts import token_counter
 from ...components.data_prep.report.page import write_report
 from ...components.data_prep.validate import validate_rows
 from ..config import load
@@ -79,7 +78,7 @@ def validate(
     store = Storage(StorageConfig()) if any(name.startswith("s3://") for name in rows) else None
     sound = True
     for name in rows:
-        (report,) = validate_rows([name], store, row_format, dict(root.split("=", 1) for root in roots or ()))
+        report = validate_rows(name, store, row_format, dict(root.split("=", 1) for root in roots or ()))
         sound = sound and bool(report.ok and report.rows)
         for problem in report.problems[:show]:
             print(f"{report.path}:{problem.line}: {problem.detail or problem.reason}")

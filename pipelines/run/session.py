@@ -87,7 +87,7 @@ def prepare_data(opened: Session, source: str | None = None) -> str:
 
 def find_data(opened: Session, name: str | None) -> str:
     """The manifest of the prepared set that a person means: a set, rows to prepare, or the configuration's rows."""
-    from ...components.data_prep.formats.objects import SUFFIXES
+    from ...components.data_prep.formats.read import SUFFIXES
 
     if name is None or (name.endswith(SUFFIXES) and posixpath.basename(name) != MANIFEST):
         return prepare_data(opened, name)

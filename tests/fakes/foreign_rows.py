@@ -18,7 +18,7 @@ from vthink.components.common.answers.responses import parse_response
 from vthink.components.common.answers.spans import format_span
 from vthink.components.common.rows.files import to_line
 from vthink.components.common.rows.sample import Sample
-from vthink.components.data_prep.formats.objects import NESTED
+from vthink.components.data_prep.formats.read import NESTED
 
 
 def _plain(samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,7 @@ from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.video.codec import stored
 from vthink.components.common.video.decode import read_clip
-from vthink.components.data_prep.world.draw import write_mp4
+from vthink.components.data_prep.world.synthesize import write_mp4
 
 MICRO = str(Path(__file__).with_name("micro.yaml"))
 Vthink = Callable[..., subprocess.CompletedProcess[str]]

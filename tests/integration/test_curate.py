@@ -29,10 +29,9 @@ from vthink.components.common.errors import UserError
 from vthink.components.common.rows.files import read_samples
 from vthink.components.common.rows.sample import Sample
 from vthink.components.data_prep.config import CurationConfig
-from vthink.components.data_prep.curation.curate import curate
-from vthink.components.data_prep.curation.output import Summary
+from vthink.components.data_prep.curation.curate import Summary, curate
 from vthink.components.data_prep.validate import validate_rows
-from vthink.components.data_prep.world.draw import write_mp4
+from vthink.components.data_prep.world.synthesize import write_mp4
 
 from .conftest import VTHINK, clean_environment
 
@@ -419,7 +418,7 @@ def test_of_captioned_segments_exactly_what_the_rules_say_is_kept(models, folder
         assert [s.caption for s in target.segments] == [e.caption for e in row.evidence]
         assert row.options["ABCD".index(row.answer)] == "the right one"
         assert write_response(row, "video_r1").endswith(f"<answer>{row.answer}</answer>")
-    (validated,) = validate_rows([str(output)])
+    validated = validate_rows(str(output))
     assert validated.ok, validated.problems
     letters = Counter(row.answer for row in rows_of(output).values())
     assert len(letters) == 4, "the teacher's favourite letter was kept"

@@ -13,38 +13,31 @@ import jinja2.sandbox
 
 from ...common.errors import UserError
 
-PROMPTS = Path(__file__).with_name("prompt_files")
-"""Our prompts."""
+PROMPTS = Path(__file__).with_name("prompt_files")  # our prompts
 
 
 @dataclass(frozen=True)
 class Prompts:
     """The templates of a run, and what they are known by."""
 
-    texts: dict[str, str]
-    """Source by name."""
+    texts: dict[str, str]  # source by name
     _templates: dict[str, jinja2.Template] = field(repr=False)
 
     @classmethod
     def read(cls, folder: str | None) -> Prompts:
-        """Ours, those replaced that ``folder`` has.
-
-        Raises:
-            UserError: naming file and line of a template that cannot be used.
-        """
-        own = {path.stem: path for path in sorted(PROMPTS.glob("*.jinja"))}
-        paths = dict(own)
+        """Ours, those replaced that ``folder`` has. Raises UserError: naming file and line of a template that cannot be
+        used."""
+        paths = {path.stem: path for path in sorted(PROMPTS.glob("*.jinja"))}
         if folder is not None:
             if not Path(folder).is_dir():
                 raise UserError(f"curation.prompts: there is no folder {folder}")
             theirs = {path.stem: path for path in sorted(Path(folder).glob("*.jinja"))}
-            if unknown := set(theirs) - set(own):
-                names = ", ".join(f"{name}.jinja" for name in own)
+            if unknown := set(theirs) - set(paths):
+                names = ", ".join(f"{name}.jinja" for name in paths)
                 raise UserError(f"{theirs[min(unknown)]}: no step uses it; prompts are called {names}")
             paths |= theirs
-        environment = jinja2.sandbox.SandboxedEnvironment(
-            undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-        )
+        strict = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+        environment = jinja2.sandbox.SandboxedEnvironment(**strict)
         texts, templates = {}, {}
         for name, path in paths.items():
             try:
@@ -69,8 +62,6 @@ class Prompts:
 
 
 _SEGMENT = {"number": 1, "time": "00:01-00:03", "caption": "a caption"}
-
-
 _EXAMPLE: dict[str, dict[str, Any]] = {
     "question": {"segments": [_SEGMENT], "min_segments": 2, "min_options": 4, "max_options": 6},
     "captions": {"question": "Which?", "answer": "A", "duration_s": 9.0},
@@ -78,6 +69,4 @@ _EXAMPLE: dict[str, dict[str, Any]] = {
     "judge": {"segments": [_SEGMENT], "question": "Which?"},
     "cot": {"question": "Which?"},
 }
-
-
 STEPS = {"hindsight": ("question", "captions", "trace", "judge"), "cot": ("cot",)}

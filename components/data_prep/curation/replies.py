@@ -1,13 +1,10 @@
-"""The checks on what a teacher writes.
-
-What models write is hostile until checked: JSON of exactly the asked shape, no tags and no control characters, letters
-among the options, times inside the video and in order, and a row from which the training target can be written and
-read back.
-"""
+"""The checks on what a teacher writes, which is hostile until checked: JSON of exactly the asked shape, no tags and no
+control characters, letters among the options, times inside the video and in order, and a row from which the training
+target can be written and read back."""
 
 from __future__ import annotations
 
-import itertools
+import functools
 import random
 import re
 import string
@@ -32,9 +29,7 @@ _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # A tag of ours, of HTML, or a special token of a model (<|im_end|>): none has a place in a text that is trained on.
 _TAG = re.compile(r"<[/!|?A-Za-z]")
 _NAMES_LETTER = re.compile(r"\b(?i:answer|option|choice)s?\b[\s:]*(?:is\b|are\b|letter\b)?[\s:]*[(\"'*]*[A-Z]\b(?!')")
-_REFERS_TO_OPTIONS = re.compile(
-    r"\b(?:all|none|both|neither) of the (?:above|others?|options)\b|\boptions? [A-Z]\b", re.I
-)
+_REFERS_TO_OPTIONS = re.compile(r"(?i)\b((all|none|both|neither) of the (above|others?|options)|options? [A-Z])\b")
 _FENCED = re.compile(r"\s*```(?:json)?[ \t]*\n(.*)\n\s*```\s*", re.DOTALL | re.IGNORECASE)
 _THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 _R = TypeVar("_R", bound="_Reply")
@@ -42,6 +37,12 @@ _R = TypeVar("_R", bound="_Reply")
 
 class UnusableError(ValueError):
     """A text of a model that cannot be used, and why."""
+
+
+def _refuse(fault: object, problem: str) -> None:
+    """Raise an `UnusableError` where there is a fault."""
+    if fault:
+        raise UnusableError(problem)
 
 
 def as_asked(sample: Sample) -> str:
@@ -56,10 +57,8 @@ def with_options(sample: Sample) -> str:
 
 def numbered_segments(segments: Sequence[Evidence]) -> list[dict[str, Any]]:
     """Segments as the prompts list them: number, time, caption."""
-    return [
-        {"number": number, "time": format_span(s.start_s, s.end_s), "caption": s.caption}
-        for number, s in enumerate(segments, 1)
-    ]
+    timed = [(format_span(s.start_s, s.end_s), s.caption) for s in segments]
+    return [{"number": number, "time": time, "caption": caption} for number, (time, caption) in enumerate(timed, 1)]
 
 
 class _Reply(Section):
@@ -96,10 +95,7 @@ class _Trace(_Reply):
 
 def read_json(text: str, shape: type[_R]) -> _R:
     """A reply that is one JSON object of exactly this shape; fences around it, and thoughts before it, are tolerated.
-
-    Raises:
-        UnusableError: it is anything else.
-    """
+    Raises UnusableError: it is anything else."""
     text = text.removeprefix(thoughts[0]) if (thoughts := _THOUGHTS.match(text)) else text
     fenced = _FENCED.fullmatch(text)
     try:
@@ -112,8 +108,7 @@ def read_json(text: str, shape: type[_R]) -> _R:
 
 def clean(text: Any, what: str) -> str:
     """A text as one line, or why it cannot be used."""
-    if not isinstance(text, str):
-        raise UnusableError(f"a {what} must be text, not {type(text).__name__}")
+    _refuse(not isinstance(text, str), f"a {what} must be text, not {type(text).__name__}")
     for character in text:
         category = unicodedata.category(character)
         if (category in ("Cc", "Cs", "Co") and character not in "\n\r\t") or character in _BIDI:
@@ -121,10 +116,9 @@ def clean(text: Any, what: str) -> str:
     if tag := _TAG.search(text):
         raise UnusableError(f"a {what} holds a tag ('{text[tag.start() : tag.start() + 20]}')")
     line = " ".join(text.split())
-    if not line:
-        raise UnusableError(f"a {what} is empty")
-    if len(line) > _MAX_CHARACTERS[what]:
-        raise UnusableError(f"a {what} has {len(line)} characters; at most {_MAX_CHARACTERS[what]} are allowed")
+    most = _MAX_CHARACTERS[what]
+    _refuse(not line, f"a {what} is empty")
+    _refuse(len(line) > most, f"a {what} has {len(line)} characters; at most {most} are allowed")
     return line
 
 
@@ -135,53 +129,42 @@ def checked_question(
     reply = read_json(text, _Question)
     options = [clean(option, "option") for option in reply.options]
     question = clean(reply.question, "question")
-    if not config.min_options <= len(options) <= config.max_options:
-        raise UnusableError(f"{len(options)} options; {config.min_options} to {config.max_options} are asked for")
-    if len({option.casefold() for option in options}) < len(options):
-        raise UnusableError("two options are the same")
+    least, most, needed = config.min_options, config.max_options, set(reply.segments)
+    _refuse(not least <= len(options) <= most, f"{len(options)} options; {least} to {most} are asked for")
+    _refuse(len({option.casefold() for option in options}) < len(options), "two options are the same")
     for option in options:
         if reference := _REFERS_TO_OPTIONS.search(option):
             raise UnusableError(f"an option refers to others ('{reference[0]}')")
-    if len(reply.answer) != 1 or reply.answer not in string.ascii_uppercase[: len(options)]:
-        raise UnusableError(f"the answer '{reply.answer[:40]}' is not the letter of an option")
-    needed = set(reply.segments)
-    if not all(1 <= number <= len(segments) for number in needed):
-        raise UnusableError(f"segments {sorted(needed)}: there are 1 to {len(segments)}")
-    if len(needed) < config.min_segments:
-        raise UnusableError(f"the question needs {len(needed)} segments, not {config.min_segments} or more")
+    no_letter = len(reply.answer) != 1 or reply.answer not in string.ascii_uppercase[: len(options)]
+    _refuse(no_letter, f"the answer '{reply.answer[:40]}' is not the letter of an option")
+    _refuse(needed - _numbers(segments), f"segments {sorted(needed)}: there are 1 to {len(segments)}")
+    few = f"the question needs {len(needed)} segments, not {config.min_segments} or more"
+    _refuse(len(needed) < config.min_segments, few)
     order = list(range(len(options)))
     random.Random(f"{config.seed} {item_id}").shuffle(order)
     answer = string.ascii_uppercase[order.index(string.ascii_uppercase.index(reply.answer))]
-    return Sample(
-        id=item_id,
-        media=media,
-        question=question,
-        options=tuple(options[place] for place in order),
-        problem_type="multiple_choice",
-        answer=answer,
-        source=config.source,
-        split=config.split,
-    )
+    row = functools.partial(Sample, id=item_id, media=media, source=config.source, split=config.split)
+    shuffled = tuple(options[place] for place in order)
+    return row(question=question, options=shuffled, problem_type="multiple_choice", answer=answer)
+
+
+def _numbers(segments: Sequence[Evidence]) -> set[int]:
+    return set(range(1, len(segments) + 1))
 
 
 def checked_captions(text: str, duration_s: float) -> tuple[Evidence, ...]:
-    """The segments that a teacher found.
-
-    Raises:
-        UnusableError: a time is outside of the video, or out of order; a caption cannot be used.
-    """
+    """The segments that a teacher found. Raises UnusableError: a time is outside of the video, or out of order; a
+    caption cannot be used."""
     reply = read_json(text, _Captions)
-    if not reply.segments:
-        raise UnusableError("there are no segments")
+    _refuse(not reply.segments, "there are no segments")
     segments: list[Evidence] = []
     for number, segment in enumerate(reply.segments, 1):
         start_s, end_s = round(segment.start_s, 2), round(segment.end_s, 2)
-        if start_s >= end_s:
-            raise UnusableError(f"segment {number} does not end after it starts ({start_s:g} to {end_s:g} s)")
-        if end_s > round(duration_s, 2):
-            raise UnusableError(f"segment {number} ends at {end_s:g} s, behind the video's end at {duration_s:.2f} s")
-        if segments and start_s < segments[-1].start_s:
-            raise UnusableError(f"segment {number} starts before segment {number - 1}")
+        _refuse(start_s >= end_s, f"segment {number} does not end after it starts ({start_s:g} to {end_s:g} s)")
+        beyond = f"segment {number} ends at {end_s:g} s, behind the video's end at {duration_s:.2f} s"
+        _refuse(end_s > round(duration_s, 2), beyond)
+        unordered = segments and start_s < segments[-1].start_s
+        _refuse(unordered, f"segment {number} starts before segment {number - 1}")
         segments.append(Evidence(start_s=start_s, end_s=end_s, caption=clean(segment.caption, "caption")))
     return tuple(segments)
 
@@ -190,12 +173,11 @@ def checked_trace(text: str, sample: Sample, segments: Sequence[Evidence]) -> Sa
     """The row with its trace: as reasoning in Video-Thinker's format, and as evidence."""
     reply = read_json(text, _Trace)
     numbers = [step.segment for step in reply.steps]
-    if not numbers or not all(1 <= number <= len(segments) for number in numbers):
-        raise UnusableError(f"steps at segments {numbers[:20]}: there are 1 to {len(segments)}")
-    if any(later <= earlier for earlier, later in itertools.pairwise(numbers)):
-        raise UnusableError(f"steps at segments {numbers[:20]} are not in the order of the video")
-    written: list[str] = []
-    evidence: list[Evidence] = []
+    unknown = not numbers or set(numbers) - _numbers(segments)
+    _refuse(unknown, f"steps at segments {numbers[:20]}: there are 1 to {len(segments)}")
+    unordered = sorted(set(numbers)) != numbers
+    _refuse(unordered, f"steps at segments {numbers[:20]} are not in the order of the video")
+    written, evidence = list[str](), list[Evidence]()
     for step in reply.steps:
         caption, thought = clean(step.caption, "caption"), clean(step.thought, "thought")
         if sample.options and (named := _NAMES_LETTER.search(caption)):
@@ -206,18 +188,14 @@ def checked_trace(text: str, sample: Sample, segments: Sequence[Evidence]) -> Sa
         written.append(f"<time>{time}</time><caption>{caption}</caption><think>{thought}</think>")
     reasoning = f"{''.join(written)}<think>{clean(reply.reasoning, 'reasoning')}</think>"
     row = sample.model_copy(update={"reasoning": reasoning, "evidence": tuple(evidence)})
-    return _trainable(row)
-
-
-def _trainable(row: Sample) -> Sample:
-    """The row, when SFT can learn from it in both formats and gets its own segments back."""
+    # SFT must be able to learn from it, and get its segments back.
     try:
-        target = parse_response(write_response(row, "video_thinker" if row.evidence else "video_r1"))
+        target = parse_response(write_response(row, "video_thinker"))
     except ResponseError as error:
         raise UnusableError(str(error)) from None
     spans = [(segment.start_s, segment.end_s, segment.caption) for segment in target.segments]
-    if grade(row, target.answer) < 1 or spans != [(e.start_s, e.end_s, e.caption) for e in row.evidence]:
-        raise UnusableError("a training target written from it does not read back the same")
+    same = grade(row, target.answer) >= 1 and spans == [(e.start_s, e.end_s, e.caption) for e in row.evidence]
+    _refuse(not same, "a training target written from it does not read back the same")
     return row
 
 

@@ -1,14 +1,11 @@
-"""What is in a prepared data set, in numbers: ``card.json`` beside its manifest.
-
-Counted while the rows are written, so that it costs no memory per row.
-"""
+"""What is in a prepared data set, in numbers: ``card.json`` beside its manifest, counted while the rows are written."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
-from functools import partial
+from typing import Literal
 
 from pydantic import AliasChoices, ConfigDict, Field, field_serializer
 
@@ -20,8 +17,7 @@ DATA_CARD = "card.json"
 _DURATION_EDGES_S = (0, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200)
 _CHARACTER_EDGES = (0, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 _RATE_EDGES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
-_NAMES_LISTED = 100
-"""Longest list of names in the card (sources, resolutions); what is beyond counts as ``other``."""
+_NAMES_LISTED = 100  # longest list of names in the card (sources, resolutions); what is beyond counts as ``other``
 _ANSWERS_COUNTED = 10_000
 _ANSWERS_LISTED = 10
 _EXAMPLES = 5
@@ -59,10 +55,6 @@ class Histogram(_Counts):
         return None if mean is None else round(mean, 3)
 
 
-def _histogram(edges: tuple[float, ...]) -> Histogram:
-    return Field(default_factory=partial(Histogram.empty, edges))
-
-
 class SplitCounts(_Counts):
     """One split in numbers."""
 
@@ -71,26 +63,24 @@ class SplitCounts(_Counts):
     images: int = 0
     by_type: Counter[str] = Field(default_factory=Counter)
     by_source: Counter[str] = Field(default_factory=Counter)
-    by_kind: Counter[str] = Field(default_factory=Counter)
-    """Rows by ``metadata.kind``."""
+    by_kind: Counter[str] = Field(default_factory=Counter)  # rows by ``metadata.kind``
     letters: dict[int, Counter[str]] = Field(default_factory=dict)
     """Right letters of multiple-choice questions, by number of options."""
     answers: dict[str, Counter[str]] = Field(default_factory=dict)
     """Most frequent answers of the other types; a bounded sample."""
     with_reasoning: int = 0
     with_evidence: int = 0
-    duration_s: Histogram = _histogram(_DURATION_EDGES_S)
-    """Of what is shown, each video once."""
-    question_characters: Histogram = _histogram(_CHARACTER_EDGES)
-    reasoning_characters: Histogram = _histogram(_CHARACTER_EDGES)
-    pass_rate: Histogram = _histogram(_RATE_EDGES)
+    duration_s: Histogram = Field(default_factory=lambda: Histogram.empty(_DURATION_EDGES_S))
+    question_characters: Histogram = Field(default_factory=lambda: Histogram.empty(_CHARACTER_EDGES))
+    reasoning_characters: Histogram = Field(default_factory=lambda: Histogram.empty(_CHARACTER_EDGES))
+    pass_rate: Histogram = Field(default_factory=lambda: Histogram.empty(_RATE_EDGES))
 
     def add(self, sample: Sample) -> None:
         """Count a row."""
         self.rows += 1
         self.by_type[sample.problem_type] += 1
         self.by_source[sample.source] += 1
-        if isinstance(kind := sample.metadata.get("kind"), str):
+        if (kind := question_kind(sample)) is not None:
             self.by_kind[kind] += 1
         if sample.problem_type == "multiple_choice":
             self.letters.setdefault(len(sample.options), Counter())[sample.answer] += 1
@@ -114,11 +104,7 @@ class SplitCounts(_Counts):
         else:
             self.images += 1
 
-    @field_serializer("by_type")
-    def _by_frequency(self, counts: Counter[str]) -> dict[str, int]:
-        return dict(counts.most_common())
-
-    @field_serializer("by_source", "by_kind")
+    @field_serializer("by_type", "by_source", "by_kind")
     def _most_frequent(self, counts: Counter[str]) -> dict[str, int]:
         return most(counts)
 
@@ -137,33 +123,19 @@ class RowCounts(Section):
     rows_in: int = Field(validation_alias=AliasChoices("rows_in", "in"), serialization_alias="in")
     rows_out: int = Field(validation_alias=AliasChoices("rows_out", "out"), serialization_alias="out")
     quarantined: int
-    left_out: dict[str, int]
-    """By the setting that says so."""
+    left_out: dict[str, int]  # by the setting that says so
 
 
 class MediaCounts(Section):
     """The videos and images of a set."""
 
-    shown: int
-    """Videos and images that rows are about; parts of a file are counted apart."""
-    files: int
-    """Different files, by content."""
-    source_bytes: int
-    """Of those files."""
-    stored_bytes: int
-    """Of what is kept of them."""
+    shown: int  # videos and images that rows are about; parts of a file are counted apart
+    files: int  # different files, by content
+    source_bytes: int  # of those files
+    stored_bytes: int  # of what is kept of them
     frames: int
-    files_kept_themselves: int
-    """Files that are smaller than their frames would be."""
-    resolutions: dict[str, dict[str, int]]
-    """Files by ``<width>x<height>``, by kind."""
-
-
-class QuestionOverlap(Section):
-    """Questions of a split that are also questions of train (about other videos)."""
-
-    rows: int
-    rows_with_a_question_of_train: int
+    files_kept_themselves: int  # files that are smaller than their frames would be
+    resolutions: dict[str, dict[str, int]]  # files by ``<width>x<height>``, by kind
 
 
 class Contamination(Section):
@@ -172,13 +144,10 @@ class Contamination(Section):
     rule: str
     near_duplicate_difference: float
     files_in_several_splits: int
-    near_duplicate_pairs: int
-    """Pairs of files that look the same, in whatever splits."""
-    rows_that_leak: dict[str, int]
-    """Rows whose video is also in a split that measures, by reason."""
+    near_duplicate_pairs: int  # pairs of files that look the same, in whatever splits
+    rows_that_leak: dict[str, int]  # rows whose video is also in a split that measures, by reason
     near_duplicates_are_dropped: bool
-    questions: dict[str, QuestionOverlap]
-    """By split."""
+    questions: dict[str, dict[Literal["rows", "rows_with_a_question_of_train"], int]]  # of other splits than train
 
 
 class QuarantineExample(Section):
@@ -206,8 +175,7 @@ class DataCard(Section):
     splits: dict[str, SplitCounts]
     media: MediaCounts
     contamination: Contamination
-    quarantine: dict[str, QuarantineCounts]
-    """By reason, the most frequent first."""
+    quarantine: dict[str, QuarantineCounts]  # by reason, the most frequent first
 
 
 def pass_rate(sample: Sample) -> float | None:
@@ -215,6 +183,12 @@ def pass_rate(sample: Sample) -> float | None:
     says none."""
     rate = sample.metadata.get("pass_rate")
     return float(rate) if isinstance(rate, int | float) and not isinstance(rate, bool) and 0 <= rate <= 1 else None
+
+
+def question_kind(sample: Sample) -> str | None:
+    """``metadata.kind``, where it is text."""
+    kind = sample.metadata.get("kind")
+    return kind if isinstance(kind, str) else None
 
 
 def most(counts: Counter[str]) -> dict[str, int]:
@@ -228,7 +202,5 @@ def count_quarantine(rows: Iterable[Quarantined], counts: Counter[Reason]) -> di
     """Number and first examples by reason."""
     examples: dict[Reason, list[QuarantineExample]] = {reason: [] for reason in counts}
     for row in rows:
-        if len(examples[row.reason]) < _EXAMPLES:
-            example = QuarantineExample(line=row.line, id=row.id, uri=row.uri, detail=row.detail)
-            examples[row.reason].append(example)
-    return {r: QuarantineCounts(rows=n, examples=tuple(examples[r])) for r, n in counts.most_common()}
+        examples[row.reason].append(QuarantineExample(line=row.line, id=row.id, uri=row.uri, detail=row.detail))
+    return {r: QuarantineCounts(rows=n, examples=tuple(examples[r][:_EXAMPLES])) for r, n in counts.most_common()}

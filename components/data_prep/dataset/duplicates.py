@@ -1,11 +1,9 @@
-"""Videos and images that are nearly the same, found by what they look like.
+"""Videos and images that are nearly the same, found by what they look like: another size, compression or container.
 
-Two files with different bytes may show the same thing: another size, another compression, another container.
-`common.video.signature` reduces a file to 768 mean colours; here pairs of signatures with a small difference are
-found without comparing all with all, by locality-sensitive hashing for the Euclidean distance (Datar et al. 2004,
-"Locality-sensitive hashing scheme based on p-stable distributions").
-
-What it does not find: a crop, a mirror image, a cut of another length, other brightness.
+`common.video.signature` reduces a file to 768 mean colours; here pairs of signatures with a small difference are found
+without comparing all with all, by locality-sensitive hashing for the Euclidean distance (Datar et al. 2004,
+"Locality-sensitive hashing scheme based on p-stable distributions"). Not found: a crop, a mirror image, a cut of
+another length, other brightness.
 """
 
 from __future__ import annotations
@@ -14,10 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-TABLES = 8
-"""Independent hash tables; a pair is found when it shares a cell in one of them."""
-PROJECTIONS = 6
-"""Random directions per table."""
+TABLES = 8  # independent hash tables; a pair is found when it shares a cell in one of them
+PROJECTIONS = 6  # random directions per table
 CELL_WIDTHS = 8.0
 """Width of a cell, in units of the largest difference that counts. With these numbers a pair at that limit shares a
 cell of a table with probability (1 − 0.8 / 8)^6 = 0.53, and is missed by all eight with probability 0.002."""
@@ -33,15 +29,9 @@ _BLOCK = 4096
 
 
 def near_pairs(signatures: np.ndarray, max_difference: float) -> Iterator[tuple[int, int, float]]:
-    """Pairs (i < j) of signatures whose root mean square difference is at most ``max_difference`` (of 255).
-
-    Args:
-        signatures: (N, D) uint8; may be memory-mapped: 8 bytes per row and table are held in memory, and no more.
-        max_difference: 0 finds none.
-
-    Yields:
-        i, j and their difference; each pair once, in no particular order.
-    """
+    """Pairs (i < j) of signatures whose root mean square difference is at most ``max_difference`` (of 255; 0 finds
+    none), with it; each once, in no particular order. ``signatures``: (N, D) uint8; may be memory-mapped: 8 bytes per
+    row and table are held in memory, and no more."""
     if max_difference <= 0 or len(signatures) < 2:
         return
     keys = _keys(signatures, max_difference)

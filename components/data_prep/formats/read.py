@@ -1,43 +1,166 @@
-"""A file of rows in any format as samples, row by row; a row that cannot be right is a `RowError` with its line."""
+"""Files of rows in any format as samples, one at a time; a row that cannot be right is a `RowError` with its line."""
 
 from __future__ import annotations
 
+import codecs
+import csv
+import json
 import posixpath
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ...common.errors import UserError
-from ...common.rows.files import RowError, parse_row, raw_text
+from ...common.rows.files import MAX_LINE_BYTES, RowError, numbered_objects, parse_row, raw_text, refuse_constant
 from ...common.rows.sample import Sample
-from .fields import ROW_FAULTS
-from .format import Format
-from .objects import read_objects
-from .registry import FORMATS, recognise
-from .vthink import VTHINK
+from .format import ROW_FAULTS, Format
+from .registry import FORMATS
 
-_LOOKED_AT = 100
-"""Rows that are looked at, at most, to recognise a format."""
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")  # kinds of files that rows come in
+_CHUNK_CHARACTERS = 2**20
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def read_objects(path: Path) -> Iterator[tuple[int, Any]]:
+    """The rows of a file as Python values (a `RowError` for one that cannot be read), each with its line (the row's
+    number in Parquet), from 1. Raises UserError: missing, of another kind, or damaged."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: rows come as {', '.join(SUFFIXES)}, not as '{suffix}'")
+    if suffix in (".csv", ".tsv"):
+        yield from _from_table(path, "," if suffix == ".csv" else "\t")
+    elif suffix == ".json":
+        with path.open("rb") as file, path.open(encoding="utf-8-sig") as text:
+            yield from _List(path, text) if begins_with(file) == b"[" else numbered_objects(file)
+    else:
+        yield from numbered_objects(path)
+
+
+def begins_with(file: IO[bytes]) -> bytes:
+    """The first character of a file that is no white space; the file is read from its start afterwards."""
+    first = file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    file.seek(0)
+    return first
+
+
+class _List:
+    """The objects of one JSON list, read piece by piece: the list is never in memory as a whole."""
+
+    def __init__(self, path: Path, file: IO[str]):
+        self._path, self._file = path, file
+        self._decoder = json.JSONDecoder(parse_constant=refuse_constant)
+        self._buffer, self._position, self._line = "", 0, 1
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        try:
+            self._expect("[")
+            more = self._next() != "]"
+            while more:
+                self._next()
+                yield self._line, self._value()
+                if more := self._next() != "]":
+                    self._expect(",")
+            self._skip(1)
+            if self._next():
+                raise self._error("there is something behind the end of the list")
+        except UnicodeDecodeError:
+            raise self._error("not UTF-8") from None
+        except RecursionError:
+            raise self._error("nested too deeply") from None
+
+    def _error(self, reason: str) -> UserError:
+        return UserError(f"{self._path}:{self._line}: {reason}; a JSON list cannot be read beyond a mistake")
+
+    def _more(self) -> bool:
+        """Read on; what has been used goes."""
+        rest = self._buffer[self._position :]
+        piece = self._file.read(max(_CHUNK_CHARACTERS, len(rest)))
+        self._buffer, self._position = rest + piece, 0
+        return bool(piece)
+
+    def _skip(self, count: int) -> None:
+        end = self._position + count
+        self._line += self._buffer.count("\n", self._position, end)
+        self._position = end
+
+    def _next(self) -> str:
+        """The next character that is no white space, which stays; empty at the end of the file."""
+        while True:
+            space = _SPACE.match(self._buffer, self._position)
+            self._skip(len(space[0]) if space else 0)
+            if self._position < len(self._buffer):
+                return self._buffer[self._position]
+            if not self._more():
+                return ""
+
+    def _expect(self, character: str) -> None:
+        actual = self._next()
+        if actual != character:
+            raise self._error(f"expected '{character}', found " + (f"'{actual}'" if actual else "the end of the file"))
+        self._skip(1)
+
+    def _value(self) -> Any:
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._buffer, self._position)
+                if end < len(self._buffer):  # else it may be the beginning of a longer number
+                    self._skip(end - self._position)
+                    return value
+                reason = "the list is not closed"
+            except json.JSONDecodeError as error:
+                reason = error.msg
+            except ValueError as error:
+                raise self._error(str(error)) from None
+            if len(self._buffer) - self._position > MAX_LINE_BYTES:
+                raise self._error(f"not JSON ({reason}), or a row of more than {MAX_LINE_BYTES} characters")
+            if not self._more():
+                raise self._error(f"not JSON ({reason})")
+
+
+NESTED = ("media", "options", "evidence", "metadata")  # columns of a table whose cells are JSON
+
+
+def _from_table(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        while True:
+            line = reader.line_num + 1
+            try:
+                cells = next(reader, None)
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise UserError(f"{path}:{line}: not a readable table ({error})") from None
+            if cells is None:
+                return
+            if None in cells or None in cells.values():
+                yield line, RowError(line, f"{reader.line_num} cells do not fit the header", raw_text(cells))
+                continue
+            row: dict[str, Any] = {name: cell for name, cell in cells.items() if cell != ""}
+            try:
+                row |= {name: json.loads(row[name], parse_constant=refuse_constant) for name in NESTED if name in row}
+            except (ValueError, RecursionError):
+                yield line, RowError(line, f"one of the cells {', '.join(NESTED)} is not JSON", raw_text(cells))
+                continue
+            yield line, row
+
+
+_LOOKED_AT = 100  # rows that are looked at, at most, to recognise a format
 
 
 @dataclass
 class SourceRows:
-    """The rows of a file as samples, read once."""
+    """The rows of a file as samples, read once. ``roots``: folder or prefix that relative media paths of a source count
+    from; ``*``: of every other source."""
 
-    path: Path
     format: Format
     roots: Mapping[str, str]
-    """Folder or prefix that relative media paths of a source count from; ``*``: of every other source."""
     _objects: Iterator[tuple[int, Any]]
 
     def __iter__(self) -> Iterator[tuple[int, Sample | RowError]]:
         for number, (line, value) in enumerate(self._objects, 1):
-            if isinstance(value, RowError):
-                yield line, value
-                continue
-            for sample in self._samples(value, line, number):
+            for sample in (value,) if isinstance(value, RowError) else self._samples(value, line, number):
                 yield line, sample
 
     def _samples(self, value: Any, line: int, number: int) -> Iterator[Sample | RowError]:
@@ -46,14 +169,10 @@ class SourceRows:
             return
         try:
             for row in self.format.read(value, number):
-                if isinstance(row, Exception):
-                    yield self._error(row, value, line)
-                    continue
-                sample = parse_row(row, line)
+                sample = self._error(row, value, line) if isinstance(row, Exception) else parse_row(row, line)
                 if isinstance(sample, RowError):
-                    yield RowError(line, sample.reason, raw_text(value))
-                else:
-                    yield self._rooted(sample)
+                    sample = RowError(line, sample.reason, raw_text(value))
+                yield sample if isinstance(sample, RowError) else self._rooted(sample)
         except ROW_FAULTS as error:
             yield self._error(error, value, line)
 
@@ -70,29 +189,19 @@ class SourceRows:
 
 
 def read_rows(path: Path, format_name: str | None = None, roots: Mapping[str, str] | None = None) -> SourceRows:
-    """Open a file of rows.
-
-    Args:
-        path: the file.
-        format_name: a name of `FORMATS`, or ``my_module:FORMAT``; None: as the first rows look.
-        roots: see `SourceRows`.
-
-    Raises:
-        UserError: the format is unknown, or none fits.
-        UserError: the file cannot be read at all.
+    """Open a file of rows. ``format_name``: a name of `FORMATS`, or ``my_module:FORMAT``; None: as the first rows look;
+    ``roots``: see `SourceRows`. Raises UserError: the format is unknown, or none fits; the file cannot be read at all.
     """
     objects = read_objects(path)
     first: list[tuple[int, Any]] = []
     row_format = FORMATS.get(format_name) if format_name else None
     while row_format is None and len(first) < _LOOKED_AT and (entry := next(objects, None)) is not None:
         first.append(entry)
-        row_format = recognise(entry[1])
+        row_format = next((f for _, f in FORMATS.items() if isinstance(entry[1], Mapping) and f.fits(entry[1])), None)
     if row_format is None:
         keys = next((sorted(value) for _, value in first if isinstance(value, Mapping)), None)
         if keys is not None and not set(keys) & {"media", "id", "question", "answer"}:
-            raise UserError(
-                f"{path}: no format fits rows with the fields {', '.join(map(str, keys))[:200]}; "
-                f"known formats: {', '.join(FORMATS)} (--format)"
-            )
-        row_format = VTHINK  # bad rows alone: as our own they get their reasons
-    return SourceRows(path, row_format, roots or {}, chain(first, objects))
+            names, known = ", ".join(map(str, keys))[:200], ", ".join(FORMATS)
+            raise UserError(f"{path}: no format fits rows with the fields {names}; known formats: {known} (--format)")
+        row_format = FORMATS.get("vthink")  # bad rows alone: as our own they get their reasons
+    return SourceRows(row_format, roots or {}, chain(first, objects))

@@ -1,15 +1,64 @@
-"""What the data set card says of all rows, as sections of the page."""
+"""What a data set is in numbers, of its card and of a sample of rows, as sections of the page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import string
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
-from ...common.html import blocks, page
-from ..dataset.data_card import DataCard, SplitCounts
-from .bars import columns, count_bars, cut, histogram_columns
+from ...common.errors import UserError
+from ...common.html import blocks, charts, page
+from ...common.html.charts import Bar
+from ...common.rows.sample import Sample
+from ...common.video.config import VideoConfig
+from ...common.video.frames import target_size
+from ..dataset.data_card import DataCard, Histogram, SplitCounts
+
+_BARS = 12
+
+
+def cut(text: str, length: int = 300) -> str:
+    """The start of a text that is longer."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def columns(titled: Sequence[tuple[str, Markup]]) -> Markup:
+    """Blocks side by side, each below its title."""
+    shown = [Markup("<div><h3>{}</h3>{}</div>").format(title, block) for title, block in titled]
+    return Markup('<div class="columns">{}</div>').format(page.joined(shown))
+
+
+def count_bars(counts: Mapping[str, int], of: int | None = None) -> Markup:
+    """Bars of shares (of the sum, or of ``of``); the smallest together."""
+    total = max(1, sum(counts.values()) if of is None else of)
+    shown = list(counts.items())[:_BARS]
+    bars = [Bar(label=cut(name, 60) or "(blank)", value=count / total, note=f"{count:,}") for name, count in shown]
+    if rest := list(counts.values())[_BARS:]:
+        bars.append(Bar(label=f"{len(rest)} more", value=sum(rest) / total, note=f"{sum(rest):,}", tone="plain"))
+    return charts.bars(bars, maximum=max(bar.value for bar in bars) or 1.0)
+
+
+def histogram_columns(histograms: Mapping[str, Histogram], unit: str = "") -> Markup:
+    """Histograms by name, side by side."""
+    return columns([(name, histogram_bars(histogram, unit)) for name, histogram in histograms.items()])
+
+
+def histogram_bars(histogram: Histogram, unit: str = "") -> Markup:
+    """Bars from the first to the last bin that is not empty."""
+    filled = [place for place, count in enumerate(histogram.counts) if count]
+    if not filled:
+        return page.paragraph("none")
+    total = sum(histogram.counts)
+    bars = []
+    for place in range(filled[0], filled[-1] + 1):
+        count, ends = histogram.counts[place], [f"{edge:g}" for edge in histogram.edges[place : place + 2]]
+        label = f"{ends[0]} – {ends[1]}{unit}" if len(ends) == 2 else f"{ends[0]}{unit} or more"
+        bars.append(Bar(label=label, value=count / total, note=f"{count:,}"))
+    return charts.bars(bars, maximum=max(bar.value for bar in bars))
 
 
 def by_split(card: DataCard) -> list[tuple[str, SplitCounts]]:
@@ -53,19 +102,15 @@ def splits(card: DataCard) -> Markup:
 
 def kinds(card: DataCard) -> Markup:
     """What the questions are."""
-    titled = []
-    for title in ("type", "source", "kind"):
-        for split, about in by_split(card):
-            if counts := getattr(about, f"by_{title}"):
-                titled.append((f"by {title}, {split}", count_bars(counts)))
-    return columns(titled)
+    shown = [(title, split, about) for title in ("type", "source", "kind") for split, about in by_split(card)]
+    counted = [(f"by {title}, {split}", getattr(about, f"by_{title}")) for title, split, about in shown]
+    return columns([(title, count_bars(counts)) for title, counts in counted if counts])
 
 
 def resolutions(card: DataCard) -> Markup:
     """Files by width and height."""
-    return columns(
-        [(f"{kind}s, width × height", count_bars(counts)) for kind, counts in card.media.resolutions.items()]
-    )
+    resolutions = card.media.resolutions.items()
+    return columns([(f"{kind}s, width × height", count_bars(counts)) for kind, counts in resolutions])
 
 
 def pass_rates(card: DataCard) -> Markup | None:
@@ -86,7 +131,7 @@ def contamination(card: DataCard) -> Markup:
     ]
     for split, questions in shared.questions.items():
         label = f"rows of {split} whose question, with its options, is also one of train"
-        table.append((label, questions.rows_with_a_question_of_train))
+        table.append((label, questions["rows_with_a_question_of_train"]))
     return blocks.table(["", "number"], table) + page.paragraph(f"The rule: {shared.rule}")
 
 
@@ -112,3 +157,113 @@ def _bytes(size: int) -> str:
     while amount >= 1024 and unit < 5:
         amount, unit = amount / 1024, unit + 1
     return f"{amount:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[unit]}"
+
+
+def answers(card: DataCard, sampled: Mapping[str, Mapping[int, Sample]]) -> Markup:
+    """Right answers against chance; ``sampled``: rows by split and place."""
+    letters, others = [], []
+    for split, counts in by_split(card):
+        for options, right in counts.letters.items():
+            letters.append((f"right letter of {options}, {split}", _letter_bars(options, right)))
+        for kind, frequent in counts.answers.items():
+            others.append((f"{kind}, {split}", count_bars(frequent, of=counts.by_type[kind])))
+    shown = [columns(letters)] if letters else []
+    for split, rows in sampled.items():
+        if (finding := longest_option(split, list(rows.values()))) is not None:
+            shown.append(page.paragraph(*finding))
+    if others:
+        summary = "<details><summary>most frequent answers of other types</summary>{}</details>"
+        shown.append(Markup(summary).format(columns(others)))
+    return page.joined(shown)
+
+
+def _letter_bars(options: int, counts: Mapping[str, int]) -> Markup:
+    total, bars = max(1, sum(counts.values())), []
+    spread = 3 * (1 / options * (1 - 1 / options) / total) ** 0.5  # three standard deviations of equal chances
+    for letter in string.ascii_uppercase[:options]:
+        count = counts.get(letter, 0)
+        fair = abs(count / total - 1 / options) <= spread
+        note = f"{count:,}" + ("" if fair else ", not by chance")
+        bars.append(Bar(label=letter, value=count / total, note=note, tone="accent" if fair else "warn"))
+    return charts.bars(bars, maximum=max(2 / options, *(bar.value for bar in bars)))
+
+
+def longest_option(split: str, rows: Sequence[Sample]) -> tuple[str, page.Tone] | None:
+    """Whether guessing the longest option would do: a fault of written questions."""
+    questions = [row for row in rows if row.problem_type == "multiple_choice"]
+    if not questions:
+        return None
+    chance, hits, n = 0.0, 0.0, len(questions)
+    for row in questions:
+        lengths = [len(option) for option in row.options]
+        right = lengths[string.ascii_uppercase.index(row.answer)]
+        hits += (right == max(lengths)) / lengths.count(max(lengths))
+        chance += 1 / len(lengths)
+    expected, share = chance / n, hits / n
+    suspicious = share > expected + 3 * (expected * (1 - expected) / n) ** 0.5
+    text = f"{split}: the longest option is right in {100 * share:.0f} % of {n:,} sampled questions"
+    return f"{text} (by chance: {100 * expected:.0f} %).", "warn" if suspicious else "plain"
+
+
+_CHARACTERS_PER_TOKEN = 4
+CountTokens = Callable[[str], int]
+
+
+def token_counter(path: Path) -> CountTokens:
+    """Counts tokens with a ``tokenizer.json``, as every fast tokenizer of the hub has one. Raises UserError: it is no
+    such file, or the library that reads it is missing."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise UserError("counting tokens needs the package tokenizers (it comes with transformers)") from None
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # what it raises is a bare Exception
+        raise UserError(f"{path}: not a tokenizer.json ({str(error)[:100]})") from None
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def lengths(
+    card: DataCard,
+    video: VideoConfig,
+    sampled: Mapping[str, Mapping[int, Sample]],
+    most_sampled: int,
+    count_tokens: CountTokens | None,
+) -> Markup:
+    """Tokens of texts, on a sample of rows (by split and place; at most ``most_sampled`` of a split), and of what is
+    seen, from the resolutions of all files; ``count_tokens``: of a text; None: estimated from its characters."""
+    count = count_tokens or (lambda text: -(-len(text) // _CHARACTERS_PER_TOKEN))
+    table = []
+    for split, rows in sampled.items():
+        texts = {
+            "question and options": [count("\n".join((row.question, *row.options))) for row in rows.values()],
+            "reasoning": [count(row.reasoning) for row in rows.values() if row.reasoning is not None],
+        }
+        for what, tokens in texts.items():
+            if tokens:
+                table.append([split, what, *(round(q) for q in np.quantile(tokens, (0.5, 0.95, 1.0))), len(tokens)])
+    heads = ["split", "text", "median tokens", "95 %", "longest", "rows"]
+    how = "counted" if count_tokens is not None else f"estimated as {_CHARACTERS_PER_TOKEN} characters each"
+    shown = [blocks.table(heads, table), page.paragraph(f"Tokens of up to {most_sampled:,} rows of each split, {how}.")]
+    if visual := visual_tokens(card.media.resolutions, video):
+        tokens, files = np.array(visual).T
+        low, high, mean = tokens.min(), tokens.max(), float((tokens * files).sum() / files.sum())
+        frames = f"{video.num_frames} frames" if video.num_frames is not None else f"{video.fps:g} frames per second"
+        text = f"Visual tokens of a video or image: {low:,.0f} to {high:,.0f}, {mean:,.0f} on average ({frames}"
+        shown.append(page.paragraph(f"{text}, at most {video.max_pixels:,} pixels each)."))
+    return page.joined(shown)
+
+
+def visual_tokens(resolutions: Mapping[str, Mapping[str, int]], video: VideoConfig) -> list[tuple[float, int]]:
+    """Visual tokens and number of files, for every resolution that the card names."""
+    tokens = []
+    for kind, counts in resolutions.items():
+        frames = float(video.num_frames or video.max_frames) if kind == "video" else float(video.temporal_multiple)
+        for name, files in counts.items():
+            width, _, height = name.partition("x")
+            if not (width.isdecimal() and height.isdecimal()):
+                continue  # "other"
+            shown_height, shown_width = target_size(int(height), int(width), video)
+            patches = (shown_height // video.size_multiple) * (shown_width // video.size_multiple)
+            tokens.append((frames / video.temporal_multiple * patches, files))
+    return tokens

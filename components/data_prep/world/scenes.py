@@ -1,22 +1,128 @@
-"""Which scenes a configuration has, and which questions are asked about each."""
+"""The scenes of a configuration: what happens in each, and which questions are asked about it."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import TypeVar
 
 from ...common.config import ConfigError
 from ..config import SynthesizeConfig
-from .compose import COMPOSERS, whole_seconds
-from .scene import SCENES, Kind, Scene, SceneKind
+from .scene import COLOURS, DIRECTIONS, FONT, FORMS, SCENES, Composition, Kind, Scene, SceneKind, Shape, mask
+
+T = TypeVar("T")
+Composer = Callable[[SynthesizeConfig, str, int, random.Random], Composition]
+
+
+def whole_seconds(config: SynthesizeConfig) -> int:
+    """The whole seconds of a video."""
+    return int(config.native_frames / config.fps + 1e-6)
+
+
+def balanced_choice(key: str, index: int, choices: Sequence[T]) -> T:
+    """Choice ``index`` of an endless row of shuffled decks, so that every choice is equally frequent."""
+    deck = list(choices)
+    random.Random(f"{key}/{index // len(deck)}").shuffle(deck)
+    return deck[index % len(deck)]
+
+
+def _moving(
+    config: SynthesizeConfig, rng: random.Random, colour: str, direction: str, ways: tuple[float, float]
+) -> Composition:
+    """A square whose way is ``ways`` (least, most) of the room there is. The stretch that it crosses lies anywhere and
+    is crossed in either sense equally often, so that its frames in a random order do not tell the sense."""
+    (dx, dy), size = DIRECTIONS[direction], config.size // 4
+    room = config.size - size
+    way = rng.randint(round(room * ways[0]), round(room * ways[1]))
+    along, across = rng.randint(0, room - way), rng.randint(0, room)
+    start, end = (along, along + way) if dx + dy > 0 else (along + way, along)
+    start_xy, end_xy = ((start, across), (end, across)) if dx else ((across, start), (across, end))
+    end_s = config.native_frames / config.fps
+    # The first frame shows the start, the last one the end; it stays for one frame more.
+    percent_per_s = 100 * way / config.size * config.fps / (config.native_frames - 1)
+    square = Shape("square", colour, 0.0, end_s, start_xy, end_xy, size)
+    return Composition((square,), direction=direction, percent_per_s=percent_per_s)
+
+
+def _motion(config: SynthesizeConfig, key: str, number: int, rng: random.Random) -> Composition:
+    direction, colour = balanced_choice(key, number, [(d, c) for d in DIRECTIONS for c in COLOURS])
+    return _moving(config, rng, colour, direction, (5 / 7, 6 / 7))
+
+
+def _drift(config: SynthesizeConfig, key: str, number: int, rng: random.Random) -> Composition:
+    return _moving(config, rng, rng.choice(list(COLOURS)), rng.choice(list(DIRECTIONS)), (1 / 5, 1.0))
+
+
+def _pair(config: SynthesizeConfig, key: str, number: int, rng: random.Random) -> Composition:
+    """Two shapes that are never there together; a scene is as likely as the same scene played backwards."""
+    total = whole_seconds(config)
+    colours = balanced_choice(key + "/order", number, [(a, b) for a in COLOURS for b in COLOURS if a != b])
+    queried, visible_s = balanced_choice(key + "/duration", number, [(i, s) for i in (0, 1) for s in range(1, total)])
+    other_s = rng.randint(1, total - visible_s)
+    lengths = (visible_s, other_s) if queried == 0 else (other_s, visible_s)
+    idle = [0, *sorted(rng.randint(0, total - visible_s - other_s) for _ in range(2))]
+    starts = (idle[1], idle[2] + lengths[0])
+    visible = zip(colours, starts, lengths, strict=True)
+    shapes = [
+        _placed(config, rng, rng.choice(FORMS), colour, start, start + length) for colour, start, length in visible
+    ]
+    return Composition(tuple(shapes), queried=queried)
+
+
+def _crowd(config: SynthesizeConfig, key: str, number: int, rng: random.Random) -> Composition:
+    count = balanced_choice(key, number, range(1, min(len(COLOURS), whole_seconds(config)) + 1))
+    starts = sorted(rng.sample(range(whole_seconds(config)), count))
+    colours = rng.sample(list(COLOURS), count)
+    visible = zip(colours, starts, strict=True)
+    return Composition(tuple(_placed(config, rng, rng.choice(FORMS), colour, s, s + 1) for colour, s in visible))
+
+
+def _digits(config: SynthesizeConfig, key: str, number: int, rng: random.Random) -> Composition:
+    total = whole_seconds(config)
+    count = balanced_choice(key, number, range(2, min(4, total) + 1))
+    starts = [0, *sorted(rng.sample(range(1, total), count - 1)), total]
+    colour = rng.choice(list(COLOURS))
+    shapes: list[Shape] = []
+    for start, end in pairwise(starts):
+        last = shapes[-1].form if shapes else ""  # the same digit twice in a row would look like one
+        digit = rng.choice([d for d in FONT if d != last])
+        shapes.append(_placed(config, rng, digit, colour, start, end, height=config.size // 14 * 7))
+    return Composition(tuple(shapes))
+
+
+def _still(config: SynthesizeConfig, key: str, number: int, rng: random.Random) -> Composition:
+    """Shapes of different form and colour, each in its own cell of a grid; the first is asked about."""
+    count = balanced_choice(key + "/count", number, range(1, len(FORMS) + 1))
+    first = balanced_choice(key + "/colour", number, list(COLOURS))
+    colours = [first, *rng.sample([c for c in COLOURS if c != first], count - 1)]
+    cell, size = config.size // 3, config.size // 4
+    cells = rng.sample([(x, y) for x in range(3) for y in range(3)], count)
+    shapes = []
+    for form, colour, (column, row) in zip(rng.sample(FORMS, count), colours, cells, strict=True):
+        corner = (column * cell + rng.randint(0, cell - size), row * cell + rng.randint(0, cell - size))
+        shapes.append(Shape(form, colour, 0.0, 0.0, corner, corner, size))
+    return Composition(tuple(shapes))
+
+
+def _placed(
+    config: SynthesizeConfig, rng: random.Random, form: str, colour: str, start_s: int, end_s: int, height: int = 0
+) -> Shape:
+    """A shape that stays where it is, anywhere in the picture."""
+    height = height or config.size // 4
+    ink = mask(form, height)
+    corner = (rng.randint(0, config.size - ink.shape[1]), rng.randint(0, config.size - ink.shape[0]))
+    return Shape(form, colour, float(start_s), float(end_s), corner, corner, height)
+
+
+COMPOSERS: dict[SceneKind, Composer] = {"motion": _motion, "drift": _drift, "pair": _pair}
+COMPOSERS |= {"crowd": _crowd, "digits": _digits, "still": _still}
+"""By the kind of scene: what happens in it, from a key, the scene's number and its own random numbers."""
 
 
 def scenes(config: SynthesizeConfig) -> Iterator[Scene]:
-    """All scenes of a configuration, split by split, in the order of the rows.
-
-    Raises:
-        ConfigError: a clip is too short for what is to happen in it.
-    """
+    """All scenes of a configuration, split by split, in the order of the rows. Raises ConfigError: a clip is too short
+    for what is to happen in it."""
     shares = _shares(config)
     counts = {"train": config.num_train, "validation": config.num_validation, "test": config.num_test}
     for split, count in counts.items():
@@ -35,14 +141,12 @@ def _shares(config: SynthesizeConfig) -> dict[SceneKind, float]:
     videos = (1 - config.images) / sum(weights.values())
     shares = {scene: weight * videos for scene, weight in weights.items()} | {"still": config.images}
     shares = {scene: share for scene, share in shares.items() if share > 0}
-    short = {"pair", "digits"} & set(shares) if whole_seconds(config) < 2 else set()
-    short |= {"crowd"} & set(shares) if whole_seconds(config) < 1 else set()
-    if short:
+    needed_s = {"pair": 2, "digits": 2, "crowd": 1}
+    if short := {scene for scene in shares if whole_seconds(config) < needed_s.get(scene, 0)}:
         kinds = " and ".join(kind for kind in config.mix if SCENES[kind] in short)
-        raise ConfigError(
-            f"synthesize: native_frames / fps makes clips of {config.native_frames / config.fps:g} s; "
-            f"{kinds} questions need at least {1 if short == {'crowd'} else 2} s"
-        )
+        length_s, least_s = config.native_frames / config.fps, max(needed_s[scene] for scene in short)
+        problem = f"native_frames / fps makes clips of {length_s:g} s; {kinds} questions need at least {least_s} s"
+        raise ConfigError(f"synthesize: {problem}")
     return shares
 
 

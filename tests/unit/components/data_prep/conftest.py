@@ -16,7 +16,7 @@ from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.data_prep import prepare
 from vthink.components.data_prep.config import DataPrepConfig
-from vthink.components.data_prep.world.draw import write_mp4
+from vthink.components.data_prep.world.synthesize import write_mp4
 
 Source = Callable[[Sequence[Mapping[str, Any] | str]], str]
 """Writes rows next to the videos of `squares`; returns their path."""

@@ -27,7 +27,7 @@ from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.workers import Decoder
 from vthink.components.data_prep import prepare
 from vthink.components.data_prep.config import DataPrepConfig
-from vthink.components.data_prep.world.draw import write_mp4
+from vthink.components.data_prep.world.synthesize import write_mp4
 
 from .conftest import make_row, square_at, write_rows
 

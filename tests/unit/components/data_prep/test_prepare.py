@@ -179,10 +179,10 @@ def test_rows_of_a_published_format_are_prepared_and_ids_that_only_count_rows_ma
 
 _SLOWLY = """
 import sys
-from vthink.components.data_prep import fetch, prepare, shard
+from vthink.components.data_prep import prepare, shard
 shard.PART_MEDIA = 2
-fetch_file = fetch.Fetcher.__call__
-fetch.Fetcher.__call__ = lambda self, file: (print(file.uri, flush=True), fetch_file(self, file))[1]
+fetch_file = shard.Fetcher.__call__
+shard.Fetcher.__call__ = lambda self, file: (print(file.uri, flush=True), fetch_file(self, file))[1]
 print(prepare.prepare_data(*sys.argv[1:]), flush=True)
 """
 

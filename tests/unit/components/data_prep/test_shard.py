@@ -14,7 +14,7 @@ from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.names import join
 from vthink.components.common.video.codec import stored
 from vthink.components.common.video.decode import read_clip
-from vthink.components.data_prep import fetch, merge
+from vthink.components.data_prep import merge
 from vthink.components.data_prep import plan as plan_module
 from vthink.components.data_prep import shard as shard_module
 
@@ -70,9 +70,11 @@ def test_a_file_is_fetched_and_decoded_once_for_all_its_parts(
     rows = [make_row(n, "", media=part) for n, part in enumerate(parts)]
     rows.append(make_row(40, "", media={**parts[0], "end_s": 9, "start_s": 8}))
     fetched: list[int] = []
-    fetch_file = fetch.Fetcher.__call__
+    fetch_file = shard_module.Fetcher.__call__
     monkeypatch.setattr(
-        fetch.Fetcher, "__call__", lambda self, file: (fetched.append(len(file.parts)), fetch_file(self, file))[1]
+        shard_module.Fetcher,
+        "__call__",
+        lambda self, file: (fetched.append(len(file.parts)), fetch_file(self, file))[1],
     )
     manifest = run(source(rows), max_quarantined=0.1)
     assert sorted(fetched) == [9, 32]  # so many at once fit into memory
@@ -124,9 +126,9 @@ def test_a_killed_shard_goes_on_where_it_was_and_gives_the_same_files(
     assert len(before) == 2
     monkeypatch.setattr(shard_module, "PART_MEDIA", 3)
     decoded: list[str] = []
-    fetch_file = fetch.Fetcher.__call__
+    fetch_file = shard_module.Fetcher.__call__
     monkeypatch.setattr(
-        fetch.Fetcher, "__call__", lambda self, file: (decoded.append(file.uri), fetch_file(self, file))[1]
+        shard_module.Fetcher, "__call__", lambda self, file: (decoded.append(file.uri), fetch_file(self, file))[1]
     )
     done = shard_module.prepare_shard(*arguments, shard)
     assert len(decoded) == 12 - 6

@@ -21,7 +21,7 @@ def test_validation_lists_every_problem_with_its_line(source: Source, storage: S
         make_row(4, "videos/0.mp4", split="test", problem_type="ocr", options=[], source="other"),
         make_row(5, join(storage.config.root_uri, "missing.mp4")),
     ]
-    (report,) = validate.validate_rows([source(rows)], storage)
+    report = validate.validate_rows(source(rows), storage)
     assert [(problem.line, problem.reason) for problem in report.problems] == [
         (2, "missing_media"),
         (3, "duplicate_id"),
@@ -33,5 +33,5 @@ def test_validation_lists_every_problem_with_its_line(source: Source, storage: S
     assert (report.rows, report.media, report.missing_media) == (6, 3, 2)
     assert report.by_type == {"multiple_choice": 1, "ocr": 1}
     assert report.by_source == {"squares": 1, "other": 1}
-    (good,) = validate.validate_rows([str(write_rows(tmp_path / "source/good.jsonl", rows_of(3)))])
+    good = validate.validate_rows(str(write_rows(tmp_path / "source/good.jsonl", rows_of(3))))
     assert good.ok

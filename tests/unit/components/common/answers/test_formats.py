@@ -16,7 +16,7 @@ from vthink.components.common.answers.video_thinker import is_video_thinker_form
 from vthink.components.common.errors import UserError
 from vthink.components.common.rows.sample import Evidence, Media, Sample
 from vthink.components.data_prep.config import QuestionKind, SynthesizeConfig
-from vthink.components.data_prep.world.questions import rows
+from vthink.components.data_prep.world.scene import rows
 from vthink.components.data_prep.world.scenes import scenes
 
 TRUTHS = {

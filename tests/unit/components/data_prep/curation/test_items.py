@@ -1,4 +1,4 @@
-"""Which videos and questions are curated."""
+"""Which videos and questions are curated, and what a model is shown of them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from vthink.components.common.errors import UserError
 from vthink.components.common.rows.files import RowError
+from vthink.components.common.video.clip import Clip
 from vthink.components.data_prep.config import CurationConfig
-from vthink.components.data_prep.curation.items import Item, read_items
+from vthink.components.data_prep.curation.items import Item, frame_parts, read_items
 from vthink.components.data_prep.source import open_source
 
 from .conftest import CHOICE, captions
@@ -82,3 +84,10 @@ def test_an_object_a_line_in_a_json_file_is_read_as_rows(tmp_path):
     first, second = read(path)
     assert first.sample == CHOICE
     assert second.reason == "duplicate_id: the id 'a' is already that of 1"
+
+
+def test_frames_are_shown_each_after_its_time():
+    clip = Clip(np.zeros((2, 8, 8, 3), np.uint8), np.array([0.0, 1.5]), 3.0)
+    parts = list(frame_parts(clip))
+    assert [part["text"] for part in parts[::2]] == ["[0.0 s]", "[1.5 s]"]
+    assert all(part["image_url"]["url"].startswith("data:image/jpeg;base64,") for part in parts[1::2])

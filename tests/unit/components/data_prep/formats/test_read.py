@@ -19,7 +19,7 @@ from vthink.components.common.errors import UserError
 from vthink.components.common.rows.files import RowError
 from vthink.components.common.rows.sample import Evidence, Media, Sample
 from vthink.components.data_prep import source as source_module
-from vthink.components.data_prep.formats import objects
+from vthink.components.data_prep.formats import read
 from vthink.components.data_prep.formats.read import SourceRows, read_rows
 from vthink.components.data_prep.formats.registry import FORMATS
 from vthink.tests.fakes.foreign_rows import WRITERS, format_vrbench_span, write_rows
@@ -292,7 +292,7 @@ def test_no_values_make_an_adapter_fail(name: str, data: st.DataObject) -> None:
         places.append(next(iter(good["mcq"].values())))
     place = data.draw(st.sampled_from(places))
     place[data.draw(st.sampled_from(sorted(place)))] = data.draw(JSON)
-    rows = SourceRows(Path("x"), FORMATS.get(name), {}, iter([(1, good)]))
+    rows = SourceRows(FORMATS.get(name), {}, iter([(1, good)]))
     for _, row in rows:
         assert isinstance(row, Sample | RowError)
 
@@ -327,7 +327,7 @@ def test_a_broken_list_is_an_error_with_its_line(name: str, tmp_path: Path) -> N
     data, message = BROKEN[name]
     (tmp_path / "rows.json").write_bytes(data if isinstance(data, bytes) else data.encode())
     with pytest.raises(UserError, match=message) as error:
-        list(objects.read_objects(tmp_path / "rows.json"))
+        list(read.read_objects(tmp_path / "rows.json"))
     assert "\n" not in str(error.value)
 
 
@@ -342,12 +342,12 @@ def test_a_list_read_in_pieces_of_any_size_is_what_json_reads(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "pieces.json"
     path.write_text(json.dumps(values, indent=indent, ensure_ascii=False), encoding="utf-8", errors="surrogatepass")
-    before = objects._CHUNK_CHARACTERS
-    objects._CHUNK_CHARACTERS = size
+    before = read._CHUNK_CHARACTERS
+    read._CHUNK_CHARACTERS = size
     try:
-        assert [value for _, value in objects.read_objects(path)] == json.loads(path.read_text())
+        assert [value for _, value in read.read_objects(path)] == json.loads(path.read_text())
     finally:
-        objects._CHUNK_CHARACTERS = before
+        read._CHUNK_CHARACTERS = before
 
 
 def peak_bytes(work: Callable[[], object]) -> int:

@@ -23,11 +23,8 @@ from vthink.components.data_prep.merge import merge_data
 from vthink.components.data_prep.plan import plan_data
 from vthink.components.data_prep.prepare import prepare_data
 from vthink.components.data_prep.report import page as page_module
-from vthink.components.data_prep.report.answers import longest_option
-from vthink.components.data_prep.report.bars import histogram_bars
-from vthink.components.data_prep.report.items import ITEMS
-from vthink.components.data_prep.report.lengths import token_counter, visual_tokens
-from vthink.components.data_prep.report.page import write_report
+from vthink.components.data_prep.report.counts import histogram_bars, longest_option, token_counter, visual_tokens
+from vthink.components.data_prep.report.page import ITEMS, write_report
 from vthink.components.data_prep.shard import prepare_shard
 
 from ..conftest import make_row, write_rows

@@ -19,12 +19,9 @@ from vthink.components.common.video.codec import stored
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.decode import read_clip
 from vthink.components.data_prep.config import QuestionKind, SynthesizeConfig
-from vthink.components.data_prep.world.compose import balanced_choice
-from vthink.components.data_prep.world.draw import render, write_mp4
-from vthink.components.data_prep.world.questions import rows
-from vthink.components.data_prep.world.scene import COLOURS, DIRECTIONS, SCENES
-from vthink.components.data_prep.world.scenes import scene_for, scenes
-from vthink.components.data_prep.world.synthesize import synthesize
+from vthink.components.data_prep.world.scene import COLOURS, DIRECTIONS, SCENES, rows
+from vthink.components.data_prep.world.scenes import balanced_choice, scene_for, scenes
+from vthink.components.data_prep.world.synthesize import render, synthesize, write_mp4
 
 from .oracle import oracle_answer
 
@@ -242,7 +239,7 @@ def test_a_moving_square_moves_all_the_time_and_where_its_caption_says() -> None
 def test_an_order_scene_never_shows_both_shapes_at_once() -> None:
     for scene in scenes(EVENTS):
         if scene.kind == "pair":
-            first, second = scene.shapes
+            first, second = scene.content.shapes
             assert first.end_s <= second.start_s
             assert first.colour != second.colour
 

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 
 _BETWEEN_LINES_S = 10.0
 
-Report = Callable[..., None]
-"""Called with what is done, what there is to do, and perhaps a note."""
+Report = Callable[..., None]  # called with what is done, what there is to do, and perhaps a note
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vthink.components.data_prep.config import CurationConfig
-from vthink.components.data_prep.curation.estimate import estimate
+from vthink.components.data_prep.curation.curate import estimate
 
 from .conftest import captions
 

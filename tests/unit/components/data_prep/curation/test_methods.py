@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from vthink.components.data_prep.curation.hindsight import segments_inside
 from vthink.components.data_prep.curation.items import DropItemError
+from vthink.components.data_prep.curation.methods import segments_inside
 
 from .conftest import SEGMENTS
 

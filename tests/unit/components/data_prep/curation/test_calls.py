@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 from vthink.components.common.errors import UserError
-from vthink.components.data_prep.curation.journal import CallJournal, CallRecord, Decision
+from vthink.components.data_prep.curation.calls import CallJournal, CallRecord, Decision
 
 CALL = CallRecord(
     key="aa" * 32,
