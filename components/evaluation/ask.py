@@ -1,17 +1,60 @@
-"""Asking a model the questions of a benchmark, video by video."""
+"""Asking a model the questions of a benchmark, video by video: together, then apart where that fails."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+from ..common.errors import UserError
 from ..common.rows.sample import Sample
-from .answers import Answer, Predict, answer_all, check_systemic, failed_answer
 from .benchmarks.benchmark import QuestionSet
 from .conditions import CONDITIONS, ORDERED, clip_key, other_videos, video_of
 
+logger = logging.getLogger(__name__)
+
+SYSTEMIC = 8
+"""So many failures in one batch, and nothing but failures, are a broken machine and not broken items."""
+
+
+class Completion(Protocol):
+    """What a predictor returns for one question (`generation.Completion`)."""
+
+    @property
+    def text(self) -> str:
+        """Decoded, without special tokens."""
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Sampled tokens."""
+
+    @property
+    def finish_reason(self) -> str:
+        """``stop`` or ``length``."""
+
+
+Predict = Callable[[Sequence[Sample], Sequence[Any]], Sequence[Completion | Exception]]
+"""Answers questions about clips (or files, for an endpoint); an error in place of an answer is of that question
+alone, one that is raised may be of any."""
 Media = Callable[[Iterable[Sample]], Iterator[Any]]
 """Gives what a model is shown of each sample's video, in order: a clip, a file, or the error of reading it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model answered to one question, before any grading."""
+
+    id: str
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    finish_reason: str = ""
+    duration_s: float = 0.0
+    """Length of the clip that was shown."""
+    error: str | None = None
+    """Why there is no answer."""
+
+
 Keep = Callable[[str, Sequence[Sample], Sequence[Answer]], None]
 """Takes the answers to some questions under a condition."""
 
@@ -70,13 +113,18 @@ def ask(
         for group, medium in batch:
             wanted = left(condition, group)
             if isinstance(medium, Exception):
-                keep(condition, wanted, [failed_answer(sample, medium) for sample in wanted])
+                keep(condition, wanted, [_failed(sample, medium) for sample in wanted])
             elif wanted:
                 samples += wanted
                 shown += [CONDITIONS.get(condition).show(medium, clip_key_of(group[0]), seed)] * len(wanted)
         if samples:
             answers = answer_all(samples, shown, predict())
-            check_systemic(answers)
+            errors = [answer.error for answer in answers if answer.error is not None]
+            if len(errors) == len(answers) >= SYSTEMIC:
+                raise UserError(
+                    f"all {len(errors)} items of a batch failed ({errors[-1]}); nothing of it was recorded: "
+                    "remove the cause and run again"
+                )
             keep(condition, samples, answers)
 
     for condition in conditions:
@@ -107,3 +155,56 @@ def _batches(
         batch.append((group, medium))
     if batch:
         yield batch
+
+
+def answer_all(samples: Sequence[Sample], media: Sequence[Any], predict: Predict) -> list[Answer]:
+    """As many answers: all questions are asked at once, where that fails video by video, then one by one.
+
+    Args:
+        samples: the questions.
+        media: the clip (or file) of each; questions about the same one share the object.
+        predict: the model; a question that fails by itself gets an answer with its error.
+    """
+    answers: dict[int, Answer] = {}
+    same: dict[int, list[int]] = {}
+    for place, medium in enumerate(media):
+        same.setdefault(id(medium), []).append(place)
+    everything = list(range(len(samples)))
+    tried: list[list[int]] = [[]]
+    for wanted in [everything, *same.values(), *([place] for place in everything)]:
+        if (wanted and wanted[0] in answers) or wanted in tried:
+            continue
+        tried.append(wanted)
+        try:
+            completions = predict([samples[place] for place in wanted], [media[place] for place in wanted])
+            if len(completions) != len(wanted):
+                raise UserError(f"{len(completions)} completions for {len(wanted)} questions")
+        except Exception as error:
+            if len(wanted) == 1:
+                answers[wanted[0]] = _failed(samples[wanted[0]], error)
+            else:
+                logger.warning("a batch of %d failed (%s); asking smaller ones", len(wanted), one_line(error))
+            continue
+        answers |= {
+            place: _answer(samples[place], media[place], completion)
+            for place, completion in zip(wanted, completions, strict=True)
+        }
+    return [answers[place] for place in everything]
+
+
+def _answer(sample: Sample, medium: Any, completion: Completion | Exception) -> Answer:
+    if isinstance(completion, Exception):
+        return _failed(sample, completion)
+    duration_s = float(getattr(medium, "duration_s", 0.0))
+    return Answer(sample.id, completion.text, tuple(completion.token_ids), completion.finish_reason, duration_s)
+
+
+def _failed(sample: Sample, error: Exception) -> Answer:
+    logger.warning("item '%s' failed and counts as wrong: %s", sample.id, one_line(error))
+    return Answer(id=sample.id, error=one_line(error))
+
+
+def one_line(error: BaseException) -> str:
+    """Kind and message of an error, short enough for a table."""
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -59,9 +59,7 @@ ORDERED = "ordered"
 _LIST = (
     Condition(ORDERED, "in order", "the video as it is", lambda clip, key, seed: clip),
     Condition("shuffled", "shuffled", "its frames in a random order, the same for all questions about it", _shuffled),
-    Condition(
-        "other_video", "another video's", "the frames of another video", lambda clip, key, seed: clip, other_video=True
-    ),
+    Condition("other_video", "another video's", "the frames of another video", lambda clip, key, seed: clip, True),
     Condition("reversed", "backwards", "the video played backwards", _reversed),
     Condition("single_frame", "one frame", "its middle frame alone", _single_frame),
     Condition("blind", "no video", "the question alone", lambda clip, key, seed: NO_VIDEO),
@@ -76,20 +74,21 @@ RELIANCE = ("shuffled", "reversed", "single_frame", "blind")
 """Conditions under which a model that needs the video, in order, must do worse."""
 
 
-def add_conditions(references: Iterable[str]) -> tuple[str, ...]:
-    """The names of conditions, registered ones or ``my_module:CONDITION``, which are registered.
+def add_entries(registry: Registry[Any], references: Iterable[str]) -> tuple[str, ...]:
+    """The names of entries, registered ones or ``my_module:THING``, which are registered under their own name.
 
     Raises:
-        UserError: there is no such condition, or another one has its name.
+        UserError: there is no such entry, or another one has its name.
     """
     names = []
     for reference in references:
-        condition = CONDITIONS.get(reference)
-        if condition.name not in CONDITIONS:
-            CONDITIONS.register(condition.name, condition)
-        elif CONDITIONS.get(condition.name) is not condition:
-            raise UserError(f"condition '{reference}': there is another '{condition.name}'; choose another name")
-        names.append(condition.name)
+        entry = registry.get(reference)
+        if entry.name not in registry:
+            registry.register(entry.name, entry)
+        elif registry.get(entry.name) is not entry:
+            kind = registry.kind
+            raise UserError(f"{kind} '{reference}': there is another {kind} '{entry.name}'; choose another name")
+        names.append(entry.name)
     return tuple(dict.fromkeys(names))
 
 
@@ -99,12 +98,7 @@ def condition_title(name: str) -> str:
 
 
 def which_conditions(wanted: Iterable[str], samples: Sequence[Sample]) -> tuple[list[str], dict[str, str]]:
-    """The conditions that questions are asked under, and why others are left out.
-
-    Args:
-        wanted: names, besides ``ordered``.
-        samples: the questions.
-    """
+    """The conditions that questions are asked under (``wanted``, besides ``ordered``), and why others are left out."""
     videos = {video_of(sample) for sample in samples if sample.media.kind == "video"}
     asked: list[str] = [ORDERED]
     left_out: dict[str, str] = {}
@@ -153,9 +147,7 @@ def other_videos(samples: Iterable[Sample], seed: int) -> Mapping[str, Sample]:
 
 def choose_items(samples: Sequence[Sample], limit: int | None, seed: int) -> list[int]:
     """Indices of the items to ask: all, or ``limit`` of them drawn by the seed, in the order of the set."""
-    indices = list(range(len(samples)))
-    if limit is None or limit >= len(indices):
-        return indices
+    indices = range(len(samples))
     return sorted(sorted(indices, key=lambda index: seed_of(seed, "item", samples[index].id))[:limit])
 
 

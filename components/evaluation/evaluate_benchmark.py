@@ -19,16 +19,15 @@ from ..common.tracking.config import TrackingConfig
 from ..common.video.config import VideoConfig
 from .ask import Media
 from .benchmarks.benchmark import QuestionSet
-from .benchmarks.folder import load_questions
+from .benchmarks.folder import LocalFile, Source, load_questions
 from .benchmarks.registry import find_benchmark
-from .captions import left_out_metrics
 from .conditions import ORDERED, RELIANCE, choose_items
 from .config import PROTOCOLS, EvaluationConfig
+from .evidence import left_out_metrics
 from .journal import FileLog, Journal
 from .measure import conclude, measure, settings_of
 from .models.open import open_model
 from .results import Result, Settings
-from .source import LocalFile, Source
 
 
 def evaluate_benchmark(

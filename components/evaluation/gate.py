@@ -7,19 +7,57 @@ into service the same candidate is judged anew.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from ... import __version__
 from ..common.context import RunContext
+from ..common.errors import UserError
 from ..common.launch.lifetime import end_with_owner
 from ..common.provenance import git_commit
 from ..common.storage.manifest import Manifest
 from ..common.storage.names import fingerprint, join, stage_prefix
 from ..common.storage.s3 import Storage
+from ..common.tracking.client import registry_client
 from ..common.tracking.run import Tracker
-from .champion import Champion, find_champion
 from .config import EvaluationConfig
-from .finished import EvaluationManifest
+from .results import read_stage
 from .verdict import Results, judge
+
+EVALUATION_TAG = "vthink.evaluation_uri"
+"""Tag of a registered version: the manifest of the evaluation that it passed the gate with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Champion:
+    """The version in service."""
+
+    version: str
+    evaluation_uri: str
+
+
+def find_champion(context: RunContext) -> Champion | None:
+    """The registered version with the alias ``champion``, or None while there is none.
+
+    Raises:
+        UserError: the registry cannot be asked, or the version does not say how it was evaluated.
+    """
+    client = registry_client(context.tracking, context.storage)
+    from mlflow.exceptions import MlflowException
+
+    name = context.tracking.registered_model
+    try:
+        version = client.get_model_version_by_alias(name, "champion")
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise UserError(f"cannot ask the model registry for the champion of '{name}': {error}") from error
+    uri = version.tags.get(EVALUATION_TAG)
+    if not uri:
+        raise UserError(
+            f"champion version {version.version} of '{name}' has no tag {EVALUATION_TAG}; set it to the manifest of "
+            "its evaluation, or remove the alias"
+        )
+    return Champion(str(version.version), uri)
 
 
 def judge_candidate(run_json: str, config_json: str, evaluation_uri: str) -> str:
@@ -95,10 +133,9 @@ def read_gate(storage: Storage, context: RunContext, evaluation_uri: str) -> Man
 
 def _models(storage: Storage, evaluation: Manifest, champion: Champion | None) -> dict[str, Results]:
     """Results by model: those of the evaluation, its last one also as ``candidate``, and the champion's."""
-    results, candidate = EvaluationManifest(evaluation).results(storage)
-    models = {name: {one.benchmark: one for one in measured} for name, measured in results.items()}
+    models, candidate = read_stage(storage, evaluation)
     models["candidate"] = models[candidate]
     if champion is not None:
-        theirs, name = EvaluationManifest.read(storage, champion.evaluation_uri).results(storage)
-        models["champion"] = {one.benchmark: one for one in theirs[name]}
+        theirs, name = read_stage(storage, Manifest.read(storage, champion.evaluation_uri))
+        models["champion"] = theirs[name]
     return dict(models)

@@ -76,11 +76,7 @@ class Item(BaseModel):
 
 
 def read_item(line: bytes, place: str) -> Item:
-    """An item from its line; ``place`` is for messages.
-
-    Raises:
-        UserError: it is none, with the field.
-    """
+    """An item from its line; a `UserError` with the field, at ``place``, where it is none."""
     try:
         return Item.model_validate_json(line)
     except ValidationError as error:
@@ -88,11 +84,7 @@ def read_item(line: bytes, place: str) -> Item:
 
 
 def read_items(contents: bytes, where: str) -> Iterator[Item]:
-    """The items of an ``items.jsonl``, line by line; ``where`` is its name, for messages.
-
-    Raises:
-        UserError: a line is none.
-    """
+    """The items of an ``items.jsonl``, line by line; a `UserError` that names ``where`` where a line is none."""
     for number, line in enumerate(contents.splitlines(), start=1):
         yield read_item(line, f"{where}, line {number}")
 

@@ -11,25 +11,12 @@ import os
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Protocol, Self
+from typing import IO, Self
 
 from ..common.errors import UserError
 from ..common.storage.names import join
 from ..common.storage.s3 import Storage
 from .item import Item, read_item
-
-
-class Log(Protocol):
-    """Where the lines of a journal are."""
-
-    def read(self) -> Sequence[Item]:
-        """The items that were kept, in the order in which they were."""
-
-    def append(self, items: Sequence[Item]) -> None:
-        """Keep more; when this returns they stay."""
-
-    def close(self) -> None:
-        """Let others write."""
 
 
 class FileLog:
@@ -49,8 +36,8 @@ class FileLog:
             self._file.close()
             raise UserError(f"{path}: another evaluation is writing it; give another --output") from None
 
-    def read(self) -> Sequence[Item]:
-        """See `Log`.
+    def read(self) -> list[Item]:
+        """The items that were kept, in the order in which they were.
 
         Raises:
             UserError: it holds something else.
@@ -71,13 +58,13 @@ class FileLog:
         return items
 
     def append(self, items: Sequence[Item]) -> None:
-        """See `Log`."""
+        """Keep more; when this returns they stay."""
         self._file.write(b"".join(item.to_line() for item in items))
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """See `Log`."""
+        """Let others write."""
         self._file.close()
 
 
@@ -89,27 +76,27 @@ class StoreLog:
         self.prefix = prefix
         self._number = 0
 
-    def read(self) -> Sequence[Item]:
-        """See `Log`."""
+    def read(self) -> list[Item]:
+        """The items that were kept, in the order in which they were."""
         pieces = sorted(piece.uri for piece in self._storage.list(self.prefix))
         self._number = len(pieces)
         lines = ((uri, line) for uri in pieces for line in self._storage.read_bytes(uri).splitlines())
         return [read_item(line, uri) for uri, line in lines]
 
     def append(self, items: Sequence[Item]) -> None:
-        """See `Log`."""
+        """Keep more; when this returns they stay."""
         name = f"{self._number:06d}-{uuid.uuid4().hex[:8]}.jsonl"  # no name that another process could take
         self._storage.write_bytes(join(self.prefix, name), b"".join(item.to_line() for item in items))
         self._number += 1
 
     def close(self) -> None:
-        """See `Log`."""
+        """Nothing is held."""
 
 
 class Journal:
     """Items by (condition, id): what is there has been asked; the last line of a key counts. A context manager."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: FileLog | StoreLog) -> None:
         self._log = log
         try:
             self.items: dict[tuple[str, str], Item] = {_key(item): item for item in log.read()}

@@ -6,18 +6,16 @@ Adding a metric is one `Metric` here, or in a module of one's own that ``evaluat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 from ..common.answers import grading, responses
 from ..common.answers.formats import follows_format
 from ..common.answers.values import MAX_ANSWER_CHARS
-from ..common.errors import UserError
 from ..common.registry import Registry
 from ..common.rows.sample import Sample
-from .captions import captioning
-from .grounding import grounding
+from .evidence import captioning, grounding
 
 Rule = Callable[[Sample, str | None], float]
 """A benchmark's own grade of an answer, in [0, 1]."""
@@ -40,16 +38,18 @@ class Response:
         return responses.parse_response(self.text)
 
     @cached_property
-    def grounding(self) -> Mapping[str, float]:
-        """Agreement of its time spans with the evidence; empty where none is known."""
-        spans = [(segment.start_s, segment.end_s) for segment in self.parsed.segments]
-        return grounding(spans, self.sample) if self.sample.evidence else {}
+    def evidence(self) -> Mapping[str, float]:
+        """Agreement of its time spans, and of its captions where the truth's say what is seen, with the evidence."""
+        sample, segments = self.sample, self.parsed.segments
+        if not sample.evidence:
+            return {}
+        spans = grounding([(segment.start_s, segment.end_s) for segment in segments], sample)
+        return spans | (captioning(segments, sample) if sample.metadata.get("captioned", True) else {})
 
-    @cached_property
-    def captioning(self) -> Mapping[str, float]:
-        """Agreement of its captions with those of the evidence; empty where none say what is seen."""
-        captioned = self.sample.evidence and self.sample.metadata.get("captioned", True)
-        return captioning(self.parsed.segments, self.sample) if captioned else {}
+    @property
+    def answer_text(self) -> str:
+        """The answer, as far as it is looked at."""
+        return (self.parsed.answer or "")[:MAX_ANSWER_CHARS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,31 +102,16 @@ def _format(response: Response, style: str | None = None) -> float:
 def _mra(response: Response, inclusive: bool) -> float | None:
     if response.sample.problem_type not in ("regression", "numerical"):
         return None
-    return grading.mean_relative_accuracy(_text(response), response.sample.answer, inclusive=inclusive)
+    return grading.mean_relative_accuracy(response.answer_text, response.sample.answer, inclusive=inclusive)
 
 
-def _wer(response: Response) -> float | None:
-    if response.sample.problem_type != "ocr":
-        return None
-    return grading.word_error_rate(_text(response), response.sample.answer)
+def _of_type(problem_type: str, measured: Callable[[str, str], float], response: Response) -> float | None:
+    sample = response.sample
+    return measured(response.answer_text, sample.answer) if sample.problem_type == problem_type else None
 
 
-def _rouge(response: Response) -> float | None:
-    if response.sample.problem_type != "free_form":
-        return None
-    return grading.rouge_f(_text(response), response.sample.answer)
-
-
-def _text(response: Response) -> str:
-    return (response.parsed.answer or "")[:MAX_ANSWER_CHARS]
-
-
-def _of_spans(name: str, response: Response) -> float | None:
-    return response.grounding.get(name)
-
-
-def _of_captions(name: str, response: Response) -> float | None:
-    return response.captioning.get(name)
+def _of_evidence(name: str, response: Response) -> float | None:
+    return response.evidence.get(name)
 
 
 _LIST = (
@@ -140,50 +125,28 @@ _LIST = (
     Metric("format_video_thinker", "", "share in Video-Thinker's shape", partial(_format, style="video_thinker")),
     Metric("mra", "MRA", "mean relative accuracy, errors < 1 − θ (Video-R1)", partial(_mra, inclusive=False)),
     Metric("mra_inclusive", "MRA (≤)", "the same, errors <= 1 − θ (lmms-eval)", partial(_mra, inclusive=True)),
-    Metric("wer", "WER", "word error rate of read text", _wer, higher_is_better=False, bounded=False),
-    Metric("rouge", "ROUGE", "mean of ROUGE-1, ROUGE-2 and ROUGE-L F", _rouge),
+    Metric(
+        "wer", "WER", "word error rate of read text", partial(_of_type, "ocr", grading.word_error_rate), False, False
+    ),
+    Metric("rouge", "ROUGE", "mean of ROUGE-1, ROUGE-2 and ROUGE-L F", partial(_of_type, "free_form", grading.rouge_f)),
     *(
-        Metric(name, title, description, partial(_of_spans, name))
+        Metric(name, title, description, partial(_of_evidence, name))
         for name, title, description in (
             ("miou", "mIoU", "per true span the greatest IoU of the response's spans (Video-Thinker)"),
             ("recall_at_30", "R@0.3", "share of true spans that a span of the response meets with IoU 0.3"),
             ("recall_at_50", "R@0.5", "the same with IoU 0.5"),
             ("recall_at_70", "R@0.7", "the same with IoU 0.7"),
             ("clue_iou", "clue IoU", "IoU of the unions of true and of predicted spans (CG-Bench)"),
-        )
-    ),
-    *(
-        Metric(
-            f"caption_{name}",
-            title,
-            f"{title} of the captions of the same time",
-            partial(_of_captions, f"caption_{name}"),
-        )
-        for name, title in (
-            ("rouge_l", "caption ROUGE-L"),
-            ("bleu_1", "caption BLEU-1"),
-            ("bleu_4", "caption BLEU-4"),
-            ("meteor", "caption METEOR"),
+            ("caption_rouge_l", "caption ROUGE-L", "caption ROUGE-L of the captions of the same time"),
+            ("caption_bleu_1", "caption BLEU-1", "caption BLEU-1 of the captions of the same time"),
+            ("caption_bleu_4", "caption BLEU-4", "caption BLEU-4 of the captions of the same time"),
+            ("caption_meteor", "caption METEOR", "caption METEOR of the captions of the same time"),
         )
     ),
 )
 
 METRICS: Registry[Metric] = Registry("metric", Metric, {metric.name: metric for metric in _LIST})
 """The metrics of every item, in the order in which reports show them."""
-
-
-def add_metrics(references: Iterable[str]) -> None:
-    """Register the metrics of ``my_module:METRIC`` references; one that is there already is left as it is.
-
-    Raises:
-        UserError: there is no such metric, or another one has its name.
-    """
-    for reference in references:
-        metric = METRICS.get(reference)
-        if metric.name not in METRICS:
-            METRICS.register(metric.name, metric)
-        elif METRICS.get(metric.name) is not metric:
-            raise UserError(f"metric '{reference}': there is another metric '{metric.name}'; choose another name")
 
 
 def metric_named(name: str) -> Metric:
@@ -193,7 +156,7 @@ def metric_named(name: str) -> Metric:
     return Metric(name, name, name, lambda response: None)
 
 
-def measure(response: Response, failed: bool) -> dict[str, float]:
+def measure_response(response: Response, failed: bool) -> dict[str, float]:
     """Every metric that applies to a question; at its worst where asking it failed."""
     values = {name: metric.measure(response) for name, metric in METRICS.items()}
     return {name: METRICS.get(name).worst if failed else value for name, value in values.items() if value is not None}

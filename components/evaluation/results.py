@@ -8,19 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass as checked
 
 from ..common.errors import UserError
-from ..common.storage.names import fingerprint
+from ..common.storage.names import fingerprint, join
 from .benchmarks.registry import BENCHMARKS, benchmark_key
 from .conditions import CONDITIONS, ORDERED
 from .item import Item, first_mistake, read_items
 from .models.model import ModelIdentity
 from .scores import Score, metric_score
 from .statistics import Difference, Estimate
+
+if TYPE_CHECKING:
+    from ..common.storage.manifest import Manifest
+    from ..common.storage.s3 import Storage
 
 HELD_OUT = "held-out"
 """Name of the held-out split as a benchmark."""
@@ -76,29 +80,21 @@ class Cell(_Record):
         return self.scores.get(metric) or self.metrics.get(metric)
 
 
-def _checked_conditions(cells: dict[str, Cell]) -> dict[str, Cell]:
-    for name in cells:
-        if name not in CONDITIONS:
-            raise ValueError(f"'{name[:40]}' is not a condition")
-    if ORDERED not in cells:
-        raise ValueError(f"'{ORDERED}' is missing")
-    return cells
+def _is_condition(name: str) -> str:
+    if name not in CONDITIONS:
+        raise ValueError(f"'{name[:40]}' is not a condition")
+    return name
 
 
 class FailedItem(_Record):
     """A question that got no answer."""
 
     id: str
-    condition: str = Field(validation_alias="frames", serialization_alias="frames")
+    condition: Annotated[str, AfterValidator(_is_condition)] = Field(
+        validation_alias="frames", serialization_alias="frames"
+    )
     error: str
     model: str | None = None
-
-    @field_validator("condition")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in CONDITIONS:
-            raise ValueError(f"'{name[:40]}' is not a condition")
-        return name
 
 
 class Settings(_Record):
@@ -156,7 +152,11 @@ class Result(_Record):
     @field_validator("conditions")
     @classmethod
     def _known(cls, cells: dict[str, Cell]) -> dict[str, Cell]:
-        return _checked_conditions(cells)
+        for name in cells:
+            _is_condition(name)
+        if ORDERED not in cells:
+            raise ValueError(f"'{ORDERED}' is missing")
+        return cells
 
     @model_validator(mode="after")
     def _headline_is_a_score(self) -> Self:
@@ -208,25 +208,19 @@ class BenchmarkResult:
 
 
 def read_benchmark(folder: str | Path, model: str | None = None) -> BenchmarkResult:
-    """Read what ``vthink evaluate --benchmark … --output FOLDER`` left.
-
-    Args:
-        folder: with ``result.json`` and ``items.jsonl``.
-        model: what to call the model; None: its name in the result.
+    """Read what ``vthink evaluate --benchmark … --output FOLDER`` left (``model``: what to call the model).
 
     Raises:
         UserError: nothing there, or not what the command writes.
     """
     folder = Path(folder)
-    contents = []
-    for name in ("result.json", "items.jsonl"):
-        try:
-            contents.append((folder / name).read_bytes())
-        except OSError as error:
-            raise UserError(
-                f"{folder / name}: {error.strerror or error}; give a folder that `vthink evaluate --benchmark … "
-                "--output` wrote"
-            ) from None
+    try:
+        contents = [(folder / name).read_bytes() for name in ("result.json", "items.jsonl")]
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: {error.strerror or error}; give a folder that `vthink evaluate --benchmark … --output` "
+            "wrote"
+        ) from None
     return parse_benchmark(contents[0], contents[1], f"{folder}/", model)
 
 
@@ -244,11 +238,7 @@ def parse_benchmark(result_json: bytes, items_jsonl: bytes, where: str, model: s
 
 
 def items_by_condition(items: Iterable[Item], conditions: Iterable[str], where: str) -> dict[str, list[Item]]:
-    """Items of one model by the conditions that are wanted.
-
-    Raises:
-        UserError: one is there twice.
-    """
+    """Items of one model by the conditions that are wanted; a `UserError` where one is there twice."""
     cells: dict[str, list[Item]] = {name: [] for name in conditions}
     for item in items:
         if item.condition in cells:
@@ -325,17 +315,11 @@ class EvaluationResult(_Record):
         return fingerprint(self.data.fingerprint, self.split, {name: self.settings.get(name) for name in names})
 
     def on_split(self, model: str, items: Iterable[Item], where: str) -> BenchmarkResult:
-        """One model on the held-out split, as a benchmark.
-
-        Args:
-            model: its name.
-            items: of all models, from ``items.jsonl``.
-            where: for messages.
-        """
+        """One model on the held-out split, as a benchmark; ``items`` are of all models, ``where`` is for messages."""
         about = self.models[model]
-        named: dict[str, Any] = {
-            name: self.settings.get(name) for name in ("temperature", "top_p", "max_new_tokens", "max_items")
-        }
+        names = ("temperature", "top_p", "max_new_tokens", "max_items")
+        named: dict[str, Any] = {name: self.settings.get(name) for name in names}
+        named |= {"seed": int(self.settings.get("seed") or 0), "questions": self.questions}
         identity = ModelIdentity(kind="s3", uri=about.uri, fingerprint=about.fingerprint, prompt=self.prompt)
         result = Result(
             benchmark=HELD_OUT,
@@ -348,25 +332,44 @@ class EvaluationResult(_Record):
             items=self.items,
             videos=self.videos,
             left_out=self.left_out,
-            settings=Settings(
-                benchmark=HELD_OUT,
-                model=identity,
-                seed=int(self.settings.get("seed") or 0),
-                questions=self.questions,
-                **named,
-            ),
+            settings=Settings(benchmark=HELD_OUT, model=identity, **named),
         )
         mine = (item for item in items if item.model == model)
         return BenchmarkResult(model, where, result, items_by_condition(mine, about.conditions, where))
 
 
 def read_evaluation(result_json: bytes, where: str) -> EvaluationResult:
-    """The stage's ``result.json``; ``where`` is for messages.
-
-    Raises:
-        UserError: it is none.
-    """
+    """The stage's ``result.json``; a `UserError` that names ``where`` where it is none."""
     try:
         return EvaluationResult.model_validate_json(result_json)
     except ValidationError as error:
         raise UserError(f"{where}{first_mistake(error)}; evaluate again") from None
+
+
+_FILES = {"result": "result.json", "items": "items.jsonl", "report": "report.html", "benchmarks": "benchmarks.html"}
+
+
+def stage_files(prefix: str, benchmarks: Iterable[BenchmarkResult]) -> dict[str, str]:
+    """Where the files of an evaluation are: ``result``, ``items``, ``report``; with benchmarks a page, and a folder for
+    each."""
+    folders = {f"benchmarks/{one.model}/{one.key}": one.where for one in benchmarks}
+    return {name: join(prefix, file) for name, file in _FILES.items() if folders or name != "benchmarks"} | folders
+
+
+def read_stage(storage: Storage, manifest: Manifest) -> tuple[dict[str, dict[str, BenchmarkResult]], str]:
+    """A finished evaluation: by model and benchmark its results with their items; and the name of the candidate.
+
+    Raises:
+        UserError: a file is not as the stage writes it.
+    """
+    files = manifest.files
+    result = read_evaluation(storage.read_bytes(files["result"]), files["result"])
+    items = list(read_items(storage.read_bytes(files["items"]), files["items"]))
+    results = {name: {HELD_OUT: result.on_split(name, items, manifest.uri)} for name in result.models}
+    for file, prefix in files.items():
+        if file.startswith("benchmarks/"):
+            model = file.split("/")[1]
+            contents = [storage.read_bytes(join(prefix, name)) for name in ("result.json", "items.jsonl")]
+            one = parse_benchmark(contents[0], contents[1], prefix, model)
+            results[model][one.benchmark] = one
+    return results, result.candidate

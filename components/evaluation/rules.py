@@ -23,13 +23,21 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
+import typing
 from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, Strict, field_validator, model_serializer, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    Strict,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from ..common.config import ConfigError, Section
+from ..common.config import ConfigError, Section, describe
 from .benchmarks.registry import BENCHMARKS
 from .conditions import CONDITIONS, ORDERED
 from .metrics import METRICS, metric_named
@@ -39,7 +47,7 @@ MODELS = ("base", "sft", "champion")
 
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Comparison = Literal["at_least", "at_most", "above", "below", "not_worse_than"]
-_COMPARISONS: tuple[Comparison, ...] = ("at_least", "at_most", "above", "below", "not_worse_than")
+_COMPARISONS: tuple[Comparison, ...] = typing.get_args(Comparison)
 
 
 def nearest(name: str, known: Collection[str]) -> str:
@@ -79,6 +87,16 @@ class GateRule(Section):
     by: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Margin of a comparison with a model or condition, in units of the metric (0.02: two points)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_expression(cls, rule: Any) -> Any:
+        if isinstance(rule, str):  # as rules once were
+            raise ValueError(
+                "a rule is no expression: write {metric: accuracy, above: base} or {metric: accuracy, at_least: 0.5} "
+                "(components/evaluation/README.md)"
+            )
+        return rule
+
     @field_validator("above", "below", mode="before")
     @classmethod
     def _number_or_name(cls, value: Any) -> Any:
@@ -90,9 +108,8 @@ class GateRule(Section):
     def _check(self) -> Self:
         words = [word for word in _COMPARISONS if getattr(self, word) is not None]
         if len(words) != 1:
-            raise ValueError(
-                f"a rule has exactly one of {', '.join(_COMPARISONS)}; it has {', '.join(words) or 'none'}"
-            )
+            there = ", ".join(words) or "none"
+            raise ValueError(f"a rule has exactly one of {', '.join(_COMPARISONS)}; it has {there}")
         if self.by_kind is not None and self.by_type is not None:
             raise ValueError("by_kind and by_type are both there: leave one out")
         if self.benchmark is None or self.benchmark in BENCHMARKS:
@@ -171,11 +188,12 @@ def read_rule(data: Any, source: str) -> GateRule:
     """A rule from a mapping.
 
     Raises:
-        ConfigError: a mistake in it; for an expression, as rules once were, with the rule that says the same.
+        ConfigError: a mistake in it.
     """
-    if isinstance(data, str):
-        raise ConfigError(f"{source}: {translate_expression(data)}")
-    return GateRule.load(data, source)
+    try:
+        return GateRule.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {describe(error, GateRule)}") from None
 
 
 def check_evaluated(
@@ -214,49 +232,3 @@ def check_evaluated(
             raise ValueError(
                 f"rule '{rule}': {rule.other_model} is the candidate itself; leave the rule out of evaluation.gate"
             )
-
-
-# -- rules as they were ---------------------------------------------------------------------------------------
-
-_EXPRESSION = re.compile(
-    r"(?P<bound>lower_bound\()?(?P<path>[a-z][\w.]*)( ?- ?(?P<minus>[a-z][\w.]*))?(?(bound)\)) ?"
-    r"(?P<sign>[<>]=?) ?((?P<number>-?\d*\.?\d+)|(?P<other>[a-z][\w.]*))"
-)
-"""The shapes of expression that gates had: a metric or a difference of two, against a number or a model."""
-
-
-def translate_expression(text: str) -> str:
-    """What to write instead of a rule that is an expression, as rules were before they were data."""
-    text = " ".join(text.split())
-    rule = _translated(text) if len(text) <= 200 else None
-    written = rule or "{metric: accuracy, above: base}, {metric: accuracy, at_least: 0.5} …"
-    return f"rules are no expressions any more: for '{text[:100]}' write {written} (components/evaluation/README.md)"
-
-
-def _translated(text: str) -> str | None:
-    match = _EXPRESSION.fullmatch(text)
-    if match is None or match["path"].startswith(("base.", "champion.")):  # rules are about the candidate
-        return None
-    names = [name for name in match["path"].split(".") if name not in ("candidate", "grpo", "sft", "value", ORDERED)]
-    ends = {"low", "high"} & set(names)
-    fields: dict[str, Any] = {"metric": next((name for name in reversed(names) if name not in ends), "")}
-    names = names[: -1 - len(ends)]
-    for place, name in enumerate(names):
-        if name in ("by_kind", "by_type"):
-            fields[name] = ".".join(names[place + 1 :])
-            break
-        fields |= {"condition": name} if name in CONDITIONS else {"benchmark": name.replace("_", "-")}
-    other, number = (match["minus"] or match["other"] or "").split(".")[0], float(match["number"] or 0)
-    if other and (number < 0 or (other == "champion" and match["other"])):
-        fields |= {"not_worse_than": other, "by": -number or 0.02}
-    elif other:
-        fields |= {"above": other} | ({"by": number} if number else {})
-    elif ">" in match["sign"]:
-        fields["above" if match["bound"] or "low" in ends else "at_least"] = number
-    else:
-        fields["below" if "high" in ends else "at_most"] = number
-    try:
-        GateRule.model_validate(fields)
-    except ValueError:
-        return None
-    return "{" + ", ".join(f"{key}: {value}" for key, value in fields.items()) + "}"

@@ -20,7 +20,7 @@ from ...common.model.prompts import build_messages, get_template
 from ...common.rows.sample import Sample
 from ...common.storage.names import fingerprint
 from ...common.video.config import VideoConfig
-from ..answers import Completion, Predict
+from ..ask import Completion, Predict
 from ..conditions import NO_VIDEO, seed_of
 from ..config import EvaluationConfig
 from .model import API_KEY, ModelIdentity

@@ -12,7 +12,7 @@ from ...common.model.config import ModelConfig
 from ...common.model.prompts import PromptTemplate, get_template
 from ...common.rows.sample import Sample
 from ...common.video.config import VideoConfig
-from ..answers import Completion, Predict
+from ..ask import Completion, Predict
 from ..conditions import CONDITIONS, NO_VIDEO, ORDERED, seed_of
 from ..config import EvaluationConfig
 from .model import ModelIdentity

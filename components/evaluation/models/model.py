@@ -8,7 +8,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict
 
 from ...common.video.config import VideoConfig
-from ..answers import Predict
+from ..ask import Predict
 
 API_KEY = "VTHINK_API_KEY"
 """Environment variable with the key that an endpoint wants."""

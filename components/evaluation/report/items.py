@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from ...common.answers.responses import parse_response
 from ...common.html import images, page
-from ..answers import one_line
+from ..ask import one_line
 from ..conditions import CONDITIONS, ORDERED, clip_key, condition_title, frame_order, seed_of
 from ..config import EvaluationConfig
 from ..item import Item
