@@ -95,6 +95,11 @@ class EvaluationConfig(Section):
             raise ValueError(str(error)) from None
         return references
 
+    @field_validator("gate", mode="before")
+    @classmethod
+    def _list_rules(cls, rules: Any) -> Any:
+        return [rules] if isinstance(rules, str) else rules  # an expression, which `GateRule` answers
+
     @model_validator(mode="after")
     def _check_gate(self) -> Self:
         names = [BENCHMARKS.get(reference).name for reference in self.benchmarks]

@@ -35,7 +35,7 @@ def compare(
     measured = [_read(argument) for argument in results]
     Console(highlight=False).print(_table(measured, config))
     if report is not None:
-        from ...components.evaluation.report.folder_clips import FolderClips
+        from ...components.evaluation.report.items import FolderClips
         from ...components.evaluation.report.pages import benchmark_page
 
         with FolderClips(measured) as clips:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -14,10 +15,12 @@ from ..ask import one_line
 from ..conditions import CONDITIONS, ORDERED, clip_key, condition_title, frame_order, seed_of
 from ..config import EvaluationConfig
 from ..item import Item
-from .board import Board
+from .cells import Board
 
 if TYPE_CHECKING:
     from ...common.video.clip import Clip
+    from ...common.video.workers import Decoder
+    from ..results import BenchmarkResult
 
 Clips = Callable[[Item], "Clip | None"]
 """The clip that an item was about; None where it cannot be had."""
@@ -160,3 +163,43 @@ def _chosen(questions: Sequence[_Question], candidate: str, config: EvaluationCo
     turns = [(turn, number) for number, group in enumerate(groups.values()) for turn in range(len(group))]
     listed = list(groups.values())
     return [listed[number][turn] for turn, number in sorted(turns)[: config.report_items]]
+
+
+# -- clips of a benchmark's folder -----------------------------------------------------------------------------
+
+NUM_FRAMES = 16
+"""Shown of a video, whatever the model was shown."""
+
+
+class FolderClips:
+    """Reads clips of items in a worker process that hostile files cannot harm; a context manager."""
+
+    def __init__(self, results: Sequence[BenchmarkResult]) -> None:
+        folders = [data for result in results if (data := result.result.data) and not data.startswith("s3://")]
+        self._roots = [Path(data).resolve() for data in dict.fromkeys(folders) if Path(data).is_dir()]
+        self._decoder: Decoder | None = None
+
+    def __enter__(self) -> FolderClips:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._decoder is not None:
+            self._decoder.close()
+
+    def __call__(self, item: Item) -> Clip | None:
+        """The clip of an item; None where the benchmark's folder is no longer there.
+
+        Raises:
+            DecodeError: the file is damaged.
+        """
+        name = Path(item.video)
+        inside = ".." not in name.parts and not name.is_absolute()  # a name may not lead out of the folder
+        path = next((root / name for root in self._roots if inside and (root / name).is_file()), None)
+        if path is None:
+            return None
+        from ...common.video.config import VideoConfig
+        from ...common.video.workers import Decoder
+
+        if self._decoder is None:
+            self._decoder = Decoder(VideoConfig(num_frames=NUM_FRAMES, max_pixels=256 * 28 * 28))
+        return self._decoder.read(path, "video", *item.clip)

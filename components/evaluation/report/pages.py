@@ -17,8 +17,7 @@ from ..config import EvaluationConfig
 from ..results import BenchmarkResult, Comparison, EvaluationResult
 from ..summary import comparisons
 from . import tables
-from .board import Board
-from .cells import differences_table, how_sure
+from .cells import Board, differences_table, how_sure
 from .items import Clips, browser
 
 if TYPE_CHECKING:

@@ -167,8 +167,8 @@ def test_what_will_not_be_evaluated_is_found_before_anything_runs(fields, evalua
         ({"gate": [{"metric": "accuracy", "above": "blind"}]}, "condition 'blind' will not be evaluated"),
         ({"gate": [{"metric": "accuracy", "benchmark": "mmvu", "above": 0.3}]}, "benchmark 'mmvu' will not be evalu"),
         ({"gate": [{"metric": "accuracy", "benchmark": "mmvuu", "above": 0.3}]}, "benchmark 'mmvuu' will not be eval"),
-        ({"gate": ["candidate.accuracy > 0.1"]}, "write {metric: accuracy, at_least: 0.1}"),
-        ({"gate": "candidate.accuracy > 0.1"}, "write {metric: accuracy, at_least: 0.1}"),
+        ({"gate": ["candidate.accuracy > 0.1"]}, "write {metric: accuracy, above: base} or"),
+        ({"gate": "candidate.accuracy > 0.1"}, "write {metric: accuracy, above: base} or"),
         ({"gate": 3}, "'gate'"),
     ],
 )

@@ -6,9 +6,9 @@ from vthink.components.data_prep.config import SynthesizeConfig
 from vthink.components.data_prep.world.synthesize import synthesize
 from vthink.components.evaluation.benchmarks.registry import BENCHMARKS, benchmark_key
 from vthink.components.evaluation.metrics import METRICS
-from vthink.components.evaluation.report.folder_clips import FolderClips
+from vthink.components.evaluation.report.cells import published
+from vthink.components.evaluation.report.items import FolderClips
 from vthink.components.evaluation.report.pages import benchmark_page, evaluation_page
-from vthink.components.evaluation.report.published import published
 from vthink.components.evaluation.results import read_benchmark
 from vthink.components.evaluation.summary import compare
 
