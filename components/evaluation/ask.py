@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from ..common.errors import UserError
 from ..common.rows.sample import Sample
@@ -18,20 +18,15 @@ SYSTEMIC = 8
 """So many failures in one batch, and nothing but failures, are a broken machine and not broken items."""
 
 
-class Completion(Protocol):
-    """What a predictor returns for one question (`generation.Completion`)."""
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A response as a model gave it."""
 
-    @property
-    def text(self) -> str:
-        """Decoded, without special tokens."""
-
-    @property
-    def token_ids(self) -> list[int]:
-        """Sampled tokens."""
-
-    @property
-    def finish_reason(self) -> str:
-        """``stop`` or ``length``."""
+    text: str
+    token_ids: Sequence[int]
+    """Empty where a server does not give them."""
+    finish_reason: str
+    """``stop`` or ``length``."""
 
 
 Predict = Callable[[Sequence[Sample], Sequence[Any]], Sequence[Completion | Exception]]

@@ -38,7 +38,6 @@ from .item import Item
 from .journal import Journal, StoreLog
 from .measure import conclude, failed_items, measure, settings_of
 from .models.local import LocalModel
-from .models.model import ModelIdentity
 from .results import (
     HELD_OUT,
     BenchmarkResult,

@@ -93,19 +93,11 @@ def evaluate_benchmark(
             items = measure(questions, media, asked_model, journal, conditions, config)
         finally:
             asked_model.release()
-        result = conclude(
-            questions,
-            items,
-            settings,
-            config,
-            data=str(data),
-            left_out=left_out,
-            asked_now=len(journal.items) - before,
-            seconds=round(time.monotonic() - started, 3),
-        )
-        others = [item for (condition, _), item in journal.items.items() if condition not in conditions]
+        took = {"asked_now": len(journal.items) - before, "seconds": round(time.monotonic() - started, 3)}
+        result = conclude(questions, items, settings, config, data=str(data), left_out=left_out, **took)
         kept = [item for condition in conditions for item in items[condition]]
-        _write(output / "items.jsonl", b"".join(item.to_line() for item in [*kept, *others]))
+        kept += [item for (condition, _), item in journal.items.items() if condition not in conditions]
+        _write(output / "items.jsonl", b"".join(item.to_line() for item in kept))
         _write(output / "result.json", result.model_dump_json(by_alias=True, indent=1).encode())
     return result
 
@@ -158,22 +150,15 @@ def folder_media(source: Source, video: VideoConfig | None, workers: int) -> Med
 def under_protocol(
     config: EvaluationConfig, protocol: str | None, num_frames: int | None
 ) -> tuple[EvaluationConfig, dict[str, Any]]:
-    """The settings of generation, and those of `VideoConfig` in place of the model's.
-
-    Raises:
-        UserError: no such protocol.
-    """
+    """The settings of generation, and those of `VideoConfig` in place of the model's; a `UserError`: no protocol."""
     override: dict[str, Any] = {}
     if protocol is not None:
         if protocol not in PROTOCOLS:
             raise UserError(f"unknown protocol '{protocol}'; there are: {', '.join(PROTOCOLS)}")
         chosen = PROTOCOLS[protocol]
-        sampling = ("temperature", "top_p", "max_new_tokens")
-        config = config.model_copy(update={key: getattr(chosen, key) for key in sampling})
+        config = config.model_copy(update=chosen.model_dump(include={"temperature", "top_p", "max_new_tokens"}))
         override = {"num_frames": chosen.num_frames, "fps": None, "max_pixels": chosen.max_pixels}
-    if num_frames is not None:
-        override |= {"num_frames": num_frames, "fps": None}
-    return config, override
+    return config, override | ({"num_frames": num_frames, "fps": None} if num_frames is not None else {})
 
 
 def _check_settings(path: Path, settings: Settings, begun: bool) -> None:
@@ -184,10 +169,8 @@ def _check_settings(path: Path, settings: Settings, begun: bool) -> None:
             before = json.loads(path.read_text("utf-8"))
             changed = [name for name in type(settings).model_fields if before.get(name) != wanted.get(name)]
             if changed:
-                raise UserError(
-                    f"{path.parent} holds another evaluation ({', '.join(changed)} differ): give another --output, "
-                    "or delete it"
-                )
+                differ = f"{path.parent} holds another evaluation ({', '.join(changed)} differ)"
+                raise UserError(f"{differ}: give another --output, or delete it")
             return
     if begun:
         raise UserError(f"{path} is missing or damaged: give another --output, or delete {path.parent}")

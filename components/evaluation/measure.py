@@ -19,7 +19,7 @@ from .config import EvaluationConfig
 from .item import Item
 from .journal import Journal
 from .metrics import Response, measure_response
-from .models.model import Model
+from .models.open import Model
 from .results import BenchmarkResult, FailedItem, Result, Settings
 from .summary import compare, summarize
 

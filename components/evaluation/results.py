@@ -18,7 +18,6 @@ from ..common.storage.names import fingerprint, join
 from .benchmarks.registry import BENCHMARKS, benchmark_key
 from .conditions import CONDITIONS, ORDERED
 from .item import Item, first_mistake, read_items
-from .models.model import ModelIdentity
 from .scores import Score, metric_score
 from .statistics import Difference, Estimate
 
@@ -41,6 +40,31 @@ class _Record(BaseModel):
     """A part of a file: other keys are left out."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False, populate_by_name=True)
+
+
+class ModelIdentity(_Record):
+    """What identifies a model, for ``result.json``."""
+
+    kind: str = ""
+    """``folder``, ``s3``, ``registry``, ``hub`` or ``endpoint``."""
+    uri: str = ""
+    fingerprint: str = ""
+    prompt: str = ""
+    """Name of its prompt template."""
+    name: str | None = None
+    """As its server calls it."""
+    version: int | None = None
+    """In the registry."""
+    source: str | None = None
+    """Where the registry has it from."""
+    frames: str | None = None
+    """Who chooses the frames, where it is not us."""
+
+    @property
+    def label(self) -> str:
+        """What it is called where nobody says."""
+        name = (self.name or self.uri or "model").rstrip("/")
+        return name.rsplit("/", 1)[-1][:60] or "model"
 
 
 class Cell(_Record):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,10 @@ from ...common.video.config import VideoConfig
 from ..ask import Completion, Predict
 from ..conditions import NO_VIDEO, seed_of
 from ..config import EvaluationConfig
-from .model import API_KEY, ModelIdentity
+from ..results import ModelIdentity
 
-
-@dataclass(frozen=True, slots=True)
-class EndpointCompletion:
-    """A completion from an endpoint."""
-
-    text: str
-    finish_reason: str
-    token_ids: list[int]
-    """Empty where the server does not give them."""
+API_KEY = "VTHINK_API_KEY"
+"""Environment variable with the key that an endpoint wants."""
 
 
 class EndpointModel:
@@ -46,11 +38,7 @@ class EndpointModel:
     video: VideoConfig | None = None
 
     def __init__(self, url: str, model: ModelConfig, config: EvaluationConfig) -> None:
-        """Ask the server what it serves.
-
-        Raises:
-            UserError: no server, or none of this kind.
-        """
+        """Ask the server what it serves; a `UserError` where there is none, or none of this kind."""
         self._config = config
         try:
             server = ChatEndpointConfig(
@@ -67,13 +55,12 @@ class EndpointModel:
         name = str(served.get("id"))
         own = served.get("vthink") if served.get("owned_by") == "vthink" else None
         self._is_ours = isinstance(own, Mapping)
-        if isinstance(own, Mapping):
-            limit = own.get("max_new_tokens")
-            if isinstance(limit, int) and limit < config.max_new_tokens:
-                raise UserError(
-                    f"{url} answers with at most {limit} tokens; ask for no more "
-                    f"(--set evaluation.max_new_tokens={limit}), or serve with more"
-                )
+        limit = own.get("max_new_tokens") if isinstance(own, Mapping) else None
+        if isinstance(limit, int) and limit < config.max_new_tokens:
+            raise UserError(
+                f"{url} answers with at most {limit} tokens; ask for no more "
+                f"(--set evaluation.max_new_tokens={limit}), or serve with more"
+            )
         self._template = get_template(own.get("prompt", "") if isinstance(own, Mapping) else model.prompt)
         # Ours refuses a question without its video.
         self.conditions: Sequence[str] = () if self._is_ours else ("blind",)
@@ -91,7 +78,7 @@ class EndpointModel:
         self._endpoint: BlockingEndpoint | None = None
 
     def predict(self) -> Predict:
-        """See `Model`."""
+        """Asks the server, several questions at once."""
         if self._endpoint is None:
             self._endpoint = BlockingEndpoint(self._server).__enter__()
         return self._predict
@@ -118,7 +105,7 @@ class EndpointModel:
             reply = self._endpoint.complete(self._messages(sample, part), self._parameters(sample))
         except (EndpointError, UserError) as error:
             return error
-        return EndpointCompletion(reply.text, reply.finish_reason, list(reply.token_ids or ()))
+        return Completion(reply.text, reply.token_ids or (), reply.finish_reason)
 
     def _messages(self, sample: Sample, part: dict[str, Any] | None) -> list[dict[str, Any]]:
         if self._is_ours:

@@ -15,7 +15,7 @@ from ...common.video.config import VideoConfig
 from ..ask import Completion, Predict
 from ..conditions import CONDITIONS, NO_VIDEO, ORDERED, seed_of
 from ..config import EvaluationConfig
-from .model import ModelIdentity
+from ..results import ModelIdentity
 
 if TYPE_CHECKING:
     from ...common.model.card import ModelCard
@@ -41,25 +41,18 @@ class LocalModel:
 
         Args:
             folder: gives the folder on this machine.
-            model: dtype and attention.
+            model: dtype, attention, and the prompt where ``about`` names one.
             config: how it is asked.
             about: what identifies it.
             override: settings of `VideoConfig` in place of those that the model was trained with.
         """
-        self._fetch = folder
-        self._model = model
-        self._config = config
-        self._about = about
+        self._fetch, self._model, self._config, self._about = folder, model, config, about
         self._override = override or {}
         self._predict: Predict | None = None
 
     @cached_property
     def folder(self) -> Path:
-        """Where it is.
-
-        Raises:
-            UserError: it is not a model folder.
-        """
+        """Where it is; a `UserError` where it is not a model folder."""
         from ...common.model.folder import check_folder
 
         folder = self._fetch()
@@ -80,21 +73,21 @@ class LocalModel:
 
     @cached_property
     def video(self) -> VideoConfig:
-        """See `Model`."""
+        """How videos become frames."""
         return VideoConfig.load({**self.card.video.model_dump(), **self._override}, str(self.folder))
 
     @cached_property
     def about(self) -> ModelIdentity:
-        """See `Model`."""
+        """What identifies it, with its prompt."""
         return self._about.model_copy(update={"prompt": self.template.name})
 
     @property
     def answer_format(self) -> str:
-        """See `Model`."""
+        """The shape of response that it is asked for."""
         return self.template.answer_format
 
     def predict(self) -> Predict:
-        """See `Model`."""
+        """Its predictor; the first call loads the weights."""
         if self._predict is None:
             from ...common.model.load import load_model
 
@@ -124,23 +117,20 @@ def predictor(model: Any, config: EvaluationConfig) -> Predict:
 
     from ...common.model.generation import Sampling, sample
 
-    sampling = Sampling(
-        max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed
-    )
+    sampling = Sampling(**{n: getattr(config, n) for n in ("max_new_tokens", "temperature", "top_p", "seed")})
 
     def predict(samples: Sequence[Sample], clips: Sequence[Clip]) -> Sequence[Completion]:
         blind = all(clip is NO_VIDEO for clip in clips)
         prompts = encode_together(model.encoder, samples, clips)
         # With a temperature, a completion depends on its sample, not on its neighbours.
         keys = [seed_of("sampling", row.id) % 2**31 for row in samples]
+        how: dict[str, Any] = {"batch_size": config.batch_size, "keys": keys, "blind": blind}
         try:
-            completions = sample(
-                model.model, model.encoder, prompts, sampling, batch_size=config.batch_size, keys=keys, blind=blind
-            )
+            completions = sample(model.model, model.encoder, prompts, sampling, **how)
         except torch.cuda.OutOfMemoryError:
             free_memory()  # for the smaller batches that follow
             raise
-        return [group[0] for group in completions]
+        return [Completion(c.text, c.token_ids, c.finish_reason) for c, *_ in completions]
 
     return predict
 
@@ -155,8 +145,9 @@ def encode_together(encoder: ChatEncoder, samples: Sequence[Sample], clips: Sequ
     for place, clip in enumerate(clips):
         same.setdefault(id(clip), []).append(place)
     for places in same.values():
-        asked = [(samples[place].question, samples[place].options, samples[place].problem_type) for place in places]
-        clip = clips[places[0]]
-        made = [encoder.encode_blind(*one) for one in asked] if clip is NO_VIDEO else encoder.encode_many(asked, clip)
+        rows, clip = [samples[place] for place in places], clips[places[0]]
+        questions = [(row.question, row.options, row.problem_type) for row in rows]
+        blind = clip is NO_VIDEO
+        made = [encoder.encode_blind(*q) for q in questions] if blind else encoder.encode_many(questions, clip)
         prompts |= dict(zip(places, made, strict=True))
     return [prompts[place] for place in range(len(samples))]

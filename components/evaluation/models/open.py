@@ -15,9 +15,12 @@ from ...common.storage.s3 import Storage
 from ...common.tracking.config import TrackingConfig
 from ...common.video.config import VideoConfig
 from ..config import EvaluationConfig
+from ..results import ModelIdentity
 from .endpoint import EndpointModel
 from .local import LocalModel
-from .model import Model, ModelIdentity
+
+Model = LocalModel | EndpointModel
+"""A model that can be asked."""
 
 
 def needs_store(reference: str) -> bool:
@@ -94,10 +97,9 @@ def _registered(reference: str, tracking: TrackingConfig | None, storage: Storag
         raise UserError(f"model '{reference}': a registered model is models:/name@alias or models:/name/3")
     name, alias, version = match.groups()
     client = registry_client(tracking, storage.config)
+    wanted, get = (alias, client.get_model_version_by_alias) if alias else (version, client.get_model_version)
     try:
-        registered = (
-            client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
-        )
+        registered = get(name, wanted)
     except MlflowException as error:
         raise UserError(f"model '{reference}': {str(error).strip().splitlines()[0][:300]}") from None
     return int(registered.version), str(registered.source)

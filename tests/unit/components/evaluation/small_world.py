@@ -19,13 +19,13 @@ from vthink.components.evaluation.conditions import NO_VIDEO
 from vthink.components.evaluation.config import EvaluationConfig
 from vthink.components.evaluation.item import Item
 from vthink.components.evaluation.measure import conclude, failed_items, grade_answer
-from vthink.components.evaluation.models.model import ModelIdentity
 from vthink.components.evaluation.results import (
     HELD_OUT,
     BenchmarkResult,
     DataReference,
     EvaluatedModel,
     EvaluationResult,
+    ModelIdentity,
     Settings,
 )
 from vthink.components.evaluation.scores import ACCURACY

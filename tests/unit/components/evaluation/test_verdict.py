@@ -6,8 +6,7 @@ import pytest
 from vthink.components.common.errors import UserError
 from vthink.components.evaluation.benchmarks.registry import BENCHMARKS
 from vthink.components.evaluation.item import Item
-from vthink.components.evaluation.models.model import ModelIdentity
-from vthink.components.evaluation.results import HELD_OUT, BenchmarkResult, Result, Settings
+from vthink.components.evaluation.results import HELD_OUT, BenchmarkResult, ModelIdentity, Result, Settings
 from vthink.components.evaluation.rules import GateRule
 from vthink.components.evaluation.scores import Score, metric_score
 from vthink.components.evaluation.statistics import Resampling, cluster_mean, paired_difference
