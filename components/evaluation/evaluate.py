@@ -44,6 +44,7 @@ from .results import (
     DataReference,
     EvaluatedModel,
     EvaluationResult,
+    ModelIdentity,
     parse_benchmark,
     stage_files,
 )
