@@ -86,23 +86,19 @@ def ask(
     """Ask what has not been asked, video by video, so that the questions about one share its prefill.
 
     Args:
-        questions: what to ask.
-        media: gives the videos.
         conditions: names, of `CONDITIONS`.
         predict: gives the model's predictor; called only when something is left to ask.
-        keep: takes answers, batch by batch.
         asked: whether a question has been asked under a condition.
         batch_size: questions that are decoded and asked together; a video is not divided.
         seed: of shuffled frames and exchanged videos.
 
     Raises:
-        UserError: a whole batch failed, which says nothing about the model.
-    """
+        UserError: a whole batch failed, which says nothing about the model."""
 
     def left(condition: str, samples: Sequence[Sample]) -> list[Sample]:
         return [sample for sample in to_ask(samples, condition) if not asked(condition, sample)]
 
-    def ask_batch(batch: Sequence[tuple[Sequence[Sample], Any]], condition: str) -> None:
+    def ask_batch(batch: Sequence[_Group], condition: str) -> None:
         samples: list[Sample] = []
         shown: list[Any] = []
         for group, medium in batch:
@@ -138,10 +134,12 @@ def ask(
                 ask_batch(batch, name)
 
 
-def _batches(
-    groups: Iterable[tuple[Sequence[Sample], Any]], batch_size: int
-) -> Iterator[list[tuple[Sequence[Sample], Any]]]:
-    batch: list[tuple[Sequence[Sample], Any]] = []
+_Group = tuple[Sequence[Sample], Any]
+"""Questions about a clip, and the clip."""
+
+
+def _batches(groups: Iterable[_Group], batch_size: int) -> Iterator[list[_Group]]:
+    batch: list[_Group] = []
     for group, medium in groups:
         # A video is not divided: its questions would be taken in twice.
         if batch and sum(len(other) for other, _ in batch) + len(group) > batch_size:
@@ -155,11 +153,8 @@ def _batches(
 def answer_all(samples: Sequence[Sample], media: Sequence[Any], predict: Predict) -> list[Answer]:
     """As many answers: all questions are asked at once, where that fails video by video, then one by one.
 
-    Args:
-        samples: the questions.
-        media: the clip (or file) of each; questions about the same one share the object.
-        predict: the model; a question that fails by itself gets an answer with its error.
-    """
+    ``media`` are the clip (or file) of each; questions about the same one share the object. A question that fails by
+    itself gets an answer with its error."""
     answers: dict[int, Answer] = {}
     same: dict[int, list[int]] = {}
     for place, medium in enumerate(media):

@@ -40,15 +40,7 @@ class Condition:
     """Whether the clip is that of another video."""
 
 
-def _shuffled(clip: Clip, key: str, seed: int) -> Clip:
-    return clip.permuted(frame_order(key, len(clip.frames), seed))
-
-
-def _reversed(clip: Clip, key: str, seed: int) -> Clip:
-    return clip.permuted(np.arange(len(clip.frames))[::-1])
-
-
-def _single_frame(clip: Clip, key: str, seed: int) -> Clip:
+def _single_frame(clip: Clip) -> Clip:
     middle = slice(len(clip.frames) // 2, len(clip.frames) // 2 + 1)
     return replace(clip, frames=clip.frames[middle], times_s=clip.times_s[middle])
 
@@ -58,10 +50,20 @@ ORDERED = "ordered"
 
 _LIST = (
     Condition(ORDERED, "in order", "the video as it is", lambda clip, key, seed: clip),
-    Condition("shuffled", "shuffled", "its frames in a random order, the same for all questions about it", _shuffled),
+    Condition(
+        "shuffled",
+        "shuffled",
+        "its frames in a random order, the same for all questions about it",
+        lambda clip, key, seed: clip.permuted(frame_order(key, len(clip.frames), seed)),
+    ),
     Condition("other_video", "another video's", "the frames of another video", lambda clip, key, seed: clip, True),
-    Condition("reversed", "backwards", "the video played backwards", _reversed),
-    Condition("single_frame", "one frame", "its middle frame alone", _single_frame),
+    Condition(
+        "reversed",
+        "backwards",
+        "the video played backwards",
+        lambda clip, *_: clip.permuted(np.arange(len(clip.frames))[::-1]),
+    ),
+    Condition("single_frame", "one frame", "its middle frame alone", lambda clip, *_: _single_frame(clip)),
     Condition("blind", "no video", "the question alone", lambda clip, key, seed: NO_VIDEO),
 )
 
@@ -77,9 +79,7 @@ RELIANCE = ("shuffled", "reversed", "single_frame", "blind")
 def add_entries(registry: Registry[Any], references: Iterable[str]) -> tuple[str, ...]:
     """The names of entries, registered ones or ``my_module:THING``, which are registered under their own name.
 
-    Raises:
-        UserError: there is no such entry, or another one has its name.
-    """
+    Raises `UserError`: there is no such entry, or another one has its name."""
     names = []
     for reference in references:
         entry = registry.get(reference)
@@ -116,9 +116,6 @@ def which_conditions(wanted: Iterable[str], samples: Sequence[Sample]) -> tuple[
     return asked, left_out
 
 
-# -- choices that depend on a seed ---------------------------------------------------------------------------
-
-
 def seed_of(*parts: object) -> int:
     """A seed that depends on the parts alone."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big")
@@ -149,9 +146,6 @@ def choose_items(samples: Sequence[Sample], limit: int | None, seed: int) -> lis
     """Indices of the items to ask: all, or ``limit`` of them drawn by the seed, in the order of the set."""
     indices = range(len(samples))
     return sorted(sorted(indices, key=lambda index: seed_of(seed, "item", samples[index].id))[:limit])
-
-
-# -- names ---------------------------------------------------------------------------------------------------
 
 
 def video_of(sample: Sample) -> str:

@@ -70,12 +70,9 @@ def evaluate_models(
     """Evaluate the base model and what SFT and GRPO made of it.
 
     Args:
-        run_json: `RunContext`.
-        config_json: `EvaluationConfig`.
-        model_json: `ModelConfig` of the base model.
+        run_json, config_json, model_json: `RunContext`, `EvaluationConfig`, and `ModelConfig` of the base model.
         data_uri: manifest of the prepared data.
-        sft_uri: manifest of SFT; empty where the pipeline has none.
-        grpo_uri: manifest of GRPO; empty where the pipeline has none.
+        sft_uri, grpo_uri: manifests of the stages; empty where the pipeline has none.
         report_path: also write the HTML report to this file.
         log_metric: also tell this function every metric.
 
@@ -85,8 +82,7 @@ def evaluate_models(
     Raises:
         ConfigError: a mistake in a section.
         UserError: nothing to evaluate, or a machine that fails every item.
-        StorageError: the store or something in it is not as expected.
-    """
+        StorageError: the store or something in it is not as expected."""
     end_with_owner()
     context = RunContext.load(run_json, "run")
     limit_threads(context.launch)

@@ -47,7 +47,7 @@ def evaluate_benchmark(
     storage: Storage | None = None,
     tracking: TrackingConfig | None = None,
 ) -> Result:
-    """Measure a model on a benchmark; what was asked before is not asked again.
+    """Measure a model on a benchmark; what was asked before is not asked again. Returns what ``result.json`` holds.
 
     Args:
         name: of the benchmark, ``my_module:BENCHMARK``, or a YAML file that describes a set of one's own.
@@ -55,22 +55,14 @@ def evaluate_benchmark(
         model: see `models.open.open_model`.
         output: folder for ``result.json`` and ``items.jsonl``.
         config: how to ask, and how sure the numbers are to be.
-        model_config: for models that do not bring a prompt.
-        work_dir: scratch space.
-        video: for models that do not bring one.
+        model_config, video: for models that do not bring a prompt, or how videos become frames.
         protocol: a paper's frames, pixels and sampling, of `PROTOCOLS`; None: as the model was trained, and ``config``.
         num_frames: in place of the protocol's (or the model's).
         reliance: ask under the conditions of `RELIANCE` too.
         retry_failed: ask the items that failed again.
-        storage: for models and data that are not on this machine.
-        tracking: for models of the registry.
+        storage, tracking: for models and data that are not on this machine, and models of the registry.
 
-    Returns:
-        The contents of ``result.json``.
-
-    Raises:
-        UserError, StorageError: in one line.
-    """
+    Raises `UserError`, `StorageError`: in one line."""
     config, override = under_protocol(config, protocol, num_frames)
     questions, source = open_questions(name, data, config, storage, work_dir)
     asked_model = open_model(model, model_config, config, work_dir, storage, tracking, video, override)
@@ -107,9 +99,7 @@ def open_questions(
 ) -> tuple[QuestionSet, Source]:
     """The questions of a benchmark that are to be asked, and where their videos are.
 
-    Raises:
-        UserError: no such benchmark, or files that are not as published.
-    """
+    Raises `UserError`: no such benchmark, or files that are not as published."""
     benchmark = find_benchmark(name)
     source = Source.open(data, storage, work_dir, benchmark.hub)
     fetched: list[LocalFile] = []  # annotation files are needed until they are read

@@ -54,13 +54,9 @@ def mean_span(samples: Iterable[Sample]) -> Span | None:
 def baseline_items(
     samples: Iterable[Sample], durations_s: Mapping[str, float], typical: Span | None
 ) -> dict[str, list[Item]]:
-    """Grounding that needs no model: always the whole clip, and always the mean span of the training data.
+    """Grounding that needs no model: always the whole clip, and always the `mean_span` of the training data.
 
-    Args:
-        samples: the questions.
-        durations_s: length of each one's clip, by id.
-        typical: the mean span, from `mean_span`.
-    """
+    ``durations_s`` are the lengths of the questions' clips, by id."""
     baselines: dict[str, list[Item]] = {"whole_clip": [], "mean_training_span": []}
     for sample in samples:
         if sample.evidence:

@@ -1,7 +1,6 @@
 """The stage ``gate``: may this candidate go into service?
 
-The verdict depends on which version is the champion, so that version is part of its fingerprint: after another has gone
-into service the same candidate is judged anew.
+The champion is part of its fingerprint: after another has gone into service the same candidate is judged anew.
 """
 
 from __future__ import annotations
@@ -38,9 +37,7 @@ class Champion:
 def find_champion(context: RunContext) -> Champion | None:
     """The registered version with the alias ``champion``, or None while there is none.
 
-    Raises:
-        UserError: the registry cannot be asked, or the version does not say how it was evaluated.
-    """
+    Raises `UserError`: the registry cannot be asked, or the version does not say how it was evaluated."""
     client = registry_client(context.tracking, context.storage)
     from mlflow.exceptions import MlflowException
 
@@ -61,21 +58,12 @@ def find_champion(context: RunContext) -> Champion | None:
 
 
 def judge_candidate(run_json: str, config_json: str, evaluation_uri: str) -> str:
-    """Judge the candidate of an evaluation.
-
-    Args:
-        run_json: `RunContext`.
-        config_json: `EvaluationConfig`, whose ``gate`` holds the rules.
-        evaluation_uri: manifest of the evaluation.
-
-    Returns:
-        ``pass`` or ``fail``.
+    """Judge the candidate of an evaluation (the manifest at ``evaluation_uri``); ``pass`` or ``fail``.
 
     Raises:
         ConfigError: a rule with a mistake in it.
         UserError: a rule names what was not measured; the registry cannot be asked, or the champion does not say how it
-            was evaluated; the store or something in it is not as expected.
-    """
+            was evaluated; the store or something in it is not as expected."""
     started = time.monotonic()
     end_with_owner()
     context = RunContext.load(run_json, "run")

@@ -23,11 +23,7 @@ class FileLog:
     """A file of items, one per line; one process at a time (the file is locked)."""
 
     def __init__(self, path: Path) -> None:
-        """Open or begin the file.
-
-        Raises:
-            UserError: another process writes it.
-        """
+        """Open or begin the file; a `UserError` where another process writes it."""
         self.path = path
         self._file: IO[bytes] = path.open("a+b")
         try:
@@ -37,24 +33,18 @@ class FileLog:
             raise UserError(f"{path}: another evaluation is writing it; give another --output") from None
 
     def read(self) -> list[Item]:
-        """The items that were kept, in the order in which they were.
-
-        Raises:
-            UserError: it holds something else.
-        """
+        """The items that were kept, in order; a `UserError` where the file holds something else."""
         self._file.seek(0)
-        lines = self._file.read().split(b"\n")
+        *lines, _ = self._file.read().split(b"\n")
         items: list[Item] = []
-        whole = 0
-        for number, line in enumerate(lines[:-1], 1):
+        for number, line in enumerate(lines, 1):
             try:
                 items.append(read_item(line, f"{self.path}, line {number}"))
             except UserError:
-                if number == len(lines) - 1:  # cut off, or blocks of the file that never reached the disk
-                    break
-                raise
-            whole += len(line) + 1
-        self._file.truncate(whole)
+                if number < len(lines):
+                    raise
+                lines.pop()  # cut off, or blocks of the file that never reached the disk
+        self._file.truncate(sum(len(line) + 1 for line in lines))
         return items
 
     def append(self, items: Sequence[Item]) -> None:
@@ -72,16 +62,14 @@ class StoreLog:
     """Items in the store below a prefix, an object per batch."""
 
     def __init__(self, storage: Storage, prefix: str) -> None:
-        self._storage = storage
-        self.prefix = prefix
+        self._storage, self.prefix = storage, prefix
         self._number = 0
 
     def read(self) -> list[Item]:
-        """The items that were kept, in the order in which they were."""
+        """The items that were kept, in order."""
         pieces = sorted(piece.uri for piece in self._storage.list(self.prefix))
         self._number = len(pieces)
-        lines = ((uri, line) for uri in pieces for line in self._storage.read_bytes(uri).splitlines())
-        return [read_item(line, uri) for uri, line in lines]
+        return [read_item(line, uri) for uri in pieces for line in self._storage.read_bytes(uri).splitlines()]
 
     def append(self, items: Sequence[Item]) -> None:
         """Keep more; when this returns they stay."""
@@ -98,11 +86,15 @@ class Journal:
 
     def __init__(self, log: FileLog | StoreLog) -> None:
         self._log = log
+        self.items: dict[tuple[str, str], Item] = {}
         try:
-            self.items: dict[tuple[str, str], Item] = {_key(item): item for item in log.read()}
+            self._add(log.read())
         except BaseException:
             log.close()
             raise
+
+    def _add(self, items: Sequence[Item]) -> None:
+        self.items |= {(item.condition, item.id): item for item in items}
 
     def __enter__(self) -> Self:
         return self
@@ -115,15 +107,10 @@ class Journal:
 
     def append(self, items: Iterable[Item]) -> None:
         """Keep items, in place of earlier ones of the same key; when this returns they stay."""
-        items = list(items)
-        if items:
+        if items := list(items):
             self._log.append(items)
-            self.items |= {_key(item): item for item in items}
+            self._add(items)
 
     def forget_failed(self) -> None:
         """Leave out the items that failed, so that they are asked again."""
         self.items = {key: item for key, item in self.items.items() if item.error is None}
-
-
-def _key(item: Item) -> tuple[str, str]:
-    return item.condition, item.id

@@ -29,14 +29,8 @@ def grade_answer(
 ) -> Item:
     """The item of an answer, whose value is that in the headline. One that failed has every metric at its worst.
 
-    Args:
-        sample: the question.
-        answer: the model's.
-        model: its name.
-        condition: what it was shown, of `CONDITIONS`.
-        answer_format: what it was asked to write.
-        benchmark: whose question it is: its own rules grade the questions that name one.
-    """
+    ``condition`` is what the model was shown, ``answer_format`` what it was asked to write; the benchmark's own rules
+    grade the questions that name one."""
     response = Response(sample, answer.text, answer_format, benchmark.grade)
     item = Item(
         id=sample.id,
@@ -76,23 +70,10 @@ def measure(
     config: EvaluationConfig,
     name: str = "model",
 ) -> dict[str, list[Item]]:
-    """Ask a model what the journal does not hold, and grade everything.
+    """Ask a model (``name`` in items) what the journal does not hold, and grade everything.
 
-    Args:
-        questions: what to ask.
-        media: gives the videos.
-        model: to ask.
-        journal: where items are kept.
-        conditions: names, of `CONDITIONS`.
-        config: batch size and seed.
-        name: of the model, in items.
-
-    Returns:
-        The items of every condition, in the order of the questions.
-
-    Raises:
-        UserError: a whole batch failed, which says nothing about the model.
-    """
+    Returns the items of every condition, in the order of the questions. Raises `UserError`: a whole batch failed, which
+    says nothing about the model."""
     answer_format = model.answer_format
 
     def graded(sample: Sample, answer: Answer, condition: str) -> Item:
@@ -154,15 +135,7 @@ def conclude(
     config: EvaluationConfig,
     **more: Any,
 ) -> Result:
-    """The result of a model on a benchmark.
-
-    Args:
-        questions: what was asked.
-        items: by condition.
-        settings: what the answers depend on.
-        config: how sure the numbers are to be.
-        more: further fields of `Result`.
-    """
+    """The result of a model on a benchmark, from its items by condition; ``more``: further fields of `Result`."""
     benchmark, samples = questions.benchmark, questions.samples
     cells = {name: summarize(cell, benchmark.scores, config.resampling) for name, cell in items.items() if cell}
     abilities = {name: e for name, e in cells[ORDERED].metrics.items() if name.startswith(_ABILITIES)}

@@ -29,7 +29,6 @@ HELD_OUT = "held-out"
 """Name of the held-out split as a benchmark."""
 MAX_RESULT_BYTES = 64 * 2**20
 """Largest ``result.json`` that is read."""
-
 Estimates = dict[str, Estimate]
 """By metric or score."""
 Group = tuple[str, str]
@@ -63,8 +62,7 @@ class ModelIdentity(_Record):
     @property
     def label(self) -> str:
         """What it is called where nobody says."""
-        name = (self.name or self.uri or "model").rstrip("/")
-        return name.rsplit("/", 1)[-1][:60] or "model"
+        return (self.name or self.uri).rstrip("/").rsplit("/", 1)[-1][:60] or "model"
 
 
 class Cell(_Record):
@@ -89,8 +87,8 @@ class Cell(_Record):
     @property
     def groups(self) -> dict[Group, Estimates]:
         """Metrics by kind and by problem type."""
-        parts = {"by_type": self.by_type, "by_kind": self.by_kind}
-        return {(by, name): estimates for by, groups in parts.items() for name, estimates in groups.items()}
+        parts = (("by_type", self.by_type), ("by_kind", self.by_kind))
+        return {(by, name): estimates for by, groups in parts for name, estimates in groups.items()}
 
     def with_scores_as_metrics(self) -> Cell:
         """The same, with scores in place of the metrics of their names."""
@@ -234,9 +232,7 @@ class BenchmarkResult:
 def read_benchmark(folder: str | Path, model: str | None = None) -> BenchmarkResult:
     """Read what ``vthink evaluate --benchmark … --output FOLDER`` left (``model``: what to call the model).
 
-    Raises:
-        UserError: nothing there, or not what the command writes.
-    """
+    Raises `UserError`: nothing there, or not what the command writes."""
     folder = Path(folder)
     try:
         contents = [(folder / name).read_bytes() for name in ("result.json", "items.jsonl")]
@@ -250,13 +246,14 @@ def read_benchmark(folder: str | Path, model: str | None = None) -> BenchmarkRes
 
 def parse_benchmark(result_json: bytes, items_jsonl: bytes, where: str, model: str | None = None) -> BenchmarkResult:
     """`read_benchmark` of the contents of both files; ``where`` is for messages."""
-    path, items_path = f"{where}result.json", f"{where}items.jsonl"
+    path = f"{where}result.json"
     if len(result_json) > MAX_RESULT_BYTES:
         raise UserError(f"{path}: larger than {MAX_RESULT_BYTES // 2**20} MiB; not a result of vthink evaluate")
     try:
         result = Result.model_validate_json(result_json)
     except ValidationError as error:
         raise UserError(f"{path}{first_mistake(error)}; not what `vthink evaluate --benchmark` writes") from None
+    items_path = f"{where}items.jsonl"
     items = items_by_condition(read_items(items_jsonl, items_path), result.conditions, items_path)
     return BenchmarkResult(model or result.model.label, where, result, items)
 
@@ -271,9 +268,6 @@ def items_by_condition(items: Iterable[Item], conditions: Iterable[str], where: 
         if len({item.id for item in cell}) != len(cell):
             raise UserError(f"{where}: an item is there twice under '{name}'; evaluate again")
     return cells
-
-
-# -- the stage -----------------------------------------------------------------------------------------------
 
 
 class EvaluatedModel(_Record):
@@ -383,9 +377,7 @@ def stage_files(prefix: str, benchmarks: Iterable[BenchmarkResult]) -> dict[str,
 def read_stage(storage: Storage, manifest: Manifest) -> tuple[dict[str, dict[str, BenchmarkResult]], str]:
     """A finished evaluation: by model and benchmark its results with their items; and the name of the candidate.
 
-    Raises:
-        UserError: a file is not as the stage writes it.
-    """
+    Raises `UserError`: a file is not as the stage writes it."""
     files = manifest.files
     result = read_evaluation(storage.read_bytes(files["result"]), files["result"])
     items = list(read_items(storage.read_bytes(files["items"]), files["items"]))

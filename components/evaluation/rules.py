@@ -1,6 +1,4 @@
-"""Gate rules: what a candidate must reach, as data that a person can read.
-
-A rule names a metric of the candidate, and compares it in one of five words::
+"""Gate rules: what a candidate must reach, as data. A rule names a metric and compares it in one of five words::
 
     {metric: format_rate, at_least: 0.9}                       # the mean itself
     {metric: accuracy, condition: shuffled, at_most: 0.5}
@@ -11,12 +9,10 @@ A rule names a metric of the candidate, and compares it in one of five words::
 
 ``at_least`` and ``at_most`` look at the mean, ``above`` and ``below`` at an end of its interval. With a model or
 condition ``above``, ``below`` and ``not_worse_than`` look at the interval of the *paired* difference over the same
-questions (`statistics.paired_difference`): it is above ``by``, below ``-by``, or above ``-by``. So ``above`` says the
-same of a number and of a model: it would be so again with other videos. The value alone tells which is meant; a second
-key for the model (``above: 0.02, of: champion``) would make the number a level in one rule and a margin in the next.
+questions (`statistics.paired_difference`): it is above ``by``, below ``-by``, or above ``-by``.
 
-Mistakes are found when a rule is read: unknown names, with the nearest known one, and levels that no result can miss or
-reach (accuracy at least 50). `check_evaluated` finds what will not be evaluated, before anything runs.
+Mistakes are found when a rule is read: unknown names, and levels that no result can miss or reach (accuracy at least
+50). `check_evaluated` finds what will not be evaluated, before anything runs.
 """
 
 from __future__ import annotations
@@ -27,15 +23,8 @@ import typing
 from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    Strict,
-    ValidationError,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+import pydantic
+from pydantic import Field, Strict, ValidationError
 
 from ..common.config import ConfigError, Section, describe
 from .benchmarks.registry import BENCHMARKS
@@ -87,7 +76,7 @@ class GateRule(Section):
     by: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Margin of a comparison with a model or condition, in units of the metric (0.02: two points)."""
 
-    @model_validator(mode="before")
+    @pydantic.model_validator(mode="before")
     @classmethod
     def _no_expression(cls, rule: Any) -> Any:
         if isinstance(rule, str):  # as rules once were
@@ -97,14 +86,14 @@ class GateRule(Section):
             )
         return rule
 
-    @field_validator("above", "below", mode="before")
+    @pydantic.field_validator("above", "below", mode="before")
     @classmethod
     def _number_or_name(cls, value: Any) -> Any:
         if not isinstance(value, float | int | str | None) or isinstance(value, bool):
             raise ValueError("expected a number, a model or a condition")
         return value
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
         words = [word for word in _COMPARISONS if getattr(self, word) is not None]
         if len(words) != 1:
@@ -136,8 +125,8 @@ class GateRule(Section):
             ends = "between 0 and 1; metrics are fractions: 0.5, not 50" if bounded else "0 or more"
             raise ValueError(f"{word} {level:g} holds or fails whatever is measured, since {self.metric} is {ends}")
 
-    @model_serializer(mode="wrap")
-    def _only_what_is_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    @pydantic.model_serializer(mode="wrap")
+    def _only_what_is_set(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = handler(self)
         return {key: value for key, value in written.items() if value != type(self).model_fields[key].default}
 
@@ -149,8 +138,7 @@ class GateRule(Section):
     @property
     def level(self) -> float | None:
         """The number that is compared with; None where it is a model or condition."""
-        value = getattr(self, self.comparison)
-        return None if isinstance(value, str) else float(value)
+        return None if self.other is not None else float(getattr(self, self.comparison))
 
     @property
     def other(self) -> str | None:
@@ -185,11 +173,7 @@ DEFAULT_GATE = (
 
 
 def read_rule(data: Any, source: str) -> GateRule:
-    """A rule from a mapping.
-
-    Raises:
-        ConfigError: a mistake in it.
-    """
+    """A rule from a mapping. Raises `ConfigError`: a mistake in it."""
     try:
         return GateRule.model_validate(data)
     except ValidationError as error:
@@ -203,30 +187,20 @@ def check_evaluated(
     conditions: Collection[str] | None = None,
     benchmarks: Collection[str] | None = None,
 ) -> None:
-    """Check, before anything is asked, that all that rules name will be evaluated.
+    """Check, before anything is asked, that all that rules name will be evaluated; None: not known yet.
 
-    Args:
-        rules: of a gate.
-        models: those of the evaluation, the candidate last; None: not known yet.
-        conditions: of the held-out split (benchmarks are asked with frames in order); None: not known yet.
-        benchmarks: those of the evaluation; None: not known yet.
-
-    Raises:
-        ValueError: a rule names something else; says what is evaluated.
-    """
+    The last one of ``models`` is the candidate; ``conditions`` are those of the held-out split (benchmarks are asked
+    with frames in order). Raises `ValueError`: a rule names something else; says what is evaluated."""
     for rule in rules:
         of_split = conditions if rule.benchmark is None else (ORDERED,)
         checks = [("condition", rule.condition, of_split), ("condition", rule.other_condition, of_split)]
-        if rule.benchmark is not None:
-            checks.append(("benchmark", rule.benchmark, benchmarks))
-        if rule.other_model not in (None, "champion"):
-            checks.append(("model", rule.other_model, models))
+        checks += [("benchmark", rule.benchmark, benchmarks)] if rule.benchmark is not None else []
+        checks += [("model", rule.other_model, models)] if rule.other_model not in (None, "champion") else []
         for what, name, evaluated in checks:
             if evaluated is not None and name not in evaluated:
-                there = ", ".join(evaluated) or "none"
                 raise ValueError(
-                    f"rule '{rule}': {what} '{name}' will not be evaluated; evaluated are: {there}; evaluate it too, "
-                    "or leave the rule out of evaluation.gate"
+                    f"rule '{rule}': {what} '{name}' will not be evaluated; evaluated are: "
+                    f"{', '.join(evaluated) or 'none'}; evaluate it too, or leave the rule out of evaluation.gate"
                 )
         if models and rule.other_model == list(models)[-1]:
             raise ValueError(

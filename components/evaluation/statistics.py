@@ -105,15 +105,11 @@ def cluster_mean(
     Args:
         values: (N,) one number per item.
         clusters: (N,) what each item belongs to (its video).
-        confidence: coverage wanted, e.g. 0.95.
-        resamples: bootstrap samples.
         seed: of the resampling; equal seeds and cluster counts share their draws.
         bounds: the range a value can have. Where every value lies at one end of it the bootstrap would claim
             certainty; then the interval is Wilson's for that many videos. None: no such range.
 
-    Raises:
-        ValueError: no values, lengths that differ, or a value that is not finite.
-    """
+    Raises `ValueError`: no values, lengths that differ, or a value that is not finite."""
     numbers, groups, num_clusters = _grouped(values, clusters)
     mean = float(numbers.mean())
     least, most = bounds if bounds is not None else (-math.inf, math.inf)
@@ -210,17 +206,12 @@ def paired_difference(
     interval has no ends (±1 where no difference exceeds that).
 
     Args:
-        first: (N,) one model's number per item.
-        second: (N,) the other's.
+        first, second: (N,) each model's number per item.
         clusters: (N,) what each item belongs to (its video).
-        confidence: coverage wanted, e.g. 0.95.
         resamples: patterns of signs, where there are too many to try all.
-        seed: of the patterns.
         weights: (N,) what each item counts, for scores that are means of means; None: all alike.
 
-    Raises:
-        ValueError: lengths that differ, no items, or a value that is not finite.
-    """
+    Raises `ValueError`: lengths that differ, no items, or a value that is not finite."""
     if len(first) != len(second) or (weights is not None and len(weights) != len(first)):
         raise ValueError(f"paired values must have the same length, got {len(first)} and {len(second)}")
     one, two = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)

@@ -77,16 +77,9 @@ def compare(
     conditions: tuple[str, str] = (ORDERED, ORDERED),
     group: Group | None = None,
 ) -> Difference | None:
-    """The paired difference first − second; None where they share no questions or fewer than two videos.
+    """The paired difference first − second by a score or metric, under a condition of each, over the items of a group.
 
-    Args:
-        first: one model.
-        second: the other, on the same benchmark.
-        metric: a score or metric.
-        resampling: confidence, resamples and seed.
-        conditions: of both.
-        group: only these items.
-    """
+    None where they share no questions or fewer than two videos."""
     if not first.same_questions(second):
         return None
     ours, theirs = (
@@ -101,11 +94,7 @@ def comparisons(
 ) -> list[Comparison]:
     """Models on one benchmark: each over those before it by the headline, and neighbours by kind of question.
 
-    Args:
-        results: in the order of models.
-        resampling: confidence, resamples and seed.
-        held_out: of the held-out split: by kind for every pair, and ordered over the other conditions, too.
-    """
+    ``held_out``: of the held-out split: by kind for every pair, and ordered over the other conditions, too."""
     pairs = [
         ((later, ORDERED), (earlier, ORDERED))
         for place, later in enumerate(results)

@@ -14,10 +14,10 @@ import numpy as np
 from ..common.errors import UserError
 from .item import Item
 from .metrics import metric_named
-from .results import HELD_OUT, BenchmarkResult, Group
+from .results import HELD_OUT, BenchmarkResult
 from .rules import GateRule, nearest
 from .scores import Score
-from .statistics import NO_DIFFERENCE, Difference, Estimate, Resampling
+from .statistics import NO_DIFFERENCE, Difference, Resampling
 from .summary import difference_of_items, in_group
 
 Results = Mapping[str, BenchmarkResult]
@@ -31,7 +31,6 @@ class Finding:
     rule: GateRule
     passed: bool
     explanation: str
-    """The numbers, or why there are none."""
 
     def __str__(self) -> str:
         return f"{'pass' if self.passed else 'FAIL'}  {self.rule}: {self.explanation}"
@@ -65,44 +64,40 @@ class Verdict:
 def judge(rules: Sequence[GateRule], models: Mapping[str, Results], resampling: Resampling) -> Verdict:
     """Judge every rule, after all were checked for names of what was not measured.
 
-    Args:
-        rules: that must all hold.
-        models: results by model: ``candidate``, and those that it is compared with; ``champion`` is absent while
-            nothing is in service.
-        resampling: of intervals and paired tests.
-
-    Raises:
-        UserError: a rule names what was not measured, with the nearest name that was; or files that contradict
-            each other.
-    """
+    ``models`` are results by model: ``candidate``, and those that it is compared with; ``champion`` is absent while
+    nothing is in service. Raises `UserError`: a rule names what was not measured, with the nearest name that was; or
+    files that contradict each other."""
     for rule in rules:
         _measured(rule, "candidate", rule.condition, models)
         if rule.other is not None and rule.other_model != "champion":
             _measured(rule, rule.other_model or "candidate", rule.other_condition, models)
-    findings = tuple(_finding(rule, models, resampling) for rule in rules)
+    findings = tuple(Finding(rule, *_outcome(rule, models, resampling)) for rule in rules)
     return Verdict(findings, tuple(dict.fromkeys(note for rule in rules if (note := _asked_differently(rule, models)))))
 
 
-def _finding(rule: GateRule, models: Mapping[str, Results], resampling: Resampling) -> Finding:
-    candidate = _measured(rule, "candidate", rule.condition, models)
-    mine = candidate.estimate(resampling)
+def _outcome(rule: GateRule, models: Mapping[str, Results], resampling: Resampling) -> tuple[bool, str]:
+    """Whether a rule holds, and the numbers, or why there are none."""
+    result, items, score = _measured(rule, "candidate", rule.condition, models)
+    mine = score.estimate(items, resampling)
+    assert mine is not None  # `_measured` saw an item that counts
     if rule.level is not None:
-        return _against_level(rule, rule.level, mine)
+        sides = {"at_least": mine.value >= rule.level, "at_most": mine.value <= rule.level}
+        sides |= {"above": mine.low > rule.level, "below": mine.high < rule.level}
+        interval = f" [{mine.low:.4f}, {mine.high:.4f}]" if rule.comparison in ("above", "below") else ""
+        return sides[rule.comparison], f"{mine.value:.4f}{interval} over {mine.n:,} questions"
     model = rule.other_model or "candidate"
     if model == "champion" and model not in models:
-        return Finding(rule, True, "there is no champion yet, so this holds by rule")
+        return True, "there is no champion yet, so this holds by rule"
     try:
-        other = _measured(rule, model, rule.other_condition, models)
-        if not candidate.result.same_questions(other.result):
+        other, theirs, _ = _measured(rule, model, rule.other_condition, models)
+        if not result.same_questions(other):
             raise UserError(f"{model} was asked other questions")
-        difference = difference_of_items(candidate.items, other.items, candidate.score, resampling)
+        difference = difference_of_items(items, theirs, score, resampling)
         if difference is None:
             raise UserError("fewer than two videos were asked of both")
     except UserError as error:  # of an evaluation that was made under another configuration: no mistake of the rule
         why = str(error).removeprefix(f"rule '{rule}': ")
-        return Finding(
-            rule, False, f"cannot be judged: {why}; evaluate {model} as the candidate, or leave the rule out"
-        )
+        return False, f"cannot be judged: {why}; evaluate {model} as the candidate, or leave the rule out"
     held = holds(rule, difference)
     text = (
         f"{mine.value:.4f}; paired difference {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}] "
@@ -110,18 +105,7 @@ def _finding(rule: GateRule, models: Mapping[str, Results], resampling: Resampli
     )
     if not held and difference.verdict == NO_DIFFERENCE and difference.detectable:
         text += f" (detectable: {difference.detectable:.4f})"
-    return Finding(rule, held, text)
-
-
-def _against_level(rule: GateRule, level: float, mine: Estimate) -> Finding:
-    held = {
-        "at_least": mine.value >= level,
-        "at_most": mine.value <= level,
-        "above": mine.low > level,
-        "below": mine.high < level,
-    }[rule.comparison]
-    interval = f" [{mine.low:.4f}, {mine.high:.4f}]" if rule.comparison in ("above", "below") else ""
-    return Finding(rule, held, f"{mine.value:.4f}{interval} over {mine.n:,} questions")
+    return held, text
 
 
 def holds(rule: GateRule, difference: Difference) -> bool:
@@ -136,42 +120,24 @@ def holds(rule: GateRule, difference: Difference) -> bool:
 def _asked_differently(rule: GateRule, models: Mapping[str, Results]) -> str | None:
     """What the other model of a rule was asked with differently, in words."""
     benchmark = rule.benchmark or HELD_OUT
-    theirs = models.get(rule.other_model or "candidate", {}).get(benchmark)
-    if theirs is None:
+    other = models.get(rule.other_model or "candidate", {}).get(benchmark)
+    if other is None:
         return None
-    both = [side.result.settings for side in (theirs, models["candidate"][benchmark])]
-    pairs = {
-        name: [getattr(side, name) for side in both] for name in ("video", "max_new_tokens", "temperature", "top_p")
-    }
-    pairs["prompt"] = [side.model.prompt for side in both]
+    theirs, ours = other.result.settings, models["candidate"][benchmark].result.settings
+    names = ("video", "max_new_tokens", "temperature", "top_p")
+    pairs = {name: (getattr(theirs, name), getattr(ours, name)) for name in names}
+    pairs["prompt"] = (theirs.model.prompt, ours.model.prompt)
     changed = [f"{name} {first}, not {second}" for name, (first, second) in pairs.items() if first != second]
     place = f" on {rule.benchmark}" if rule.benchmark else ""
     return f"{rule.other_model} was asked differently{place}: {'; '.join(changed)}" if changed else None
 
 
-# -- what was measured ----------------------------------------------------------------------------------------
+def _measured(
+    rule: GateRule, model: str, condition: str, models: Mapping[str, Results]
+) -> tuple[BenchmarkResult, list[Item], Score]:
+    """One side of a rule: its model under one condition, the items that it is about, and what they count.
 
-
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """The items that a side of a rule is about."""
-
-    result: BenchmarkResult
-    items: list[Item]
-    score: Score
-
-    def estimate(self, resampling: Resampling) -> Estimate:
-        estimate = self.score.estimate(self.items, resampling)
-        assert estimate is not None  # `_measured` found an item that counts
-        return estimate
-
-
-def _measured(rule: GateRule, model: str, condition: str, models: Mapping[str, Results]) -> _Measured:
-    """One side of a rule: its model under one condition.
-
-    Raises:
-        UserError: it was not measured, with the nearest name that was; or files that contradict each other.
-    """
+    Raises `UserError`: it was not measured, with the nearest name that was; or files that contradict each other."""
 
     def unmeasured(what: str, name: str, known: Collection[str]) -> UserError:
         return UserError(f"rule '{rule}': {what} '{name}' of {model} was not measured; {nearest(name, known)}")
@@ -184,22 +150,18 @@ def _measured(rule: GateRule, model: str, condition: str, models: Mapping[str, R
     result = models[model][benchmark]
     items = result.items.get(condition)
     if not items:
-        raise unmeasured("condition", condition, [name for name, asked in result.items.items() if asked])
-    group: Group | None = None
-    if rule.by_kind is not None:
-        group = ("by_kind", rule.by_kind)
-    elif rule.by_type is not None:
-        group = ("by_type", rule.by_type)
-    chosen = [item for item in items if in_group(item, group)]
+        raise unmeasured("condition", condition, [name for name, measured in result.items.items() if measured])
+    named = {"by_kind": rule.by_kind, "by_type": rule.by_type}
+    group = next(((by, name) for by, name in named.items() if name is not None), None)
+    chosen, cell = [item for item in items if in_group(item, group)], result.result.conditions[condition]
     if group is not None and not chosen:
-        known = [name for by, name in result.result.conditions[condition].groups if by == group[0]]
+        known = [name for by, name in cell.groups if by == group[0]]
         raise unmeasured("kind" if group[0] == "by_kind" else "problem type", group[1], known)
     score = result.score(rule.metric)
     if all(score.value(item) is None for item in chosen):
-        cell = result.result.conditions[condition]
         raise unmeasured("metric", rule.metric, dict.fromkeys((*cell.scores, *cell.metrics)))
     _check_agreement(result, condition, rule.metric, score)
-    return _Measured(result, chosen, score)
+    return result, chosen, score
 
 
 def _check_agreement(result: BenchmarkResult, condition: str, metric: str, score: Score) -> None:

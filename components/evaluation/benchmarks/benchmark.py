@@ -217,9 +217,7 @@ def folded(text: str) -> str:
 def entries(path: Path, name: str) -> Iterator[Entry]:
     """The rows of a ``.json`` (a list, or an object, which is one row), ``.jsonl`` or ``.parquet`` file.
 
-    Raises:
-        UserError: it is not readable as what its name says.
-    """
+    Raises `UserError`: it is not readable as what its name says."""
     suffix = path.suffix.lower()
     rows: Iterable[Any]
     try:

@@ -42,9 +42,7 @@ class DataFolder:
     def annotations(self, alternatives: Sequence[Sequence[str]]) -> list[str]:
         """The annotation files of the first alternative that is there, wherever in the folder they lie.
 
-        Raises:
-            UserError: there is none.
-        """
+        Raises `UserError`: there is none."""
         for patterns in alternatives:
             matching = [name for name in self.names if any(PurePosixPath(name).match(p) for p in patterns)]
             if matching:
@@ -78,16 +76,9 @@ def _stem(name: str) -> str:
 
 
 def load_questions(benchmark: Benchmark, folder: DataFolder, local: Callable[[str], Path]) -> QuestionSet:
-    """Read a benchmark's annotation files and find its videos.
+    """Read a benchmark's annotation files (``local`` gives their paths on this machine) and find its videos.
 
-    Args:
-        benchmark: whose.
-        folder: what is there.
-        local: gives the path on this machine of a name in the folder.
-
-    Raises:
-        UserError: no annotation file, one that is not as published, or not one video.
-    """
+    Raises `UserError`: no annotation file, one that is not as published, or not one video."""
     samples: list[Sample] = []
     missing: dict[str, str] = {}
     files: dict[str, str] = {}
@@ -141,16 +132,9 @@ class Source:
 
     @classmethod
     def open(cls, where: str, storage: Storage | None, work_dir: Path, hub: str = "") -> Source:
-        """List what is there.
+        """List what is in a folder, ``s3://…/``, or ``hub``, which means the data set ``hub``.
 
-        Args:
-            where: a folder, ``s3://…/``, or ``hub``, which means the data set ``hub``.
-            storage: for a prefix.
-            work_dir: for what is fetched.
-
-        Raises:
-            UserError: nothing is there.
-        """
+        Raises `UserError`: nothing is there."""
         if where == "hub":
             where = str(_from_hub(hub, work_dir))
         if where.startswith("s3://"):
@@ -204,9 +188,7 @@ def _from_hub(name: str, work_dir: Path) -> Path:
 def unpack(archive: Path) -> Path:
     """Unpack a zip archive into a folder of its name beside it, once; nothing is written outside of that folder.
 
-    Raises:
-        UserError: it is damaged, or there is no room for it.
-    """
+    Raises `UserError`: it is damaged, or there is no room for it."""
     target = archive.with_suffix("")
     done = archive.with_name(f".{archive.name}.unpacked")
     if done.exists():

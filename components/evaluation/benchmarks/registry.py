@@ -41,9 +41,7 @@ BENCHMARKS: Registry[Benchmark] = Registry("benchmark", Benchmark, {benchmark.na
 def find_benchmark(name: str) -> Benchmark:
     """A benchmark by its name or ``my_module:BENCHMARK``, or a set of one's own by its YAML file.
 
-    Raises:
-        UserError: there is none, with the nearest name; or the file has a mistake.
-    """
+    Raises `UserError`: there is none, with the nearest name; or the file has a mistake."""
     if name.endswith((".yaml", ".yml")):
         return own_set(Path(name))
     try:
@@ -99,11 +97,7 @@ class OwnSet(Section):
 
 
 def own_set(path: Path) -> Benchmark:
-    """The benchmark that a YAML file describes.
-
-    Raises:
-        UserError: the file is not there or not as `OwnSet` says.
-    """
+    """The benchmark that a YAML file describes. Raises `UserError`: the file is not there or not as `OwnSet` says."""
     try:
         described = OwnSet.model_validate(yaml.safe_load(path.read_text("utf-8")))
     except OSError as error:

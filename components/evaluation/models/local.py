@@ -37,15 +37,10 @@ class LocalModel:
         about: ModelIdentity,
         override: Mapping[str, Any] | None = None,
     ) -> None:
-        """Nothing is fetched yet.
+        """Nothing is fetched yet; ``folder`` gives the folder on this machine.
 
-        Args:
-            folder: gives the folder on this machine.
-            model: dtype, attention, and the prompt where ``about`` names one.
-            config: how it is asked.
-            about: what identifies it.
-            override: settings of `VideoConfig` in place of those that the model was trained with.
-        """
+        ``model``: dtype, attention, and the prompt where ``about`` names one. ``override``: settings of
+        `VideoConfig` in place of those that the model was trained with."""
         self._fetch, self._model, self._config, self._about = folder, model, config, about
         self._override = override or {}
         self._predict: Predict | None = None

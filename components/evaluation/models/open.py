@@ -48,17 +48,13 @@ def open_model(
     Args:
         reference: a folder, ``s3://…/``, ``models:/name@alias``, ``models:/name/3``, a hub name, or a URL.
         model: dtype, attention, and the prompt of a model that does not bring one (``vthink.json``).
-        config: how it is asked.
         work_dir: scratch space; fetched models are kept there.
         storage: needed for everything but folders and URLs.
         tracking: where the registry is.
         video: how videos become frames for a model that does not say.
         override: settings of `VideoConfig` that win over what the model says.
 
-    Raises:
-        UserError: there is no such model.
-        StorageError: the store lacks it.
-    """
+    Raises `UserError`, `StorageError`: there is no such model."""
     video = video or VideoConfig()
     if is_endpoint(reference):
         return EndpointModel(reference, model, config)

@@ -189,9 +189,7 @@ class FolderClips:
     def __call__(self, item: Item) -> Clip | None:
         """The clip of an item; None where the benchmark's folder is no longer there.
 
-        Raises:
-            DecodeError: the file is damaged.
-        """
+        Raises `DecodeError`: the file is damaged."""
         name = Path(item.video)
         inside = ".." not in name.parts and not name.is_absolute()  # a name may not lead out of the folder
         path = next((root / name for root in self._roots if inside and (root / name).is_file()), None)
