@@ -1,8 +1,7 @@
 """What a model is shown with a question: the registry of conditions, and the choices that a seed makes.
 
 Adding a condition is one `Condition` here, or in a module of one's own that ``evaluation.conditions`` names
-(``my_module:CONDITION``).
-"""
+(``my_module:CONDITION``)."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 Every model is asked every question with frames in order, and every question about a video again under the other
 conditions of the configuration. Answers are kept in the store by model and settings, so that a killed evaluation loses
-a batch, and another gate, or other statistics, ask nothing again.
-"""
+a batch, and another gate, or other statistics, ask nothing again."""
 
 from __future__ import annotations
 
@@ -12,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +164,7 @@ class _Stage:
 
     def carry_out(self, prefix: str, identity: str, inputs: dict[str, str]) -> Manifest:
         """Measure, summarize, report and record."""
-        from ..common.model.store import ensure_base_model
+        from ..common.model.store import ensure_base_model, fetch_model
         from ..common.rows.prepared import PreparedSet
         from ..common.tracking.run import Tracker
         from .report.pages import benchmark_page, evaluation_page
@@ -189,7 +189,7 @@ class _Stage:
                 models[name] = about.model_copy(update=changed)
             on_split, on_benchmarks = [], []
             for name, about in models.items():
-                model = LocalModel(lambda uri=about.uri: self._fetch(uri), self.model, config, about)  # type: ignore[misc]
+                model = LocalModel(partial(fetch_model, storage, about.uri, self.work_dir), self.model, config, about)
                 on_split.append(self._measure_split(name, model, split, conditions, prepared.video))
                 on_benchmarks += [self._measure_benchmark(name, model, *where) for where in config.benchmarks.items()]
                 model.release()
@@ -260,11 +260,6 @@ class _Stage:
             manifest.write(storage)
             return manifest
 
-    def _fetch(self, uri: str) -> Path:
-        from ..common.model.store import fetch_model
-
-        return fetch_model(self.storage, uri, self.work_dir)
-
     def _measure_split(
         self, name: str, model: LocalModel, split: _HeldOutSplit, conditions: Sequence[str], video: VideoConfig
     ) -> BenchmarkResult:
@@ -272,8 +267,7 @@ class _Stage:
         with Journal(StoreLog(self.storage, self._answers_prefix(model.about))) as journal:
             items = measure(split.questions, split.media, model, journal, conditions, self.config, name)
         for condition, cell in items.items():
-            right = sum(item.correct for item in cell)
-            print(f"evaluate: {name}, {condition}: {right} of {len(cell)} right", flush=True)
+            print(f"evaluate: {name}, {condition}: {sum(i.correct for i in cell)} of {len(cell)} right", flush=True)
         print(f"evaluate: {name}: {time.monotonic() - began:.1f} s", flush=True)
         settings = settings_of(split.questions, model, video, self.config)
         return BenchmarkResult(name, "", conclude(split.questions, items, settings, self.config), items)

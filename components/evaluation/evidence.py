@@ -87,8 +87,7 @@ def captioning(segments: Sequence[Segment], sample: Sample) -> dict[str, float]:
 
     Each true span is compared with the caption of the segment that overlaps it most (none: 0): ROUGE-L F,
     BLEU with unigrams (the paper's BLEU@1) and up to 4-grams (smoothed), and METEOR where its word lists are
-    installed. How Video-Thinker paired captions is UNVERIFIED.
-    """
+    installed. How Video-Thinker paired captions is UNVERIFIED."""
     scores = []
     for truth in sample.evidence:
         span = (truth.start_s, truth.end_s)

@@ -1,7 +1,6 @@
 """The stage ``gate``: may this candidate go into service?
 
-The champion is part of its fingerprint: after another has gone into service the same candidate is judged anew.
-"""
+The champion is part of its fingerprint: after another has gone into service the same candidate is judged anew."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """What is measured of one answer: the registry of metrics.
 
 Adding a metric is one `Metric` here, or in a module of one's own that ``evaluation.metrics`` names
-(``my_module:METRIC``): items, summaries, comparisons, gate rules and reports take it from the registry.
-"""
+(``my_module:METRIC``): items, summaries, comparisons, gate rules and reports take it from the registry."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """What an evaluation leaves, as typed values: `Result` of one model on one benchmark, `EvaluationResult` of the stage.
 
-``result.json`` and ``items.jsonl`` may come from anywhere, so nothing in them is believed before it is checked.
-"""
+``result.json`` and ``items.jsonl`` may come from anywhere, so nothing in them is believed before it is checked."""
 
 from __future__ import annotations
 

@@ -113,17 +113,15 @@ class GateRule(Section):
                 raise ValueError("not_worse_than needs a margin, such as by: 0.02; without a loss at all: above")
         elif self.by:
             raise ValueError("'by' belongs to a comparison with a model or condition")
-        else:
-            self._check_possible(words[0])
+        if (level := self.level) is not None:  # one that every result, or none, is on the right side of says nothing
+            bounded = metric_named(self.metric).bounded
+            most = 1.0 if bounded else math.inf
+            if not (0 < level <= most if words[0] in ("at_least", "below") else 0 <= level < most):
+                ends = "between 0 and 1; metrics are fractions: 0.5, not 50" if bounded else "0 or more"
+                raise ValueError(
+                    f"{words[0]} {level:g} holds or fails whatever is measured, since {self.metric} is {ends}"
+                )
         return self
-
-    def _check_possible(self, word: Comparison) -> None:
-        """A level that every result, or none, is on the right side of says nothing."""
-        level, bounded = float(getattr(self, word)), metric_named(self.metric).bounded
-        most = 1.0 if bounded else math.inf
-        if not (0 < level <= most if word in ("at_least", "below") else 0 <= level < most):
-            ends = "between 0 and 1; metrics are fractions: 0.5, not 50" if bounded else "0 or more"
-            raise ValueError(f"{word} {level:g} holds or fails whatever is measured, since {self.metric} is {ends}")
 
     @pydantic.model_serializer(mode="wrap")
     def _only_what_is_set(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:

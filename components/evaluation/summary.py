@@ -54,8 +54,7 @@ def difference_of_items(
 ) -> Difference | None:
     """The paired difference first − second over the items that both have, clustered by video.
 
-    None where they share fewer than two videos.
-    """
+    None where they share fewer than two videos."""
     others = {item.id: score.value(item) for item in second}
     shared = [
         (item, value, other)

@@ -1,7 +1,6 @@
 """Judging a candidate by the rules of a gate: results in, a verdict that explains itself out.
 
-Numbers are computed from the items, the record of every answer; what ``result.json`` says of them must agree.
-"""
+Numbers are computed from the items, the record of every answer; what ``result.json`` says of them must agree."""
 
 from __future__ import annotations
 

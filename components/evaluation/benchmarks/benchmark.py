@@ -87,8 +87,7 @@ class Entry:
         """Options by their published letter; null and empty ones are left out.
 
         Taken as an object by letter, a list with or without letters before the texts, or text that spells
-        either (as Parquet exports do).
-        """
+        either (as Parquet exports do)."""
         value = self.data.get(name)
         if isinstance(value, str):
             value = _spelled(value)
@@ -115,8 +114,7 @@ class Entry:
         """The published letter of the true one of ``options`` (by letter).
 
         The field holds the letter, with or without text behind it, or an option's text (``by_text``: that is tried
-        first).
-        """
+        first)."""
         value = self.text(name)
         marked = re.match(r"[(\[]?([A-Za-z])(?:[)\].:,;]|\s*$|\s+[(\-–—:])", value)
         wanted = folded(value)
@@ -244,6 +242,10 @@ def entries(path: Path, name: str) -> Iterator[Entry]:
         raise UserError(f"{name}: not readable as {suffix[1:]} ({str(error).splitlines()[0][:200]})") from None
 
 
+Reader = Callable[[Entry], Iterator[Question]]
+"""The questions of one entry of an annotation file."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """A published set: its files, its questions, its scores."""
@@ -259,8 +261,7 @@ class Benchmark:
     """Data set on the hub, for ``--data hub``."""
     files: tuple[tuple[str, ...], ...] = ()
     """Names of annotation files: the first alternative of which something is there is read, whole."""
-    read: Callable[[Entry], Iterator[Question]] = lambda entry: iter(())
-    """The questions of one entry of an annotation file."""
+    read: Reader = lambda entry: iter(())
     scores: Mapping[str, Score]
     """What is reported, the headline first."""
     traps: tuple[str, ...] = ()

@@ -4,16 +4,48 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from pathlib import PurePosixPath
+from functools import cache, partial
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import yaml
+from pydantic import Field
+
 from ...common.answers.spans import parse_spans
+from ...common.config import Section
 from ...common.errors import UserError
 from ..item import Item
+from ..metrics import Rule
 from ..scores import ACCURACY, Part, Score, accuracy, accuracy_of_choices, accuracy_of_open, kind_part, metric_value
-from .benchmark import Benchmark, Entry, Question
+from .benchmark import Benchmark, Entry, Question, Reader
+
+
+class PublicSet(Section):
+    """What ``public_sets.yaml`` says of a set, as `Benchmark` has it."""
+
+    title: str
+    asks: str
+    source: str
+    hub: str
+    files: tuple[tuple[str, ...], ...] = ()
+    traps: tuple[str, ...] = ()
+    folders: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Of MVBench: where the published archives put the videos of each task."""
+
+
+@cache
+def _described() -> Mapping[str, PublicSet]:
+    described = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+    return {name: PublicSet.load(fields, f"public_sets.yaml, {name}") for name, fields in described.items()}
+
+
+def public_set(name: str, read: Reader, scores: Mapping[str, Score], grade: Rule | None = None) -> Benchmark:
+    """A set that ``public_sets.yaml`` describes, with the reader of its rows and its scores."""
+    described = dict(_described()[name])
+    folders = described.pop("folders")
+    if folders:
+        described["files"] = (tuple(f"{task}.json" for task in folders), tuple(f"{task}/*.parquet" for task in folders))
+    return Benchmark(name=name, read=read, scores=scores, grade=grade, **described)
 
 
 def _video_holmes(entry: Entry) -> Iterator[Question]:
@@ -28,16 +60,7 @@ def _video_holmes(entry: Entry) -> Iterator[Question]:
     )
 
 
-VIDEO_HOLMES = Benchmark(
-    name="video-holmes",
-    title="Video-Holmes",
-    asks="clues of 270 short suspense films put together: 1,837 questions of 7 types, 6 options",
-    source="arXiv 2505.21374; TencentARC/Video-Holmes",
-    hub="TencentARC/Video-Holmes",
-    files=(("test_Video-Holmes.json",),),
-    read=_video_holmes,
-    scores={"accuracy": ACCURACY},
-)
+VIDEO_HOLMES = public_set("video-holmes", _video_holmes, {"accuracy": ACCURACY})
 
 
 def _videomme(entry: Entry) -> Iterator[Question]:
@@ -53,17 +76,7 @@ def _videomme(entry: Entry) -> Iterator[Question]:
     )
 
 
-VIDEOMME = Benchmark(
-    name="videomme",
-    title="VideoMME",
-    asks="900 videos from 11 seconds to an hour: 2,700 questions with 4 options, by length, domain and task",
-    source="arXiv 2405.21075; lmms-lab/Video-MME",
-    hub="lmms-lab/Video-MME",
-    files=(("test-*.parquet",), ("*videomme*.json", "*Video-MME*.json", "*videomme*.jsonl", "*Video-MME*.jsonl")),
-    read=_videomme,
-    scores={"accuracy": ACCURACY},
-    traps=("subtitles are not shown; published figures come with and without them",),
-)
+VIDEOMME = public_set("videomme", _videomme, {"accuracy": ACCURACY})
 
 
 def _mmvu(entry: Entry) -> Iterator[Question]:
@@ -83,15 +96,10 @@ def _mmvu(entry: Entry) -> Iterator[Question]:
     )
 
 
-MMVU = Benchmark(
-    name="mmvu",
-    title="MMVU",
-    asks="expert questions on videos of 27 subjects: 1,000 in validation, 625 of them with 5 options",
-    source="arXiv 2501.12380; yale-nlp/MMVU, data/validation.json",
-    hub="yale-nlp/MMVU",
-    files=(("validation.json",), ("validation*.parquet",), ("*mmvu*.json", "*MMVU*.json")),
-    read=_mmvu,
-    scores={
+MMVU = public_set(
+    "mmvu",
+    _mmvu,
+    {
         "accuracy_choice": Score(
             "share of the multiple-choice questions answered right (Video-R1's MMVU)", accuracy_of_choices
         ),
@@ -101,7 +109,6 @@ MMVU = Benchmark(
             accuracy_of_open,
         ),
     },
-    traps=("the benchmark's own score mixes both kinds, the open ones judged by a language model",),
 )
 
 _TRACKS = ("Perception", "Comprehension", "Adaptation")
@@ -129,63 +136,23 @@ def _videommmu(entry: Entry) -> Iterator[Question]:
     )
 
 
-VIDEOMMMU = Benchmark(
-    name="videommmu",
-    title="VideoMMMU",
-    asks="learning from 300 lectures: 900 questions in the tracks perception, comprehension and adaptation",
-    source="arXiv 2501.13826; lmms-lab/VideoMMMU, lmms-eval tasks/videommmu",
-    hub="lmms-lab/VideoMMMU",
-    files=(
-        tuple(f"{t}{end}" for t in _TRACKS for end in ("/*.parquet", ".parquet", ".jsonl", ".json")),
-        ("*videommmu*.json", "*VideoMMMU*.json", "*videommmu*.jsonl", "*VideoMMMU*.jsonl"),
-    ),
-    read=_videommmu,
-    scores={"accuracy": ACCURACY},
-    traps=(
-        "open questions: ours compares numbers to 2 decimals and words by ROUGE; lmms-eval looks whether the truth "
-        "occurs in the response",
-        "knowledge gain is (after − before) / (1 − before) of the adaptation track, before being without the lecture: "
-        "--reliance, then `conditions.blind.by_kind`",
-    ),
-)
+VIDEOMMMU = public_set("videommmu", _videommmu, {"accuracy": ACCURACY})
 
 # -- MVBench: files or folders named for their task ------------------------------------------------------------
 
-MVBENCH_FOLDERS: Mapping[str, tuple[str, ...]] = {
-    "object_interaction": ("star/Charades_segment", "star/Charades_v1_480"),
-    "action_sequence": ("star/Charades_segment", "star/Charades_v1_480"),
-    "action_prediction": ("star/Charades_segment", "star/Charades_v1_480"),
-    "action_localization": ("sta/sta_video_segment", "sta/sta_video"),
-    "moving_count": ("clevrer/video_validation",),
-    "fine_grained_pose": ("nturgbd_convert", "nturgbd"),
-    "character_order": ("perception/videos",),
-    "object_shuffle": ("perception/videos",),
-    "egocentric_navigation": ("vlnqa",),
-    "moving_direction": ("clevrer/video_validation",),
-    "episodic_reasoning": ("tvqa/video_fps3_hq_segment", "tvqa/video_fps3_hq"),
-    "fine_grained_action": ("Moments_in_Time_Raw/videos",),
-    "scene_transition": ("scene_qa/video",),
-    "state_change": ("perception/videos",),
-    "moving_attribute": ("clevrer/video_validation",),
-    "action_antonym": ("ssv2_video_mp4", "ssv2_video"),
-    "unexpected_action": ("FunQA_test/test",),
-    "counterfactual_inference": ("clevrer/video_validation",),
-    "object_existence": ("clevrer/video_validation",),
-    "action_count": ("perception/videos",),
-}
-"""Tasks, and where the published archives put their videos (lmms-eval's first); ``_segment``: cut already."""
+_FOLDERS = _described()["mvbench"].folders
 
 
 def _mvbench(entry: Entry) -> Iterator[Question]:
     file = PurePosixPath(entry.file)
     names = [named] if (named := entry.maybe("task_type")) else [file.stem, *file.parts]
     plain = (re.sub(r"[\s-]+", "_", name.strip().lower()) for name in names)
-    task = next((name for name in plain if name in MVBENCH_FOLDERS), None)
+    task = next((name for name in plain if name in _FOLDERS), None)
     if task is None:
-        raise UserError(f"{entry.file}: named for none of the 20 tasks ({', '.join(sorted(MVBENCH_FOLDERS))})")
+        raise UserError(f"{entry.file}: named for none of the 20 tasks ({', '.join(sorted(_FOLDERS))})")
     video, options = entry.text("video"), entry.options("candidates")
     yield entry.question(
-        [f"{folder}/{video}" for folder in MVBENCH_FOLDERS[task]],
+        [f"{folder}/{video}" for folder in _FOLDERS[task]],
         identity=f"{task}-{entry.number}",
         text=entry.text("question"),
         options=options,
@@ -196,23 +163,13 @@ def _mvbench(entry: Entry) -> Iterator[Question]:
     )
 
 
-MVBENCH = Benchmark(
-    name="mvbench",
-    title="MVBench",
-    asks="20 tasks of 200 questions on short videos, 2 to 5 options",
-    source="arXiv 2311.17005; OpenGVLab/MVBench; lmms-eval tasks/mvbench",
-    hub="OpenGVLab/MVBench",
-    files=(tuple(f"{task}.json" for task in MVBENCH_FOLDERS), tuple(f"{task}/*.parquet" for task in MVBENCH_FOLDERS)),
-    read=_mvbench,
-    scores={
+MVBENCH = public_set(
+    "mvbench",
+    _mvbench,
+    {
         "accuracy": ACCURACY,
         "accuracy_by_task": Score("mean over the tasks of their accuracies", accuracy, kind_part),
     },
-    traps=(
-        "lmms-eval leaves empty answers out of the denominator; here they are wrong",
-        "episodic_reasoning is published as folders of frames: convert them to videos (3 fps), or they are missing",
-        "with whole videos of STAR, STA and TVQA the part between start and end is shown, with *_segment all",
-    ),
 )
 
 # -- VSI-Bench: choices and numbers, averaged in two ways ------------------------------------------------------
@@ -256,15 +213,10 @@ def _vsi_half(item: Item) -> Part:
 
 _MRA = "mean over the number questions of the share of θ in 0.5, 0.55 … 0.95 with relative error {} 1 − θ"
 
-VSI_BENCH = Benchmark(
-    name="vsi-bench",
-    title="VSI-Bench",
-    asks="space in 288 indoor tours: 5,130 questions, 6 types with options, 4 with numbers",
-    source="arXiv 2412.14171; nyu-visionx/VSI-Bench; lmms-eval tasks/vsibench; Video-R1 src/eval_bench.py",
-    hub="nyu-visionx/VSI-Bench",
-    files=(("test.jsonl",), ("test-*.parquet", "test.parquet"), ("*vsi*bench*.json", "*vsi*bench*.jsonl")),
-    read=_vsi_bench,
-    scores={
+VSI_BENCH = public_set(
+    "vsi-bench",
+    _vsi_bench,
+    {
         "overall": Score(
             "mean over 8 tasks of accuracy or MRA (<=), direction being the mean of easy, medium and hard (the "
             "benchmark's own score, as in lmms-eval)",
@@ -278,7 +230,6 @@ VSI_BENCH = Benchmark(
         "mra": Score(_MRA.format("<") + " (Video-R1)", metric_value("mra")),
         "mra_inclusive": Score(_MRA.format("<=") + " (lmms-eval)", metric_value("mra_inclusive")),
     },
-    traps=("overall and overall_video_r1 differ by several points on the same answers: never compare across them",),
 )
 
 # -- sets that say where in the video the evidence is ----------------------------------------------------------
@@ -308,15 +259,10 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-CG_BENCH = Benchmark(
-    name="cg-bench",
-    title="CG-Bench",
-    asks="needles in long videos: 12,129 questions on 1,219 videos (mini: 3,000), 5 to 8 options, with clue intervals",
-    source="arXiv 2412.12075; CG-Bench/CG-Bench, run/utils.py",
-    hub="CG-Bench/CG-Bench",
-    files=(("cgbench.json",), ("cgbench_mini.json",)),
-    read=_cg_bench,
-    scores={
+CG_BENCH = public_set(
+    "cg-bench",
+    _cg_bench,
+    {
         "accuracy": ACCURACY,
         "clue_iou": Score(
             "mean IoU of the union of clue intervals with the union of the first five segments that the response "
@@ -324,20 +270,8 @@ CG_BENCH = Benchmark(
             metric_value("clue_iou"),
         ),
     },
-    traps=(
-        "published accuracies are with 32 to 128 frames, some with subtitles; clue accuracy shows only the clues",
-        "a clue's mIoU compares unions of intervals, the papers' grounding mIoU takes the best span per truth",
-    ),
 )
-CG_BENCH_REASONING = replace(
-    CG_BENCH,
-    name="cg-bench-reasoning",
-    title="CG-Bench-Reasoning",
-    asks="the questions of CG-Bench whose sub_category ends in Cognition",
-    source="arXiv 2510.23473 (Video-Thinker), which does not say which questions; CG-Bench/CG-Bench",
-    read=partial(_cg_bench, reasoning=True),
-    traps=("the choice of questions is inferred, not published", *CG_BENCH.traps),
-)
+CG_BENCH_REASONING = public_set("cg-bench-reasoning", partial(_cg_bench, reasoning=True), CG_BENCH.scores)
 
 _VRBENCH_STEP = re.compile(r"\[\s*([0-9:.]+)\s*-+>\s*([0-9:.]+)\s*\]")
 
@@ -373,24 +307,7 @@ def _vrbench_steps(entry: Entry) -> list[dict[str, Any]]:
     return evidence
 
 
-VRBENCH = Benchmark(
-    name="vrbench",
-    title="VRBench",
-    asks="several steps of reasoning over long narrative videos: 4 options, with timed reasoning steps",
-    source="arXiv 2506.10857; OpenGVLab/VRBench",
-    hub="OpenGVLab/VRBench",
-    files=(("VRBench_eval.jsonl",), ("VRBench*.jsonl",), ("vrbench*.jsonl",)),
-    read=_vrbench,
-    scores={"accuracy": ACCURACY, "miou": Score("see grounding in README.md", metric_value("miou"))},
-    traps=(
-        "with the video's summary in the prompt (vrbench-summary) a model need not see the video: never mix",
-        "open-ended and process ratings by a language model are not computed here",
-    ),
+VRBENCH = public_set(
+    "vrbench", _vrbench, {"accuracy": ACCURACY, "miou": Score("see grounding in README.md", metric_value("miou"))}
 )
-VRBENCH_SUMMARY = replace(
-    VRBENCH,
-    name="vrbench-summary",
-    title="VRBench with the summary",
-    asks="VRBench with the published summary of the video before the question",
-    read=partial(_vrbench, summary=True),
-)
+VRBENCH_SUMMARY = public_set("vrbench-summary", partial(_vrbench, summary=True), VRBENCH.scores)

@@ -6,8 +6,7 @@ another benchmark under the same name. What each benchmark asks, how its scores 
 stands in ``components/evaluation/README.md``. Nothing here needs torch.
 
 Adding a benchmark is a reader and a `Benchmark` beside this file and its entry here, or a module of one's own:
-``my_module:BENCHMARK`` is taken wherever a name is.
-"""
+``my_module:BENCHMARK`` is taken wherever a name is."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from ...common.errors import UserError
 from ...common.rows.sample import Sample
 from ..item import Item
 from ..scores import Score, accuracy, kind_part
-from .benchmark import Benchmark, Entry, Question, distinct, folded
+from .benchmark import Entry, Question, distinct, folded
+from .public_sets import public_set
 
 _TASKS = ("multi-choice", "yes_no", "caption_matching", "captioning")
 _LINE = re.compile(r"\s*(?:(?:option|sentence|caption|information)\s+)?([A-Z1-9])\s*[:.)]\s*(.+)", re.I)
@@ -97,18 +98,10 @@ def _value(*tasks: str) -> Callable[[Item], float | None]:
     return lambda item: accuracy(item) if item.kind in [_plain(task) for task in tasks] else None
 
 
-TEMPCOMPASS = Benchmark(
-    name="tempcompass",
-    title="TempCompass",
-    asks="action, speed, direction, change and order in 410 clips that come in conflicting pairs; 7,540 questions",
-    source="arXiv 2403.00476; llyx97/TempCompass, questions/ and eval_*.py",
-    hub="lmms-lab/TempCompass",
-    files=(
-        tuple(f"{task}.json" for task in _TASKS),
-        tuple(f"{task}/*.parquet" for task in (*_TASKS, "multi_choice")),
-    ),
-    read=_tempcompass,
-    scores={
+TEMPCOMPASS = public_set(
+    "tempcompass",
+    _tempcompass,
+    {
         "accuracy": Score(
             "mean of the accuracies of the three tasks that rules can grade: multi-choice, yes_no, caption_matching",
             _value("multi-choice", "yes_no", "caption_matching"),
@@ -125,9 +118,5 @@ TEMPCOMPASS = Benchmark(
             _value("captioning"),
         ),
     },
-    traps=(
-        "which of the tasks stand behind Video-R1's figure is UNVERIFIED",
-        "published yes/no and matching answers that no rule reads go to GPT-3.5; here they are wrong",
-    ),
-    grade=_grade,
+    _grade,
 )

@@ -32,8 +32,7 @@ class EndpointModel:
     """A model of an OpenAI-compatible server, which is sent the video file with every question.
 
     This package's own server puts the question into the prompt that its model was trained with; any other is sent the
-    whole prompt of ``model.prompt``.
-    """
+    whole prompt of ``model.prompt``."""
 
     video: VideoConfig | None = None
 

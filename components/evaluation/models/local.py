@@ -133,8 +133,7 @@ def predictor(model: Any, config: EvaluationConfig) -> Predict:
 def encode_together(encoder: ChatEncoder, samples: Sequence[Sample], clips: Sequence[Clip]) -> list[EncodedPrompt]:
     """Prompts of questions about clips (or `NO_VIDEO`); those about the same clip share one tensor of pixels.
 
-    By that the generation engine knows which prompts begin alike, and takes in each beginning once.
-    """
+    By that the generation engine knows which prompts begin alike, and takes in each beginning once."""
     prompts: dict[int, EncodedPrompt] = {}
     same: dict[int, list[int]] = {}
     for place, clip in enumerate(clips):

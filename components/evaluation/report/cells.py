@@ -101,17 +101,12 @@ def estimate_cell(estimate: Estimate | None, metric: str = "", difference: Diffe
     about = metric_named(metric)
     low, high = (end if math.isfinite(end) else math.nan for end in (estimate.low, estimate.high))
     content = blocks.interval(estimate.value, low, high, about.bounded)
-    return Cell(content=content + _mark(difference, about.higher_is_better), sort=estimate.value)
-
-
-def _mark(difference: Difference | None, higher_is_better: bool) -> Markup:
-    if difference is None or difference.verdict == NO_DIFFERENCE:
-        return Markup("")
-    up = difference.verdict == "higher"
-    title = f"{points(difference)} points, p = {difference.p_value:.2g}"
-    return Markup(' <span class="mark {}" title="{}">{}</span>').format(
-        "good" if up == higher_is_better else "bad", title, "▲" if up else "▼"
-    )
+    if difference is not None and difference.verdict != NO_DIFFERENCE:
+        up = difference.verdict == "higher"
+        tone, title = "good" if up == about.higher_is_better else "bad", f"{points(difference)} points"
+        mark = Markup(' <span class="mark {}" title="{}, p = {:.2g}">{}</span>')
+        content += mark.format(tone, title, difference.p_value, "▲" if up else "▼")
+    return Cell(content=content, sort=estimate.value)
 
 
 def points(estimate: Estimate) -> str:

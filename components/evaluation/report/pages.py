@@ -2,8 +2,7 @@
 
 `evaluation_page` shows the pipeline's evaluation (models of one run on the held-out split); `benchmark_page` compares
 finished benchmarks (folders of ``vthink evaluate --benchmark``), with the papers' published figures beside them. A page
-holds everything it needs and asks for nothing; items travel as data that its script shows page by page.
-"""
+holds everything it needs and asks for nothing; items travel as data that its script shows page by page."""
 
 from __future__ import annotations
 
