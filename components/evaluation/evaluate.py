@@ -33,11 +33,10 @@ from .benchmarks.benchmark import Benchmark, QuestionSet
 from .conditions import ORDERED, choose_items, video_of, which_conditions
 from .config import EvaluationConfig
 from .evaluate_benchmark import folder_media, open_questions
-from .evidence import baseline_items, left_out_metrics, mean_span
-from .item import Item
-from .journal import Journal, StoreLog
+from .item import Item, Journal, StoreLog
 from .measure import conclude, failed_items, measure, settings_of
-from .models.local import LocalModel
+from .metrics import baseline_items, left_out_metrics, mean_span
+from .models import LocalModel
 from .results import (
     HELD_OUT,
     BenchmarkResult,

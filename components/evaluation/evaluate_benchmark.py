@@ -23,10 +23,10 @@ from .benchmarks.folder import LocalFile, Source, load_questions
 from .benchmarks.registry import find_benchmark
 from .conditions import ORDERED, RELIANCE, choose_items
 from .config import PROTOCOLS, EvaluationConfig
-from .evidence import left_out_metrics
-from .journal import FileLog, Journal
+from .item import FileLog, Journal
 from .measure import conclude, measure, settings_of
-from .models.open import open_model
+from .metrics import left_out_metrics
+from .models import open_model
 from .results import Result, Settings
 
 

@@ -16,10 +16,9 @@ from .ask import Answer, Media, ask, to_ask
 from .benchmarks.benchmark import Benchmark, QuestionSet
 from .conditions import ORDERED, kind_of, video_of
 from .config import EvaluationConfig
-from .item import Item
-from .journal import Journal
+from .item import Item, Journal
 from .metrics import Response, measure_response
-from .models.open import Model
+from .models import Model
 from .results import BenchmarkResult, FailedItem, Result, Settings
 from .summary import compare, summarize
 

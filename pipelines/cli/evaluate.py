@@ -149,7 +149,7 @@ def _evaluate_benchmark(
     from ...components.common.launch.threads import limit_threads
     from ...components.evaluation.benchmarks.registry import find_benchmark
     from ...components.evaluation.evaluate_benchmark import evaluate_benchmark
-    from ...components.evaluation.models.open import needs_store
+    from ...components.evaluation.models import needs_store
     from ..run.session import session
 
     limit_threads(config.launch)

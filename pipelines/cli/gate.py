@@ -38,8 +38,8 @@ def gate(
     was measured.
     """
     from ...components.common.errors import UserError
+    from ...components.evaluation.gate import judge
     from ...components.evaluation.results import read_benchmark
-    from ...components.evaluation.verdict import judge
 
     config = load(preset, overrides).evaluation
     parsed = [rule for text in rules or () for rule in _parse(text, f"rule '{text}'")]

@@ -26,7 +26,7 @@ from vthink.components.common.video.clip import Clip
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.evaluation.ask import Completion, Predict
 from vthink.components.evaluation.config import EvaluationConfig
-from vthink.components.evaluation.models.local import predictor
+from vthink.components.evaluation.models import predictor
 
 QUESTIONS = 18
 """VSI-Bench: 5,130 questions on 288 videos."""

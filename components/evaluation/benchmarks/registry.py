@@ -26,11 +26,10 @@ from ...common.rows.files import RowError, parse_row
 from ..scores import ACCURACY
 from . import public_sets as public
 from .benchmark import Benchmark, Entry, Question
-from .tempcompass import TEMPCOMPASS
 
 _LIST = (
     *(public.VIDEO_HOLMES, public.CG_BENCH, public.CG_BENCH_REASONING, public.VRBENCH, public.VRBENCH_SUMMARY),
-    *(public.VIDEOMMMU, public.VSI_BENCH, public.MMVU, public.MVBENCH, TEMPCOMPASS, public.VIDEOMME),
+    *(public.VIDEOMMMU, public.VSI_BENCH, public.MMVU, public.MVBENCH, public.TEMPCOMPASS, public.VIDEOMME),
 )
 
 BENCHMARKS: Registry[Benchmark] = Registry("benchmark", Benchmark, {benchmark.name: benchmark for benchmark in _LIST})

@@ -3,7 +3,7 @@ import math
 import pytest
 from vthink.components.common.answers.responses import Segment
 from vthink.components.common.rows.sample import Evidence
-from vthink.components.evaluation.evidence import baseline_items, captioning, left_out_metrics, mean_span, union_iou
+from vthink.components.evaluation.metrics import baseline_items, captioning, left_out_metrics, mean_span, union_iou
 
 from .small_world import SEGMENT, World, graded, make_world
 

@@ -11,7 +11,7 @@ from vthink.components.evaluation.config import EvaluationConfig
 from vthink.components.evaluation.gate import find_champion, gate_uri, judge_candidate, read_gate
 from vthink.components.evaluation.results import DataReference, EvaluatedModel, EvaluationResult, stage_files
 
-from .test_verdict import measured, share
+from .test_gate_verdict import measured, share
 
 NAME = "vthink"
 
