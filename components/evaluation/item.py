@@ -10,7 +10,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
 
@@ -86,25 +86,24 @@ class Item(BaseModel):
         return self.model_dump_json(by_alias=True).encode("utf-8", "replace") + b"\n"
 
 
-def read_item(line: bytes, place: str) -> Item:
-    """An item from its line; a `UserError` with the field, at ``place``, where it is none."""
-    try:
-        return Item.model_validate_json(line)
-    except ValidationError as error:
-        raise UserError(f"{place}{first_mistake(error)}; evaluate again") from None
-
-
 def read_items(contents: bytes, where: str) -> Iterator[Item]:
     """The items of an ``items.jsonl``, line by line; a `UserError` that names ``where`` where a line is none."""
     for number, line in enumerate(contents.splitlines(), start=1):
-        yield read_item(line, f"{where}, line {number}")
+        yield parse_record(Item, line, f"{where}, line {number}")
 
 
-def first_mistake(error: ValidationError) -> str:
-    """The first mistake of a file, in one line."""
-    mistake = error.errors(include_url=False, include_input=False)[0]
-    field = ".".join(map(str, mistake["loc"]))
-    return (f", field '{field}'" if field else "") + f": {mistake['msg'].removeprefix('Value error, ')[:100]}"
+R = TypeVar("R", bound=BaseModel)
+
+
+def parse_record(kind: type[R], data: bytes, where: str, otherwise: str = "evaluate again") -> R:
+    """What a file or line holds; a `UserError` with its first mistake, in one line, and what to do."""
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        mistake = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(map(str, mistake["loc"]))
+        what = (f", field '{field}'" if field else "") + f": {mistake['msg'].removeprefix('Value error, ')[:100]}"
+        raise UserError(f"{where}{what}; {otherwise}") from None
 
 
 class FileLog:
@@ -127,7 +126,7 @@ class FileLog:
         items: list[Item] = []
         for number, line in enumerate(lines, 1):
             try:
-                items.append(read_item(line, f"{self.path}, line {number}"))
+                items.append(parse_record(Item, line, f"{self.path}, line {number}"))
             except UserError:
                 if number < len(lines):
                     raise
@@ -157,7 +156,8 @@ class StoreLog:
         """The items that were kept, in order."""
         pieces = sorted(piece.uri for piece in self._storage.list(self.prefix))
         self._number = len(pieces)
-        return [read_item(line, uri) for uri in pieces for line in self._storage.read_bytes(uri).splitlines()]
+        lines = ((uri, line) for uri in pieces for line in self._storage.read_bytes(uri).splitlines())
+        return [parse_record(Item, line, uri) for uri, line in lines]
 
     def append(self, items: Sequence[Item]) -> None:
         """Keep more; when this returns they stay."""

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass as checked
 
 from ..common.errors import UserError
 from ..common.storage.names import fingerprint, join
 from .benchmarks.registry import BENCHMARKS, benchmark_key
 from .conditions import CONDITIONS, ORDERED
-from .item import Item, first_mistake, read_items
+from .item import Item, parse_record, read_items
 from .scores import Score, metric_score
 from .statistics import Difference, Estimate
 
@@ -248,10 +248,7 @@ def parse_benchmark(result_json: bytes, items_jsonl: bytes, where: str, model: s
     path = f"{where}result.json"
     if len(result_json) > MAX_RESULT_BYTES:
         raise UserError(f"{path}: larger than {MAX_RESULT_BYTES // 2**20} MiB; not a result of vthink evaluate")
-    try:
-        result = Result.model_validate_json(result_json)
-    except ValidationError as error:
-        raise UserError(f"{path}{first_mistake(error)}; not what `vthink evaluate --benchmark` writes") from None
+    result = parse_record(Result, result_json, path, "not what `vthink evaluate --benchmark` writes")
     items_path = f"{where}items.jsonl"
     items = items_by_condition(read_items(items_jsonl, items_path), result.conditions, items_path)
     return BenchmarkResult(model or result.model.label, where, result, items)
@@ -357,10 +354,7 @@ class EvaluationResult(_Record):
 
 def read_evaluation(result_json: bytes, where: str) -> EvaluationResult:
     """The stage's ``result.json``; a `UserError` that names ``where`` where it is none."""
-    try:
-        return EvaluationResult.model_validate_json(result_json)
-    except ValidationError as error:
-        raise UserError(f"{where}{first_mistake(error)}; evaluate again") from None
+    return parse_record(EvaluationResult, result_json, where)
 
 
 _FILES = {"result": "result.json", "items": "items.jsonl", "report": "report.html", "benchmarks": "benchmarks.html"}
