@@ -35,10 +35,10 @@ def compare(
     measured = [_read(argument) for argument in results]
     Console(highlight=False).print(_table(measured, config))
     if report is not None:
-        from ...components.evaluation.report.items import FolderClips
+        from ...components.evaluation.report.items import folder_clips
         from ...components.evaluation.report.pages import benchmark_page
 
-        with FolderClips(measured) as clips:
+        with folder_clips(measured) as clips:
             page = benchmark_page(measured, config, clips)
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(page, "utf-8")

@@ -126,6 +126,11 @@ class Entry:
                 return str(letter)
         raise self.error(name, f"is none of the options {', '.join(options) or '(there are none)'}")
 
+    def choice(self, options: str, answer: str, by_text: bool = False) -> dict[str, Any]:
+        """`options` and `letter` of these fields, for `question`."""
+        texts = self.options(options)
+        return {"options": texts, "answer": self.letter(answer, texts, by_text)}
+
     def question(
         self,
         videos: Sequence[str],

@@ -53,13 +53,12 @@ def public_set(name: str, read: Reader, scores: Mapping[str, Score], grade: Rule
 
 
 def _video_holmes(entry: Entry) -> Iterator[Question]:
-    video, options = entry.text("video ID"), entry.options("Options")
+    video = entry.text("video ID")
     yield entry.question(
         [f"videos/{video}.mp4", f"{video}.mp4"],
         identity=f"{video}-{entry.text('Question ID')}",
         text=entry.text("Question"),
-        options=options,
-        answer=entry.letter("Answer", options),
+        **entry.choice("Options", "Answer"),
         kind=entry.text("Question Type"),
     )
 
@@ -68,13 +67,12 @@ VIDEO_HOLMES = public_set("video-holmes", _video_holmes, {"accuracy": ACCURACY})
 
 
 def _videomme(entry: Entry) -> Iterator[Question]:
-    video, options = entry.text("videoID"), entry.options("options")
+    video = entry.text("videoID")
     yield entry.question(
         [f"data/{video}.mp4", f"{video}.mp4"],
         identity=entry.text("question_id"),
         text=entry.text("question"),
-        options=options,
-        answer=entry.letter("answer", options),
+        **entry.choice("options", "answer"),
         kind=entry.text("duration"),
         groups={name: entry.maybe(name) for name in ("task_type", "domain", "sub_category")},
     )
@@ -88,13 +86,11 @@ def _mmvu(entry: Entry) -> Iterator[Question]:
     about = entry.data.get("metadata", {})
     subject = about.get("subject") if isinstance(about, Mapping) else None
     choice = entry.text("question_type") == "multiple-choice"
-    options = entry.options("choices") if choice else {}
     yield entry.question(
         [path, path.removeprefix("videos/")],
         identity=entry.text("id"),
         text=entry.text("question"),
-        options=options,
-        answer=entry.letter("answer", options) if choice else entry.text("answer"),
+        **(entry.choice("choices", "answer") if choice else {"answer": entry.text("answer")}),
         kind="multiple-choice" if choice else "open-ended",
         groups={"subject": str(subject) if subject else None},
     )
@@ -119,7 +115,7 @@ _TRACKS = ("Perception", "Comprehension", "Adaptation")
 
 
 def _videommmu(entry: Entry) -> Iterator[Question]:
-    identity, options = entry.text("id"), entry.options("options")
+    identity = entry.text("id")
     named = (entry.maybe("track", "category", "subset") or entry.file).lower()
     track = next((track for track in _TRACKS if track.lower() in named), None)
     if track is None:
@@ -127,14 +123,12 @@ def _videommmu(entry: Entry) -> Iterator[Question]:
     answer = entry.data.get("answer")
     if isinstance(answer, Sequence) and not isinstance(answer, str):  # several spellings of one open answer
         entry = Entry(entry.file, entry.number, {**entry.data, "answer": next(iter(answer), None)})
-    if "open" in (entry.maybe("question_type") or ""):
-        options = {}
+    choice = entry.options("options") and "open" not in (entry.maybe("question_type") or "")
     yield entry.question(
         [f"{identity}.mp4"],
         identity=f"{track.lower()}-{identity}",
         text=entry.text("question"),
-        options=options,
-        answer=entry.letter("answer", options) if options else entry.text("answer"),
+        **(entry.choice("options", "answer") if choice else {"answer": entry.text("answer")}),
         kind=track,
         groups={"subject": "_".join(identity.split("_")[1:-1]) or None},
     )
@@ -154,13 +148,12 @@ def _mvbench(entry: Entry) -> Iterator[Question]:
     task = next((name for name in plain if name in _FOLDERS), None)
     if task is None:
         raise UserError(f"{entry.file}: named for none of the 20 tasks ({', '.join(sorted(_FOLDERS))})")
-    video, options = entry.text("video"), entry.options("candidates")
+    video = entry.text("video")
     yield entry.question(
         [f"{folder}/{video}" for folder in _FOLDERS[task]],
         identity=f"{task}-{entry.number}",
         text=entry.text("question"),
-        options=options,
-        answer=entry.letter("answer", options, by_text=True),
+        **entry.choice("candidates", "answer", by_text=True),
         kind=task,
         start_s=entry.seconds("start"),
         end_s=entry.seconds("end"),
@@ -190,13 +183,11 @@ def _vsi_bench(entry: Entry) -> Iterator[Question]:
     if kind not in (*VSI_CHOICES, *VSI_NUMBERS):
         raise entry.error("question_type", f"expected one of {', '.join((*VSI_CHOICES, *VSI_NUMBERS))}")
     choice = kind in VSI_CHOICES
-    options = entry.options("options") if choice else {}
     yield entry.question(
         [f"{entry.text('dataset')}/{scene}.mp4", f"{scene}.mp4"],
         identity=entry.text("id"),
         text=entry.text("question"),
-        options=options,
-        answer=entry.letter("ground_truth", options) if choice else entry.text("ground_truth"),
+        **(entry.choice("options", "ground_truth") if choice else {"answer": entry.text("ground_truth")}),
         kind=kind,
         problem_type="regression",
     )
@@ -243,15 +234,14 @@ def _cg_bench(entry: Entry, reasoning: bool = False) -> Iterator[Question]:
     category = entry.text("sub_category")
     if reasoning and not category.endswith("Cognition"):
         return
-    options, clues = entry.options("choices"), entry.data.get("clue_intervals")
+    clues = entry.data.get("clue_intervals")
     if not _is_list(clues) or not all(_is_list(clue) and len(clue) == 2 for clue in clues):
         raise entry.error("clue_intervals", "expected a list of [start, end]")
     yield entry.question(
         [f"{entry.text('video_uid')}.mp4"],
         identity=entry.text("qid"),
         text=entry.text("question"),
-        options=options,
-        answer=entry.letter("right_answer", options),
+        **entry.choice("choices", "right_answer"),
         kind=category,
         groups={"domain": entry.maybe("domain")},
         evidence=[{"start_s": start, "end_s": end, "caption": "(clue)"} for start, end in clues],
@@ -288,13 +278,11 @@ def _vrbench(entry: Entry, summary: bool = False) -> Iterator[Question]:
     before = f"Summary of the video: {entry.text('video_summary')}\n" if summary else ""
     for key, value in questions.items():
         one = entry.inner(f"mcq.{key}", value)
-        options = one.options("options")
         yield one.question(
             [place.removeprefix("./").lstrip("/") for place in (*places, f"{video}.mp4")],
             identity=f"{video}-{key}",
             text=before + one.text("question"),
-            options=options,
-            answer=one.letter("answer", options),
+            **one.choice("options", "answer"),
             kind=one.maybe("reasoning_type"),
             evidence=_vrbench_steps(one),
         )

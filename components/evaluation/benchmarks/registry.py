@@ -5,7 +5,7 @@ with text behind the letter) and refuses everything else with file, row and fiel
 another benchmark under the same name. What each benchmark asks, how its scores are defined and which traps it has
 stands in ``components/evaluation/README.md``. Nothing here needs torch.
 
-Adding a benchmark is a reader and a `Benchmark` beside this file and its entry here, or a module of one's own:
+Adding a benchmark is an entry of ``public_sets.yaml`` with its reader, listed here, or a module of one's own:
 ``my_module:BENCHMARK`` is taken wherever a name is."""
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,6 @@ from .cells import Board
 
 if TYPE_CHECKING:
     from ...common.video.clip import Clip
-    from ...common.video.workers import Decoder
     from ..results import BenchmarkResult
 
 Clips = Callable[[Item], "Clip | None"]
@@ -165,39 +165,25 @@ def _chosen(questions: Sequence[_Question], candidate: str, config: EvaluationCo
     return [listed[number][turn] for turn, number in sorted(turns)[: config.report_items]]
 
 
-# -- clips of a benchmark's folder -----------------------------------------------------------------------------
-
 NUM_FRAMES = 16
 """Shown of a video, whatever the model was shown."""
 
 
-class FolderClips:
-    """Reads clips of items in a worker process that hostile files cannot harm; a context manager."""
+@contextmanager
+def folder_clips(results: Sequence[BenchmarkResult]) -> Iterator[Clips]:
+    """Gives clips of items, read in a worker process that hostile files cannot harm; None where the folder
+    of the benchmark is no longer there."""
+    from ...common.video.config import VideoConfig
+    from ...common.video.workers import Decoder
 
-    def __init__(self, results: Sequence[BenchmarkResult]) -> None:
-        folders = [data for result in results if (data := result.result.data) and not data.startswith("s3://")]
-        self._roots = [Path(data).resolve() for data in dict.fromkeys(folders) if Path(data).is_dir()]
-        self._decoder: Decoder | None = None
+    folders = [data for result in results if (data := result.result.data) and not data.startswith("s3://")]
+    roots = [Path(data).resolve() for data in dict.fromkeys(folders) if Path(data).is_dir()]
+    with Decoder(VideoConfig(num_frames=NUM_FRAMES, max_pixels=256 * 28 * 28)) as decoder:
 
-    def __enter__(self) -> FolderClips:
-        return self
+        def clip(item: Item) -> Clip | None:
+            name = Path(item.video)
+            inside = ".." not in name.parts and not name.is_absolute()  # a name may not lead out of the folder
+            path = next((root / name for root in roots if inside and (root / name).is_file()), None)
+            return None if path is None else decoder.read(path, "video", *item.clip)
 
-    def __exit__(self, *exc: object) -> None:
-        if self._decoder is not None:
-            self._decoder.close()
-
-    def __call__(self, item: Item) -> Clip | None:
-        """The clip of an item; None where the benchmark's folder is no longer there.
-
-        Raises `DecodeError`: the file is damaged."""
-        name = Path(item.video)
-        inside = ".." not in name.parts and not name.is_absolute()  # a name may not lead out of the folder
-        path = next((root / name for root in self._roots if inside and (root / name).is_file()), None)
-        if path is None:
-            return None
-        from ...common.video.config import VideoConfig
-        from ...common.video.workers import Decoder
-
-        if self._decoder is None:
-            self._decoder = Decoder(VideoConfig(num_frames=NUM_FRAMES, max_pixels=256 * 28 * 28))
-        return self._decoder.read(path, "video", *item.clip)
+        yield clip
