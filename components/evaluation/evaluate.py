@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ... import __version__
 from ..common.context import RunContext
@@ -122,33 +122,25 @@ def evaluate_models(
     return manifest.manifest_uri
 
 
-class _HeldOutSplit:
-    """The questions of a split that are asked, with the frames that were prepared for them."""
+def _held_out(prepared: PreparedSet, config: EvaluationConfig) -> tuple[QuestionSet, Callable[[str], Clip]]:
+    """The questions of the split that are asked, and what gives the prepared clip of each by its id."""
+    split = prepared.split(config.split)
+    samples: Sequence[Sample] = split.samples
+    if not samples:
+        raise UserError(f"split '{config.split}' is empty; name another (evaluation.split)")
+    index = {samples[place].id: place for place in choose_items(samples, config.max_items, config.seed)}
+    about: dict[str, Any] = {"title": f"split “{config.split}”", "asks": "", "source": "the prepared data"}
+    benchmark = Benchmark(name=HELD_OUT, scores={"accuracy": ACCURACY}, **about)
+    questions = QuestionSet(benchmark, [samples[place] for place in index.values()], {}, {})
+    return questions, lambda item_id: split[index[item_id]].clip
 
-    def __init__(self, prepared: PreparedSet, config: EvaluationConfig) -> None:
-        """Choose the questions; a `UserError` where there are none."""
-        self._split = prepared.split(config.split)
-        samples: Sequence[Sample] = self._split.samples
-        if not samples:
-            raise UserError(f"split '{config.split}' is empty; name another (evaluation.split)")
-        chosen = choose_items(samples, config.max_items, config.seed)
-        self._index = {samples[index].id: index for index in chosen}
-        title = f"split “{config.split}”"
-        scores = {"accuracy": ACCURACY}
-        benchmark = Benchmark(name=HELD_OUT, title=title, asks="", source="the prepared data", scores=scores)
-        self.questions = QuestionSet(benchmark, [samples[index] for index in self._index.values()], {}, {})
-        self.media: Media = self._media
 
-    def clip(self, item_id: str) -> Clip:
-        """The clip of a question; a `DecodeError` where it is damaged."""
-        return self._split[self._index[item_id]].clip
-
-    def _media(self, samples: Iterable[Sample]) -> Iterator[Any]:
-        for sample in samples:
-            try:
-                yield self.clip(sample.id)
-            except Exception as error:
-                yield error
+def _media(clip: Callable[[str], Clip], samples: Iterable[Sample]) -> Iterator[Clip | Exception]:
+    for sample in samples:
+        try:
+            yield clip(sample.id)
+        except Exception as error:
+            yield error
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +165,8 @@ class _Stage:
         settings = config.model_dump(mode="json")
         with Tracker.start(self.context, "evaluate", identity, settings, inputs) as tracker:
             prepared = PreparedSet.open(storage, self.data.manifest_uri, self.work_dir / "data")
-            split = _HeldOutSplit(prepared, config)
-            samples = split.questions.samples
+            questions, clip = _held_out(prepared, config)
+            samples, media = questions.samples, partial(_media, clip)
             conditions, left_out = which_conditions(config.condition_names, samples)
             left_out |= left_out_metrics(samples)
             typical = mean_span(prepared.split("train").samples) if "train" in prepared.split_names else None
@@ -189,7 +181,7 @@ class _Stage:
             on_split, on_benchmarks = [], []
             for name, about in models.items():
                 model = LocalModel(partial(fetch_model, storage, about.uri, self.work_dir), self.model, config, about)
-                on_split.append(self._measure_split(name, model, split, conditions, prepared.video))
+                on_split.append(self._measure_split(name, model, (questions, media), conditions, prepared.video))
                 on_benchmarks += [self._measure_benchmark(name, model, *where) for where in config.benchmarks.items()]
                 model.release()
             durations_s: dict[str, float] = {}
@@ -223,7 +215,7 @@ class _Stage:
                 settings={name: value for name, value in settings.items() if name != "gate"},
             )
             items = [item for one in on_split for cell in one.items.values() for item in cell]
-            html = evaluation_page(result, on_split, on_benchmarks, split.clip, config)
+            html = evaluation_page(result, on_split, on_benchmarks, clip, config)
             files = stage_files(prefix, on_benchmarks)
             if on_benchmarks:
                 page = benchmark_page(on_benchmarks, config)
@@ -260,16 +252,22 @@ class _Stage:
             return manifest
 
     def _measure_split(
-        self, name: str, model: LocalModel, split: _HeldOutSplit, conditions: Sequence[str], video: VideoConfig
+        self,
+        name: str,
+        model: LocalModel,
+        data: tuple[QuestionSet, Media],
+        conditions: Sequence[str],
+        video: VideoConfig,
     ) -> BenchmarkResult:
+        questions, media = data
         began = time.monotonic()
         with Journal(StoreLog(self.storage, self._answers_prefix(model.about))) as journal:
-            items = measure(split.questions, split.media, model, journal, conditions, self.config, name)
+            items = measure(questions, media, model, journal, conditions, self.config, name)
         for condition, cell in items.items():
             print(f"evaluate: {name}, {condition}: {sum(i.correct for i in cell)} of {len(cell)} right", flush=True)
         print(f"evaluate: {name}: {time.monotonic() - began:.1f} s", flush=True)
-        settings = settings_of(split.questions, model, video, self.config)
-        return BenchmarkResult(name, "", conclude(split.questions, items, settings, self.config), items)
+        settings = settings_of(questions, model, video, self.config)
+        return BenchmarkResult(name, "", conclude(questions, items, settings, self.config), items)
 
     def _measure_benchmark(self, name: str, model: LocalModel, benchmark: str, data: str) -> BenchmarkResult:
         """A model on a public benchmark; what was measured before is read again."""

@@ -140,12 +140,8 @@ def conclude(
     abilities = {name: e for name, e in cells[ORDERED].metrics.items() if name.startswith(_ABILITIES)}
     result = Result(
         benchmark=benchmark.name,
-        title=benchmark.title,
-        asks=benchmark.asks,
-        source=benchmark.source,
-        traps=benchmark.traps,
+        **{name: getattr(benchmark, name) for name in ("title", "asks", "source", "traps", "headline")},
         model=settings.model,
-        headline=benchmark.headline,
         metrics=cells[ORDERED].scores | abilities,
         definitions={name: score.definition for name, score in benchmark.scores.items()},
         conditions=cells,

@@ -266,18 +266,14 @@ class EndpointModel:
         return parameters
 
 
+_URL = ("http://", "https://")
 Model = LocalModel | EndpointModel
 """A model that can be asked."""
 
 
 def needs_store(reference: str) -> bool:
-    """Whether a model's name leads to the object store."""
-    return not is_endpoint(reference) and not Path(reference).is_dir()
-
-
-def is_endpoint(reference: str) -> bool:
-    """Whether a model's name is the URL of a server."""
-    return reference.startswith(("http://", "https://"))
+    """Whether a model's name leads to the object store: it is neither a server's URL nor a folder."""
+    return not reference.startswith(_URL) and not Path(reference).is_dir()
 
 
 def open_model(
@@ -303,7 +299,7 @@ def open_model(
 
     Raises `UserError`, `StorageError`: there is no such model."""
     video = video or VideoConfig()
-    if is_endpoint(reference):
+    if reference.startswith(_URL):
         return EndpointModel(reference, model, config)
     if Path(reference).is_dir():
         folder = Path(reference).resolve()

@@ -121,8 +121,6 @@ class FailedItem(_Record):
 class Settings(_Record):
     """Everything that the answers of a model to a benchmark depend on."""
 
-    model_config = ConfigDict(extra="ignore")
-
     benchmark: str = ""
     model: ModelIdentity = ModelIdentity()
     protocol: str | None = None

@@ -110,7 +110,7 @@ def comparisons(
             metric, group = (first.headline, None) if kind is None else ("accuracy", ("by_kind", kind))
             difference = compare(first, second, metric, resampling, (condition, other), group)
             if difference is not None:
-                sides = {"first": f"{first.model}.{condition}", "second": f"{second.model}.{other}"}
+                sides: dict[str, Any] = {"first": f"{first.model}.{condition}", "second": f"{second.model}.{other}"}
                 benchmark = None if held_out else first.key
                 made.append(Comparison(**asdict(difference), **sides, metric=metric, kind=kind, benchmark=benchmark))
     return made

@@ -234,7 +234,7 @@ def _cg_bench(entry: Entry, reasoning: bool = False) -> Iterator[Question]:
     category = entry.text("sub_category")
     if reasoning and not category.endswith("Cognition"):
         return
-    clues = entry.data.get("clue_intervals")
+    clues: Any = entry.data.get("clue_intervals")
     if not _is_list(clues) or not all(_is_list(clue) and len(clue) == 2 for clue in clues):
         raise entry.error("clue_intervals", "expected a list of [start, end]")
     yield entry.question(

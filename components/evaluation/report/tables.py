@@ -126,7 +126,7 @@ def kinds_table(board: Board) -> Markup:
         groups = dict.fromkeys(group for result in results for group in result.ordered.groups)
         for group in sorted(groups, key=lambda group: group[0] == "by_type"):
             measured = [board.get(model, key) for model in board.models]
-            estimates = [result and result.ordered.estimate("accuracy", group) for result in measured]
+            estimates = [one.ordered.estimate("accuracy", group) if one else None for one in measured]
             n = max((estimate.n for estimate in estimates if estimate), default=0)
             table.append([group[1], board.titles[key], *(estimate_cell(estimate) for estimate in estimates), n])
             values.append({"benchmark": [key], "group": [group[0]]})
@@ -240,7 +240,7 @@ def regressions_table(board: Board) -> Markup | None:
                 tally[0] += was_right[item.id] and not item.correct
                 tally[1] += item.correct and not was_right[item.id]
                 tally[2] += 1
-    worse = [(what, name, key, *tally) for (what, name, key), tally in tallies.items() if tally[0] > tally[1]]
+    worse = [(*which, lost, gained, n) for which, (lost, gained, n) in tallies.items() if lost > gained]
     if not worse:
         return page.paragraph(f"None: no kind of question lost more than it gained since {before}.")
     several = len(board.titles) > 1
