@@ -20,7 +20,7 @@ from vthink.components.common.tracking.config import TrackingConfig
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.data_prep.config import DataPrepConfig, SynthesizeConfig
 from vthink.components.data_prep.prepare import prepare_data
-from vthink.components.evaluation.grounding import baseline_items, grounding, mean_span
+from vthink.components.evaluation.metrics import baseline_items, grounding, mean_span
 from vthink.components.sft.component import sft
 from vthink.components.sft.config import SFTConfig
 

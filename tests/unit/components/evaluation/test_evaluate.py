@@ -43,10 +43,10 @@ CONFIG = EvaluationConfig(batch_size=4, max_new_tokens=12, bootstrap_resamples=2
 class Stage:
     """One prepared set and one trained model, and the stage over them."""
 
-    def __init__(self, context: RunContext) -> None:
+    def __init__(self, context: RunContext, num_train: int = 6, num_validation: int = 2) -> None:
         self.context = context
         self.storage = Storage(context.storage)
-        synthesize = {"num_train": 6, "num_validation": 2, "num_test": 14, "images": 0.2}
+        synthesize = {"num_train": num_train, "num_validation": num_validation, "num_test": 14, "images": 0.2}
         synthesize["mix"] = {"direction": 2, "ocr": 1, "speed": 1, "describe": 1}
         texts = (context.to_json(), DataPrepConfig.load({"synthesize": synthesize}).to_json(), VIDEO.to_json())
         shards = plan_data(*texts)
@@ -105,6 +105,16 @@ def test_every_model_answers_every_item_under_every_condition(stage, evaluated):
     assert {"direction", "ocr"} <= set(result["models"]["sft"]["ordered"]["by_kind"])
     assert {"miou", "wer", "mra", "rouge"} <= set(result["models"]["sft"]["ordered"])
     assert set(result["baselines"]) == {"whole_clip", "mean_training_span"}
+
+
+def test_data_without_a_train_split_are_evaluated_without_the_baseline_of_the_training_span(stage):
+    prefix = {"prefix": f"{stage.context.storage.prefix}test-alone/"}
+    context = stage.context.model_copy(update={"storage": stage.context.storage.model_copy(update=prefix)})
+    alone = Stage(context, num_train=0, num_validation=0)
+    manifest = alone.run(CONFIG.model_copy(update={"max_items": 8}))
+    result = alone.storage.read_json(manifest.files["result"])
+    assert set(result["baselines"]) == {"whole_clip"}
+    assert result["left_out"]["mean_training_span"] == "the data have no split 'train' with evidence"
 
 
 def test_the_models_differ_and_are_told_apart(stage, evaluated):

@@ -43,7 +43,7 @@ from vthink.components.evaluation.benchmarks.registry import BENCHMARKS
 from vthink.components.evaluation.conditions import RELIANCE
 from vthink.components.evaluation.config import PROTOCOLS, EvaluationConfig
 from vthink.components.evaluation.evaluate_benchmark import evaluate_benchmark, under_protocol
-from vthink.components.evaluation.models.open import open_model
+from vthink.components.evaluation.models import open_model
 from vthink.components.evaluation.results import Result
 from vthink.pipelines.cli.main import app
 

@@ -1,5 +1,5 @@
 import pytest
-from vthink.components.evaluation.grade import answer_of
+from vthink.components.evaluation.measure import answer_of
 from vthink.components.evaluation.scores import ACCURACY
 from vthink.components.evaluation.statistics import Resampling
 from vthink.components.evaluation.summary import summarize

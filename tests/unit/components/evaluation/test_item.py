@@ -2,7 +2,7 @@ import pytest
 from vthink.components.common.errors import UserError
 from vthink.components.common.storage.names import join
 from vthink.components.common.storage.s3 import Storage
-from vthink.components.evaluation.journal import FileLog, Journal, StoreLog
+from vthink.components.evaluation.item import FileLog, Journal, StoreLog
 
 from .small_world import World, items_of
 

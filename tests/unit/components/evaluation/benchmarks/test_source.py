@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from vthink.components.common.errors import UserError
-from vthink.components.evaluation.source import Source, unpack
+from vthink.components.evaluation.benchmarks.folder import Source, unpack
 
 
 def test_a_set_on_the_hub_that_cannot_be_reached_is_one_line(tmp_path: Path):
     code = (
-        "from pathlib import Path; from vthink.components.evaluation.source import Source; "
+        "from pathlib import Path; from vthink.components.evaluation.benchmarks.folder import Source; "
         "Source.open('hub', None, Path('.'), 'TencentARC/Video-Holmes')"
     )
     env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}

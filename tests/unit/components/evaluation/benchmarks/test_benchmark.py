@@ -1,6 +1,6 @@
 import pytest
 from vthink.components.common.errors import UserError
-from vthink.components.evaluation.benchmarks.entries import Entry
+from vthink.components.evaluation.benchmarks.benchmark import Entry
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,13 @@ import numpy as np
 import pytest
 from vthink.components.common.errors import UserError
 from vthink.components.evaluation.benchmarks.registry import BENCHMARKS
+from vthink.components.evaluation.gate import holds, judge
 from vthink.components.evaluation.item import Item
-from vthink.components.evaluation.models.model import ModelIdentity
-from vthink.components.evaluation.results import HELD_OUT, BenchmarkResult, Result, Settings
+from vthink.components.evaluation.results import HELD_OUT, BenchmarkResult, ModelIdentity, Result, Settings
 from vthink.components.evaluation.rules import GateRule
 from vthink.components.evaluation.scores import Score, metric_score
 from vthink.components.evaluation.statistics import Resampling, cluster_mean, paired_difference
 from vthink.components.evaluation.summary import summarize
-from vthink.components.evaluation.verdict import holds, judge
 
 RESAMPLING = Resampling(resamples=500)
 QUICK = Resampling(resamples=100)
