@@ -183,7 +183,7 @@ class FileOutcome(Section):
     duration_s: float
     """Its whole length; 0 for an image."""
     signature: str
-    """`common.video.signature`, in base64."""
+    """`common.video.clip.signature`, in base64."""
 
 
 class PartOutcome(Record):

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from ..common.storage.names import join, sha256_file
 from ..common.storage.s3 import Storage
-from ..common.video.clip import DecodeError, DecodeLimitError, FileRequest
-from ..common.video.codec import DecodedFile
+from ..common.video.clip import DecodedFile, DecodeError, DecodeLimitError, FileRequest
 from ..common.video.workers import Decoder, map_in_order
 from .dataset.media_file import MediaFile, MediaRecord
 from .fetch import FetchedFile, Fetcher

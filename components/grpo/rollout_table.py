@@ -11,7 +11,7 @@ from markupsafe import Markup
 from ..common.html.images import frame_strip
 from ..common.html.page import page, template_block
 from ..common.tracking.run import Tracker
-from ..common.video.codec import encode_frames
+from ..common.video.clip import encode_frames
 from ..common.video.config import VideoConfig
 from .rollouts import Rollouts
 

@@ -137,7 +137,7 @@ def difficulty(
     goes on.
     """
     from ...components.common.errors import UserError
-    from ...components.common.launch.threads import limit_threads
+    from ...components.common.launch.process import limit_threads
     from ...components.common.model.generation import Sampling
     from ...components.common.model.load import load_model
     from ...components.common.model.store import ensure_base_model, fetch_model

@@ -146,7 +146,7 @@ def _evaluate_benchmark(
 ) -> None:
     from rich.console import Console
 
-    from ...components.common.launch.threads import limit_threads
+    from ...components.common.launch.process import limit_threads
     from ...components.evaluation.benchmarks.registry import find_benchmark
     from ...components.evaluation.evaluate_benchmark import evaluate_benchmark
     from ...components.evaluation.models.open import needs_store

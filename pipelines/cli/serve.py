@@ -27,7 +27,7 @@ def serve(
 ) -> None:
     """Serve a model: OpenAI chat completions with video, and a page to try it, on this machine only by default."""
     from ...components.common.errors import UserError
-    from ...components.common.launch.threads import limit_threads
+    from ...components.common.launch.process import limit_threads
     from ...components.deployment.registry import ModelRegistry
     from ...components.deployment.server.serve import run_server
     from ..run.session import session

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from ...components.common.compat.kfp import TaskFailedError, run_here
 from ...components.common.context import RunContext
-from ...components.common.launch.lifetime import end_with_owner
+from ...components.common.launch.process import end_with_owner
 from ..config import Config, to_yaml
 
 

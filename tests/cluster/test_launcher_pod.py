@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from vthink.components.common.context import RunContext
+from vthink.components.common.launch.kubernetes.backend import WorkflowOwner
 from vthink.components.common.launch.kubernetes.client import WORKFLOW, Cluster
-from vthink.components.common.launch.kubernetes.workflow import WorkflowOwner
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.s3 import Storage
 from vthink.tests.cluster.jobs import KEY, context_of, job_of

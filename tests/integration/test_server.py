@@ -28,7 +28,7 @@ from vthink.components.common.rows.files import write_samples
 from vthink.components.common.rows.sample import Sample
 from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.storage.s3 import Storage
-from vthink.components.common.video.codec import stored
+from vthink.components.common.video.clip import stored
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.workers import Decoder
 from vthink.components.data_prep.config import SynthesizeConfig

@@ -1,12 +1,17 @@
-"""Commands under supervision."""
+"""Processes of ours: commands under supervision, when this one ends, and how many threads it uses."""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import gc
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +19,8 @@ from typing import IO, Self
 
 from ..errors import UserError
 from . import supervisor as supervisor_program
-from .supervisor import identity
+from .config import LaunchConfig
+from .supervisor import OWNER, POLL_S, descendants, identity, is_alive, register, send_signal, unregister
 
 TAIL_LINES = 40
 """How many of a process's last lines an error shows."""
@@ -89,10 +95,7 @@ class Process:
 
 
 def spawn(
-    command: Sequence[str],
-    env: Mapping[str, str] | None = None,
-    log: Path | None = None,
-    cwd: Path | str | None = None,
+    command: Sequence[str], env: Mapping[str, str] | None = None, log: Path | None = None, cwd: Path | str | None = None
 ) -> Process:
     """Start a command that ends, with everything it started, when this process ends, even by SIGKILL.
 
@@ -163,3 +166,77 @@ def tail(path: Path, count: int = TAIL_LINES) -> list[str]:
         file.seek(max(0, path.stat().st_size - 64 * 1024))
         text = file.read().decode(errors="replace")
     return [line for line in text.splitlines() if line.strip()][-count:]
+
+
+_watching: tuple[str, str] | None = None
+"""Which process (a fork is another one) already watches which owner."""
+
+
+def skip_garbage_collection_at_exit() -> None:
+    """Let this process end without collecting garbage once more: beside torch that took it two seconds.
+
+    For processes that are ours alone: what hangs in a reference cycle is not finalized, as it is not when killed.
+    """
+    atexit.register(gc.freeze)
+
+
+def end_with_owner() -> None:
+    """End this process and all below it as soon as the process named in ``VTHINK_OWNER`` is gone.
+
+    Called at the start of our own processes, which then also `skip_garbage_collection_at_exit`; again it does nothing.
+    Only this process and its descendants are killed, not the process group: an executor of ``kfp.local`` shares its
+    group with `make` or the shell that called `vthink run`.
+    """
+    global _watching
+    owner = os.environ.get(OWNER)
+    if not owner or owner == identity() or _watching == (identity(), owner):
+        return
+    if not is_alive(owner):
+        os._exit(128 + signal.SIGKILL)
+    _watching = (identity(), owner)
+    skip_garbage_collection_at_exit()
+    registered = register(owner, sys.argv)
+
+    def watch() -> None:
+        while is_alive(owner):
+            time.sleep(POLL_S)
+        for pid in descendants(os.getpid()):
+            send_signal(pid, signal.SIGKILL)
+        unregister(registered)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="end-with-owner", daemon=True).start()
+
+
+@contextlib.contextmanager
+def on_sigterm(handler: Callable[[], None]) -> Iterator[None]:
+    """Call ``handler`` at the first SIGTERM inside the block; later ones are ignored.
+
+    Only the main thread can take signals; in another one SIGTERM stays as it is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def receive(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        handler()
+
+    before = signal.signal(signal.SIGTERM, receive)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def limit_threads(launch: LaunchConfig) -> None:
+    """Let torch, here and in what this process starts, use ``launch.threads`` CPU threads; 0: the library's default.
+
+    torchrun's workers get the same by their environment. Without it a process takes a thread per core, and two of them
+    on one machine wait for each other: an evaluation beside other work took 32 minutes instead of one.
+    """
+    if not launch.threads:
+        return
+    os.environ["OMP_NUM_THREADS"] = str(launch.threads)  # read when torch is imported, which may be never
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(launch.threads)

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 
 from ..video.config import VideoConfig
-from .families.registry import family_of
-from .positions import patchify, rope_positions
-from .prompt import IMAGE, TEXT, VIDEO, BlindInputError, EncodedPrompt
+from .families import family_of
+from .prompt import IMAGE, TEXT, VIDEO, BlindInputError, EncodedPrompt, patchify, rope_positions
 from .prompts import Prompt, build_messages, get_template
 
 if TYPE_CHECKING:
@@ -194,10 +193,7 @@ class ChatEncoder:
             raise BlindInputError(f"{placeholders} vision placeholders for {patches // self.merge**2} vision tokens")
 
     def collate(
-        self,
-        prompts: Sequence[EncodedPrompt],
-        completions: Sequence[Sequence[int]] | None = None,
-        blind: bool = False,
+        self, prompts: Sequence[EncodedPrompt], completions: Sequence[Sequence[int]] | None = None, blind: bool = False
     ) -> dict[str, torch.Tensor]:
         """Batch prompts (padded left) and completions (padded right) into the model's keyword arguments.
 

@@ -10,9 +10,8 @@ from ..errors import UserError
 from ..storage.names import fingerprint, join
 from ..storage.s3 import Storage
 from ..video.config import VideoConfig
-from .card import Lineage, ModelCard
 from .config import ModelConfig
-from .folder import WEIGHTS_THAT_RUN_CODE, check_folder, copy_safe
+from .folder import WEIGHTS_THAT_RUN_CODE, Lineage, ModelCard, check_folder, copy_safe
 from .tiny import build_tiny
 
 

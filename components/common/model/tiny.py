@@ -9,8 +9,7 @@ import torch
 from ..compat.torchvision import declare_torchvision_operators
 from ..video.config import VideoConfig
 from .config import TinyModelConfig
-from .families.family import ModelFamily
-from .families.registry import FAMILIES
+from .families import FAMILIES, ModelFamily
 
 CHAT_TEMPLATE = """{%- for message in messages %}
 {{- '<|im_start|>' + message['role'] + '\\n' }}
@@ -107,11 +106,7 @@ def build_tiny(config: TinyModelConfig, video: VideoConfig, seed: int) -> tuple[
     tokenizer = processor.tokenizer
     head_dim = config.hidden_size // config.num_heads
     quarter = head_dim // 8 * 2  # M-RoPE: about a quarter of the rotary pairs for time, the rest for height and width
-    sections = [
-        quarter,
-        (head_dim // 2 - quarter) // 2,
-        head_dim // 2 - quarter - (head_dim // 2 - quarter) // 2,
-    ]
+    sections = [quarter, (head_dim // 2 - quarter) // 2, head_dim // 2 - quarter - (head_dim // 2 - quarter) // 2]
     text: dict[str, Any] = {
         "vocab_size": -(-len(tokenizer) // 64) * 64,
         "hidden_size": config.hidden_size,

@@ -6,8 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..model.card import Lineage
-from ..model.folder import save_model
+from ..model.folder import Lineage, save_model
 from ..model.load import LoadedModel, pick_dtype
 
 

@@ -21,11 +21,19 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from ..errors import first_line
-from .clip import Clip, DecodeError, DecodeLimitError, FileRequest, MediaKind
-from .codec import DecodedFile, EncodedClip, encode_frames
+from .clip import (
+    Clip,
+    DecodedFile,
+    DecodeError,
+    DecodeLimitError,
+    EncodedClip,
+    FileRequest,
+    MediaKind,
+    encode_frames,
+    signature,
+)
 from .config import VideoConfig
 from .decode import read_file
-from .signature import signature
 
 T = TypeVar("T")
 R = TypeVar("R")

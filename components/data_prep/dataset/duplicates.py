@@ -1,7 +1,7 @@
 """Videos and images that are nearly the same, found by what they look like.
 
 Two files with different bytes may show the same thing: another size, another compression, another container.
-`common.video.signature` reduces a file to 768 mean colours; here pairs of signatures with a small difference are
+`common.video.clip.signature` reduces a file to 768 mean colours; here pairs of signatures with a small difference are
 found without comparing all with all, by locality-sensitive hashing for the Euclidean distance (Datar et al. 2004,
 "Locality-sensitive hashing scheme based on p-stable distributions").
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from ...common.rows.sample import Sample
-from ...common.video.signature import SIGNATURE_BYTES
+from ...common.video.clip import SIGNATURE_BYTES
 from ..records import FileOutcome, PartOutcome, Reason, media_id
 from ..task import open_ledger
 from .data_card import most, pass_rate

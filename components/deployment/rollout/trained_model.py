@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...common.errors import UserError
-from ...common.model.card import CARD, ModelCard
+from ...common.model.folder import CARD, ModelCard
 from ...common.model.prompts import Prompt, get_template
 from ...common.storage.names import join
 from ...common.storage.s3 import Storage

@@ -23,8 +23,7 @@ from pathlib import Path
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.types import Receive, Scope, Send
 
-from ...common.video.clip import Clip, DecodeError
-from ...common.video.codec import stored
+from ...common.video.clip import Clip, DecodeError, stored
 from ...common.video.workers import Decoder
 from ..config import ServerConfig
 from .errors import ApiError

@@ -22,7 +22,7 @@ from starlette.middleware import Middleware
 
 from ...common.compat.kserve import log_like_kserve, serve_routes
 from ...common.errors import UserError
-from ...common.launch.lifetime import end_with_owner
+from ...common.launch.process import end_with_owner
 from ...common.storage.config import StorageConfig
 from ...common.storage.s3 import Storage
 from ..ask import API_KEY

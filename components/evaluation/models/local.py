@@ -18,8 +18,8 @@ from ..config import EvaluationConfig
 from .model import ModelIdentity
 
 if TYPE_CHECKING:
-    from ...common.model.card import ModelCard
     from ...common.model.chat import ChatEncoder
+    from ...common.model.folder import ModelCard
     from ...common.model.prompt import EncodedPrompt
     from ...common.video.clip import Clip
 
@@ -69,7 +69,7 @@ class LocalModel:
     @cached_property
     def card(self) -> ModelCard:
         """What its ``vthink.json`` says."""
-        from ...common.model.card import ModelCard
+        from ...common.model.folder import ModelCard
 
         return ModelCard.read(self.folder)
 

@@ -111,8 +111,7 @@ def _folder_fingerprint(folder: Path) -> str:
 
 def _with_card(folder: Path, reference: str, model: ModelConfig, video: VideoConfig, work_dir: Path) -> Path:
     """A folder that is the model with its ``vthink.json``; a Hugging Face folder gets one beside links to its files."""
-    from ...common.model.card import CARD, Lineage, ModelCard
-    from ...common.model.folder import check_folder
+    from ...common.model.folder import CARD, Lineage, ModelCard, check_folder
 
     if (folder / CARD).is_file():
         return folder

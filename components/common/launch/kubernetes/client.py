@@ -134,14 +134,7 @@ class Cluster:
 
     # --- calls ---
 
-    def _once(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, Any],
-        body: Any = None,
-        timeout_s: float = 30.0,
-    ) -> Any:
+    def _once(self, method: str, path: str, query: Mapping[str, Any], body: Any = None, timeout_s: float = 30.0) -> Any:
         """One request; the response, not yet read.
 
         Raises:

@@ -24,16 +24,15 @@ import torch
 from typer.testing import CliRunner
 from vthink.components.common.errors import UserError
 from vthink.components.common.model import generation
-from vthink.components.common.model.card import ModelCard
 from vthink.components.common.model.config import ModelConfig, TinyModelConfig
-from vthink.components.common.model.folder import save_model
+from vthink.components.common.model.folder import ModelCard, save_model
 from vthink.components.common.model.load import load_model
 from vthink.components.common.model.store import ensure_base_model
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.tracking.client import registry_client
 from vthink.components.common.tracking.config import TrackingConfig
-from vthink.components.common.video.codec import stored
+from vthink.components.common.video.clip import stored
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.workers import Decoder
 from vthink.components.data_prep.config import SynthesizeConfig

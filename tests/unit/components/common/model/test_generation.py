@@ -1,8 +1,8 @@
 import pytest
 import torch
-from vthink.components.common.model.card import ModelCard
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
+from vthink.components.common.model.folder import ModelCard
 from vthink.components.common.model.generation import (
     Completion,
     Sampling,
@@ -212,8 +212,7 @@ def test_impossible_sampling_settings_are_refused() -> None:
 
 
 def test_the_same_sample_has_the_same_tokens_in_sft_rollout_evaluation_and_server(prepared: PreparedSet) -> None:
-    from vthink.components.common.video.clip import Clip
-    from vthink.components.common.video.codec import stored
+    from vthink.components.common.video.clip import Clip, stored
     from vthink.components.sft.train import ResponseCollator
 
     video = prepared.video

@@ -15,10 +15,12 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from vthink.components.common.video.clip import DecodeError, DecodeLimitError, FileRequest
-from vthink.components.common.video.codec import (
+from vthink.components.common.video.clip import (
     DecodedFile,
+    DecodeError,
+    DecodeLimitError,
     EncodedClip,
+    FileRequest,
     decode_frames,
     encode_clip,
     encode_frames,

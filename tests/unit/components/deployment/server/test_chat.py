@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from vthink.components.common.video.codec import stored
+from vthink.components.common.video.clip import stored
 from vthink.components.common.video.decode import read_clip
 from vthink.tests.fakes.model_server import ANSWER, Running, ScriptedModel, write_video
 
