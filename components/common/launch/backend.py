@@ -12,17 +12,38 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ..storage.manifest import Manifest
 from ..storage.s3 import Storage
 from .config import LaunchConfig
 from .diagnose import explain_failure
 from .job import TrainingJob
-from .process import TAIL_LINES, LaunchError, on_sigterm, spawn
+from .process import LaunchError, on_sigterm, spawn
+
+if TYPE_CHECKING:
+    from .kubernetes.backend import KubernetesBackend
 
 _RANK = re.compile(r"^\[[^\]\d]*(\d+)\]:\s?")
 """torchrun's mark before a line of one of several workers."""
+
+
+def choose_backend(launch: LaunchConfig) -> LocalBackend | KubernetesBackend:
+    """The backend that the configuration names; Kubernetes' client is imported for it alone.
+
+    Its ``train(job, on_log)`` writes the job to the store, hands every line that the workers print to ``on_log``, and
+    returns the manifest that rank 0 wrote last. It raises `LaunchError` with the reason of a failure as far as the
+    output tells, and SystemExit when this process was asked to end (SIGTERM).
+
+    Raises:
+        LaunchError: the configuration does not fit the backend, or there is no cluster.
+    """
+    if launch.backend == "trainjob":
+        from .kubernetes.backend import KubernetesBackend
+        from .kubernetes.client import Cluster
+
+        return KubernetesBackend(Cluster.connect(launch.cluster.namespace))
+    return LocalBackend()
 
 
 def torchrun_command(job: TrainingJob, log_dir: Path) -> list[str]:
@@ -45,7 +66,7 @@ class LocalBackend:
     """How long the workers, to which a SIGTERM is passed on, may take to save and end before they are killed."""
 
     def train(self, job: TrainingJob, on_log: Callable[[str], None]) -> Manifest:
-        """See `Backend.train`. Asked to end, it returns once the workers have ended."""
+        """See `choose_backend`. Asked to end, it returns once the workers have ended."""
         run = job.run
         if run.launch.nodes != 1:
             raise LaunchError(f"launch.nodes={run.launch.nodes}: launch.backend=local trains on one node")
@@ -55,62 +76,25 @@ class LocalBackend:
         stopped = threading.Event()
         if run.work_dir is not None:
             Path(run.work_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f"{job.stage}-", dir=run.work_dir, ignore_cleanup_errors=True
-        ) as log_dir:
-            command = torchrun_command(job, Path(log_dir))
-            with spawn(command, env={**os.environ, **job.environment()}) as process:
+        with (
+            tempfile.TemporaryDirectory(prefix=f"{job.stage}-", dir=run.work_dir, ignore_cleanup_errors=True) as logs,
+            spawn(torchrun_command(job, Path(logs)), env={**os.environ, **job.environment()}) as process,
+        ):
 
-                def stop() -> None:
-                    stopped.set()
-                    process.terminate()
-                    force = threading.Timer(self.grace_s, process.terminate)
-                    force.daemon = True
-                    force.start()
+            def stop() -> None:
+                stopped.set()
+                process.terminate()
+                force = threading.Timer(self.grace_s, process.terminate)
+                force.daemon = True
+                force.start()
 
-                with on_sigterm(stop):
-                    for line in process.lines:
-                        line = _RANK.sub(r"[rank \1] ", line)
-                        recent.append(line)
-                        on_log(line)
-                    code = process.wait()
+            with on_sigterm(stop):
+                for line in process.lines:
+                    recent.append(_RANK.sub(r"[rank \1] ", line))
+                    on_log(recent[-1])
+                code = process.wait()
         if stopped.is_set():
             raise SystemExit(128 + signal.SIGTERM)
-        last = list(recent)[-TAIL_LINES:]
         if code != 0:
-            raise LaunchError(f"{job.stage}: {explain_failure(code, list(recent))}", last)
-        manifest = job.result(storage)
-        if manifest is None:
-            raise LaunchError(f"{job.stage}: the training ended without writing its manifest to {job.prefix}", last)
-        return manifest
-
-
-class Backend(Protocol):
-    """Starts the training processes of a job and waits for their result."""
-
-    def train(self, job: TrainingJob, on_log: Callable[[str], None]) -> Manifest:
-        """Train, and return the manifest that the job's rank 0 wrote last.
-
-        Args:
-            job: what to train; it is written to the store first.
-            on_log: gets each line that the workers print.
-
-        Raises:
-            LaunchError: the training failed; says why as far as its output tells.
-            SystemExit: this process was asked to end (SIGTERM).
-        """
-        ...
-
-
-def choose_backend(launch: LaunchConfig) -> Backend:
-    """The backend that the configuration names; Kubernetes' client is imported for it alone.
-
-    Raises:
-        LaunchError: the configuration does not fit the backend, or there is no cluster.
-    """
-    if launch.backend == "trainjob":
-        from .kubernetes.backend import KubernetesBackend
-        from .kubernetes.client import Cluster
-
-        return KubernetesBackend(Cluster.connect(launch.cluster.namespace))
-    return LocalBackend()
+            raise LaunchError(f"{job.stage}: {explain_failure(code, list(recent))}", recent)
+        return job.required_result(storage, recent)

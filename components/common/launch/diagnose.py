@@ -41,9 +41,8 @@ def explain_failure(code: int, lines: Sequence[str]) -> str:
     failure = explain_output(lines)
     killed = code == 128 + signal.SIGKILL or any(re.search(r"exitcode\s*:\s*-9|Signal 9 ", line) for line in lines)
     if killed and not failure.reason:
-        failure = Failure(
-            "a worker was killed (SIGKILL)", failure.advice or "often the machine or container ran out of memory"
-        )
+        advice = failure.advice or "often the machine or container ran out of memory"
+        failure = Failure("a worker was killed (SIGKILL)", advice)
     return "; ".join(filter(None, [f"the training failed with exit code {code}", str(failure)]))
 
 

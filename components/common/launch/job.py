@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field
@@ -14,15 +14,13 @@ from ..storage.config import StorageConfig
 from ..storage.manifest import Manifest
 from ..storage.names import as_prefix, join
 from ..storage.s3 import Storage
+from .process import LaunchError
 
 STORAGE = "VTHINK_STORAGE"
 """Environment variable with the storage section (JSON), by which a training process finds its job."""
 
-WORK_DIR = "VTHINK_WORK_DIR"
-"""Environment variable of a training node, see `NodeSettings.work_dir`."""
-
-ROLLOUT_URL = "VTHINK_ROLLOUT_URL"
-"""Environment variable of a training node, see `NodeSettings.rollout_url`."""
+WORK_DIR, ROLLOUT_URL = "VTHINK_WORK_DIR", "VTHINK_ROLLOUT_URL"
+"""Environment variables of a training node, see `NodeSettings`."""
 
 
 class NodeSettings(Section):
@@ -89,6 +87,14 @@ class TrainingJob(Section):
         """The manifest that this training left; None where it has not ended, or another one wrote there."""
         manifest = Manifest.find(storage, self.prefix)
         return manifest if manifest is not None and manifest.fingerprint == self.fingerprint else None
+
+    def required_result(self, storage: Storage, printed: Iterable[str]) -> Manifest:
+        """`result` of a training that has ended well, and has ``printed`` these lines."""
+        if (manifest := self.result(storage)) is None:
+            raise LaunchError(
+                f"{self.stage}: the training ended without writing its manifest to {self.prefix}", printed
+            )
+        return manifest
 
     def environment(self) -> dict[str, str]:
         """The variables that a training process needs, here and in a TrainJob, besides credentials."""

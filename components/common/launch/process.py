@@ -13,25 +13,27 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 from ..errors import UserError
-from . import supervisor as supervisor_program
+from . import supervisor as program
 from .config import LaunchConfig
-from .supervisor import OWNER, POLL_S, descendants, identity, is_alive, register, send_signal, unregister
 
 TAIL_LINES = 40
 """How many of a process's last lines an error shows."""
+
+_watching: tuple[str, str] | None = None
+"""Which process (a fork is another one) already watches which owner."""
 
 
 class LaunchError(UserError):
     """A process could not be started or failed."""
 
-    def __init__(self, message: str, lines: Sequence[str] = ()):
+    def __init__(self, message: str, lines: Iterable[str] = ()):
         super().__init__(message)
-        self.lines = tuple(lines)
+        self.lines = tuple(lines)[-TAIL_LINES:]
         """The last lines it printed."""
 
 
@@ -39,14 +41,12 @@ class Process:
     """A command under supervision. As a context manager it is stopped at the end of the block."""
 
     def __init__(self, supervisor: subprocess.Popen[str], command: Sequence[str], log: Path | None):
-        self.command = tuple(command)
-        self.log = log
+        self.command, self.log = tuple(command), log
         self._supervisor = supervisor
-
-    @property
-    def pid(self) -> int:
+        self.pid = supervisor.pid
         """Id of the supervisor."""
-        return self._supervisor.pid
+        self.poll = supervisor.poll
+        """Gives the exit code, 128 + signal for a killed command, or None while it runs."""
 
     @property
     def lines(self) -> Iterator[str]:
@@ -55,16 +55,8 @@ class Process:
         for line in self._supervisor.stdout:
             yield line.rstrip("\r\n")
 
-    def poll(self) -> int | None:
-        """The exit code, 128 + signal for a killed command, or None while it runs."""
-        return self._supervisor.poll()
-
     def wait(self, timeout_s: float | None = None) -> int:
-        """Wait for the end; returns the exit code.
-
-        Raises:
-            TimeoutError: it still runs after ``timeout_s``.
-        """
+        """Wait for the end, at most ``timeout_s`` (then TimeoutError); returns the exit code."""
         try:
             return self._supervisor.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -72,7 +64,7 @@ class Process:
 
     def terminate(self) -> None:
         """Ask the command to end (SIGTERM). Asked a second time, it and everything below it is killed."""
-        if self._supervisor.poll() is None:
+        if self.poll() is None:
             self._supervisor.terminate()
 
     def stop(self, grace_s: float = 10.0) -> int:
@@ -108,13 +100,11 @@ def spawn(
     """
     if shutil.which(command[0], path=(env or os.environ).get("PATH")) is None:
         raise LaunchError(f"cannot start {command[0]}: no such program")
-    sink: IO[bytes] | int = subprocess.PIPE
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
-        sink = open(log, "ab")  # noqa: SIM115 (closed below, after the child has it)
-    try:
+    with open(log, "ab") if log is not None else contextlib.nullcontext(subprocess.PIPE) as sink:
         supervisor = subprocess.Popen(
-            [sys.executable, "-I", "-S", supervisor_program.__file__, identity(), *command],
+            [sys.executable, "-I", "-S", program.__file__, program.identity(), *command],
             env=dict(os.environ if env is None else env),
             cwd=cwd,
             stdin=subprocess.DEVNULL,
@@ -126,9 +116,6 @@ def spawn(
             errors="replace",
             bufsize=-1,
         )
-    finally:
-        if not isinstance(sink, int):
-            sink.close()
     return Process(supervisor, command, log)
 
 
@@ -168,8 +155,7 @@ def tail(path: Path, count: int = TAIL_LINES) -> list[str]:
     return [line for line in text.splitlines() if line.strip()][-count:]
 
 
-_watching: tuple[str, str] | None = None
-"""Which process (a fork is another one) already watches which owner."""
+# --- this process ---
 
 
 def skip_garbage_collection_at_exit() -> None:
@@ -188,21 +174,21 @@ def end_with_owner() -> None:
     group with `make` or the shell that called `vthink run`.
     """
     global _watching
-    owner = os.environ.get(OWNER)
-    if not owner or owner == identity() or _watching == (identity(), owner):
+    owner, me = os.environ.get(program.OWNER), program.identity()
+    if not owner or owner == me or _watching == (me, owner):
         return
-    if not is_alive(owner):
+    if not program.is_alive(owner):
         os._exit(128 + signal.SIGKILL)
-    _watching = (identity(), owner)
+    _watching = (me, owner)
     skip_garbage_collection_at_exit()
-    registered = register(owner, sys.argv)
+    registered = program.register(owner, sys.argv)
 
     def watch() -> None:
-        while is_alive(owner):
-            time.sleep(POLL_S)
-        for pid in descendants(os.getpid()):
-            send_signal(pid, signal.SIGKILL)
-        unregister(registered)
+        while program.is_alive(owner):
+            time.sleep(program.POLL_S)
+        for pid in program.descendants(os.getpid()):
+            program.send_signal(pid, signal.SIGKILL)
+        program.unregister(registered)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="end-with-owner", daemon=True).start()
@@ -235,8 +221,7 @@ def limit_threads(launch: LaunchConfig) -> None:
     torchrun's workers get the same by their environment. Without it a process takes a thread per core, and two of them
     on one machine wait for each other: an evaluation beside other work took 32 minutes instead of one.
     """
-    if not launch.threads:
-        return
-    os.environ["OMP_NUM_THREADS"] = str(launch.threads)  # read when torch is imported, which may be never
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.set_num_threads(launch.threads)
+    if launch.threads:
+        os.environ["OMP_NUM_THREADS"] = str(launch.threads)  # read when torch is imported, which may be never
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.set_num_threads(launch.threads)

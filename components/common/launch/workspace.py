@@ -19,19 +19,8 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import UserError
+from . import supervisor
 from .process import LaunchError, Process, free_port, spawn, wait_until_ready
-from .supervisor import (
-    OWNER,
-    POLL_S,
-    PROCESSES,
-    descendants,
-    host_identity,
-    identity,
-    is_alive,
-    pid_of,
-    send_signal,
-    unregister,
-)
 
 S3_ENDPOINT = "VTHINK_S3_ENDPOINT"
 """Environment variable with an S3 endpoint to use instead of starting one."""
@@ -71,12 +60,6 @@ class S3Endpoint:
         """Stop the server if it was started here."""
         if self.process is not None:
             self.process.stop()
-
-
-def named_s3_endpoint() -> S3Endpoint | None:
-    """The endpoint that ``VTHINK_S3_ENDPOINT`` or ``AWS_ENDPOINT_URL_S3`` names; boto3's default chain has its keys."""
-    url = os.environ.get(S3_ENDPOINT) or os.environ.get("AWS_ENDPOINT_URL_S3")
-    return S3Endpoint(url) if url else None
 
 
 def start_s3(folder: Path, access_key: str, secret_key: str, log: Path) -> S3Endpoint:
@@ -156,19 +139,15 @@ class Workspace:
         try:
             self._acquire(descriptor)
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{identity()}\n".encode(), 0)
+            os.pwrite(descriptor, f"{supervisor.identity()}\n".encode(), 0)
             self.reap()
-            ours = {OWNER: identity(), PROCESSES: str(self.processes_dir)}
-            before = {name: os.environ.get(name) for name in ours}
-            os.environ.update(ours)
+            before = {name: os.environ[name] for name in (supervisor.OWNER, supervisor.PROCESSES) if name in os.environ}
+            os.environ |= {supervisor.OWNER: supervisor.identity(), supervisor.PROCESSES: str(self.processes_dir)}
             try:
                 yield
             finally:
-                for name, value in before.items():
-                    if value is None:
-                        os.environ.pop(name, None)
-                    else:
-                        os.environ[name] = value
+                del os.environ[supervisor.OWNER], os.environ[supervisor.PROCESSES]
+                os.environ |= before
         finally:
             os.close(descriptor)
 
@@ -184,52 +163,47 @@ class Workspace:
             holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
             # A run that is just starting has not written its name yet; one that was killed may have left a fork that
             # holds the lock until it notices.
-            if (holder and is_alive(holder)) or time.monotonic() > deadline:
+            if (holder and supervisor.is_alive(holder)) or time.monotonic() > deadline:
                 pid = holder.partition(":")[0] or "unknown"
                 raise UserError(
                     f"the workspace {self.root} is in use by process {pid}; wait for it, end it, or choose "
                     "another folder with --workspace"
                 )
-            time.sleep(POLL_S)
+            time.sleep(supervisor.POLL_S)
 
     def reap(self, grace_s: float = 3.0) -> int:
         """End registered processes whose owner is gone and wait until they are; returns how many there were.
 
         They normally end by themselves within ``grace_s``; after that they are killed.
         """
-        leftovers: dict[Path, str] = {}
-        owners: dict[Path, str] = {}
+        owners: dict[str, str] = {}
+        paths: dict[str, Path] = {}
         for path in self.processes_dir.glob("*.json"):
-            try:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 entry = json.loads(path.read_text())
-                process, owners[path], host = str(entry["process"]), str(entry["owner"]), str(entry["host"])
-            except (OSError, ValueError, KeyError, TypeError):
-                unregister(path)
-                continue
-            if host == host_identity() and is_alive(process):
-                leftovers[path] = process
-            else:
-                unregister(path)
+                process, owner = str(entry["process"]), str(entry["owner"])
+                if entry["host"] == supervisor.host_identity() and supervisor.is_alive(process):
+                    owners[process], paths[process] = owner, path
+                    continue
+            supervisor.unregister(path)
         # Kept are those whose owner lives, unless the owner is itself a leftover.
-        while kept := [path for path in leftovers if is_alive(owners[path]) and owners[path] not in leftovers.values()]:
-            for path in kept:
-                del leftovers[path]
+        while kept := [
+            process for process, owner in owners.items() if supervisor.is_alive(owner) and owner not in owners
+        ]:
+            for process in kept:
+                del owners[process]
         start = time.monotonic()
-        while any(is_alive(process) for process in leftovers.values()):
+        while alive := [supervisor.pid_of(process) for process in owners if supervisor.is_alive(process)]:
             waited = time.monotonic() - start
             if waited > grace_s + 10:
-                alive = [str(pid_of(process)) for process in leftovers.values() if is_alive(process)]
-                raise LaunchError(f"processes of an earlier run cannot be ended: {', '.join(alive)}")
+                raise LaunchError(f"processes of an earlier run cannot be ended: {', '.join(map(str, alive))}")
             if waited > grace_s:
-                for process in leftovers.values():
-                    below = [identity(child) for child in descendants(pid_of(process))]
-                    for victim in (process, *below):
-                        if is_alive(victim):
-                            send_signal(pid_of(victim), signal.SIGKILL)
+                for victim in [below for pid in alive for below in (pid, *supervisor.descendants(pid))]:
+                    supervisor.send_signal(victim, signal.SIGKILL)
             time.sleep(0.05)
-        for path in leftovers:
-            unregister(path)
-        return len(leftovers)
+        for process in owners:
+            supervisor.unregister(paths[process])
+        return len(owners)
 
     def credentials(self) -> tuple[str, str]:
         """Access key and secret key of the local S3 server; made once, readable by this user only."""
@@ -253,7 +227,6 @@ class Workspace:
         Where ``VTHINK_S3_ENDPOINT`` or ``AWS_ENDPOINT_URL_S3`` names an endpoint, that one is used and
         nothing is started; its keys come from boto3's default chain.
         """
-        if (endpoint := named_s3_endpoint()) is not None:
-            return endpoint
-        access_key, secret_key = self.credentials()
-        return start_s3(self.s3_dir, access_key, secret_key, self.logs_dir / "s3.log")
+        if url := os.environ.get(S3_ENDPOINT) or os.environ.get("AWS_ENDPOINT_URL_S3"):
+            return S3Endpoint(url)
+        return start_s3(self.s3_dir, *self.credentials(), self.logs_dir / "s3.log")

@@ -66,11 +66,7 @@ class ModelCard(Section):
 
     @classmethod
     def read(cls, folder: Path) -> ModelCard:
-        """The card of a model folder.
-
-        Raises:
-            UserError: it is missing or damaged.
-        """
+        """The card of a model folder; UserError when it is missing or damaged."""
         path = folder / CARD
         try:
             return cls.load(path.read_text("utf-8"), str(path))
@@ -84,11 +80,7 @@ WEIGHTS_THAT_RUN_CODE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a model folder that is not a supported model in safetensors.
-
-    Raises:
-        UserError: naming the file or the setting, and what to do.
-    """
+    """UserError for a folder that is not a supported model in safetensors: names the file, and what to do."""
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise UserError(f"{folder}: no config.json; expected a Hugging Face model folder")
@@ -98,8 +90,7 @@ def check_folder(folder: Path) -> None:
     except (json.JSONDecodeError, AttributeError, UnicodeDecodeError) as error:
         raise UserError(f"{config_path}: not a JSON object ({error})") from error
     if family not in FAMILIES:
-        supported = ", ".join(FAMILIES)
-        raise UserError(f"{config_path}: model_type {family!r} is not supported; supported: {supported}")
+        raise UserError(f"{config_path}: model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}")
     if "auto_map" in config:
         raise UserError(f"{config_path}: asks for code of its own (auto_map); code from a model folder never runs here")
     if not any(folder.glob("*.safetensors")):

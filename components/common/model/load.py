@@ -20,25 +20,17 @@ from .folder import ModelCard, check_folder
 
 
 class PatchEmbedding(torch.nn.Conv3d):
-    """A convolution that is given one patch at a time, as large as its kernel: one matrix product for all patches.
+    """The patch embedding of a vision tower as one matrix product: each patch is as large as the kernel.
 
     Same parameters, names and values (up to the order of additions) as the ``Conv3d`` with which the vision towers of
-    Qwen2.5-VL and Qwen3-VL begin. PyTorch's convolution is slow at this: forward and backward of 1,024 patches take it
-    2.5 times as long on a CPU, a fifth of a whole log-probability pass. (transformers' ``fusion_config`` does so by
-    renaming the parameter for the whole process; here names stay those that vLLM, DeepSpeed and checkpoints know.)
+    Qwen2.5-VL and Qwen3-VL begin, which takes 2.5 times as long for forward and backward of 1,024 patches on a CPU, a
+    fifth of a whole log-probability pass. (transformers' ``fusion_config`` renames the parameter for the whole process;
+    here names stay those that vLLM, DeepSpeed and checkpoints know.)
     """
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """``patches``: (N, channels, frames, height, width), of the kernel's size. Returns: (N, features, 1, 1, 1)."""
-        product = F.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
-        return product[..., None, None, None]
-
-
-def embed_patches_by_product(model: torch.nn.Module) -> None:
-    """Make a model's patch embedding a `PatchEmbedding`, in place."""
-    for name, module in model.named_modules():
-        if name.endswith("patch_embed.proj") and type(module) is torch.nn.Conv3d:
-            module.__class__ = PatchEmbedding
+        return F.linear(patches.flatten(1), self.weight.flatten(1), self.bias)[..., None, None, None]
 
 
 @dataclass(slots=True)
@@ -79,11 +71,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 def load_model(
     folder: Path, dtype: str = "auto", attention: str = "sdpa", device: torch.device | None = None
 ) -> LoadedModel:
-    """Load a model folder.
-
-    Raises:
-        UserError: see `check_folder`, or weights that do not fit the configuration.
-    """
+    """Load a model folder; UserError as `check_folder`, or for weights that do not fit the configuration."""
     declare_torchvision_operators()
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -107,7 +95,9 @@ def load_model(
     if missing or info.get("mismatched_keys"):
         broken = sorted(str(k) for k in [*missing, *info.get("mismatched_keys", ())])
         raise UserError(f"{folder}: weights missing or of another shape: {', '.join(broken[:5])}")
-    embed_patches_by_product(model)
+    for name, module in model.named_modules():
+        if name.endswith("patch_embed.proj") and type(module) is torch.nn.Conv3d:
+            module.__class__ = PatchEmbedding
     encoder = ChatEncoder(processor, card.prompt, card.video, tokens_per_second(model))
     return LoadedModel(model.to(device).eval(), encoder, card, folder)
 

@@ -14,6 +14,9 @@ TEXT, IMAGE, VIDEO = 0, 1, 2
 """Values of ``mm_token_type_ids``, as the Qwen-VL models use them."""
 
 
+PromptKind = Literal["video", "image", "text"]
+
+
 class BlindInputError(ValueError):
     """Placeholders for vision tokens without matching pixels: the model would be asked about a video it cannot see."""
 
@@ -34,7 +37,7 @@ class EncodedPrompt:
     """(3, P) int64 M-RoPE positions: time, height, width (`rope_positions`)."""
     second_per_grid_s: float
     """Seconds that one temporal patch spans (0 for images)."""
-    kind: Literal["video", "image", "text"]
+    kind: PromptKind
     """What it is about; ``text`` is a question without its video (`ChatEncoder.encode_blind`)."""
 
     def __len__(self) -> int:
@@ -97,15 +100,13 @@ def patchify(
     Args:
         frames: (T, H, W, 3) uint8; H and W multiples of ``patch * merge``. A last odd frame is repeated.
 
-    Returns:
-        Patches (N, 3 · temporal_patch · patch²) float32, and the grid (3,) of int64.
+    Returns patches (N, 3 · temporal_patch · patch²) float32, and the grid (3,) of int64.
     """
     frame_count, height, width, channels = frames.shape
     if height % (patch * merge) or width % (patch * merge):
         raise ValueError(f"frames of {height}×{width} pixels are not a multiple of {patch * merge}")
     video = torch.from_numpy(np.require(frames, requirements=["C", "W"])).permute(0, 3, 1, 2).float()
-    scale = torch.tensor(std).view(1, 3, 1, 1) * 255.0
-    offset = torch.tensor(mean).view(1, 3, 1, 1) * 255.0
+    offset, scale = (torch.tensor(values).view(1, 3, 1, 1) * 255.0 for values in (mean, std))
     video = (video - offset) / scale
     if pad := -frame_count % temporal_patch:
         video = torch.cat([video, video[-1:].expand(pad, -1, -1, -1)])

@@ -73,10 +73,7 @@ TEMPLATES = Registry[PromptTemplate]("prompt template", PromptTemplate, {t.name:
 def get_template(prompt: Prompt | Mapping[str, Any]) -> PromptTemplate:
     """The template of this name, or with these fields, as a model's card or a server gives them.
 
-    Nothing is imported or read for it: cards come from outside.
-
-    Raises:
-        UserError: naming the nearest template there is.
+    Nothing is imported or read for it: cards come from outside. A UserError names the nearest template there is.
     """
     if isinstance(prompt, PromptTemplate):
         return prompt
@@ -87,10 +84,8 @@ def resolve_prompt(prompt: str) -> Prompt:
     """What a configuration's ``model.prompt`` stands for: a name stays, what lies outside is read.
 
     Args:
-        prompt: a name, ``my_module:TEMPLATE``, or the path of a YAML or JSON file with a template's fields.
-
-    Raises:
-        UserError: there is no such template, or it is not one.
+        prompt: a name, ``my_module:TEMPLATE``, or the path of a YAML or JSON file with a template's fields; UserError
+            when there is no such template, or it is not one.
     """
     if not prompt.endswith((".yaml", ".yml", ".json")):
         template = TEMPLATES.get(prompt)

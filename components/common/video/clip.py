@@ -42,8 +42,7 @@ class Clip:
         return len(self.frames) / self.duration_s if self.duration_s > 0 else 0.0
 
     def permuted(self, order: Sequence[int] | np.ndarray) -> Clip:
-        """The same frames in another order; the times stay, so that only the order of what is seen
-        changes."""
+        """The same frames in another order; the times stay, so that only the order of what is seen changes."""
         if sorted(int(i) for i in order) != list(range(len(self.frames))):
             raise ValueError(f"not a permutation of {len(self.frames)} frames: {list(order)}")
         return Clip(self.frames[np.asarray(order)], self.times_s, self.duration_s, self.kind)
@@ -69,7 +68,7 @@ class FileRequest:
 
 @dataclass(frozen=True, slots=True)
 class EncodedClip:
-    """A clip whose frames are compressed images, as a prepared data set stores it."""
+    """A clip whose frames are compressed images (`encode_frames`), as a prepared data set stores it."""
 
     frames: list[bytes]
     times_s: np.ndarray
@@ -80,7 +79,10 @@ class EncodedClip:
 
     def decode(self) -> Clip:
         """The clip again, as every later stage sees it."""
-        return Clip(decode_frames(self.frames), self.times_s, self.duration_s, self.kind)
+        from PIL import Image
+
+        images = (Image.open(io.BytesIO(data), formats=("JPEG", "PNG")).convert("RGB") for data in self.frames)
+        return Clip(np.stack([np.asarray(image) for image in images]), self.times_s, self.duration_s, self.kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,24 +119,10 @@ def encode_frames(clip: Clip, config: VideoConfig) -> list[bytes]:
     return encoded
 
 
-def encode_clip(clip: Clip, config: VideoConfig) -> EncodedClip:
-    """The clip as a prepared data set stores it."""
-    height, width = clip.frames.shape[1:3]
-    return EncodedClip(encode_frames(clip, config), clip.times_s, clip.duration_s, height, width, clip.kind)
-
-
-def decode_frames(encoded: Sequence[bytes]) -> np.ndarray:
-    """The frames of `encode_frames`: (T, H, W, 3) uint8."""
-    from PIL import Image
-
-    return np.stack(
-        [np.asarray(Image.open(io.BytesIO(data), formats=("JPEG", "PNG")).convert("RGB")) for data in encoded]
-    )
-
-
 def stored(clip: Clip, config: VideoConfig) -> Clip:
     """The clip after its way through the codec: bit for bit what a prepared data set would give back."""
-    return encode_clip(clip, config).decode()
+    frames, size = encode_frames(clip, config), clip.frames.shape[1:3]
+    return EncodedClip(frames, clip.times_s, clip.duration_s, *size, clip.kind).decode()
 
 
 SIGNATURE_FRAMES = 4

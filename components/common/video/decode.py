@@ -12,22 +12,25 @@ from typing import Any
 import numpy as np
 
 from ..errors import first_line
-from .clip import SIGNATURE_FRAMES, WHOLE, Clip, DecodeError, MediaKind, Part
+from .clip import SIGNATURE_FRAMES, WHOLE, Clip, DecodeError, MediaKind, Part, signature
 from .config import VideoConfig
 from .frames import MAX_FRAME_PIXELS, select_frames, target_size
 from .probe import Probe, open_container, probe_file, video_stream
 
+_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+_PLAYLIST_MARKS = (b"#EXTM3U", b"ffconcat")
 _BATCH_BYTES = 256 * 2**20
+
+Frames = tuple[np.ndarray, tuple[int, int]]
+"""Resized frames (T, h, w, 3) uint8, and the height and width they have in the file."""
 
 
 class RefusedError(Exception):
     """decord does not take the file, sees other frames in it than the probe, or is not exact in its kind."""
 
 
-def decode_with_decord(
-    path: Path, indices: np.ndarray, probe: Probe, config: VideoConfig
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """The resized frames, and height and width in the file."""
+def decode_with_decord(path: Path, indices: np.ndarray, probe: Probe, config: VideoConfig) -> Frames:
+    """The frames with these indices, where decord is exact."""
     if not probe.decord_is_exact:
         raise RefusedError("not exact for this kind of file")
     try:
@@ -44,10 +47,9 @@ def decode_with_decord(
             raise RefusedError("other time stamps than PyAV's")
         shape = reader[0].shape
         batch = max(1, int(_BATCH_BYTES // (shape[0] * shape[1] * 3)))
+        batches = (reader.get_batch(indices[i : i + batch]) for i in range(0, len(indices), batch))
         size = target_size(shape[0], shape[1], config)
-        parts = [
-            resize(reader.get_batch(indices[i : i + batch]).asnumpy(), size) for i in range(0, len(indices), batch)
-        ]
+        parts = [resize(frames.asnumpy(), size) for frames in batches]
     except (DecodeError, RefusedError, MemoryError):
         raise
     except Exception as error:  # DECORDError, RuntimeError and others: PyAV may still read the file
@@ -55,10 +57,8 @@ def decode_with_decord(
     return np.concatenate(parts), (int(shape[0]), int(shape[1]))
 
 
-def decode_with_pyav(
-    path: Path, indices: np.ndarray, probe: Probe, config: VideoConfig
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """The resized frames, and height and width in the file."""
+def decode_with_pyav(path: Path, indices: np.ndarray, probe: Probe, config: VideoConfig) -> Frames:
+    """The frames with these indices, in any file."""
     stamps = [int(stamp) for stamp in probe.pts[indices]]
     frames, sizes = ([], set()) if probe.counted else _frames_at(path, stamps, probe, config, seek=True)
     if len(frames) < len(stamps):  # not every container can be entered exactly at a key frame
@@ -74,8 +74,7 @@ def decode_with_pyav(
 def _frames_at(
     path: Path, stamps: Sequence[int], probe: Probe, config: VideoConfig, seek: bool
 ) -> tuple[list[np.ndarray], set[tuple[int, int]]]:
-    """The resized frames with these ascending time stamps, up to the first that is not found; and their heights and
-    widths in the file."""
+    """The resized frames with these ascending time stamps, up to the first that is missing; and their sizes before."""
     import av
 
     frames: list[np.ndarray] = []
@@ -99,11 +98,10 @@ def _frames_at(
                     match = frame
                 if match is None or position != stamp or match.is_corrupt:
                     break
-                pixels = match.to_ndarray(format="rgb24")
-                pixels = np.rot90(pixels, k=(match.rotation // 90) % 4)
-                height, width = pixels.shape[:2]
-                sizes.add((height, width))
-                frames.append(resize(pixels[None], target_size(height, width, config))[0])
+                pixels = np.rot90(match.to_ndarray(format="rgb24"), k=(match.rotation // 90) % 4)
+                size = (pixels.shape[0], pixels.shape[1])
+                sizes.add(size)
+                frames.append(resize(pixels[None], target_size(*size, config))[0])
         except av.error.FFmpegError as error:
             if not seek:
                 raise DecodeError(f"damaged: {error.strerror}") from None
@@ -111,23 +109,13 @@ def _frames_at(
 
 
 def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bicubic with antialiasing, on the CPU: the same bytes for the same pixels. (T, H, W, 3) → (T, h, w,
-    3)."""
+    """Bicubic with antialiasing, on the CPU: the same bytes for the same pixels. (T, H, W, 3) → (T, h, w, 3)."""
     from PIL import Image
 
     if frames.shape[1:3] == size:
         return np.ascontiguousarray(frames)
-    height, width = size
-    return np.stack(
-        [
-            np.asarray(Image.fromarray(np.ascontiguousarray(f)).resize((width, height), Image.Resampling.BICUBIC))
-            for f in frames
-        ]
-    )
-
-
-_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-_PLAYLIST_MARKS = (b"#EXTM3U", b"ffconcat")
+    images = (Image.fromarray(np.ascontiguousarray(frame)) for frame in frames)
+    return np.stack([np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC)) for image in images])
 
 
 def read_clip(
@@ -139,8 +127,7 @@ def read_clip(
 ) -> Clip:
     """Probe, check, decode and resize one file in this process (`Decoder` does it in one that can be killed).
 
-    Times count from ``start_s``. decord decodes; PyAV takes over where decord refuses or disagrees about the
-    frames.
+    Times count from ``start_s``. decord decodes; PyAV takes over where decord refuses or disagrees about the frames.
 
     Raises:
         DecodeError: when the file is missing, empty, too large, not what ``kind`` says, damaged or truncated.
@@ -153,22 +140,23 @@ def read_clip(
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """`DecodedFile` with frames that are not compressed yet."""
+    """`DecodedFile` with frames that are not compressed yet; its signature is empty unless it was asked for."""
 
     clips: list[Clip | DecodeError]
     width: int
     height: int
     duration_s: float
     num_frames: int
-    frames: np.ndarray
-    """(K, H, W, 3), of the whole file, spread evenly; what its signature is made of. Empty unless asked for."""
+    signature: bytes
 
 
 def read_file(
     path: str | Path, config: VideoConfig, kind: MediaKind, parts: Sequence[Part], whole: bool = False
 ) -> _File:
-    """`read_clip` for several parts of one file, which is probed and decoded once. A part that is not there is an
-    error in its place; ``whole`` asks for `_File.frames` as well."""
+    """`read_clip` for several parts of one file, which is probed and decoded once.
+
+    A part that is not there is an error in its place; ``whole`` asks for the signature of the whole file as well.
+    """
     path = Path(path)
     try:
         status = path.stat()
@@ -184,9 +172,7 @@ def read_file(
         head = file.read(512)
     if head.startswith(_PLAYLIST_MARKS) or _is_text(head):
         raise DecodeError(f"the file holds text, not {'an image' if kind == 'image' else 'a video'}")
-    if kind == "image":
-        return _read_image(path, config, len(parts))
-    return _read_video(path, config, parts, whole)
+    return _read_image(path, config, parts, whole) if kind == "image" else _read_video(path, config, parts, whole)
 
 
 def _is_text(head: bytes) -> bool:
@@ -199,7 +185,7 @@ def _is_text(head: bytes) -> bool:
     return True
 
 
-def _read_image(path: Path, config: VideoConfig, parts: int) -> _File:
+def _read_image(path: Path, config: VideoConfig, parts: Sequence[Part], whole: bool) -> _File:
     from PIL import Image, ImageOps
 
     try:
@@ -217,9 +203,7 @@ def _read_image(path: Path, config: VideoConfig, parts: int) -> _File:
                     white.alpha_composite(upright.convert("RGBA"))
                     upright = white
                 pixels = np.asarray(upright.convert("RGB"))
-    except DecodeError:
-        raise
-    except MemoryError:
+    except (DecodeError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
         raise DecodeError(f"not an image of a known format ({', '.join(_IMAGE_FORMATS)})") from None
@@ -227,7 +211,8 @@ def _read_image(path: Path, config: VideoConfig, parts: int) -> _File:
         raise DecodeError(f"damaged image: {first_line(error)}") from error
     height, width = pixels.shape[:2]
     clip = Clip(resize(pixels[None], target_size(height, width, config)), np.zeros(1), 0.0, "image")
-    return _File([clip] * parts, width, height, 0.0, 1, clip.frames)
+    mark = signature(clip.frames, "image") if whole else b""
+    return _File([clip for _ in parts], width, height, 0.0, 1, mark)
 
 
 def _read_video(path: Path, config: VideoConfig, parts: Sequence[Part], whole: bool) -> _File:
@@ -241,20 +226,13 @@ def _read_video(path: Path, config: VideoConfig, parts: Sequence[Part], whole: b
         except DecodeError as error:
             chosen.append(error)
     shown = [indices for indices in chosen if isinstance(indices, np.ndarray)]
+    if not shown:
+        return _File([c for c in chosen if isinstance(c, DecodeError)], 0, 0, probe.duration_s, len(probe.pts), b"")
     # The whole file's signature is made of frames that are decoded anyway, where it is shown as a whole.
-    anyway = next((i for part, i in zip(parts, chosen, strict=True) if part == WHOLE), None) if whole else None
+    anyway = next((i for part, i in zip(parts, chosen, strict=True) if part == WHOLE), None)
     spread = anyway if isinstance(anyway, np.ndarray) else np.arange(len(probe.pts))
-    spread = spread[np.linspace(0, len(spread) - 1, SIGNATURE_FRAMES).round().astype(np.int64)] if whole else spread[:0]
-    unique = np.unique(np.concatenate([*shown, spread])) if shown else spread[:0]
-    if not len(unique):
-        return _File(
-            [c for c in chosen if isinstance(c, DecodeError)],
-            0,
-            0,
-            probe.duration_s,
-            len(probe.pts),
-            np.empty(0, np.uint8),
-        )
+    spread = spread[np.linspace(0, len(spread) - 1, SIGNATURE_FRAMES if whole else 0).round().astype(np.int64)]
+    unique = np.unique(np.concatenate([*shown, spread]))
     try:
         frames, size = decode_with_decord(path, unique, probe, config)
     except RefusedError:
@@ -268,5 +246,5 @@ def _read_video(path: Path, config: VideoConfig, parts: Sequence[Part], whole: b
         end = probe.duration_s if end_s is None else min(end_s, probe.duration_s)
         times_s = np.maximum(probe.times_s[indices] - start, 0.0)
         clips.append(Clip(frames[np.searchsorted(unique, indices)], times_s, end - start, "video"))
-    height, width = size
-    return _File(clips, width, height, probe.duration_s, len(probe.pts), frames[np.searchsorted(unique, spread)])
+    mark = signature(frames[np.searchsorted(unique, spread)], "video") if whole else b""
+    return _File(clips, size[1], size[0], probe.duration_s, len(probe.pts), mark)

@@ -41,12 +41,11 @@ def select_frames(
     start_s: float | None = None,
     end_s: float | None = None,
 ) -> np.ndarray:
-    """Which frames are sampled, given when each native frame is shown (so that a varying frame rate is right
-    too).
+    """Which frames are sampled, given when each native frame is shown (so that a varying frame rate is right too).
 
-    The sampled times run evenly from the first to the last native frame of the part, and each takes the
-    nearest native frame. Their number is a multiple of ``config.temporal_multiple``: rounded down, and not
-    more than there are native frames, unless there are fewer than one multiple; then frames repeat.
+    The sampled times run evenly from the first to the last native frame of the part, and each takes the nearest native
+    frame. Their number is a multiple of ``config.temporal_multiple``: rounded down, and not more than there are native
+    frames, unless there are fewer than one multiple; then frames repeat.
 
     Args:
         times_s: (N,) ascending.
@@ -68,9 +67,7 @@ def select_frames(
         first = last = max(0, last)
     count = _num_frames(last - first + 1, end - start, config)
     targets = np.linspace(times_s[first], times_s[last], count)
-    after = (
-        np.clip(np.searchsorted(times_s, targets), 1, len(times_s) - 1) if len(times_s) > 1 else np.zeros(count, int)
-    )
+    after = np.clip(np.searchsorted(times_s, targets), min(1, len(times_s) - 1), len(times_s) - 1)
     before = np.maximum(after - 1, 0)
     # The microsecond settles ties towards the earlier frame, whatever the rounding of the time stamps.
     nearer = np.where(targets - times_s[before] <= times_s[after] - targets + 1e-6, before, after)
@@ -78,10 +75,8 @@ def select_frames(
 
 
 def _num_frames(available: int, duration_s: float, config: VideoConfig) -> int:
-    multiple = config.temporal_multiple
-    if config.num_frames is not None:
-        wanted = config.num_frames
-    else:
+    multiple, wanted = config.temporal_multiple, config.num_frames
+    if wanted is None:
         assert config.fps is not None
         low = math.ceil(config.min_frames / multiple) * multiple
         wanted = min(config.max_frames, max(low, int(duration_s * config.fps + 1e-3)))

@@ -12,8 +12,7 @@ import numpy as np
 from .clip import DecodeError
 from .frames import MAX_FRAME_PIXELS
 
-# Only containers that hold their own frames: a playlist (HLS, concat) would make FFmpeg open other files and
-# URLs.
+# Only containers that hold their own frames: a playlist (HLS, concat) would make FFmpeg open other files and URLs.
 _VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v"
 
 
@@ -77,18 +76,15 @@ def probe_file(path: Path) -> Probe:
         if not context.width or not context.height:
             raise DecodeError(f"video of codec {context.name} without a frame size: damaged, or nothing in it")
         if context.width * context.height > MAX_FRAME_PIXELS:
-            raise DecodeError(
-                f"frames of {context.width}×{context.height} pixels; the limit is {MAX_FRAME_PIXELS} in all"
-            )
+            size = f"{context.width}×{context.height}"
+            raise DecodeError(f"frames of {size} pixels; the limit is {MAX_FRAME_PIXELS} in all")
         rate = float(stream.average_rate or stream.guessed_rate or 0) or 25.0
         time_base = float(stream.time_base or 1 / rate)
         stamps: list[int] = []
         keyframes: list[int] = []
         num_packets = damaged = 0
-        last_keyframe = -math.inf
         open_groups = counted = False
-        last_duration = 0.0
-        ends_s: dict[int, float] = {}
+        end_s, last_duration = -math.inf, 0.0
         starts_s: dict[int, float] = {}
         try:
             for packet in container.demux():
@@ -97,18 +93,17 @@ def probe_file(path: Path) -> Probe:
                     continue
                 index, base = packet.stream_index, float(packet.time_base or 0)
                 starts_s.setdefault(index, stamp * base)
-                ends_s[index] = max(ends_s.get(index, -math.inf), (stamp + (packet.duration or 0)) * base)
+                end_s = max(end_s, (stamp + (packet.duration or 0)) * base)
                 if index != stream.index:
                     continue
                 num_packets += 1
                 damaged += bool(packet.is_corrupt)
                 counted |= packet.pts is None
-                open_groups |= stamp < last_keyframe
+                open_groups |= bool(keyframes) and stamp < keyframes[-1]
                 if not packet.is_discard:  # cut off by an edit list: decoded, never shown
                     stamps.append(stamp)
                 if packet.is_keyframe:
                     keyframes.append(stamp)
-                    last_keyframe = stamp
                 last_duration = (packet.duration or 0) * base
         except av.error.FFmpegError as error:
             raise DecodeError(f"damaged or truncated after {num_packets} frames: {error.strerror}") from None
@@ -120,7 +115,7 @@ def probe_file(path: Path) -> Probe:
     if damaged or num_packets < declared_frames:
         of = max(declared_frames, num_packets)
         raise DecodeError(f"damaged or truncated: {num_packets - damaged} whole frames of {of}")
-    found_s = max(ends_s.values()) - min(starts_s.values())
+    found_s = end_s - min(starts_s.values())
     if found_s < 0.97 * declared_s - 0.2:
         raise DecodeError(f"truncated: {found_s:.1f} s of {declared_s:.1f} s are there")
     pts = np.unique(np.asarray(stamps, dtype=np.int64))

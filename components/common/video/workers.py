@@ -21,17 +21,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from ..errors import first_line
-from .clip import (
-    Clip,
-    DecodedFile,
-    DecodeError,
-    DecodeLimitError,
-    EncodedClip,
-    FileRequest,
-    MediaKind,
-    encode_frames,
-    signature,
-)
+from .clip import Clip, DecodedFile, DecodeError, DecodeLimitError, EncodedClip, FileRequest, MediaKind, encode_frames
 from .config import VideoConfig
 from .decode import read_file
 
@@ -39,23 +29,18 @@ T = TypeVar("T")
 R = TypeVar("R")
 _START_LIMIT_S = 120.0
 
-_OF_FILE = ("width", "height", "duration_s", "num_frames")
-"""What a worker tells of a file besides its frames."""
-
 
 class Decoder:
-    """Decodes files in worker processes, each of which is killed at a limit of time or memory and then
-    replaced.
+    """Decodes files in worker processes, each of which is killed at a limit of time or memory and then replaced.
 
-    Thread-safe: as many `read` calls run at once as there are workers; more wait. Workers start when first
-    needed and end with this object, or with the process that owns it.
+    Thread-safe: as many `read` calls run at once as there are workers; more wait. Workers start when first needed and
+    end with this object, or with the process that owns it.
     """
 
     def __init__(self, config: VideoConfig, workers: int = 1):
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
-        self.config = config
-        self.workers = workers
+        self.config, self.workers = config, workers
         self._all = [_Worker(config) for _ in range(workers)]
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         for worker in self._all:
@@ -82,13 +67,11 @@ class Decoder:
         Raises:
             DecodeError: as `read_clip`, and when the worker ran out of time or memory, or crashed.
         """
-        request = FileRequest(path, kind, ((start_s, end_s),))
-        header, data = self._run(request, encode=False)
-        (part,) = header["parts"]
-        if "error" in part:
-            raise DecodeError(part["error"])
-        frames = np.frombuffer(bytearray(data), dtype=np.uint8).reshape(part["shape"])
-        return Clip(frames, np.asarray(part["times_s"], dtype=np.float64), part["duration_s"], kind)
+        (clip,) = self._run(FileRequest(path, kind, ((start_s, end_s),)), encode=False).clips
+        if isinstance(clip, DecodeError):
+            raise clip
+        pixels = np.frombuffer(bytearray().join(clip.frames), dtype=np.uint8)
+        return Clip(pixels.reshape(-1, clip.height, clip.width, 3), clip.times_s, clip.duration_s, kind)
 
     def read_file(self, request: FileRequest) -> DecodedFile:
         """All parts of a file with their frames compressed, as a prepared set stores them, in a worker.
@@ -96,10 +79,33 @@ class Decoder:
         Raises:
             DecodeError: none of the parts can be shown, as for `read`.
         """
-        header, data = self._run(request, encode=True)
+        return self._run(request, encode=True)
+
+    def map_files(self, requests: Iterable[FileRequest]) -> Iterator[DecodedFile | DecodeError]:
+        """`read_file` for many files side by side; results come in the order of the requests, a failure as its error.
+
+        Requests are taken from the iterable, and results kept, only a few per worker ahead.
+        """
+
+        def attempt(request: FileRequest) -> DecodedFile | DecodeError:
+            try:
+                return self.read_file(request)
+            except DecodeError as error:
+                return error
+
+        return map_in_order(attempt, requests, self.workers, 4 * self.workers)
+
+    def _run(self, request: FileRequest, encode: bool) -> DecodedFile:
+        worker = self._idle.get()
+        try:
+            if self._closed:
+                raise RuntimeError("the decoder is closed")
+            header, data = worker.run(request, encode)
+        finally:
+            self._idle.put(worker)
         clips: list[EncodedClip | DecodeError] = []
         position = 0
-        for part in header["parts"]:
+        for part in header.pop("parts"):
             if "error" in part:
                 clips.append(DecodeError(part["error"]))
                 continue
@@ -107,31 +113,8 @@ class Decoder:
             frames = [data[end - size : end] for end, size in zip(ends, part["sizes"], strict=True)]
             position = ends[-1]
             times_s = np.asarray(part["times_s"], dtype=np.float64)
-            height, width = part["shape"][1:3]
-            clips.append(EncodedClip(frames, times_s, part["duration_s"], height, width, request.kind))
-        return DecodedFile(clips, signature=data[position:], **{name: header[name] for name in _OF_FILE})
-
-    def map_files(self, requests: Iterable[FileRequest]) -> Iterator[DecodedFile | DecodeError]:
-        """`read_file` for many files side by side; results come in the order of the requests, a failure as its error.
-
-        Requests are taken from the iterable, and results kept, only a few per worker ahead.
-        """
-        return map_in_order(self._attempt, requests, self.workers, 4 * self.workers)
-
-    def _attempt(self, request: FileRequest) -> DecodedFile | DecodeError:
-        try:
-            return self.read_file(request)
-        except DecodeError as error:
-            return error
-
-    def _run(self, request: FileRequest, encode: bool) -> tuple[dict[str, Any], bytes]:
-        worker = self._idle.get()
-        try:
-            if self._closed:
-                raise RuntimeError("the decoder is closed")
-            return worker.run(request, encode)
-        finally:
-            self._idle.put(worker)
+            clips.append(EncodedClip(frames, times_s, part["duration_s"], *part["shape"][1:3], request.kind))
+        return DecodedFile(clips, **header, signature=data[position:])
 
 
 def map_in_order(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Iterator[R]:
@@ -152,8 +135,8 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T], threads: int, a
 class _Worker:
     """One process that decodes; started when needed, killed at a limit.
 
-    Requests and replies go through a socket pair. The process is a fresh interpreter, not a fork: a fork of a
-    process with torch's or CUDA's threads may hang, and would inherit its memory.
+    Requests and replies go through a socket pair. The process is a fresh interpreter, not a fork: a fork of a process
+    with torch's or CUDA's threads may hang, and would inherit its memory.
     """
 
     def __init__(self, config: VideoConfig):
@@ -167,8 +150,7 @@ class _Worker:
         limit_s = self._config.decode_timeout_s
         try:
             connection.send_bytes(json.dumps(message).encode())
-            # The worker's own alarm ends it at the limit; this waits a little longer, for one that cannot be
-            # ended.
+            # The worker's own alarm ends it at the limit; this waits a little longer, for one that cannot be ended.
             if not connection.poll(limit_s + 5):
                 self.stop()
                 raise DecodeLimitError(_too_slow(limit_s))
@@ -185,8 +167,7 @@ class _Worker:
         self.stop()
         ours, theirs = socket.socketpair()
         with theirs:
-            # -P: the working folder may hold modules with the names of ours. Not -m, which would import this
-            # twice.
+            # -P: the working folder may hold modules with the names of ours. Not -m, which would import this twice.
             code = f"from {__name__} import _serve; _serve({theirs.fileno()})"
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", code],
@@ -255,8 +236,7 @@ def _serve(descriptor: int) -> None:
             request = json.loads(connection.recv_bytes())
         except (EOFError, OSError):
             return
-        # With the default action the kernel ends the process: that works in C code, and when the owner is
-        # gone.
+        # With the default action the kernel ends the process: that works in C code, and when the owner is gone.
         signal.setitimer(signal.ITIMER_REAL, config.decode_timeout_s)
         header, data = _answer(request, config)
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -269,9 +249,9 @@ def _serve(descriptor: int) -> None:
 
 
 def _answer(request: dict[str, Any], config: VideoConfig) -> tuple[dict[str, Any], bytes]:
-    kind, encode = request["kind"], request["encode"]
+    encode, ranges = request["encode"], [(start, end) for start, end in request["parts"]]
     try:
-        file = read_file(request["path"], config, kind, [(start, end) for start, end in request["parts"]], encode)
+        file = read_file(request["path"], config, request["kind"], ranges, encode)
         errors = [clip for clip in file.clips if isinstance(clip, DecodeError)]
         if len(errors) == len(file.clips):
             raise errors[0]
@@ -281,14 +261,12 @@ def _answer(request: dict[str, Any], config: VideoConfig) -> tuple[dict[str, Any
             if isinstance(clip, DecodeError):
                 parts.append({"error": str(clip)})
                 continue
-            frames = encode_frames(clip, config) if encode else [clip.frames.tobytes()]
+            frames = encode_frames(clip, config) if encode else [frame.tobytes() for frame in clip.frames]
             data += frames
             about = {"times_s": clip.times_s.tolist(), "duration_s": clip.duration_s, "shape": clip.frames.shape}
             parts.append({**about, "sizes": [len(frame) for frame in frames]})
-        if encode:
-            data.append(signature(file.frames, kind))
-        header = {"parts": parts} | {name: getattr(file, name) for name in _OF_FILE}
-        return header, b"".join(data)
+        of_file = {name: getattr(file, name) for name in ("width", "height", "duration_s", "num_frames")}
+        return {**of_file, "parts": parts}, b"".join([*data, file.signature])
     except DecodeError as error:
         return {"error": str(error)}, b""
     except MemoryError:

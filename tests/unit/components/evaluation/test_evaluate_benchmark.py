@@ -136,7 +136,8 @@ def test_answers_are_those_of_the_engine_asked_one_by_one(videos, tiny_model, tm
             clip = stored(decoder.read(tmp_path / "data" / "videos" / f"{row['video ID']}.mp4"), VIDEO)
             options = [text for text in row["Options"].values() if text]
             prompt = model.encoder.encode(row["Question"], options, "multiple_choice", clip)
-            [[completion]] = generation.generate(model, [prompt], generation.Sampling(max_new_tokens=6))
+            limit = generation.Sampling(max_new_tokens=6)
+            [[completion]] = generation.sample(model.model, model.encoder, [prompt], limit)
             assert found[f"{row['video ID']}-{row['Question ID']}"] == completion.token_ids
     assert len({tuple(ids) for ids in found.values()}) > 2  # equal tokens say something
 

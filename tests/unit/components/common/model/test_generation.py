@@ -6,7 +6,6 @@ from vthink.components.common.model.folder import ModelCard
 from vthink.components.common.model.generation import (
     Completion,
     Sampling,
-    generate,
     pick_tokens,
     sample,
     stream,
@@ -163,14 +162,14 @@ def test_a_question_without_its_video_is_answered_as_the_plain_path_does_and_onl
 
 def test_finished_rows_stop_and_say_so(loaded: LoadedModel) -> None:
     prompts = prompts_of(loaded, 2)
-    free = generate(loaded, prompts, Sampling(max_new_tokens=6))
+    free = sample(loaded.model, loaded.encoder, prompts, Sampling(max_new_tokens=6))
     assert all(c.finish_reason == "length" and len(c.token_ids) == 6 for (c,) in free)
     with torch.no_grad():
         head = loaded.model.lm_head.weight
         before = head.clone()
         head[loaded.encoder.eos_token_id] = head[free[0][0].token_ids[0]] * 1.5
     try:
-        stopped = generate(loaded, prompts, Sampling(max_new_tokens=6))
+        stopped = sample(loaded.model, loaded.encoder, prompts, Sampling(max_new_tokens=6))
     finally:
         with torch.no_grad():
             head.copy_(before)

@@ -10,8 +10,8 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from vthink.components.common.video import probe as probe_module
 from vthink.components.common.video import decode as readers
+from vthink.components.common.video import probe as probe_module
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.decode import read_clip
 from vthink.components.common.video.frames import select_frames
