@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 from ..storage.manifest import Manifest
 from ..storage.s3 import Storage
 from .config import LaunchConfig
-from .diagnose import explain_failure
-from .job import TrainingJob
+from .job import TrainingJob, explain_failure
 from .process import LaunchError, on_sigterm, spawn
 
 if TYPE_CHECKING:

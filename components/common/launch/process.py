@@ -86,17 +86,14 @@ class Process:
         self.stop()
 
 
-def spawn(
-    command: Sequence[str], env: Mapping[str, str] | None = None, log: Path | None = None, cwd: Path | str | None = None
-) -> Process:
+def spawn(command: Sequence[str], env: Mapping[str, str] | None = None, log: Path | None = None) -> Process:
     """Start a command that ends, with everything it started, when this process ends, even by SIGKILL.
 
     Args:
         command: program and arguments.
-        env: its whole environment; default: this process's. ``VTHINK_OWNER`` is set to the supervisor, so
-            that our own programs below it can watch it.
+        env: its whole environment; default: this process's. ``VTHINK_OWNER`` is set to the supervisor, so that our own
+            programs below it can watch it.
         log: file to which its output is appended; without one the output is read from ``Process.lines``.
-        cwd: where it runs.
     """
     if shutil.which(command[0], path=(env or os.environ).get("PATH")) is None:
         raise LaunchError(f"cannot start {command[0]}: no such program")
@@ -106,7 +103,6 @@ def spawn(
         supervisor = subprocess.Popen(
             [sys.executable, "-I", "-S", program.__file__, program.identity(), *command],
             env=dict(os.environ if env is None else env),
-            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
@@ -128,11 +124,7 @@ def free_port() -> int:
 
 
 def wait_until_ready(process: Process, name: str, ready: Callable[[], bool], timeout_s: float) -> None:
-    """Wait until ``ready()`` is true.
-
-    Raises:
-        LaunchError: the process ended first, or time ran out; says what it printed last.
-    """
+    """Wait until ``ready()``; LaunchError with what it printed last when the process ended first or time ran out."""
     start = time.monotonic()
     while not ready():
         code = process.poll()
@@ -145,14 +137,14 @@ def wait_until_ready(process: Process, name: str, ready: Callable[[], bool], tim
         time.sleep(0.05)
 
 
-def tail(path: Path, count: int = TAIL_LINES) -> list[str]:
-    """The last lines of a log file that are not empty."""
+def tail(path: Path) -> list[str]:
+    """The last lines of a log file that are not empty, up to `TAIL_LINES`."""
     if not path.exists():
         return []
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - 64 * 1024))
         text = file.read().decode(errors="replace")
-    return [line for line in text.splitlines() if line.strip()][-count:]
+    return [line for line in text.splitlines() if line.strip()][-TAIL_LINES:]
 
 
 # --- this process ---

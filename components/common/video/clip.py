@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -68,7 +68,10 @@ class FileRequest:
 
 @dataclass(frozen=True, slots=True)
 class EncodedClip:
-    """A clip whose frames are compressed images (`encode_frames`), as a prepared data set stores it."""
+    """A clip whose frames are compressed images (`encode_frames`), as a prepared data set stores it.
+
+    Between a decoding process and this one the frames may also be plain pixels (`DecodedFile.only_clip`).
+    """
 
     frames: list[bytes]
     times_s: np.ndarray
@@ -100,29 +103,39 @@ class DecodedFile:
     num_frames: int
     """Frames of the whole file."""
     signature: bytes
-    """`signature` of the whole file."""
+    """`signature` of the whole file; empty where its frames are plain pixels."""
+
+    def only_clip(self) -> Clip:
+        """The clip of a file of one part whose frames are plain pixels; raises the error that stands in its place."""
+        (clip,) = self.clips
+        if isinstance(clip, DecodeError):
+            raise clip
+        pixels = np.frombuffer(bytearray().join(clip.frames), dtype=np.uint8)
+        return Clip(pixels.reshape(-1, clip.height, clip.width, 3), clip.times_s, clip.duration_s, clip.kind)
 
 
 def encode_frames(clip: Clip, config: VideoConfig) -> list[bytes]:
     """Each frame as one compressed image (``frame_codec``, ``frame_quality``)."""
     from PIL import Image
 
-    encoded = []
-    for frame in clip.frames:
-        buffer = io.BytesIO()
-        image = Image.fromarray(frame)
-        if config.frame_codec == "png":
-            image.save(buffer, "PNG", compress_level=3)
-        else:
-            image.save(buffer, "JPEG", quality=config.frame_quality, subsampling=0)
-        encoded.append(buffer.getvalue())
-    return encoded
+    options: dict[str, Any] = {"format": "JPEG", "quality": config.frame_quality, "subsampling": 0}
+    if config.frame_codec == "png":
+        options = {"format": "PNG", "compress_level": 3}
+    buffers = [io.BytesIO() for _ in clip.frames]
+    for frame, buffer in zip(clip.frames, buffers, strict=True):
+        Image.fromarray(frame).save(buffer, **options)
+    return [buffer.getvalue() for buffer in buffers]
+
+
+def encode_clip(clip: Clip, config: VideoConfig, compress: bool = True) -> EncodedClip:
+    """The clip as a prepared data set stores it, or, not compressed, with plain pixels."""
+    frames = encode_frames(clip, config) if compress else [frame.tobytes() for frame in clip.frames]
+    return EncodedClip(frames, clip.times_s, clip.duration_s, *clip.frames.shape[1:3], clip.kind)
 
 
 def stored(clip: Clip, config: VideoConfig) -> Clip:
     """The clip after its way through the codec: bit for bit what a prepared data set would give back."""
-    frames, size = encode_frames(clip, config), clip.frames.shape[1:3]
-    return EncodedClip(frames, clip.times_s, clip.duration_s, *size, clip.kind).decode()
+    return encode_clip(clip, config).decode()
 
 
 SIGNATURE_FRAMES = 4
@@ -132,11 +145,8 @@ SIGNATURE_BYTES = SIGNATURE_FRAMES * 8 * 8 * 3
 def signature(frames: np.ndarray, kind: MediaKind) -> bytes:
     """What a file looks like, coarsely: `SIGNATURE_BYTES` mean colours, which survive another size or compression.
 
-    8 × 8 fields of each of four frames of a video, 16 × 16 of an image; compared by their root mean square difference
-    (`data_prep.duplicates`).
-
-    Args:
-        frames: (4, H, W, 3) uint8 of a video, (1, H, W, 3) of an image.
+    8 × 8 fields of each of the four ``frames`` (4, H, W, 3) uint8 of a video, 16 × 16 of an image's one; compared by
+    their root mean square difference (`data_prep.duplicates`).
     """
     from PIL import Image
 

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import first_line
-from .clip import SIGNATURE_FRAMES, WHOLE, Clip, DecodeError, MediaKind, Part, signature
+from .clip import (
+    SIGNATURE_FRAMES,
+    WHOLE,
+    Clip,
+    DecodedFile,
+    DecodeError,
+    EncodedClip,
+    MediaKind,
+    Part,
+    encode_clip,
+    signature,
+)
 from .config import VideoConfig
 from .frames import MAX_FRAME_PIXELS, select_frames, target_size
 from .probe import Probe, open_container, probe_file, video_stream
@@ -132,30 +143,16 @@ def read_clip(
     Raises:
         DecodeError: when the file is missing, empty, too large, not what ``kind`` says, damaged or truncated.
     """
-    (clip,) = read_file(path, config, kind, ((start_s, end_s),)).clips
-    if isinstance(clip, DecodeError):
-        raise clip
-    return clip
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """`DecodedFile` with frames that are not compressed yet; its signature is empty unless it was asked for."""
-
-    clips: list[Clip | DecodeError]
-    width: int
-    height: int
-    duration_s: float
-    num_frames: int
-    signature: bytes
+    return read_file(path, config, kind, ((start_s, end_s),), encode=False).only_clip()
 
 
 def read_file(
-    path: str | Path, config: VideoConfig, kind: MediaKind, parts: Sequence[Part], whole: bool = False
-) -> _File:
-    """`read_clip` for several parts of one file, which is probed and decoded once.
+    path: str | Path, config: VideoConfig, kind: MediaKind, parts: Sequence[Part], encode: bool
+) -> DecodedFile:
+    """`read_clip` for several parts of one file, which is probed and decoded once; raises where none can be shown.
 
-    A part that is not there is an error in its place; ``whole`` asks for the signature of the whole file as well.
+    Args:
+        encode: compress the frames, and make the signature of the whole file.
     """
     path = Path(path)
     try:
@@ -172,20 +169,18 @@ def read_file(
         head = file.read(512)
     if head.startswith(_PLAYLIST_MARKS) or _is_text(head):
         raise DecodeError(f"the file holds text, not {'an image' if kind == 'image' else 'a video'}")
-    return _read_image(path, config, parts, whole) if kind == "image" else _read_video(path, config, parts, whole)
+    return _read_image(path, config, parts, encode) if kind == "image" else _read_video(path, config, parts, encode)
 
 
 def _is_text(head: bytes) -> bool:
-    if b"\0" in head:
-        return False
     try:
-        head.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.start > len(head) - 4 and error.reason == "unexpected end of data"
-    return True
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # its end may lie within a character
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in head
 
 
-def _read_image(path: Path, config: VideoConfig, parts: Sequence[Part], whole: bool) -> _File:
+def _read_image(path: Path, config: VideoConfig, parts: Sequence[Part], encode: bool) -> DecodedFile:
     from PIL import Image, ImageOps
 
     try:
@@ -211,11 +206,11 @@ def _read_image(path: Path, config: VideoConfig, parts: Sequence[Part], whole: b
         raise DecodeError(f"damaged image: {first_line(error)}") from error
     height, width = pixels.shape[:2]
     clip = Clip(resize(pixels[None], target_size(height, width, config)), np.zeros(1), 0.0, "image")
-    mark = signature(clip.frames, "image") if whole else b""
-    return _File([clip for _ in parts], width, height, 0.0, 1, mark)
+    mark = signature(clip.frames, "image") if encode else b""
+    return DecodedFile([encode_clip(clip, config, encode) for _ in parts], width, height, 0.0, 1, mark)
 
 
-def _read_video(path: Path, config: VideoConfig, parts: Sequence[Part], whole: bool) -> _File:
+def _read_video(path: Path, config: VideoConfig, parts: Sequence[Part], encode: bool) -> DecodedFile:
     probe = probe_file(path)
     if probe.duration_s > config.max_duration_s:
         raise DecodeError(f"{probe.duration_s:.0f} s long; the limit is {config.max_duration_s:g} s (max_duration_s)")
@@ -227,17 +222,17 @@ def _read_video(path: Path, config: VideoConfig, parts: Sequence[Part], whole: b
             chosen.append(error)
     shown = [indices for indices in chosen if isinstance(indices, np.ndarray)]
     if not shown:
-        return _File([c for c in chosen if isinstance(c, DecodeError)], 0, 0, probe.duration_s, len(probe.pts), b"")
+        raise next(error for error in chosen if isinstance(error, DecodeError))
     # The whole file's signature is made of frames that are decoded anyway, where it is shown as a whole.
     anyway = next((i for part, i in zip(parts, chosen, strict=True) if part == WHOLE), None)
     spread = anyway if isinstance(anyway, np.ndarray) else np.arange(len(probe.pts))
-    spread = spread[np.linspace(0, len(spread) - 1, SIGNATURE_FRAMES if whole else 0).round().astype(np.int64)]
+    spread = spread[np.linspace(0, len(spread) - 1, SIGNATURE_FRAMES if encode else 0).round().astype(np.int64)]
     unique = np.unique(np.concatenate([*shown, spread]))
     try:
         frames, size = decode_with_decord(path, unique, probe, config)
     except RefusedError:
         frames, size = decode_with_pyav(path, unique, probe, config)
-    clips: list[Clip | DecodeError] = []
+    clips: list[EncodedClip | DecodeError] = []
     for (start_s, end_s), indices in zip(parts, chosen, strict=True):
         if isinstance(indices, DecodeError):
             clips.append(indices)
@@ -245,6 +240,7 @@ def _read_video(path: Path, config: VideoConfig, parts: Sequence[Part], whole: b
         start = 0.0 if start_s is None else start_s
         end = probe.duration_s if end_s is None else min(end_s, probe.duration_s)
         times_s = np.maximum(probe.times_s[indices] - start, 0.0)
-        clips.append(Clip(frames[np.searchsorted(unique, indices)], times_s, end - start, "video"))
-    mark = signature(frames[np.searchsorted(unique, spread)], "video") if whole else b""
-    return _File(clips, size[1], size[0], probe.duration_s, len(probe.pts), mark)
+        clip = Clip(frames[np.searchsorted(unique, indices)], times_s, end - start, "video")
+        clips.append(encode_clip(clip, config, encode))
+    mark = signature(frames[np.searchsorted(unique, spread)], "video") if encode else b""
+    return DecodedFile(clips, size[1], size[0], probe.duration_s, len(probe.pts), mark)

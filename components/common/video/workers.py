@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import queue
@@ -21,7 +22,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from ..errors import first_line
-from .clip import Clip, DecodedFile, DecodeError, DecodeLimitError, EncodedClip, FileRequest, MediaKind, encode_frames
+from .clip import Clip, DecodedFile, DecodeError, DecodeLimitError, EncodedClip, FileRequest, MediaKind
 from .config import VideoConfig
 from .decode import read_file
 
@@ -67,11 +68,7 @@ class Decoder:
         Raises:
             DecodeError: as `read_clip`, and when the worker ran out of time or memory, or crashed.
         """
-        (clip,) = self._run(FileRequest(path, kind, ((start_s, end_s),)), encode=False).clips
-        if isinstance(clip, DecodeError):
-            raise clip
-        pixels = np.frombuffer(bytearray().join(clip.frames), dtype=np.uint8)
-        return Clip(pixels.reshape(-1, clip.height, clip.width, 3), clip.times_s, clip.duration_s, kind)
+        return self._run(FileRequest(path, kind, ((start_s, end_s),)), encode=False).only_clip()
 
     def read_file(self, request: FileRequest) -> DecodedFile:
         """All parts of a file with their frames compressed, as a prepared set stores them, in a worker.
@@ -104,17 +101,15 @@ class Decoder:
         finally:
             self._idle.put(worker)
         clips: list[EncodedClip | DecodeError] = []
-        position = 0
-        for part in header.pop("parts"):
+        stream = io.BytesIO(data)
+        for part in header.pop("clips"):
             if "error" in part:
                 clips.append(DecodeError(part["error"]))
                 continue
-            ends = [position + end for end in np.cumsum(part["sizes"]).tolist()]
-            frames = [data[end - size : end] for end, size in zip(ends, part["sizes"], strict=True)]
-            position = ends[-1]
-            times_s = np.asarray(part["times_s"], dtype=np.float64)
-            clips.append(EncodedClip(frames, times_s, part["duration_s"], *part["shape"][1:3], request.kind))
-        return DecodedFile(clips, **header, signature=data[position:])
+            frames = [stream.read(size) for size in part.pop("sizes")]
+            times_s = np.asarray(part.pop("times_s"), dtype=np.float64)
+            clips.append(EncodedClip(frames, times_s, **part, kind=request.kind))
+        return DecodedFile(clips, **header, signature=stream.read())
 
 
 def map_in_order(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Iterator[R]:
@@ -249,24 +244,20 @@ def _serve(descriptor: int) -> None:
 
 
 def _answer(request: dict[str, Any], config: VideoConfig) -> tuple[dict[str, Any], bytes]:
-    encode, ranges = request["encode"], [(start, end) for start, end in request["parts"]]
+    parts = [(start, end) for start, end in request["parts"]]
     try:
-        file = read_file(request["path"], config, request["kind"], ranges, encode)
-        errors = [clip for clip in file.clips if isinstance(clip, DecodeError)]
-        if len(errors) == len(file.clips):
-            raise errors[0]
-        parts: list[dict[str, Any]] = []
+        file = read_file(request["path"], config, request["kind"], parts, request["encode"])
+        clips: list[dict[str, Any]] = []
         data: list[bytes] = []
         for clip in file.clips:
             if isinstance(clip, DecodeError):
-                parts.append({"error": str(clip)})
+                clips.append({"error": str(clip)})
                 continue
-            frames = encode_frames(clip, config) if encode else [frame.tobytes() for frame in clip.frames]
-            data += frames
-            about = {"times_s": clip.times_s.tolist(), "duration_s": clip.duration_s, "shape": clip.frames.shape}
-            parts.append({**about, "sizes": [len(frame) for frame in frames]})
-        of_file = {name: getattr(file, name) for name in ("width", "height", "duration_s", "num_frames")}
-        return {**of_file, "parts": parts}, b"".join([*data, file.signature])
+            data += clip.frames
+            about = {name: getattr(clip, name) for name in ("duration_s", "height", "width")}
+            clips.append({**about, "times_s": clip.times_s.tolist(), "sizes": [len(frame) for frame in clip.frames]})
+        about = {name: getattr(file, name) for name in ("width", "height", "duration_s", "num_frames")}
+        return {**about, "clips": clips}, b"".join([*data, file.signature])
     except DecodeError as error:
         return {"error": str(error)}, b""
     except MemoryError:

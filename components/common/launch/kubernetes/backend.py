@@ -15,65 +15,57 @@ from dataclasses import dataclass
 
 from ...storage.manifest import Manifest
 from ...storage.s3 import Storage
-from ..diagnose import Failure
-from ..job import TrainingJob
+from ..job import Failure, TrainingJob
 from ..process import LaunchError, on_sigterm
 from .client import POD, TRAIN_JOB, WORKFLOW, Cluster, ClusterError, Object, at, is_true, own_namespace, phase
 from .trainjob import ATTEMPT_LABEL, JOB_LABEL, JOBSET_LABEL, SHAPE, job_name, train_job
 from .watch import JobWatcher, diagnose
 
 
-@dataclass(frozen=True, slots=True)
-class WorkflowOwner:
-    """The Workflow of the run that this launcher's pod belongs to."""
+def workflow_of_this_pod(cluster: Cluster) -> Object | None:
+    """Reference to the Workflow of the run that this launcher's pod belongs to, as in ``metadata.ownerReferences``.
 
-    reference: Object
-    """As in ``metadata.ownerReferences``."""
-
-    @classmethod
-    def find(cls, cluster: Cluster) -> WorkflowOwner | None:
-        """The owner of this pod; None outside of a run, or in another namespace, which a reference cannot reach."""
-        namespace = own_namespace() or os.environ.get("VTHINK_POD_NAMESPACE")
-        name = os.environ.get("KFP_POD_NAME") or os.environ.get("HOSTNAME")
-        if namespace != cluster.namespace or not name:
-            return None
-        for entry in at(cluster.get(POD, name), "metadata", "ownerReferences") or []:
-            if entry["kind"] == WORKFLOW.name:
-                kept = {key: entry[key] for key in ("apiVersion", "kind", "name", "uid")}
-                return cls({**kept, "controller": False, "blockOwnerDeletion": False})
+    None outside of a run, or in another namespace, which a reference cannot reach.
+    """
+    namespace = own_namespace() or os.environ.get("VTHINK_POD_NAMESPACE")
+    name = os.environ.get("KFP_POD_NAME") or os.environ.get("HOSTNAME")
+    if namespace != cluster.namespace or not name:
         return None
+    for entry in at(cluster.get(POD, name), "metadata", "ownerReferences") or []:
+        if entry["kind"] == WORKFLOW.name:
+            kept = {key: entry[key] for key in ("apiVersion", "kind", "name", "uid")}
+            return {**kept, "controller": False, "blockOwnerDeletion": False}
+    return None
 
-    def cancelled(self, cluster: Cluster) -> bool:
-        """Whether the run was ended on purpose, so that its job must go too.
 
-        Kubeflow Pipelines ends a run by giving its Workflow a deadline of 0 s (its `TerminateWorkflow`); Argo by
-        ``spec.shutdown``. Both are written before any pod is stopped, so a launcher that is stopped without them was
-        evicted. What follows from an ownerReference on a cluster is UNVERIFIED here.
-        """
-        workflow = cluster.get(WORKFLOW, self.reference["name"])
-        if workflow is None or workflow["metadata"]["uid"] != self.reference["uid"]:
-            return True
-        spec = workflow.get("spec", {})
-        stopped = spec.get("activeDeadlineSeconds") == 0 or spec.get("shutdown")
-        ended = at(workflow, "status", "phase") in ("Failed", "Error", "Succeeded")
-        return bool(stopped or ended or workflow["metadata"].get("deletionTimestamp"))
+def _cancelled(cluster: Cluster, owner: Object) -> bool:
+    """Whether the run was ended on purpose, so that its job must go too.
+
+    Kubeflow Pipelines ends a run by giving its Workflow a deadline of 0 s (its `TerminateWorkflow`); Argo by
+    ``spec.shutdown``. Both are written before any pod is stopped, so a launcher that is stopped without them was
+    evicted. What follows from an ownerReference on a cluster is UNVERIFIED here.
+    """
+    workflow = cluster.get(WORKFLOW, owner["name"])
+    if workflow is None or not _same(workflow, {"metadata": owner}):
+        return True
+    stopped = at(workflow, "spec", "activeDeadlineSeconds") == 0 or at(workflow, "spec", "shutdown")
+    ended = at(workflow, "status", "phase") in ("Failed", "Error", "Succeeded")
+    return bool(stopped or ended or workflow["metadata"].get("deletionTimestamp"))
 
 
 class Attempts:
     """The TrainJobs of one stage: which of them to wait for, when to replace it, and what to leave behind.
 
-    Args:
-        say: gets a line about what is done with them.
+    ``say`` gets a line about what is done with them.
     """
 
     def __init__(self, cluster: Cluster, job: TrainingJob, say: Callable[[str], None]) -> None:
         self.cluster, self.job, self._say = cluster, job, say
-        self.owner: WorkflowOwner | None = None
-        """What owns new jobs, and whose end ends them."""
+        self.owner: Object | None = None
+        """Reference to what owns new jobs, and whose end ends them."""
 
-    def all(self) -> list[Object]:
-        """Those that are there, the first attempt first."""
-        return sorted(self.cluster.find(TRAIN_JOB, {JOB_LABEL: job_name(self.job)}), key=_number)
+    def _all(self) -> list[Object]:
+        return self.cluster.find(TRAIN_JOB, {JOB_LABEL: job_name(self.job)})
 
     def find_or_create(self, has_result: Callable[[], bool]) -> Object:
         """The job to wait for: one that is there already, or a new one.
@@ -82,7 +74,7 @@ class Attempts:
             has_result: whether the result is in the store: a job that is complete without it is not adopted.
         """
         while True:
-            number, newest = 1, next(reversed(self.all()), None)
+            number, newest = 1, max(self._all(), key=_number, default=None)
             if newest is not None:
                 if is_true(newest, "Complete") and has_result():
                     return newest
@@ -109,7 +101,7 @@ class Attempts:
             return created
 
     def _object(self, number: int) -> Object:
-        return train_job(self.job, number, self.owner.reference if self.owner is not None else None)
+        return train_job(self.job, number, self.owner)
 
     def delete(self, attempt: Object) -> None:
         """Delete a job, and not another one of its name."""
@@ -135,8 +127,8 @@ class Attempts:
         """Delete the jobs of a cancelled run; leave every other one to be adopted."""
         self.cluster.patience_s = 10.0
         try:
-            running = [attempt for attempt in self.all() if not _ended(attempt)]
-            cancelled = self.owner is not None and self.owner.cancelled(self.cluster)
+            running = [attempt for attempt in self._all() if not _ended(attempt)]
+            cancelled = self.owner is not None and _cancelled(self.cluster, self.owner)
             for attempt in running:
                 name = attempt["metadata"]["name"]
                 if cancelled:
@@ -186,7 +178,7 @@ class KubernetesBackend:
         attempts = Attempts(self.cluster, job, lambda line: on_log(f"{job.stage}: {line}"))
         try:
             with on_sigterm(_stop):
-                attempts.owner = WorkflowOwner.find(self.cluster)
+                attempts.owner = workflow_of_this_pod(self.cluster)
                 while True:
                     left -= 1
                     attempt = attempts.find_or_create(lambda: job.result(storage) is not None)

@@ -22,6 +22,9 @@ from ..process import LaunchError
 Object = dict[str, Any]
 """A Kubernetes object or list, as JSON."""
 
+Selector = Mapping[str, str] | None
+"""Labels or fields that objects must have."""
+
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _HINTS = {
     401: "; the token is not accepted (expired?)",
@@ -208,16 +211,14 @@ class Cluster:
                 return None
             raise
 
-    def find(
-        self, kind: Kind, labels: Mapping[str, str] | None = None, fields: Mapping[str, str] | None = None
-    ) -> list[Object]:
+    def find(self, kind: Kind, labels: Selector = None, fields: Selector = None) -> list[Object]:
         """The objects whose labels and fields are these."""
         return self._listed(kind, labels, fields)[0]
 
-    def _listed(
-        self, kind: Kind, labels: Mapping[str, str] | None = None, fields: Mapping[str, str] | None = None
-    ) -> tuple[list[Object], str]:
-        query = {"labelSelector": _selector(labels), "fieldSelector": _selector(fields), "limit": 500}
+    def _listed(self, kind: Kind, labels: Selector = None, fields: Selector = None) -> tuple[list[Object], str]:
+        query: Object = {"labelSelector": labels, "fieldSelector": fields, "limit": 500}
+        for name in ("labelSelector", "fieldSelector"):
+            query[name] = ",".join(f"{key}={value}" for key, value in (query[name] or {}).items()) or None
         objects: list[Object] = []
         while True:
             page = self.request("GET", kind.path(self.namespace), query)
@@ -346,7 +347,3 @@ class Cluster:
 def _may_pass(error: Exception) -> bool:
     """Whether the same call may succeed later: no answer, too many requests, a fault of the server."""
     return isinstance(error, ClusterError) and error.status in (None, 429, 500, 502, 503, 504)
-
-
-def _selector(values: Mapping[str, str] | None) -> str | None:
-    return ",".join(f"{key}={value}" for key, value in values.items()) if values else None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..config import QUEUE_LABEL, LaunchConfig
-from ..diagnose import Failure, explain_output
+from ..job import Failure, explain_output
 from ..process import LaunchError
 from .client import EVENT, POD, WORKLOAD, Cluster, ClusterError, Object, at, condition, is_true, one_line, phase
 from .trainjob import JOBSET_LABEL, image, nodes

@@ -86,7 +86,8 @@ def test_an_existing_s3_endpoint_is_used_and_nothing_started(
     own_environment.setenv("AWS_ACCESS_KEY_ID", "mine")
     endpoint = Workspace(tmp_path).start_s3()
     assert endpoint == S3Endpoint("https://s3.example.com")
-    assert endpoint.environment()["AWS_ACCESS_KEY_ID"] == "mine"
+    endpoint.export()
+    assert os.environ["AWS_ACCESS_KEY_ID"] == "mine"
     assert not (tmp_path / "credentials.json").exists()
 
 
