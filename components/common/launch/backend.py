@@ -28,14 +28,11 @@ _RANK = re.compile(r"^\[[^\]\d]*(\d+)\]:\s?")
 
 
 def choose_backend(launch: LaunchConfig) -> LocalBackend | KubernetesBackend:
-    """The backend that the configuration names; Kubernetes' client is imported for it alone.
+    """The backend that the configuration names; LaunchError when there is no cluster.
 
     Its ``train(job, on_log)`` writes the job to the store, hands every line that the workers print to ``on_log``, and
     returns the manifest that rank 0 wrote last. It raises `LaunchError` with the reason of a failure as far as the
     output tells, and SystemExit when this process was asked to end (SIGTERM).
-
-    Raises:
-        LaunchError: the configuration does not fit the backend, or there is no cluster.
     """
     if launch.backend == "trainjob":
         from .kubernetes.backend import KubernetesBackend

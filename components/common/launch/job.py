@@ -21,10 +21,8 @@ from .process import LaunchError
 
 STORAGE = "VTHINK_STORAGE"
 """Environment variable with the storage section (JSON), by which a training process finds its job."""
-
 WORK_DIR, ROLLOUT_URL = "VTHINK_WORK_DIR", "VTHINK_ROLLOUT_URL"
 """Environment variables of a training node, see `NodeSettings`."""
-
 _EXCEPTION = re.compile(r"(?:^|\s)((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)): (.+)$")
 
 _ADVICE = (

@@ -151,10 +151,7 @@ def tail(path: Path) -> list[str]:
 
 
 def skip_garbage_collection_at_exit() -> None:
-    """Let this process end without collecting garbage once more: beside torch that took it two seconds.
-
-    For processes that are ours alone: what hangs in a reference cycle is not finalized, as it is not when killed.
-    """
+    """Let this process, one of ours alone, end without collecting garbage: beside torch that took it two seconds."""
     atexit.register(gc.freeze)
 
 
@@ -188,10 +185,7 @@ def end_with_owner() -> None:
 
 @contextlib.contextmanager
 def on_sigterm(handler: Callable[[], None]) -> Iterator[None]:
-    """Call ``handler`` at the first SIGTERM inside the block; later ones are ignored.
-
-    Only the main thread can take signals; in another one SIGTERM stays as it is.
-    """
+    """Call ``handler`` at the first SIGTERM in the block; later ones are ignored. In the main thread alone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

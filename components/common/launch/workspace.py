@@ -155,10 +155,7 @@ class Workspace:
             time.sleep(supervisor.POLL_S)
 
     def reap(self, grace_s: float = 3.0) -> int:
-        """End registered processes whose owner is gone and wait until they are; returns how many there were.
-
-        They normally end by themselves within ``grace_s``; after that they are killed.
-        """
+        """End registered processes whose owner is gone, and count them; killed is what has not ended in ``grace_s``."""
         owners: dict[str, str] = {}
         paths: dict[str, Path] = {}
         for path in self.processes_dir.glob("*.json"):

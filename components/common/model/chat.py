@@ -66,8 +66,7 @@ class ChatEncoder:
     def plain(self, text: str) -> str:
         """``text`` with the spelling of control tokens broken, so that a question cannot forge a turn or a frame."""
         for special in self._specials:
-            if special in text:
-                text = text.replace(special, special.replace("<|", "< |"))
+            text = text.replace(special, special.replace("<|", "< |"))
         return text
 
     def _tokenize_text(self, text: str) -> tuple[int, ...]:
@@ -167,15 +166,10 @@ class ChatEncoder:
     def collate(
         self, prompts: Sequence[EncodedPrompt], completions: Sequence[Sequence[int]] | None = None, blind: bool = False
     ) -> dict[str, torch.Tensor]:
-        """Batch prompts (padded left) and completions (padded right) into the model's keyword arguments.
+        """Batch B prompts (padded left) and their completions (padded right) into the model's keyword arguments.
 
-        Args:
-            prompts: B prompts.
-            completions: B lists of token ids, or None for prompts alone.
-            blind: the prompts are those of `encode_blind`.
-
-        Returns:
-            ``input_ids``, ``attention_mask`` (B, P+C), ``position_ids`` (3, B, P+C), and `media` unless blind.
+        ``input_ids``, ``attention_mask`` (B, P+C), ``position_ids`` (3, B, P+C), and `media` unless ``blind``, as the
+        prompts of `encode_blind` are.
 
         Raises:
             BlindInputError: a prompt lacks its pixels, or one that is asked blind has any.

@@ -101,10 +101,11 @@ def check_folder(folder: Path) -> None:
 
 def copy_safe(source: Path, target: Path) -> None:
     """Copy what inference needs from a model folder, leaving out pickles, code and training state."""
+    target.mkdir()
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix not in WEIGHTS_THAT_RUN_CODE and path.stat().st_size > 0:
-            if path.name.startswith((".", "_COMPLETE", "optimizer", "training_args")):
-                continue
+        unsafe = path.suffix in WEIGHTS_THAT_RUN_CODE
+        state = path.name.startswith((".", "_COMPLETE", "optimizer", "training_args"))
+        if path.is_file() and not unsafe and not state and path.stat().st_size > 0:
             shutil.copyfile(path, target / path.name)
 
 
@@ -113,8 +114,7 @@ def save_model(
 ) -> None:
     """Write a flat, servable folder: safetensors (shards of at most 5 GB), processor, chat template, `vthink.json`.
 
-    Args:
-        state_dict: the weights, where the model itself holds only a shard of them.
+    ``state_dict`` has the weights, where the model itself holds only a shard of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, state_dict=state_dict, max_shard_size="5GB")

@@ -50,20 +50,13 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
-
-
-def pick_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        return torch.device(next(self.model.parameters()).device)
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """``auto`` is bfloat16 where the accelerator computes in it, else float32."""
     if dtype == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
+        dtype = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     chosen: torch.dtype = getattr(torch, dtype)
     return chosen
 
@@ -71,13 +64,17 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 def load_model(
     folder: Path, dtype: str = "auto", attention: str = "sdpa", device: torch.device | None = None
 ) -> LoadedModel:
-    """Load a model folder; UserError as `check_folder`, or for weights that do not fit the configuration."""
+    """Load a model folder, onto the accelerator if there is one.
+
+    Raises:
+        UserError: as `check_folder`, and for weights that do not fit the configuration.
+    """
     declare_torchvision_operators()
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     check_folder(folder)
     card = ModelCard.read(folder)
-    device = device or pick_device()
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
             folder,
@@ -91,9 +88,8 @@ def load_model(
     except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder}: cannot be loaded ({type(error).__name__}: {reason})") from error
-    missing = [k for k in info.get("missing_keys", ()) if not k.endswith("lm_head.weight")]
-    if missing or info.get("mismatched_keys"):
-        broken = sorted(str(k) for k in [*missing, *info.get("mismatched_keys", ())])
+    missing = [key for key in info.get("missing_keys", ()) if not key.endswith("lm_head.weight")]
+    if broken := sorted(str(key) for key in [*missing, *info.get("mismatched_keys", ())]):
         raise UserError(f"{folder}: weights missing or of another shape: {', '.join(broken[:5])}")
     for name, module in model.named_modules():
         if name.endswith("patch_embed.proj") and type(module) is torch.nn.Conv3d:

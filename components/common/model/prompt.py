@@ -59,10 +59,10 @@ def rope_positions(
 ) -> torch.Tensor:
     """M-RoPE positions (3, P) of a prompt with one image or video (Qwen2.5-VL, arXiv 2502.13923 §2.1.3).
 
-    Text counts on along all three axes. A vision token's positions are its temporal patch times ``time_step``, its
-    row and its column, from where the text stopped; text goes on after the largest of them. This is what the models
-    were trained with and what vLLM computes; transformers 5.17 truncates the time of a temporal patch to whole
-    seconds, and lets the text after a long video overlap it.
+    Text counts on along all three axes. A vision token's positions are its temporal patch times ``time_step``, its row
+    and its column, from where the text stopped; text goes on after the largest of them. So the models were trained, and
+    so vLLM computes; transformers 5.17 truncates the time of a temporal patch to whole seconds, and lets the text after
+    a long video overlap it.
 
     Args:
         mm_token_type_ids: (P,); the vision tokens may lie in several runs (Qwen3-VL: one per temporal patch).
@@ -73,7 +73,6 @@ def rope_positions(
     h, w = int(grid_thw[1]) // merge, int(grid_thw[2]) // merge
     vision = mm_token_type_ids != TEXT
     positions = torch.empty(3, len(mm_token_type_ids), dtype=torch.long)
-    # Runs of equal kind: where it changes, a run starts.
     starts = [0, *((vision[1:] != vision[:-1]).nonzero()[:, 0] + 1).tolist(), len(vision)]
     position = 0
     for start, stop in itertools.pairwise(starts):

@@ -40,7 +40,6 @@ class PromptTemplate(Section):
 
 Prompt = str | PromptTemplate
 """A template of ours by name, or all of another one."""
-
 _TYPE_HINTS = {
     "multiple_choice": "Put only the letter of your choice inside <answer></answer>.",
     "numerical": "Put only the number inside <answer></answer>, for example <answer>3</answer>.",
@@ -81,12 +80,7 @@ def get_template(prompt: Prompt | Mapping[str, Any]) -> PromptTemplate:
 
 
 def resolve_prompt(prompt: str) -> Prompt:
-    """What a configuration's ``model.prompt`` stands for: a name stays, what lies outside is read.
-
-    Args:
-        prompt: a name, ``my_module:TEMPLATE``, or the path of a YAML or JSON file with a template's fields; UserError
-            when there is no such template, or it is not one.
-    """
+    """What a configuration's ``model.prompt`` (see there) stands for: a name stays, what lies outside is read."""
     if not prompt.endswith((".yaml", ".yml", ".json")):
         template = TEMPLATES.get(prompt)
         return template if ":" in prompt else prompt

@@ -11,7 +11,7 @@ from ..storage.names import as_prefix, fingerprint, join
 from ..storage.s3 import Storage
 from ..video.config import VideoConfig
 from .config import ModelConfig
-from .folder import WEIGHTS_THAT_RUN_CODE, Lineage, ModelCard, check_folder, copy_safe
+from .folder import WEIGHTS_THAT_RUN_CODE, Lineage, ModelCard, check_folder, copy_safe, save_model
 from .tiny import build_tiny
 
 
@@ -40,16 +40,14 @@ def ensure_base_model(storage: Storage, config: ModelConfig, video: VideoConfig,
         raise UserError(f"{prefix}: the first process did not bring the base model within {wait_s:g} s; see its log")
     with tempfile.TemporaryDirectory(prefix="vthink-model-") as scratch:
         folder = Path(scratch) / "model"
-        folder.mkdir()
+        lineage = Lineage(base=config.name, revision=config.revision, fingerprint=key)
+        card = ModelCard(prompt=config.prompt, video=video, lineage=lineage)
         if config.name == "tiny":
-            model, processor = build_tiny(config.tiny, video, config.seed)
-            model.save_pretrained(folder)
-            processor.save_pretrained(folder)
+            save_model(folder, *build_tiny(config.tiny, video, config.seed), card)
         else:
             copy_safe(_local_copy(storage, config, Path(scratch)), folder)
+            card.write(folder)
         check_folder(folder)
-        lineage = Lineage(base=config.name, revision=config.revision, fingerprint=key)
-        ModelCard(prompt=config.prompt, video=video, lineage=lineage).write(folder)
         if not storage.is_complete(prefix):  # another run may have brought it meanwhile
             storage.upload_dir(folder, prefix)
     return prefix

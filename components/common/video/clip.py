@@ -50,9 +50,7 @@ class Clip:
 
 Part = tuple[float | None, float | None]
 """Start and end in seconds of a part of a video; null: its own."""
-
 WHOLE: Part = (None, None)
-
 MAX_PARTS = 32
 """Parts of a file that are decoded together: their frames are in memory at the same time."""
 
@@ -95,9 +93,8 @@ class DecodedFile:
     clips: list[EncodedClip | DecodeError]
     """One for each part that was asked for."""
     width: int
-    """Of a frame in the file, upright, in pixels."""
     height: int
-    """Likewise."""
+    """Of a frame in the file, upright, in pixels."""
     duration_s: float
     """Length of the whole file; 0 for an image."""
     num_frames: int

@@ -11,7 +11,6 @@ from .config import VideoConfig
 
 MAX_FRAME_PIXELS = 2**27
 """Larger frames and images (134 megapixels) are refused before they are decompressed."""
-
 MAX_ASPECT_RATIO = 200
 """Frames more extreme than 200:1 are refused, as Qwen's processors do."""
 
@@ -23,11 +22,7 @@ def frame_indices(
     start_s: float | None = None,
     end_s: float | None = None,
 ) -> np.ndarray:
-    """Which native frames of a video of constant frame rate are sampled: (T,) int64, ascending.
-
-    Raises:
-        DecodeError: when nothing of the video lies between ``start_s`` and ``end_s``.
-    """
+    """`select_frames` of a video of constant frame rate."""
     if num_native_frames < 1 or not native_fps > 0:
         raise DecodeError(f"the video has {num_native_frames} frames at {native_fps:g} frames per second")
     times_s = np.arange(num_native_frames) / native_fps
@@ -50,12 +45,10 @@ def select_frames(
     Args:
         times_s: (N,) ascending.
         duration_s: when the last frame ends.
-        config: how many frames.
         start_s: start of the part; null: of the video.
         end_s: end of the part; null, or after the end of the video: its end.
 
-    Returns:
-        (T,) int64, ascending.
+    Returns (T,) int64, ascending; DecodeError when nothing of the video lies between start and end.
     """
     start = 0.0 if start_s is None else start_s
     end = duration_s if end_s is None else min(end_s, duration_s)
@@ -86,25 +79,19 @@ def _num_frames(available: int, duration_s: float, config: VideoConfig) -> int:
 def target_size(height: int, width: int, config: VideoConfig) -> tuple[int, int]:
     """The size a frame is resized to: multiples of ``size_multiple``, in the pixel budget, aspect kept.
 
-    The rule of Qwen2-VL's processors (``smart_resize``), except that the upper budget also holds for extreme
-    aspects, where theirs lets the short side exceed it.
-
-    Raises:
-        DecodeError: for an aspect beyond `MAX_ASPECT_RATIO`.
+    The rule of Qwen2-VL's processors (``smart_resize``), except that the upper budget also holds for extreme aspects,
+    where theirs lets the short side exceed it; DecodeError beyond `MAX_ASPECT_RATIO`.
     """
     if min(height, width) < 1 or max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise DecodeError(f"frames of {width}×{height} pixels: the aspect must be within {MAX_ASPECT_RATIO}:1")
     multiple = config.size_multiple
-    h = max(multiple, round(height / multiple) * multiple)
-    w = max(multiple, round(width / multiple) * multiple)
+    h, w = (max(multiple, round(side / multiple) * multiple) for side in (height, width))
     if h * w < config.min_pixels:
         scale = math.sqrt(config.min_pixels / (height * width))
-        h = math.ceil(height * scale / multiple) * multiple
-        w = math.ceil(width * scale / multiple) * multiple
+        h, w = (math.ceil(side * scale / multiple) * multiple for side in (height, width))
     if h * w > config.max_pixels:
         scale = math.sqrt(config.max_pixels / (height * width))
-        h = max(multiple, math.floor(height * scale / multiple) * multiple)
-        w = max(multiple, math.floor(width * scale / multiple) * multiple)
+        h, w = (max(multiple, math.floor(side * scale / multiple) * multiple) for side in (height, width))
         if h * w > config.max_pixels:  # the short side had to be raised to one multiple
             longest = config.max_pixels // multiple // multiple * multiple
             h, w = min(h, longest), min(w, longest)

@@ -63,26 +63,18 @@ class Decoder:
     def read(
         self, path: str | Path, kind: MediaKind = "video", start_s: float | None = None, end_s: float | None = None
     ) -> Clip:
-        """`read_clip` in a worker.
-
-        Raises:
-            DecodeError: as `read_clip`, and when the worker ran out of time or memory, or crashed.
-        """
+        """`read_clip` in a worker; DecodeError also when it ran out of time or memory, or crashed."""
         return self._run(FileRequest(path, kind, ((start_s, end_s),)), encode=False).only_clip()
 
     def read_file(self, request: FileRequest) -> DecodedFile:
         """All parts of a file with their frames compressed, as a prepared set stores them, in a worker.
 
-        Raises:
-            DecodeError: none of the parts can be shown, as for `read`.
+        DecodeError as for `read`, when none of the parts can be shown.
         """
         return self._run(request, encode=True)
 
     def map_files(self, requests: Iterable[FileRequest]) -> Iterator[DecodedFile | DecodeError]:
-        """`read_file` for many files side by side; results come in the order of the requests, a failure as its error.
-
-        Requests are taken from the iterable, and results kept, only a few per worker ahead.
-        """
+        """`read_file` for many files side by side, a few per worker ahead; results in order, a failure as its error."""
 
         def attempt(request: FileRequest) -> DecodedFile | DecodeError:
             try:

@@ -68,11 +68,7 @@ class Attempts:
         return self.cluster.find(TRAIN_JOB, {JOB_LABEL: job_name(self.job)})
 
     def find_or_create(self, has_result: Callable[[], bool]) -> Object:
-        """The job to wait for: one that is there already, or a new one.
-
-        Args:
-            has_result: whether the result is in the store: a job that is complete without it is not adopted.
-        """
+        """The job to wait for: one that is there (if complete, only with a result in the store), or a new one."""
         while True:
             number, newest = 1, max(self._all(), key=_number, default=None)
             if newest is not None:
@@ -108,10 +104,8 @@ class Attempts:
         self.cluster.delete(TRAIN_JOB, attempt["metadata"]["name"], attempt["metadata"]["uid"])
 
     def _wait_for_pods(self, name: str) -> None:
-        """Wait until a job's pods have ended: they get their grace period, in which they write a last checkpoint.
-
-        Two jobs must never write the same checkpoints.
-        """
+        """Wait until a job's pods have ended: two jobs must never write the same checkpoints, and pods that are asked
+        to end write a last one in their grace period."""
         deadline = time.monotonic() + self.job.run.launch.cluster.grace_period_s + 30
         while True:
             pods = self.cluster.find(POD, {JOBSET_LABEL: name})
@@ -197,11 +191,8 @@ class KubernetesBackend:
             raise SystemExit(128 + signal.SIGTERM) from None
 
     def _wait(self, watcher: JobWatcher, attempts: Attempts, attempt: Object) -> Failure | None:
-        """Wait for a job's end, however long it is queued; None when it is complete.
-
-        Raises:
-            LaunchError: it can never start (it is deleted then, to free what it holds), or the API refuses us.
-        """
+        """Wait for a job's end, however long it is queued; None when it is complete. LaunchError when it can never
+        start (it is deleted then, to free what it holds), or the API refuses us."""
         try:
             for state in self.cluster.follow(TRAIN_JOB, watcher.name, self.tick_s, watcher.say):
                 if state is None or not _same(state, attempt):

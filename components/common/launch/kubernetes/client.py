@@ -24,7 +24,6 @@ Object = dict[str, Any]
 
 Selector = Mapping[str, str] | None
 """Labels or fields that objects must have."""
-
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _HINTS = {
     401: "; the token is not accepted (expired?)",
@@ -117,11 +116,7 @@ class Cluster:
 
     @classmethod
     def connect(cls, namespace: str | None = None) -> Cluster:
-        """The cluster that ``KUBECONFIG`` names, or this pod's, or the kubeconfig's current context.
-
-        Raises:
-            ClusterError: there is none, or the client is not installed.
-        """
+        """The cluster that ``KUBECONFIG`` names, or this pod's, or the kubeconfig's current one; else ClusterError."""
         try:
             from kubernetes import client, config
         except ImportError:
@@ -263,13 +258,8 @@ class Cluster:
     ) -> Iterator[Object | None]:
         """An object's states: at once, on every change, and unchanged after every ``tick_s``; None when it is gone.
 
-        It never gives up: an expired watch (410) begins anew with a list, an API that does not answer is waited for.
-
-        Args:
-            say: gets a line when the API stops answering, and when it answers again.
-
-        Raises:
-            ClusterError: the API refuses for good, for example for want of rights.
+        An expired watch (410) begins anew with a list, an API that does not answer is waited for without limit (``say``
+        gets a line when it stops and when it answers again); one that refuses for good is a ClusterError.
         """
         version: str | None = None
         current: Object | None = None
@@ -327,18 +317,12 @@ class Cluster:
     def logs(
         self, pod: str, container: str, since: str | None = None, follow: bool = True
     ) -> Iterator[tuple[str, str]]:
-        """The lines that a container prints, each with its time (RFC 3339), until it ends or the connection breaks.
+        """The lines that a container prints ``since`` that second, each with its time (RFC 3339).
 
-        Args:
-            since: only lines from this time on, to the second.
-            follow: wait for more.
+        With ``follow`` until it ends or the connection breaks.
         """
-        query = {
-            "container": container,
-            "follow": "true" if follow else None,
-            "timestamps": "true",
-            "sinceTime": since[:19] + "Z" if since else None,
-        }
+        query = {"container": container, "follow": "true" if follow else None, "timestamps": "true"}
+        query["sinceTime"] = since[:19] + "Z" if since else None
         for line in self._lines(POD.path(self.namespace, pod, "log"), query, 3600.0):
             stamp, _, text = line.partition(" ")
             yield stamp, text

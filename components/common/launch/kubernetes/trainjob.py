@@ -16,7 +16,6 @@ JOB_LABEL, ATTEMPT_LABEL = "vthink.dev/job", "vthink.dev/attempt"
 
 SHAPE = "vthink.dev/shape"
 """Annotation: fingerprint of what a running job must not differ in."""
-
 _FORWARDED = ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_EC2_METADATA_DISABLED", "NO_PROXY",
               "HTTP_PROXY", "HTTPS_PROXY", "no_proxy", "http_proxy", "https_proxy", "VTHINK_GIT_COMMIT")  # fmt: skip
 _FORWARDED_PREFIXES = ("MLFLOW_", "NCCL_", "HF_")
@@ -84,13 +83,7 @@ def _torchrun_command(job: TrainingJob) -> list[str]:
 
 
 def train_job(job: TrainingJob, attempt: int, owner: Object | None = None) -> Object:
-    """The `TrainJob`.
-
-    Args:
-        job: what to train; its ``run.launch`` says how many nodes and processes, and where.
-        attempt: from 1.
-        owner: reference to the run's Workflow: when that is deleted, so is the job.
-    """
+    """The `TrainJob` of an attempt, from 1; when its ``owner`` (a reference) is deleted, so is the job."""
     launch, cluster = job.run.launch, job.run.launch.cluster
     placement, command, env = launch.placement(job.stage), _torchrun_command(job), _environment(job)
     resources: Object = {"cpu": cluster.cpu, "memory": cluster.memory}

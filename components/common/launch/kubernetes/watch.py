@@ -18,7 +18,6 @@ from .trainjob import JOBSET_LABEL, image, nodes
 
 _REMIND_S = 600.0
 """Seconds after which a job that still waits is mentioned again."""
-
 _PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 _LOST = {"Evicted", "Preempted", "Preempting", "NodeLost", "NodeShutdown", "Terminated", "Shutdown"}
 _QUOTA = re.compile(r"exceeded quota|forbidden: maximum|is forbidden", re.I)
@@ -146,11 +145,8 @@ class JobWatcher:
             self.on_log(f"{self.stage}: {line}")
 
     def update(self, job: Object) -> None:
-        """Read the pods, the queue and the warnings of a job, and tell what has changed.
-
-        Raises:
-            LaunchError: it can never start (no such image, no quota).
-        """
+        """Read the pods, the queue and the warnings of a job, and tell what has changed; LaunchError when it can never
+        start (no such image, no quota)."""
         pods = self.cluster.find(POD, {JOBSET_LABEL: self.name})
         self.pods = pods or self.pods
         workloads: list[Object] = []
