@@ -142,8 +142,8 @@ def _forward(model: Any, cache: DynamicCache, mask: torch.Tensor | None, **input
 
 def _first_tokens(prompt: EncodedPrompt, length: int) -> EncodedPrompt:
     ids, types, positions = prompt.input_ids, prompt.mm_token_type_ids, prompt.position_ids
-    shortened = {"input_ids": ids[:length], "mm_token_type_ids": types[:length], "position_ids": positions[:, :length]}
-    return replace(prompt, **shortened)
+    positions = positions[:, :length]
+    return replace(prompt, input_ids=ids[:length], mm_token_type_ids=types[:length], position_ids=positions)
 
 
 def _decode(

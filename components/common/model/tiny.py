@@ -80,14 +80,15 @@ def build_tiny(config: TinyModelConfig, video: VideoConfig, seed: int) -> tuple[
     The same arguments give the same weights.
     """
     declare_torchvision_operators()
-    from transformers import Qwen2VLImageProcessor
+    import transformers
 
     family = FAMILIES.get(config.family)
     pixels = {"shortest_edge": video.min_pixels, "longest_edge": video.max_pixels}
     layout: dict[str, Any] = {"size": pixels, "patch_size": video.size_multiple // 2, "merge_size": 2}
-    processor = family.build_processor(
-        video=layout | {"do_sample_frames": False},
-        image_processor=Qwen2VLImageProcessor(**layout),
+    make_video_processor = getattr(transformers, family.video_processor)
+    processor = getattr(transformers, f"{family.classes}Processor")(
+        video_processor=make_video_processor(**layout, do_sample_frames=False, **family.video_options),
+        image_processor=transformers.Qwen2VLImageProcessor(**layout),
         tokenizer=_tiny_tokenizer(),
         chat_template=CHAT_TEMPLATE,
     )
@@ -121,7 +122,10 @@ def build_tiny(config: TinyModelConfig, video: VideoConfig, seed: int) -> tuple[
     }
     marks = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
     ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{mark}|>") for name, mark in marks.items()}
+    family.complete_tiny(text, vision)
+    make_config = getattr(transformers, f"{family.classes}Config")
+    make_model = getattr(transformers, f"{family.classes}ForConditionalGeneration")
     torch.manual_seed(seed)
-    model = family.build_tiny(text, vision, ids)
+    model = make_model(make_config(text_config=text, vision_config=vision, **ids, tie_word_embeddings=False))
     model.generation_config.update(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
     return model.float(), processor

@@ -127,7 +127,8 @@ def encode_frames(clip: Clip, config: VideoConfig) -> list[bytes]:
 def encode_clip(clip: Clip, config: VideoConfig, compress: bool = True) -> EncodedClip:
     """The clip as a prepared data set stores it, or, not compressed, with plain pixels."""
     frames = encode_frames(clip, config) if compress else [frame.tobytes() for frame in clip.frames]
-    return EncodedClip(frames, clip.times_s, clip.duration_s, *clip.frames.shape[1:3], clip.kind)
+    height, width = clip.frames.shape[1:3]
+    return EncodedClip(frames, clip.times_s, clip.duration_s, height, width, clip.kind)
 
 
 def stored(clip: Clip, config: VideoConfig) -> Clip:
