@@ -10,7 +10,7 @@ from ..common.config import Section
 from ..common.rows.sample import Media, Sample
 from ..common.storage.names import fingerprint, join
 from ..common.storage.s3 import Storage
-from ..common.video.clip import MediaKind
+from ..common.video.config import MediaKind
 
 LAYOUT = 2
 """Version of what is written; part of the fingerprint."""

@@ -105,9 +105,8 @@ class TrainingJob(Section):
     def required_result(self, storage: Storage, printed: Iterable[str]) -> Manifest:
         """`result` of a training that has ended well, and has ``printed`` these lines."""
         if (manifest := self.result(storage)) is None:
-            raise LaunchError(
-                f"{self.stage}: the training ended without writing its manifest to {self.prefix}", printed
-            )
+            what = f"the training ended without writing its manifest to {self.prefix}"
+            raise LaunchError(f"{self.stage}: {what}", printed)
         return manifest
 
     def environment(self) -> dict[str, str]:

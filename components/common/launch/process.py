@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
 
 from ..errors import UserError
 from . import supervisor as program
@@ -37,12 +36,11 @@ class LaunchError(UserError):
         """The last lines it printed."""
 
 
-class Process:
+class Process(contextlib.AbstractContextManager["Process"]):
     """A command under supervision. As a context manager it is stopped at the end of the block."""
 
     def __init__(self, supervisor: subprocess.Popen[str], command: Sequence[str], log: Path | None):
-        self.command, self.log = tuple(command), log
-        self._supervisor = supervisor
+        self.command, self.log, self._supervisor = tuple(command), log, supervisor
         self.pid = supervisor.pid
         """Id of the supervisor."""
         self.poll = supervisor.poll
@@ -79,9 +77,6 @@ class Process:
             if self._supervisor.stdout is not None:
                 self._supervisor.stdout.close()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.stop()
 
@@ -117,10 +112,8 @@ def spawn(command: Sequence[str], env: Mapping[str, str] | None = None, log: Pat
 
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that is free at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def wait_until_ready(process: Process, name: str, ready: Callable[[], bool], timeout_s: float) -> None:
@@ -143,8 +136,8 @@ def tail(path: Path) -> list[str]:
         return []
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - 64 * 1024))
-        text = file.read().decode(errors="replace")
-    return [line for line in text.splitlines() if line.strip()][-TAIL_LINES:]
+        lines = file.read().decode(errors="replace").splitlines()
+    return [line for line in lines if line.strip()][-TAIL_LINES:]
 
 
 # --- this process ---

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ..video.config import VideoConfig
+from ..video.config import MediaKind, VideoConfig
 from .families import family_of
 from .prompt import IMAGE, TEXT, VIDEO, BlindInputError, EncodedPrompt, PromptKind, patchify, rope_positions
 from .prompts import Prompt, build_messages, get_template
@@ -39,19 +39,15 @@ class ChatEncoder:
         self.processor, self.tokenizer, self.family = processor, processor.tokenizer, family_of(processor)
         self.prompt, self.template = prompt, get_template(prompt)
         self.video, self.tokens_per_second = video, tokens_per_second
-        layout, images = processor.video_processor, processor.image_processor
+        layout = processor.video_processor
         self.patch, self.merge = int(layout.patch_size), int(layout.merge_size)
         self.temporal_patch = int(layout.temporal_patch_size)
-        self.normalisation = {
-            "video": (list(layout.image_mean), list(layout.image_std)),
-            "image": (list(images.image_mean), list(images.image_std)),
-        }
+        kinds = {"video": layout, "image": processor.image_processor}
+        self.normalisation = {kind: (list(of.image_mean), list(of.image_std)) for kind, of in kinds.items()}
         """Mean and standard deviation per channel; Qwen3-VL's differ between images and videos."""
-        if video.size_multiple % (self.patch * self.merge):
-            raise ValueError(
-                f"video.size_multiple is {video.size_multiple}, but this model needs a multiple of "
-                f"{self.patch * self.merge} (patch {self.patch} × merge {self.merge})"
-            )
+        if video.size_multiple % (side := self.patch * self.merge):
+            needed = f"a multiple of {side} (patch {self.patch} × merge {self.merge})"
+            raise ValueError(f"video.size_multiple is {video.size_multiple}, but this model needs {needed}")
         vocabulary = self.tokenizer.get_vocab()
         names = [f"<|{name}|>" for name in ("image_pad", "video_pad", "vision_start", "vision_end", "vision_pad")]
         self.vision_token_ids = sorted(vocabulary[name] for name in names if name in vocabulary)
@@ -83,9 +79,7 @@ class ChatEncoder:
         mean, std = self.normalisation[clip.kind]
         return patchify(clip.frames, mean, std, self.patch, self.merge, self.temporal_patch)
 
-    def render(
-        self, question: str, options: Sequence[str], problem_type: str, kind: Literal["video", "image"] | None
-    ) -> str:
+    def render(self, question: str, options: Sequence[str], problem_type: str, kind: MediaKind | None) -> str:
         """The prompt as text, with one unexpanded media placeholder (None: without any)."""
         harmless = [self.plain(option) for option in options]
         messages = build_messages(self.plain(question), harmless, problem_type, kind, self.template)
@@ -206,7 +200,5 @@ class ChatEncoder:
 
     def media(self, prompts: Sequence[EncodedPrompt]) -> dict[str, torch.Tensor]:
         """Pixels and grids of all prompts in their order, as the model's keyword arguments (see `model_ids`)."""
-        return {
-            "pixel_values_videos": torch.cat([p.pixel_values for p in prompts]),
-            "video_grid_thw": torch.stack([p.grid_thw for p in prompts]),
-        }
+        pixels, grids = torch.cat([p.pixel_values for p in prompts]), torch.stack([p.grid_thw for p in prompts])
+        return {"pixel_values_videos": pixels, "video_grid_thw": grids}

@@ -13,13 +13,14 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
 from ..config import Section
 from ..errors import UserError
 from ..registry import Registry
+from ..video.config import MediaKind
 
 
 class PromptTemplate(Section):
@@ -101,11 +102,7 @@ def question_text(question: str, options: Sequence[str], problem_type: str, temp
 
 
 def build_messages(
-    question: str,
-    options: Sequence[str],
-    problem_type: str,
-    kind: Literal["video", "image"] | None,
-    template: PromptTemplate,
+    question: str, options: Sequence[str], problem_type: str, kind: MediaKind | None, template: PromptTemplate
 ) -> list[dict[str, Any]]:
     """The conversation up to the model's turn, as chat-template messages with one media placeholder (None: without)."""
     messages: list[dict[str, Any]] = []

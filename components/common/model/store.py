@@ -76,10 +76,9 @@ def _local_copy(storage: Storage, config: ModelConfig, scratch: Path) -> Path:
         return Path(snapshot_download(config.name, revision=config.revision, allow_patterns=wanted, local_dir=hub))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(
-            f"model '{config.name}' is neither a folder here nor reachable on the hub ({reason}); "
-            "give a folder, an s3://…/ prefix, or the name of a model you can reach"
-        ) from error
+        what = f"model '{config.name}' is neither a folder here nor reachable on the hub ({reason})"
+        how = "give a folder, an s3://…/ prefix, or the name of a model you can reach"
+        raise UserError(f"{what}; {how}") from error
 
 
 def fetch_model(storage: Storage, uri: str, cache_dir: Path) -> Path:

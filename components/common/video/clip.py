@@ -6,14 +6,12 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ..errors import UserError
-from .config import VideoConfig
-
-MediaKind = Literal["video", "image"]
+from .config import MediaKind, VideoConfig
 
 
 class DecodeError(UserError):

@@ -19,14 +19,12 @@ from .clip import (
     DecodedFile,
     DecodeError,
     EncodedClip,
-    MediaKind,
     Part,
     encode_clip,
     signature,
 )
-from .config import VideoConfig
-from .frames import MAX_FRAME_PIXELS, select_frames, target_size
-from .probe import Probe, open_container, probe_file, video_stream
+from .config import MediaKind, VideoConfig
+from .frames import MAX_FRAME_PIXELS, Probe, open_container, probe_file, select_frames, target_size, video_stream
 
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _PLAYLIST_MARKS = (b"#EXTM3U", b"ffconcat")

@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..errors import first_line
-from .clip import Clip, DecodedFile, DecodeError, DecodeLimitError, EncodedClip, FileRequest, MediaKind
-from .config import VideoConfig
+from .clip import Clip, DecodedFile, DecodeError, DecodeLimitError, EncodedClip, FileRequest
+from .config import MediaKind, VideoConfig
 from .decode import read_file
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ R = TypeVar("R")
 _START_LIMIT_S = 120.0
 
 
-class Decoder:
+class Decoder(contextlib.AbstractContextManager["Decoder"]):
     """Decodes files in worker processes, each of which is killed at a limit of time or memory and then replaced.
 
     Thread-safe: as many `read` calls run at once as there are workers; more wait. Workers start when first needed and
@@ -47,9 +47,6 @@ class Decoder:
         for worker in self._all:
             self._idle.put(worker)
         self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
@@ -120,27 +117,24 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T], threads: int, a
 
 
 class _Worker:
-    """One process that decodes; started when needed, killed at a limit.
-
-    Requests and replies go through a socket pair. The process is a fresh interpreter, not a fork: a fork of a process
-    with torch's or CUDA's threads may hang, and would inherit its memory.
-    """
+    """One process that decodes, behind a socket pair; started when needed, killed at a limit. It is a fresh
+    interpreter: a fork of a process with torch's or CUDA's threads may hang, and would inherit its memory."""
 
     def __init__(self, config: VideoConfig):
         self._config = config
+        self._too_slow = f"decoding took longer than {config.decode_timeout_s:g} s (decode_timeout_s) and was stopped"
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
 
     def run(self, request: FileRequest, encode: bool) -> tuple[dict[str, Any], bytes]:
         connection = self._ready()
         message = {"path": os.fspath(request.path), "kind": request.kind, "parts": request.parts, "encode": encode}
-        limit_s = self._config.decode_timeout_s
         try:
             connection.send_bytes(json.dumps(message).encode())
             # The worker's own alarm ends it at the limit; this waits a little longer, for one that cannot be ended.
-            if not connection.poll(limit_s + 5):
+            if not connection.poll(self._config.decode_timeout_s + 5):
                 self.stop()
-                raise DecodeLimitError(_too_slow(limit_s))
+                raise DecodeLimitError(self._too_slow)
             reply = json.loads(connection.recv_bytes())
             if "error" in reply:
                 raise (DecodeLimitError if reply.get("limit") else DecodeError)(reply["error"])
@@ -178,13 +172,12 @@ class _Worker:
     def _why_gone(self) -> str:
         """What ended the process that was decoding."""
         assert self._process is not None
-        try:
+        code = 0
+        with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            code = 0
         self.stop()
         if code == -signal.SIGALRM:
-            return _too_slow(self._config.decode_timeout_s)
+            return self._too_slow
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         return f"the decoder crashed ({how}), or needed more memory than {self._config.decode_memory_mib} MiB"
 
@@ -197,10 +190,6 @@ class _Worker:
                 process.wait(5)
         if connection is not None:
             connection.close()
-
-
-def _too_slow(limit_s: float) -> str:
-    return f"decoding took longer than {limit_s:g} s (decode_timeout_s) and was stopped"
 
 
 def _serve(descriptor: int) -> None:

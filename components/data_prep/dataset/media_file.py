@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ...common.rows.arrow import media_schema, write_records
-from ...common.video.clip import MediaKind
+from ...common.video.config import MediaKind
 
 GROUP_BYTES = 2**20
 GROUP_MEDIA = 32

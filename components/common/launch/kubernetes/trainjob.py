@@ -48,10 +48,8 @@ def image(launch: LaunchConfig) -> str:
 
 
 def _environment(job: TrainingJob) -> list[Object]:
-    """The training container's variables: where the stores are, and which run it belongs to.
-
-    Keys are never copied into the object, which every reader of the namespace sees: they come from the secret.
-    """
+    """The training container's variables. Keys are never copied into the object, which every reader of the namespace
+    sees: they come from the secret."""
     cluster = job.run.launch.cluster
     values = {
         name: value
@@ -69,11 +67,8 @@ def _environment(job: TrainingJob) -> list[Object]:
 
 
 def _torchrun_command(job: TrainingJob) -> list[str]:
-    """What a node runs. The nodes, this node's number and the meeting point come from the runtime (``PET_*``).
-
-    It is torchrun itself: ``accelerate launch`` and the ``trl`` command ignore those variables and would silently train
-    with one process.
-    """
+    """What a node runs; the runtime's ``PET_*`` say how many nodes there are and where they meet. Only torchrun itself
+    heeds them: ``accelerate launch`` and the ``trl`` command would silently train with one process."""
     launch = job.run.launch
     # Workers get nearly all of the grace period to write their checkpoint; torchrun's own limit is 30 s.
     command = ["torchrun", "--max-restarts=0", f"--shutdown-timeout={max(10, launch.cluster.grace_period_s - 20)}"]
