@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -137,21 +136,16 @@ class Workspace:
     def _acquire(self, descriptor: int) -> None:
         deadline = time.monotonic() + 10
         while True:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
-            except OSError as error:
-                if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
-                    raise
             holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
             # A run that is just starting has not written its name yet; one that was killed may have left a fork that
             # holds the lock until it notices.
             if (holder and supervisor.is_alive(holder)) or time.monotonic() > deadline:
                 pid = holder.partition(":")[0] or "unknown"
-                raise UserError(
-                    f"the workspace {self.root} is in use by process {pid}; wait for it, end it, or choose "
-                    "another folder with --workspace"
-                )
+                how = "wait for it, end it, or choose another folder with --workspace"
+                raise UserError(f"the workspace {self.root} is in use by process {pid}; {how}")
             time.sleep(supervisor.POLL_S)
 
     def reap(self, grace_s: float = 3.0) -> int:

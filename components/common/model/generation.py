@@ -9,7 +9,7 @@ other prompts share its batch.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -197,7 +197,6 @@ def sample(
     n: int = 1,
     batch_size: int = 64,
     keys: Sequence[int] | None = None,
-    on_batch: Callable[[int], None] | None = None,
     blind: bool = False,
 ) -> list[list[Completion]]:
     """Sample ``n`` completions for each prompt.
@@ -208,7 +207,6 @@ def sample(
             `ChatEncoder.encode_many` are kept together, and their clip is read once.
         batch_size: rows (prompts × n) decoded at once.
         keys: a number per prompt that, with ``sampling.seed``, determines its completions; default: its index.
-        on_batch: called with the number of prompts finished, after each batch.
         blind: the prompts are those of `ChatEncoder.encode_blind`. Without it, a prompt without pixels is refused.
 
     Returns:
@@ -233,8 +231,6 @@ def sample(
             for position, index in enumerate(chosen):
                 ids = token_ids[position * n : (position + 1) * n]
                 results[index] = [_completion(encoder, row) for row in ids]
-            if on_batch is not None:
-                on_batch(len(chosen))
     return results
 
 

@@ -61,9 +61,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return chosen
 
 
-def load_model(
-    folder: Path, dtype: str = "auto", attention: str = "sdpa", device: torch.device | None = None
-) -> LoadedModel:
+def load_model(folder: Path, dtype: str = "auto", attention: str = "sdpa") -> LoadedModel:
     """Load a model folder, onto the accelerator if there is one.
 
     Raises:
@@ -74,7 +72,7 @@ def load_model(
 
     check_folder(folder)
     card = ModelCard.read(folder)
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
             folder,
