@@ -124,12 +124,12 @@ class Workspace:
             os.pwrite(descriptor, f"{supervisor.identity()}\n".encode(), 0)
             self.reap()
             before = {name: os.environ[name] for name in (supervisor.OWNER, supervisor.PROCESSES) if name in os.environ}
-            os.environ |= {supervisor.OWNER: supervisor.identity(), supervisor.PROCESSES: str(self.processes_dir)}
+            os.environ.update({supervisor.OWNER: supervisor.identity(), supervisor.PROCESSES: str(self.processes_dir)})
             try:
                 yield
             finally:
                 del os.environ[supervisor.OWNER], os.environ[supervisor.PROCESSES]
-                os.environ |= before
+                os.environ.update(before)
         finally:
             os.close(descriptor)
 
