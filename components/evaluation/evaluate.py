@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ... import __version__
 from ..common.context import RunContext
 from ..common.errors import UserError
-from ..common.launch.lifetime import end_with_owner
-from ..common.launch.threads import limit_threads
+from ..common.launch.process import end_with_owner, limit_threads
 from ..common.model.config import ModelConfig
 from ..common.model.prompts import get_template
 from ..common.provenance import git_commit

@@ -115,8 +115,7 @@ def open_questions(
 
 def folder_media(source: Source, video: VideoConfig | None, workers: int) -> Media:
     """What a model is shown of the videos of a folder: decoded clips, or the files; read ahead of their use."""
-    from ..common.video.clip import DecodeError
-    from ..common.video.codec import stored
+    from ..common.video.clip import DecodeError, stored
     from ..common.video.workers import Decoder, map_in_order
 
     def media(samples: Iterable[Sample]) -> Iterator[Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from ... import __version__
 from ..common.context import RunContext
 from ..common.errors import UserError
-from ..common.launch.lifetime import end_with_owner
+from ..common.launch.process import end_with_owner
 from ..common.provenance import git_commit
 from ..common.storage.manifest import Manifest
 from ..common.storage.names import fingerprint, join, stage_prefix

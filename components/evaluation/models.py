@@ -31,8 +31,8 @@ from .config import EvaluationConfig
 from .results import ModelIdentity
 
 if TYPE_CHECKING:
-    from ..common.model.card import ModelCard
     from ..common.model.chat import ChatEncoder
+    from ..common.model.folder import ModelCard
     from ..common.model.prompt import EncodedPrompt
     from ..common.video.clip import Clip
 
@@ -70,7 +70,7 @@ class LocalModel:
     @cached_property
     def card(self) -> ModelCard:
         """What its ``vthink.json`` says."""
-        from ..common.model.card import ModelCard
+        from ..common.model.folder import ModelCard
 
         return ModelCard.read(self.folder)
 
@@ -352,8 +352,7 @@ def _folder_fingerprint(folder: Path) -> str:
 
 def _with_card(folder: Path, reference: str, model: ModelConfig, video: VideoConfig, work_dir: Path) -> Path:
     """A folder that is the model with its ``vthink.json``; a Hugging Face folder gets one beside links to its files."""
-    from ..common.model.card import CARD, Lineage, ModelCard
-    from ..common.model.folder import check_folder
+    from ..common.model.folder import CARD, Lineage, ModelCard, check_folder
 
     if (folder / CARD).is_file():
         return folder

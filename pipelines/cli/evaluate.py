@@ -11,7 +11,7 @@ from rich.console import Console
 from typer import Argument, Exit, Option
 
 from ...components.common.errors import UserError
-from ...components.common.launch.threads import limit_threads
+from ...components.common.launch.process import limit_threads
 from ...components.common.storage.manifest import Manifest
 from ...components.evaluation.benchmarks.registry import BENCHMARKS, find_benchmark
 from ...components.evaluation.config import EvaluationConfig

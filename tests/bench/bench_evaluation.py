@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from recording import Measurement, interleave, record
-from vthink.components.common.model.card import ModelCard
 from vthink.components.common.model.config import TinyModelConfig
-from vthink.components.common.model.folder import save_model
+from vthink.components.common.model.folder import ModelCard, save_model
 from vthink.components.common.model.load import load_model
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.rows.sample import Media, Sample

@@ -14,9 +14,8 @@ import numpy as np
 from ..errors import UserError
 from ..storage.names import join
 from ..storage.s3 import Storage
-from ..video.clip import Clip, MediaKind
-from ..video.codec import EncodedClip, stored
-from ..video.config import VideoConfig
+from ..video.clip import Clip, EncodedClip, stored
+from ..video.config import MediaKind, VideoConfig
 from ..video.workers import Decoder
 from .remote_file import RemoteFile
 from .row_groups import RowGroups

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ..config import Section
-from ..video.clip import MediaKind
+from ..video.config import MediaKind
 
 ProblemType = Literal["multiple_choice", "numerical", "ocr", "free_form", "regression"]
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")

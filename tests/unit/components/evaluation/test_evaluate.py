@@ -128,7 +128,7 @@ def test_the_models_differ_and_are_told_apart(stage, evaluated):
 
 
 def test_the_answers_are_those_of_the_engine_asked_directly(stage, evaluated, tmp_path):
-    from vthink.components.common.model.generation import Sampling, generate
+    from vthink.components.common.model.generation import Sampling, sample
     from vthink.components.common.model.load import load_model
     from vthink.components.common.model.store import fetch_model
     from vthink.components.common.rows.prepared import PreparedSet
@@ -137,7 +137,7 @@ def test_the_answers_are_those_of_the_engine_asked_directly(stage, evaluated, tm
     model = load_model(fetch_model(stage.storage, evaluated.inputs["base"], tmp_path))
     split = prepared.split("test")
     prompts = [model.encoder.encode_sample(split[index]) for index in range(4)]
-    completions = generate(model, prompts, Sampling(max_new_tokens=12))
+    completions = sample(model.model, model.encoder, prompts, Sampling(max_new_tokens=12))
     recorded = stage.items(evaluated)[:4]
     assert [row["id"] for row in recorded] == [split.samples[index].id for index in range(4)]
     assert [row["token_ids"] for row in recorded] == [group[0].token_ids for group in completions]

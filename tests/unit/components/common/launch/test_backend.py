@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vthink.components.common.launch import local
-from vthink.components.common.launch.backend import choose_backend
+from vthink.components.common.launch import backend
+from vthink.components.common.launch.backend import choose_backend, torchrun_command
 from vthink.components.common.launch.config import LaunchConfig
 from vthink.components.common.launch.job import TrainingJob
-from vthink.components.common.launch.local import torchrun_command
 from vthink.components.common.launch.process import LaunchError
 from vthink.components.common.launch.supervisor import identity, pid_of
 from vthink.components.common.storage.manifest import Manifest
@@ -26,7 +25,7 @@ from vthink.tests.unit.components.common.launch.processes import gone, read_line
 WORKER = """
     import argparse, os, signal, subprocess, sys, time
     from vthink.components.common.launch.job import TrainingJob
-    from vthink.components.common.launch.lifetime import end_with_owner
+    from vthink.components.common.launch.process import end_with_owner
     from vthink.components.common.storage.manifest import Manifest
     from vthink.components.common.storage.s3 import Storage
 
@@ -73,7 +72,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     """Starts the worker itself: torchrun takes seconds, and these tests are about what is around it."""
 
-    monkeypatch.setattr(local, "torchrun_command", lambda job, log_dir: [sys.executable, *job.worker_command()])
+    monkeypatch.setattr(backend, "torchrun_command", lambda job, log_dir: [sys.executable, *job.worker_command()])
 
 
 def doing(job: TrainingJob, do: str, **launch: Any) -> TrainingJob:
@@ -131,13 +130,13 @@ def test_a_training_job_without_a_cluster_is_one_line(
 
 def launcher(job: TrainingJob, direct: bool) -> str:
     """A stage's process: the program that trains."""
-    replace = "local.torchrun_command = lambda job, log_dir: [sys.executable, *job.worker_command()]"
+    replace = "backend.torchrun_command = lambda job, log_dir: [sys.executable, *job.worker_command()]"
     return f"""
-from vthink.components.common.launch import local
+from vthink.components.common.launch import backend
 from vthink.components.common.launch.job import TrainingJob
 {replace if direct else ""}
 job = TrainingJob.load({job.to_json()!r})
-local.LocalBackend().train(job, lambda line: print(line, flush=True))
+backend.LocalBackend().train(job, lambda line: print(line, flush=True))
 """
 
 

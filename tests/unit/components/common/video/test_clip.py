@@ -8,7 +8,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from vthink.components.common.video.codec import (
+from vthink.components.common.video.clip import (
     stored,
 )
 from vthink.components.common.video.config import VideoConfig

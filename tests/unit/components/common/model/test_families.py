@@ -6,7 +6,7 @@ import pytest
 from vthink.components.common.config import ConfigError
 from vthink.components.common.errors import UserError
 from vthink.components.common.model.config import ModelConfig, TinyModelConfig
-from vthink.components.common.model.families.registry import FAMILIES, family_of
+from vthink.components.common.model.families import FAMILIES, family_of
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.video.config import VideoConfig
 
