@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from ..common.answers import responses, spans
+from ..common.answers import responses
 from ..common.rows.sample import Sample
 
 _MAX_CAPTION_CHARS = 2000
@@ -24,7 +24,7 @@ def captioning(segments: Sequence[responses.Segment], sample: Sample) -> dict[st
     for truth in sample.evidence:
         span = (truth.start_s, truth.end_s)
         overlap, _, caption = max(
-            ((spans.span_iou((s.start_s, s.end_s), span), -i, s.caption) for i, s in enumerate(segments)),
+            ((responses.span_iou((s.start_s, s.end_s), span), -i, s.caption) for i, s in enumerate(segments)),
             default=(0.0, 0, ""),
         )
         scores.append(_caption_scores(caption if overlap > 0 else "", truth.caption))

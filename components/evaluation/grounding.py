@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..common.answers import spans as spans_module
+from ..common.answers import responses as spans_module
 from ..common.rows.sample import Sample
 from .conditions import ORDERED, kind_of, video_of
 from .item import Item

@@ -12,7 +12,7 @@ from functools import cached_property, partial
 
 from ..common.answers import grading, responses
 from ..common.answers.formats import follows_format
-from ..common.answers.values import MAX_ANSWER_CHARS
+from ..common.answers.grading import MAX_ANSWER_CHARS
 from ..common.errors import UserError
 from ..common.registry import Registry
 from ..common.rows.sample import Sample

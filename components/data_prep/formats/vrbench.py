@@ -6,7 +6,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 
-from ...common.answers.spans import parse_spans
+from ...common.answers.responses import parse_spans
 from .fields import ROW_FAULTS, BadRowError, plain_answer, plain_options
 from .format import Format, Row
 

@@ -8,7 +8,7 @@ import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ...common.answers import values as values_module
+from ...common.answers.grading import MAX_ANSWER_CHARS
 from ...common.errors import UserError
 from ...common.rows.sample import Sample
 from ..item import Item
@@ -75,7 +75,7 @@ def _tempcompass_question(entry: Entry, task: str, video: str, dim: str, place: 
 
 
 def _tempcompass_grade(sample: Sample, answer: str | None) -> float:
-    answer = (answer or "")[: values_module.MAX_ANSWER_CHARS]
+    answer = (answer or "")[:MAX_ANSWER_CHARS]
     if sample.metadata["rule"] == "yes_no":
         words = re.findall(r"[a-z]+", answer.lower())
         return float(bool(words) and words[0] == sample.answer and not {"yes", "no"} <= set(words))

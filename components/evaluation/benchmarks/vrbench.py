@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from ...common.answers import spans as spans_module
+from ...common.answers import responses as spans_module
 from ..scores import ACCURACY, Score, metric_value
 from .benchmark import Benchmark
 from .entries import Entry, Question, choice
