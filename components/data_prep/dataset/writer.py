@@ -11,7 +11,7 @@ from typing import IO
 from ...common.errors import UserError
 from ...common.rows.sample import Sample
 from ...common.storage.names import join, sha256_file
-from ...common.storage.objects import FileInfo
+from ...common.storage.s3 import FileInfo
 from ..records import PartOutcome, Plan, Quarantined, Reason, Shard, ShardOutcome, media_id
 from ..task import PrepareTask
 from .data_card import DATA_CARD, DataCard, MediaCounts, RowCounts, SplitCounts, count_quarantine
