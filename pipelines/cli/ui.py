@@ -16,7 +16,7 @@ def ui(
     workspace: Folder = WORKSPACE,
 ) -> None:
     """Open MLflow on this workspace: runs, curves, rollout tables, reports and model versions. Ctrl-C ends it."""
-    from ...components.common.tracking.links import experiment_url
+    from ...components.common.tracking.pipeline import experiment_url
     from ...components.common.tracking.server import start_ui
     from ..run.session import experiment_id, session
 

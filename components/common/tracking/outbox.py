@@ -11,9 +11,7 @@ from .client import first_line, short_timeouts
 
 _AWAY_S = 15.0
 """How long MLflow is left alone after it did not answer, so that a training is not held up at each step."""
-
-_MAX_METRICS = 1000
-"""MLflow's limit for values in one request."""
+_MAX_METRICS = 1000  # MLflow's limit for values in one request
 
 _log = logging.getLogger(__name__)
 
@@ -28,14 +26,11 @@ class Outbox:
     def __init__(self, client: Any, run_id: str, resumed: bool) -> None:
         self._client, self._run_id, self._resumed = client, run_id, resumed
         self._last_step: dict[str, int] = {}
-        self._compared: set[str] = set()
-        """Names whose earlier values, of the process that this one continues, are known."""
-        self._metrics: list[tuple[Any, bool]] = []
-        """Values (``Metric``), and whether each belongs to a step."""
+        self._compared: set[str] = set()  # names whose values of the process that this one continues are known
+        self._metrics: list[tuple[Any, bool]] = []  # values (`Metric`), and whether each belongs to a step
         self._requests: list[Callable[[], object]] = []
         self._leave_alone_until = 0.0
-        self.last_stamp_ms = 0
-        """Time of the newest value."""
+        self.last_stamp_ms = 0  # time of the newest value
 
     def add_metric(self, key: str, value: float, step: int | None) -> None:
         """A value to send with the next delivery; without a step it is a final one, which replaces the earlier."""
@@ -59,12 +54,8 @@ class Outbox:
             self.flush()
         except Exception as error:
             self._leave_alone_until = time.monotonic() + _AWAY_S
-            _log.warning(
-                "MLflow did not take %d values and %d other things, will try again: %s",
-                len(self._metrics),
-                len(self._requests),
-                first_line(error),
-            )
+            left = f"{len(self._metrics)} values and {len(self._requests)} other things"
+            _log.warning("MLflow did not take %s, will try again: %s", left, first_line(error))
 
     def flush(self) -> None:
         """Send everything that waits; raises what MLflow raises."""

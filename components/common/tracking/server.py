@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +55,7 @@ def start_ui(
         "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
     ]  # fmt: skip
     env = {**os.environ, **mlflow_environment(storage)}
-    # It would make the server a client of another server.
-    env.pop("MLFLOW_TRACKING_URI", None)
+    env.pop("MLFLOW_TRACKING_URI", None)  # it would make the server a client of another server
     process = spawn(command, env=env, log=log)
     try:
         wait_until_ready(process, "MLflow", lambda: answers(f"{url}/health"), timeout_s=240)
@@ -73,5 +71,5 @@ def answers(url: str) -> bool:
     try:
         with opener.open(url, timeout=2) as response:
             return bool(response.status == 200)
-    except (OSError, urllib.error.URLError):
+    except OSError:
         return False
