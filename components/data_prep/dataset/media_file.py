@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ...common.rows.arrow import media_schema, write_records
+from ...common.rows.files import media_schema, write_records
 from ...common.video.clip import MediaKind
 
 GROUP_BYTES = 2**20

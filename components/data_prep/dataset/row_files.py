@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
-from ...common.rows.arrow import index_schema, rows_schema, to_record, write_records
+from ...common.rows.files import index_schema, rows_schema, to_record, write_records
 from ...common.rows.sample import Sample
 from .ledger import MergeLedger
 
