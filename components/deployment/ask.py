@@ -15,9 +15,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from ..common.chat_endpoint.config import ChatEndpointConfig
-from ..common.chat_endpoint.endpoint import BlockingEndpoint, CallFailedError
+from ..common.chat_endpoint.endpoint import BlockingEndpoint, CallFailedError, ChatReply
 from ..common.chat_endpoint.media import data_url, media_part, text_part
-from ..common.chat_endpoint.reply import ChatReply
 from .structured import StructuredAnswer
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
