@@ -31,10 +31,8 @@ class Section(BaseModel):
 
     @classmethod
     def load(cls, data: str | Mapping[str, Any], source: str = "configuration") -> Self:
-        """Read a section from JSON text or a mapping.
-
-        A mistake is a `ConfigError` of one line that names ``source``, the key and the nearest known key.
-        """
+        """Read a section from JSON text or a mapping; a `ConfigError` names ``source``, the key and the nearest known
+        one."""
         if isinstance(data, str):
             try:
                 data = json.loads(data)

@@ -32,7 +32,7 @@ def retry(
     transient: Callable[[Exception], bool],
     attempts: float = math.inf,
     limit_s: float = math.inf,
-    backoff: Backoff = Backoff(),  # it is frozen
+    backoff: Backoff | None = None,
     retry_after_s: Callable[[Exception], float | None] = lambda error: None,
     on_retry: Callable[[Exception, int, float], None] = lambda error, failures, left_s: None,
     sleep: Callable[[float], object] = time.sleep,

@@ -45,10 +45,7 @@ class YamlDocument:
 
 
 def read_yaml(text: str, source: str) -> YamlDocument:
-    """Read a document of ``key: value`` lines; an empty one has no values.
-
-    Text that is not YAML or no mapping, and a key that is given twice, are a `ConfigError` with source and line.
-    """
+    """Read a document of ``key: value`` lines (or none); mistakes are a `ConfigError` with source and line."""
     try:
         lines = dict(_key_lines(_yaml().compose(text), source))
         values = parse_yaml(text)

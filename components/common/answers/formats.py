@@ -36,9 +36,7 @@ def follows_format(sample: Sample, text: str | None, style: str) -> bool:
 def write_response(sample: Sample, style: str = "video_thinker") -> str:
     """The response that a sample should get: what SFT trains on. It parses back, has its format, and is graded 1.
 
-    Raises:
-        ResponseError: there is nothing to write a response from, or it would not have its format (a video without
-            evidence spans in video_thinker, a published trace with damaged tags).
+    A `ResponseError` where there is none (a video without evidence spans in video_thinker, a trace with damaged tags).
     """
     answer_format = FORMATS.get(style)
     text = answer_format.write(sample)
@@ -102,10 +100,8 @@ def is_video_thinker_format(text: str | None, *, min_segments: int = 1) -> bool:
 
 
 def _write_video_thinker(sample: Sample) -> str:
-    """A segment per evidence span, with one sentence of the reasoning each and what remains in the last; the answer.
-
-    Reasoning that carries tags already (a published trace) keeps its own segments.
-    """
+    """A segment per evidence span (or those of a published trace), with a sentence of the reasoning each; the
+    answer."""
     segments, reasoning = _trace(sample)
     if not segments and sample.evidence:
         captions = [without_tags(evidence.caption) for evidence in sample.evidence]

@@ -177,13 +177,9 @@ def span_iou(a: Span, b: Span) -> float:
 
 
 def grounding_scores(predicted: Sequence[Span], truth: Sequence[Span]) -> dict[str, float]:
-    """How well predicted spans cover the true ones: the best IoU of each true span, and their mean.
+    """How well predicted spans cover the true ones, of which there must be one: the best IoU of each true span.
 
-    Returns:
-        ``miou`` and ``r@0.3``, ``r@0.5``, ``r@0.7``: the share of true spans whose best IoU reaches that.
-
-    Raises:
-        ValueError: there is no true span.
+    ``miou`` is their mean; ``r@0.3``, ``r@0.5``, ``r@0.7`` the share of true spans whose best IoU reaches that.
     """
     if not truth:
         raise ValueError("grounding needs at least one true span")

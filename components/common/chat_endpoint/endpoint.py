@@ -52,7 +52,11 @@ class _AttemptError(Exception):
     """An attempt that failed: what the server did, as the end of a sentence that begins with its name."""
 
     def __init__(self, problem: str, after_s: float = 0.0, *, final: bool = False) -> None:
-        """``after_s``: how long the server asked to wait; ``final``: another attempt is of no use."""
+        """Check the settings; an `EndpointUnusableError` without URL or key, or where a key would travel unencrypted.
+
+        ``name`` (``the teacher``) and ``setting`` (``curation.teacher``) are for messages. ``attempt`` is a context
+        around each attempt of a call, for example to count what it may cost; an exception on entering it ends the call.
+        """
         super().__init__(problem)
         self.after_s, self.final = after_s, final
 
@@ -141,17 +145,12 @@ class ChatEndpoint:
         parameters: Mapping[str, Any] | None = None,
         on_delta: Callable[[str], object] | None = None,
     ) -> ChatReply:
-        """One answered call; waits its turn, and repeats what failed in a way that may pass.
+        """One answered call; waits its turn, and repeats what failed in a way that may pass; then it is an
+        `EndpointError`.
 
-        Args:
-            messages: the conversation, in OpenAI's form (`media` makes its parts).
-            parameters: further fields of the request; those that are None are left out.
-            on_delta: called with each piece of the text as it comes; without, the answer comes whole. A call is not
-                repeated once a piece came.
-
-        Raises:
-            EndpointUnusableError: the server cannot be used at all.
-            CallFailedError: the server refused this call, or failed at every attempt.
+        ``messages`` are in OpenAI's form (`media` makes their parts), ``parameters`` further fields of the request, of
+        which those that are None are left out. ``on_delta`` gets each piece of the text as it comes (without, the
+        answer comes whole); a call is not repeated once a piece came.
         """
         body = {"model": self.config.model or None, "messages": list(messages), **(parameters or {})}
         if on_delta is not None:

@@ -41,8 +41,7 @@ class RowError:
 def read_samples(source: str | Path | IO[bytes] | IO[str]) -> Iterator[Sample | RowError]:
     """The rows of a ``.jsonl`` or ``.parquet`` file, one at a time; an open file is read as JSONL.
 
-    Raises:
-        UserError: the file is missing, of another kind, or a damaged Parquet file.
+    A file that is missing, of another kind, or damaged Parquet is a `UserError`.
     """
     for number, value in numbered_objects(source):
         yield value if isinstance(value, RowError) else parse_row(value, number)
@@ -121,10 +120,8 @@ def _from_parquet(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def parse_row(row: Any, number: int) -> Sample | RowError:
-    """A row as JSON gives it, as a `Sample`; null counts as not there, because Arrow fills what is not there with it.
-
-    ``metadata`` may be JSON text, as it is in Parquet files of ours.
-    """
+    """A row as JSON gives it, as a `Sample`. Null counts as not there: Arrow fills with it. ``metadata`` may be JSON
+    text."""
     try:
         if not isinstance(row, Mapping):
             raise ValueError(f"expected an object, got {type(row).__name__}")
@@ -161,10 +158,7 @@ def raw_text(row: Any) -> str:
 
 
 def write_samples(path: str | Path, samples: Iterable[Sample]) -> int:
-    """Write rows as ``.jsonl`` or ``.parquet``; the file appears under its name when it is whole. Returns their number.
-
-    Equal rows give equal bytes (JSONL).
-    """
+    """Write rows as ``.jsonl`` (equal rows: equal bytes) or ``.parquet``, whole or not at all; returns their number."""
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in (".jsonl", ".ndjson", ".parquet"):

@@ -91,10 +91,9 @@ class PreparedSet:
     ) -> PreparedSet:
         """Fetch the set (once, verified) to ``cache_dir`` and open it; a `StorageError` where it is not whole.
 
-        Args:
-            stream: fetch the rows alone, and read frames from the store when they are asked for (checked by the CRC of
-                each page instead of the file's SHA-256). None: when the set would fill more than half of what is free
-                below ``cache_dir``.
+        With ``stream`` only the rows are fetched, and frames are read from the store when they are asked for (checked
+        by the CRC of each page instead of the file's SHA-256); None: when the set would fill more than half of what is
+        free there.
         """
         manifest = Manifest.read(storage, manifest_uri)
         folder = Path(cache_dir) / manifest.fingerprint

@@ -62,14 +62,9 @@ class Connection:
     ) -> T | Any:
         """Ask the store for something, again and again while it is out of order, `StorageConfig.outage_s` at most.
 
-        Args:
-            uri: what it is about, for the message.
-            action: gets the boto3 client. Whatever it does may happen twice, which no request here minds.
-            missing_ok: None is returned when the object is not there.
-            ok: error codes for which None is returned as well.
-
-        Raises:
-            StorageError: what boto3 raised, in one line.
+        ``action`` gets the boto3 client, perhaps twice, which no request here minds. None is returned for the error
+        codes in ``ok``, and with ``missing_ok`` where the object is not there; what else boto3 raises becomes a
+        `StorageError` of one line about ``uri``.
         """
         import boto3.exceptions
         from botocore.exceptions import BotoCoreError, ClientError
@@ -118,10 +113,8 @@ class Connection:
 
         try:
             self.client.list_objects_v2(Bucket=self.config.bucket, MaxKeys=1)
-        except ClientError as error:
-            return _code(error) in _BAD_KEYS
-        except BotoCoreError:
-            return False
+        except (ClientError, BotoCoreError) as error:
+            return isinstance(error, ClientError) and _code(error) in _BAD_KEYS
         return False
 
     def _describe(self, error: BaseException, uri: str) -> str:

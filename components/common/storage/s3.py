@@ -243,8 +243,7 @@ class Storage:
     def download_dir(self, prefix_uri: str, path: Path | str, names: Iterable[str] | None = None) -> TreeInfo:
         """Fetch a complete folder, or those of its files that are named; what is already here and right is kept.
 
-        A folder that is not complete, a file that is missing or damaged, and a name that would leave ``path`` are
-        errors.
+        A folder that is not complete, a damaged file, and a name that would leave ``path`` are errors.
         """
         tree, folder = self.tree(prefix_uri), Path(path)
         if names is not None:

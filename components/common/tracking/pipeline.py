@@ -39,14 +39,8 @@ def start_parent(
 
     ``MLFLOW_RUN_ID`` in the environment names the run to use (or the parent of the run that it names, where KFP's
     MLflow plugin has given a task its own); otherwise it is found by its tag ``vthink.run_id`` or created.
-
-    Args:
-        tracking: where.
-        run_id: of the pipeline run.
-        config_yaml: the whole configuration, kept as ``config.yaml``.
-        name: shown in MLflow.
-        artifact_root: ``s3://…`` folder for the artifacts of an experiment that must be created.
-        storage: the store of ``artifact_root``.
+    ``config_yaml`` is kept as ``config.yaml``; ``artifact_root``, in ``storage``, is for the artifacts of an experiment
+    that must be created.
     """
     client = mlflow_client.registry_client(tracking, storage)
     with mlflow_client.mlflow_errors(f"cannot start the MLflow run of {run_id}"):
@@ -89,15 +83,10 @@ def finish_parent(tracking: TrackingConfig, parent_run_id: str, status: Status =
 
 
 def begin_pipeline(run: str, config: str) -> str:
-    """Begin or continue the MLflow run of a pipeline run on a cluster.
+    """Begin or continue the MLflow run of a pipeline run on a cluster; returns the context for the stages, as JSON.
 
-    Args:
-        run: `RunContext` as JSON. On a cluster one text may start many runs (a schedule, a clone), so KFP's id is added
-            to the run's.
-        config: the whole configuration as JSON, kept as ``config.yaml``.
-
-    Returns:
-        The context for the stages, as JSON.
+    ``run`` is a `RunContext` as JSON; one text may start many runs (a schedule, a clone), so KFP's id is added to the
+    run's. ``config``, the whole configuration as JSON, is kept as ``config.yaml``.
     """
     import yaml
 
@@ -109,12 +98,7 @@ def begin_pipeline(run: str, config: str) -> str:
 
 
 def finish_pipeline(run: str, state: str) -> None:
-    """Close the MLflow run of a pipeline run on a cluster.
-
-    Args:
-        run: as `begin_pipeline` got it.
-        state: how KFP says that the pipeline ended: SUCCEEDED, FAILED or CANCELLED.
-    """
+    """Close what `begin_pipeline` began, with KFP's word for how it ended: SUCCEEDED, FAILED or CANCELLED."""
     context = _of_cluster(run)
     client = mlflow_client.registry_client(context.tracking, context.storage)
     with mlflow_client.mlflow_errors(f"cannot close the MLflow run of {context.run_id}"):
@@ -136,10 +120,10 @@ def _of_cluster(run: str) -> RunContext:
 def describe_pipeline(client: Any, context: RunContext) -> None:
     """Write links to everything that was made into the description of the pipeline's run, as far as it is there.
 
-    That is: the run of each stage with its pages (reports, the newest rollouts), the curves of SFT and GRPO side by
-    side, and the model version. A stage that was reused has its run below an earlier pipeline run; it is found through
-    the manifests that the later stages began with. Called whenever a stage begins or ends. A description that cannot be
-    written is no reason for a stage to fail.
+    That is: the run of each stage with its pages, the curves of SFT and GRPO side by side, and the model version. A
+    stage that was reused has its run below an earlier pipeline run, and is found through the manifests that the later
+    stages began with. Called whenever a stage begins or ends; a description that cannot be written is no reason to
+    fail.
     """
     if context.parent_run_id is None:
         return

@@ -83,16 +83,10 @@ class Tracker:
         """Begin or continue the run of a stage.
 
         The run is the one named by ``MLFLOW_RUN_ID`` (unless that is the pipeline's own), or the one under
-        ``context.parent_run_id`` that has this stage and fingerprint, or a new one.
-
-        Args:
-            context: the pipeline run.
-            stage: name of the stage.
-            fingerprint: of the stage.
-            config: the stage's section; logged as parameters ``a.b``.
-            inputs: URIs of what goes in, by name; logged as tags ``vthink.input.<name>``.
-            accelerators: how many the stage keeps busy, for its accelerator hours; None: one per process of this
-                training, if there are any.
+        ``context.parent_run_id`` that has this stage and fingerprint, or a new one. The stage's section, ``config``,
+        becomes parameters ``a.b``; the URIs of what goes in become tags ``vthink.input.<name>``. ``accelerators`` are
+        those that the stage keeps busy, for its accelerator hours; None: one per process of this training, if there are
+        any.
         """
         if os.environ.get("RANK", "0") != "0":
             return cls(None, None)
@@ -187,8 +181,7 @@ class Tracker:
     def log_table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
         """Keep a table that MLflow shows as one; the columns must be equally long and JSON.
 
-        Unlike MLflow's own ``log_table`` it replaces a table of the same name instead of growing it, so that a resumed
-        stage does not list its rows twice.
+        It replaces a table of the same name, unlike MLflow's own ``log_table``: a resumed stage lists its rows once.
         """
         if len({len(column) for column in columns.values()}) > 1:
             raise ValueError(f"the columns of table '{name}' differ in length")
@@ -206,10 +199,9 @@ class Tracker:
         self._send(list_it)
 
     def log_traces(self, traces: Sequence[Trace]) -> None:
-        """Record questions and answers as traces of this run, to be read and searched in MLflow.
+        """Record questions and answers as traces of this run; a warning where MLflow does not take them.
 
-        A run that has traces already (of an attempt that was cut off) gets no more. Where MLflow does not take them,
-        that is a warning.
+        A run that has traces already (of an attempt that was cut off) gets no more.
         """
         if self.run_id is None or not traces:
             return

@@ -32,17 +32,10 @@ class Ui:
 def start_ui(
     tracking: TrackingConfig, storage: StorageConfig, artifact_root: str, log: Path, port: int | None = None
 ) -> Ui:
-    """Serve MLflow's pages over the database and the store, on 127.0.0.1, and wait until they answer.
+    """Serve MLflow's pages over the database (``tracking.uri``) and the store, on 127.0.0.1; returns when they answer.
 
-    Args:
-        tracking: whose ``uri`` is the database (``sqlite:///…``).
-        storage: where the artifacts are; its keys come from this process's environment.
-        artifact_root: ``s3://…`` folder of the artifacts.
-        log: the server's log file.
-        port: default: a free one.
-
-    Raises:
-        LaunchError: the server does not start; says what it printed last.
+    The keys of ``storage`` come from this process's environment; ``artifact_root`` is the ``s3://…`` folder of the
+    artifacts. Where the server does not start, a `LaunchError` says what it printed last to ``log``.
     """
     uri = tracking_uri(tracking)
     if uri.startswith(("http://", "https://")):
