@@ -26,6 +26,8 @@ from ..retry import Backoff
 from .config import ChatEndpointConfig, is_loopback, may_carry_key
 
 T = TypeVar("T")
+Messages = Sequence[Mapping[str, Any]]
+OnDelta = Callable[[str], object]
 
 MAX_REPLY_BYTES = 4 * 2**20  # a longer body is not read to its end
 _MAX_TOKENS_COUNTED = 10**9
@@ -52,11 +54,7 @@ class _AttemptError(Exception):
     """An attempt that failed: what the server did, as the end of a sentence that begins with its name."""
 
     def __init__(self, problem: str, after_s: float = 0.0, *, final: bool = False) -> None:
-        """Check the settings; an `EndpointUnusableError` without URL or key, or where a key would travel unencrypted.
-
-        ``name`` (``the teacher``) and ``setting`` (``curation.teacher``) are for messages. ``attempt`` is a context
-        around each attempt of a call, for example to count what it may cost; an exception on entering it ends the call.
-        """
+        """``after_s``: how long the server asked to wait; ``final``: another attempt is of no use."""
         super().__init__(problem)
         self.after_s, self.final = after_s, final
 
@@ -94,13 +92,8 @@ class ChatEndpoint:
     ) -> None:
         """Check the settings; an `EndpointUnusableError` without URL or key, or where a key would travel unencrypted.
 
-        Args:
-            config: the server.
-            name: what the server is to the caller, for messages (``the teacher``).
-            setting: where ``config`` stands in the configuration, for messages (``curation.teacher``).
-            attempt: a context around each attempt of a call, for example to count what it may cost; an exception on
-                entering it ends the call.
-            pause: waits so many seconds before another attempt.
+        ``name`` (``the teacher``) and ``setting`` (``curation.teacher``) are for messages. ``attempt`` is a context
+        around each attempt of a call, for example to count what it may cost; an exception on entering it ends the call.
         """
         self.config = config
         self._setting = f"{setting}." if setting else ""
@@ -140,13 +133,9 @@ class ChatEndpoint:
         await self._client.__aexit__(*error)
 
     async def complete(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        parameters: Mapping[str, Any] | None = None,
-        on_delta: Callable[[str], object] | None = None,
+        self, messages: Messages, parameters: Mapping[str, Any] | None = None, on_delta: OnDelta | None = None
     ) -> ChatReply:
-        """One answered call; waits its turn, and repeats what failed in a way that may pass; then it is an
-        `EndpointError`.
+        """One answered call; waits its turn, and repeats what failed in a way that may pass before it gives up.
 
         ``messages`` are in OpenAI's form (`media` makes their parts), ``parameters`` further fields of the request, of
         which those that are None are left out. ``on_delta`` gets each piece of the text as it comes (without, the
@@ -184,7 +173,7 @@ class ChatEndpoint:
     def _bounded_s(self, after_s: float) -> float:
         return min(after_s, 10 * self.config.max_backoff_s)
 
-    async def _chat(self, data: bytes, on_delta: Callable[[str], object] | None) -> ChatReply:
+    async def _chat(self, data: bytes, on_delta: OnDelta | None) -> ChatReply:
         if on_delta is None:
             return _parse_reply(await self._exchange("POST", "/chat/completions", data))
         reader = _StreamReader(on_delta)
@@ -274,10 +263,7 @@ class BlockingEndpoint:
         self._stack.__exit__(*error)
 
     def complete(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        parameters: Mapping[str, Any] | None = None,
-        on_delta: Callable[[str], object] | None = None,
+        self, messages: Messages, parameters: Mapping[str, Any] | None = None, on_delta: OnDelta | None = None
     ) -> ChatReply:
         """See `ChatEndpoint.complete`."""
         return self._portal.call(self._endpoint.complete, messages, parameters, on_delta)
@@ -313,7 +299,7 @@ def _chat_completion() -> Iterator[None]:
 class _StreamReader:
     """Puts a reply together from the bytes of its server-sent events, and passes its pieces on."""
 
-    def __init__(self, on_delta: Callable[[str], object]) -> None:
+    def __init__(self, on_delta: OnDelta) -> None:
         self._on_delta = on_delta
         self._line: list[bytes] = []
         self.pieces: list[str] = []

@@ -44,10 +44,8 @@ def mlflow_environment(storage: StorageConfig | None = None) -> dict[str, str]:
     if storage is not None:
         env["AWS_DEFAULT_REGION"] = os.environ.get("AWS_DEFAULT_REGION", storage.region)
         env["MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE"] = "path" if storage.path_style else "auto"
-        if storage.endpoint_url:
-            env["MLFLOW_S3_ENDPOINT_URL"] = storage.endpoint_url
-        if storage.ca_bundle:
-            env["AWS_CA_BUNDLE"] = storage.ca_bundle
+        env |= {"MLFLOW_S3_ENDPOINT_URL": storage.endpoint_url} if storage.endpoint_url else {}
+        env |= {"AWS_CA_BUNDLE": storage.ca_bundle} if storage.ca_bundle else {}
     return env
 
 
@@ -77,15 +75,13 @@ def registry_client(tracking: TrackingConfig, storage: StorageConfig | None = No
 
 
 def without_password(uri: str) -> str:
-    """A URI without the password that it may carry."""
-    scheme, separator, rest = uri.partition("://")
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
+    """A URI, or a text with URIs, without the names and passwords in them."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", uri)
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error, without a password in a URI that it quotes."""
-    return re.sub(r"//[^/@\s]+@", "//", errors.first_line(error, sys.maxsize))
+    return without_password(errors.first_line(error, sys.maxsize))
 
 
 def s3_error_code(error: BaseException | None) -> str | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+import httpx
 
 from ..launch.process import LaunchError, Process, free_port, spawn, wait_until_ready
 from ..storage.config import StorageConfig
@@ -60,9 +61,7 @@ def start_ui(
 
 def answers(url: str) -> bool:
     """Whether a server on this machine answers there; no proxy is asked."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=2) as response:
-            return bool(response.status == 200)
-    except OSError:
+        return httpx.get(url, timeout=2, trust_env=False).status_code == 200
+    except httpx.HTTPError:
         return False
