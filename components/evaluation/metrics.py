@@ -17,9 +17,8 @@ import numpy as np
 
 from ..common.answers import grading, responses
 from ..common.answers.formats import follows_format
-from ..common.answers.responses import Segment
-from ..common.answers.spans import Span, grounding_scores, span_iou
-from ..common.answers.values import MAX_ANSWER_CHARS
+from ..common.answers.grading import MAX_ANSWER_CHARS
+from ..common.answers.responses import Segment, Span, grounding_scores, span_iou
 from ..common.registry import Registry
 from ..common.rows.sample import Sample
 from .conditions import ORDERED, kind_of, video_of

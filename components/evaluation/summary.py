@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..common.tracking.traces import Trace
+from ..common.tracking.run import Trace
 from .conditions import CONDITIONS, ORDERED, seed_of
 from .item import Item
 from .results import BenchmarkResult, Cell, Comparison, Estimates, EvaluationResult, Group

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from ...common.answers.spans import parse_spans
-from ...common.answers.values import MAX_ANSWER_CHARS
+from ...common.answers.grading import MAX_ANSWER_CHARS
+from ...common.answers.responses import parse_spans
 from ...common.config import Section
 from ...common.errors import UserError
 from ...common.rows.sample import Sample

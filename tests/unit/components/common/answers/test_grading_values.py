@@ -7,9 +7,10 @@ import time
 
 import pytest
 from vthink.components.common.answers.grading import (
+    extract_letter,
+    extract_number,
     grade,
 )
-from vthink.components.common.answers.values import extract_letter, extract_number
 from vthink.components.common.rows.sample import Sample
 
 TRUTHS = {
