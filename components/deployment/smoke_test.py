@@ -12,6 +12,8 @@ import httpx
 from pydantic import AliasChoices, BaseModel, Field
 
 from ..common.answers.grading import is_correct
+from ..common.answers.reading import read_answer
+from ..common.answers.responses import parse_response
 from ..common.chat_endpoint.config import is_loopback
 from ..common.chat_endpoint.endpoint import BlockingEndpoint, EndpointError
 from ..common.errors import UserError
@@ -193,7 +195,8 @@ class SmokeTest:
             except httpx.HTTPError:  # it does not even say that it is ready
                 raise error from None
             return Comparison(id=recorded.id, expected=recorded.answer, error=str(error))
-        text, answer = served.reply.text, served.view.answer
+        text = served.reply.text
+        answer = read_answer(replay.sample, parse_response(text))  # as evaluation read it
         # Two responses without an answer agree only when they are the same.
         agrees = answer == recorded.answer and (answer is not None or text == recorded.response)
         identical = served.reply.token_ids == recorded.token_ids

@@ -6,6 +6,7 @@ a batch, and another gate, or other statistics, ask nothing again."""
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ... import __version__
+from ..common.answers.reading import GRADER_VERSION
 from ..common.context import RunContext
 from ..common.errors import UserError
 from ..common.launch.process import end_with_owner, limit_threads
@@ -44,6 +46,7 @@ from .results import (
     EvaluationResult,
     ModelIdentity,
     parse_benchmark,
+    read_result,
     stage_files,
 )
 from .rules import check_evaluated
@@ -102,6 +105,7 @@ def evaluate_models(
         {name: manifest.fingerprint for name, manifest in trained.items()},
         context.redo.get("evaluate", 0),
         __version__,
+        GRADER_VERSION,
     )
     prefix = stage_prefix(context, "evaluate", identity)
     manifest = Manifest.find(storage, prefix)
@@ -187,6 +191,8 @@ class _Stage:
             for item in (item for result in on_split for item in result.items[ORDERED]):  # of models that were shown it
                 durations_s[item.id] = max(durations_s.get(item.id, 0.0), item.duration_s)
             baselines = baseline_items(samples, durations_s, typical)
+            items = [item for one in on_split for cell in one.items.values() for item in cell]
+            lines = b"".join(item.to_line() for item in items)
             result = EvaluationResult(
                 models={
                     one.model: EvaluatedModel(
@@ -212,15 +218,16 @@ class _Stage:
                 data=DataReference(uri=self.data.manifest_uri, fingerprint=self.data.fingerprint),
                 prompt=prompt,
                 settings={name: value for name, value in settings.items() if name != "gate"},
+                grader=GRADER_VERSION,
+                items_sha256=hashlib.sha256(lines).hexdigest(),
             )
-            items = [item for one in on_split for cell in one.items.values() for item in cell]
             html = evaluation_page(result, on_split, on_benchmarks, clip, config)
             files = stage_files(prefix, on_benchmarks)
             if on_benchmarks:
                 page = benchmark_page(on_benchmarks, config)
                 storage.write_bytes(files["benchmarks"], page.encode())
                 tracker.log_html("benchmark_report", page)
-            storage.write_bytes(files["items"], b"".join(item.to_line() for item in items))
+            storage.write_bytes(files["items"], lines)
             storage.write_bytes(files["report"], html.encode())
             storage.write_bytes(files["result"], result.model_dump_json(by_alias=True).encode())
             metrics = flat_metrics(result)
@@ -274,14 +281,17 @@ class _Stage:
         answers = fingerprint("benchmark", benchmark, data, self._answers_prefix(model.about))
         prefix = join(storage.config.root_uri, "evaluate", "benchmarks", answers + "/")
         result_uri, items_uri = (join(prefix, file) for file in ("result.json", "items.jsonl"))
-        if not storage.exists(result_uri):  # which is written last
+        measured = storage.exists(result_uri)  # which is written last
+        if not measured or read_result(storage.read_bytes(result_uri), result_uri).settings.grader != GRADER_VERSION:
             questions, source = open_questions(benchmark, data, config, storage, self.work_dir)
             media = folder_media(source, model.video, config.decode_workers)
             with Journal(StoreLog(storage, join(prefix, "answers/"))) as journal:
                 cells: Mapping[str, Sequence[Item]] = measure(questions, media, model, journal, [ORDERED], config)
             settings = settings_of(questions, model, model.video, config)
-            result = conclude(questions, cells, settings, config, data=data)
-            storage.write_bytes(items_uri, b"".join(item.to_line() for cell in cells.values() for item in cell))
+            lines = b"".join(item.to_line() for cell in cells.values() for item in cell)
+            seal = hashlib.sha256(lines).hexdigest()
+            result = conclude(questions, cells, settings, config, data=data, items_sha256=seal)
+            storage.write_bytes(items_uri, lines)
             storage.write_bytes(result_uri, result.model_dump_json(by_alias=True).encode())
         one = parse_benchmark(storage.read_bytes(result_uri), storage.read_bytes(items_uri), prefix, name)
         score = one.ordered.scores[one.headline].value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -85,11 +86,13 @@ def evaluate_benchmark(
             items = measure(questions, media, asked_model, journal, conditions, config)
         finally:
             asked_model.release()
-        took = {"asked_now": len(journal.items) - before, "seconds": round(time.monotonic() - started, 3)}
-        result = conclude(questions, items, settings, config, data=str(data), left_out=left_out, **took)
+        took: dict[str, Any] = {"asked_now": len(journal.items) - before, "seconds": round(time.monotonic() - started, 3)}
         kept = [item for condition in conditions for item in items[condition]]
         kept += [item for (condition, _), item in journal.items.items() if condition not in conditions]
-        _write(output / "items.jsonl", b"".join(item.to_line() for item in kept))
+        lines = b"".join(item.to_line() for item in kept)
+        took["items_sha256"] = hashlib.sha256(lines).hexdigest()
+        result = conclude(questions, items, settings, config, data=str(data), left_out=left_out, **took)
+        _write(output / "items.jsonl", lines)
         _write(output / "result.json", result.model_dump_json(by_alias=True, indent=1).encode())
     return result
 
@@ -156,11 +159,14 @@ def _check_settings(path: Path, settings: Settings, begun: bool) -> None:
     if begun and path.is_file():
         with suppress(ValueError, AttributeError):
             before = json.loads(path.read_text("utf-8"))
-            changed = [name for name in type(settings).model_fields if before.get(name) != wanted.get(name)]
+            names = (name for name in type(settings).model_fields if name != "grader")  # answers are graded anew
+            changed = [name for name in names if before.get(name) != wanted.get(name)]
             if changed:
                 differ = f"{path.parent} holds another evaluation ({', '.join(changed)} differ)"
                 raise UserError(f"{differ}: give another --output, or delete it")
-            return
+            if before.get("grader") == wanted["grader"]:
+                return
+            begun = False
     if begun:
         raise UserError(f"{path} is missing or damaged: give another --output, or delete {path.parent}")
     _write(path, json.dumps(wanted, indent=1, ensure_ascii=False).encode())

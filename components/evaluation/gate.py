@@ -22,6 +22,7 @@ from ..common.storage.names import fingerprint, join, stage_prefix
 from ..common.storage.s3 import Storage
 from ..common.tracking.client import registry_client
 from ..common.tracking.run import Tracker
+from .conditions import ORDERED
 from .config import EvaluationConfig
 from .item import Item
 from .metrics import metric_named
@@ -159,7 +160,6 @@ class Verdict:
     """Whether a candidate may go into service, and why."""
 
     findings: tuple[Finding, ...]
-    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -173,10 +173,10 @@ class Verdict:
 
     @property
     def lines(self) -> list[str]:
-        """The explanation: a line per rule, notes, and the verdict."""
+        """The explanation: a line per rule, and the verdict."""
         word = "passed" if self.passed else "failed"
         last = f"gate {word}: {self.held} of {len(self.findings)} rules hold"
-        return [*map(str, self.findings), *(f"note  {note}" for note in self.notes), last]
+        return [*map(str, self.findings), last]
 
 
 def judge(rules: Sequence[GateRule], models: Mapping[str, Results], resampling: Resampling) -> Verdict:
@@ -189,8 +189,7 @@ def judge(rules: Sequence[GateRule], models: Mapping[str, Results], resampling: 
         _measured(rule, "candidate", rule.condition, models)
         if rule.other is not None and rule.other_model != "champion":
             _measured(rule, rule.other_model or "candidate", rule.other_condition, models)
-    findings = tuple(Finding(rule, *_outcome(rule, models, resampling)) for rule in rules)
-    return Verdict(findings, tuple(dict.fromkeys(note for rule in rules if (note := _asked_differently(rule, models)))))
+    return Verdict(tuple(Finding(rule, *_outcome(rule, models, resampling)) for rule in rules))
 
 
 def _outcome(rule: GateRule, models: Mapping[str, Results], resampling: Resampling) -> tuple[bool, str]:
@@ -210,9 +209,14 @@ def _outcome(rule: GateRule, models: Mapping[str, Results], resampling: Resampli
         other, theirs, _ = _measured(rule, model, rule.other_condition, models)
         if not result.same_questions(other):
             raise UserError(f"{model} was asked other questions")
+        if why := result.incomparable(other) or _asked_differently(rule, result, other):
+            raise UserError(why)
         difference = difference_of_items(items, theirs, score, resampling)
         if difference is None:
             raise UserError("fewer than two videos were asked of both")
+        lost = {item.id for item in items} ^ {item.id for item in theirs}
+        if lost and rule.condition == rule.other_condition:  # an image is asked about in order alone
+            raise UserError(f"{len(lost)} questions are answered by one of the two alone, such as '{min(lost)}'")
     except UserError as error:  # of an evaluation that was made under another configuration: no mistake of the rule
         why = str(error).removeprefix(f"rule '{rule}': ")
         return False, f"cannot be judged: {why}; evaluate {model} as the candidate, or leave the rule out"
@@ -235,19 +239,17 @@ def holds(rule: GateRule, difference: Difference) -> bool:
     return difference.low > -rule.by if metric_named(rule.metric).higher_is_better else difference.high < rule.by
 
 
-def _asked_differently(rule: GateRule, models: Mapping[str, Results]) -> str | None:
-    """What the other model of a rule was asked with differently, in words."""
-    benchmark = rule.benchmark or HELD_OUT
-    other = models.get(rule.other_model or "candidate", {}).get(benchmark)
-    if other is None:
-        return None
-    theirs, ours = other.result.settings, models["candidate"][benchmark].result.settings
-    names = ("video", "max_new_tokens", "temperature", "top_p")
-    pairs = {name: (getattr(theirs, name), getattr(ours, name)) for name in names}
-    pairs["prompt"] = (theirs.model.prompt, ours.model.prompt)
+def _asked_differently(rule: GateRule, ours: BenchmarkResult, theirs: BenchmarkResult) -> str | None:
+    """What the other model of a rule was asked with differently, in words; None: nothing, or the rule allows it."""
+    pairs = {
+        name: (getattr(theirs.result.settings, name), getattr(ours.result.settings, name))
+        for name in ("video", "max_new_tokens", "temperature", "top_p")
+    }
+    pairs["prompt"] = (theirs.result.settings.model.prompt, ours.result.settings.model.prompt)
     changed = [f"{name} {first}, not {second}" for name, (first, second) in pairs.items() if first != second]
-    place = f" on {rule.benchmark}" if rule.benchmark else ""
-    return f"{rule.other_model} was asked differently{place}: {'; '.join(changed)}" if changed else None
+    if not changed or rule.asked_differently:
+        return None
+    return f"{theirs.model} was asked differently ({'; '.join(changed)}); where that is meant: asked_differently: true"
 
 
 def _measured(
@@ -279,6 +281,9 @@ def _measured(
     if all(score.value(item) is None for item in chosen):
         raise unmeasured("metric", rule.metric, dict.fromkeys((*cell.scores, *cell.metrics)))
     _check_agreement(result, condition, rule.metric, score)
+    if condition == ORDERED and len(items) != result.result.items:
+        counts = f"{len(items)} items of {result.result.items} questions (ordered)"
+        raise UserError(f"{result.where}: {counts}: some were lost; evaluate again")
     return result, chosen, score
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ... import __version__
+from ..common.answers.reading import GRADER_VERSION
 from ..common.provenance import git_commit
 from ..common.rows.sample import Sample
 from ..common.storage.names import fingerprint
@@ -30,7 +31,8 @@ def grade_answer(
 
     ``condition`` is what the model was shown, ``answer_format`` what it was asked to write; the benchmark's own rules
     grade the questions that name one."""
-    response = Response(sample, answer.text, answer_format, benchmark.grade)
+    truncated = answer.finish_reason == "length"
+    response = Response(sample, answer.text, answer_format, benchmark.grade, truncated)
     item = Item(
         id=sample.id,
         video=video_of(sample),
@@ -42,7 +44,7 @@ def grade_answer(
         response=answer.text,
         token_ids=answer.token_ids,
         finish_reason=answer.finish_reason,
-        answer=response.parsed.answer,
+        answer=response.answer,
         truth=sample.answer,
         question=sample.question,
         options=tuple(sample.options),
@@ -120,10 +122,11 @@ def settings_of(
         **{name: getattr(config, name) for name in ("temperature", "top_p", "max_new_tokens", "seed", "max_items")},
         questions=fingerprint("questions", [[s.id, s.question, list(s.options), s.answer] for s in questions.samples]),
         files=dict(questions.files),
+        grader=GRADER_VERSION,
     )
 
 
-_ABILITIES = ("format_", "miou", "recall_at_", "caption_")
+_ABILITIES = ("answer_found", "tagged", "truncated", "format_", "miou", "recall_at_", "caption_")
 """Beginnings of the metrics that stand beside the scores of a benchmark."""
 
 

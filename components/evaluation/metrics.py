@@ -18,6 +18,7 @@ import numpy as np
 from ..common.answers import grading, responses
 from ..common.answers.formats import follows_format
 from ..common.answers.grading import MAX_ANSWER_CHARS
+from ..common.answers.reading import read_answer
 from ..common.answers.responses import Segment, Span, grounding_scores, span_iou
 from ..common.registry import Registry
 from ..common.rows.sample import Sample
@@ -181,6 +182,13 @@ class Response:
     """The shape that the model was asked for."""
     rule: Rule | None = None
     """Grades the questions that name a rule of their benchmark (``metadata.rule``)."""
+    truncated: bool = False
+    """Whether it reached its longest length."""
+
+    @cached_property
+    def answer(self) -> str | None:
+        """What it answers, inside of tags or outside."""
+        return read_answer(self.sample, self.parsed, cut_off=self.truncated)
 
     @cached_property
     def parsed(self) -> responses.ParsedResponse:
@@ -199,7 +207,7 @@ class Response:
     @property
     def answer_text(self) -> str:
         """The answer, as far as it is looked at."""
-        return (self.parsed.answer or "")[:MAX_ANSWER_CHARS]
+        return (self.answer or "")[:MAX_ANSWER_CHARS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,19 +229,19 @@ class Metric:
     @property
     def worst(self) -> float:
         """What an item counts that failed."""
-        return 0.0 if self.higher_is_better else 1.0
+        return 0.0 if self.higher_is_better or self.name == "truncated" else 1.0  # what failed was not cut off
 
 
 def _own_grade(response: Response) -> float | None:
     """The grade of a question that its benchmark grades by a rule of its own."""
     if response.rule is None or "rule" not in response.sample.metadata:
         return None
-    return response.rule(response.sample, response.parsed.answer)
+    return response.rule(response.sample, response.answer)
 
 
 def _accuracy(response: Response) -> float:
     own = _own_grade(response)
-    return float(grading.is_correct(response.sample, response.parsed.answer)) if own is None else own
+    return float(grading.is_correct(response.sample, response.answer)) if own is None else own
 
 
 def _accuracy_paper(response: Response) -> float:
@@ -242,7 +250,7 @@ def _accuracy_paper(response: Response) -> float:
 
 def _score(response: Response) -> float:
     own = _own_grade(response)
-    return grading.grade(response.sample, response.parsed.answer) if own is None else own
+    return grading.grade(response.sample, response.answer) if own is None else own
 
 
 def _format(response: Response, style: str | None = None) -> float:
@@ -253,6 +261,12 @@ def _mra(response: Response, inclusive: bool) -> float | None:
     if response.sample.problem_type not in ("regression", "numerical"):
         return None
     return grading.mean_relative_accuracy(response.answer_text, response.sample.answer, inclusive=inclusive)
+
+
+def _mra_paper(response: Response) -> float | None:
+    if response.sample.problem_type not in ("regression", "numerical"):
+        return None
+    return grading.published_mra(responses.published_answer(response.text), response.sample.answer)
 
 
 def _of_type(problem_type: str, measured: Callable[[str, str], float], response: Response) -> float | None:
@@ -269,12 +283,16 @@ _LIST = (
     Metric(
         "accuracy_paper", "accuracy, graded as published", "the same, graded as Video-R1's code does", _accuracy_paper
     ),
+    Metric("answer_found", "answered", "share of responses with an answer, tagged or not", lambda r: float(bool(r.answer))),
+    Metric("tagged", "tagged", "share of responses with an answer inside of <answer>", lambda r: float(r.parsed.tagged and bool(r.answer))),
+    Metric("truncated", "truncated", "share of responses that reached the longest length", lambda r: float(r.truncated), False),
     Metric("score", "graded score", "grade of the answer with partial credit (Video-R1's accuracy reward)", _score),
     Metric("format_rate", "format", "share of responses in the shape that the model's prompt asks for", _format),
     Metric("format_video_r1", "", "share in Video-R1's shape", partial(_format, style="video_r1")),
     Metric("format_video_thinker", "", "share in Video-Thinker's shape", partial(_format, style="video_thinker")),
     Metric("mra", "MRA", "mean relative accuracy, errors < 1 − θ (Video-R1)", partial(_mra, inclusive=False)),
     Metric("mra_inclusive", "MRA (≤)", "the same, errors <= 1 − θ (lmms-eval)", partial(_mra, inclusive=True)),
+    Metric("mra_paper", "MRA as published", "MRA of the number that Video-R1's code reads: `float` of all of the answer", _mra_paper),
     Metric(
         "wer", "WER", "word error rate of read text", partial(_of_type, "ocr", grading.word_error_rate), False, False
     ),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,8 @@ class Settings(_Record):
     """Fingerprint of the questions and of the answers that are held true."""
     files: dict[str, str] = {}
     """SHA-256 of the annotation files by name."""
+    grader: str = "1"
+    """Version of reading and grading (`common.answers.reading`)."""
 
 
 class Result(_Record):
@@ -162,6 +165,8 @@ class Result(_Record):
     confidence: float = 0.95
     reliance: dict[str, Difference | None] = {}
     """The headline, ordered − another condition, paired."""
+    items_sha256: str = ""
+    """Of the ``items.jsonl`` that this was computed from."""
     asked_now: int = 0
     """Answers of this run; the others were kept from earlier ones."""
     seconds: float = 0.0
@@ -219,6 +224,20 @@ class BenchmarkResult:
         """Whether both were asked the same questions with the same answers held true."""
         return self.benchmark == other.benchmark and self.result.settings.questions == other.result.settings.questions
 
+    def incomparable(self, other: BenchmarkResult) -> str | None:
+        """Why its grades say nothing beside those of another result; None: they do."""
+        mine, theirs = self.result.settings.grader, other.result.settings.grader
+        if mine == theirs:
+            return None
+        return (
+            f"{self.model} was graded by version {mine}, {other.model} by version {theirs}, which read answers "
+            "differently; grade the stored answers of the older one again (vthink evaluate --answers)"
+        )
+
+    def metric_of(self, group: Group) -> str:
+        """The metric of a kind of question, or of a problem type."""
+        return BENCHMARKS.get(self.benchmark).metric_of(group[1]) if self.benchmark in BENCHMARKS else "accuracy"
+
     def score(self, metric: str) -> Score:
         """How a score or metric is made of items."""
         if self.benchmark in BENCHMARKS and metric in (scores := BENCHMARKS.get(self.benchmark).scores):
@@ -243,13 +262,24 @@ def read_benchmark(folder: str | Path, model: str | None = None) -> BenchmarkRes
 
 def parse_benchmark(result_json: bytes, items_jsonl: bytes, where: str, model: str | None = None) -> BenchmarkResult:
     """`read_benchmark` of the contents of both files; ``where`` is for messages."""
-    path = f"{where}result.json"
-    if len(result_json) > MAX_RESULT_BYTES:
-        raise UserError(f"{path}: larger than {MAX_RESULT_BYTES // 2**20} MiB; not a result of vthink evaluate")
-    result = parse_record(Result, result_json, path, "not what `vthink evaluate --benchmark` writes")
+    result = read_result(result_json, f"{where}result.json")
     items_path = f"{where}items.jsonl"
+    check_seal(result.items_sha256, items_jsonl, items_path)
     items = items_by_condition(read_items(items_jsonl, items_path), result.conditions, items_path)
     return BenchmarkResult(model or result.model.label, where, result, items)
+
+
+def check_seal(sha256: str, items_jsonl: bytes, path: str) -> None:
+    """See that items are those that a ``result.json`` was computed from, where it says; a `UserError` where not."""
+    if sha256 and hashlib.sha256(items_jsonl).hexdigest() != sha256:
+        raise UserError(f"{path}: not the items that result.json was computed from; evaluate (or grade) again")
+
+
+def read_result(result_json: bytes, path: str) -> Result:
+    """What ``result.json`` holds; a `UserError` that names ``path`` where it is none."""
+    if len(result_json) > MAX_RESULT_BYTES:
+        raise UserError(f"{path}: larger than {MAX_RESULT_BYTES // 2**20} MiB; not a result of vthink evaluate")
+    return parse_record(Result, result_json, path, "not what `vthink evaluate --benchmark` writes")
 
 
 def items_by_condition(items: Iterable[Item], conditions: Iterable[str], where: str) -> dict[str, list[Item]]:
@@ -319,6 +349,10 @@ class EvaluationResult(_Record):
     prompt: str
     settings: dict[str, Any]
     """The section ``evaluation`` without its gate."""
+    grader: str = "1"
+    """Version of reading and grading."""
+    items_sha256: str = ""
+    """Of the ``items.jsonl`` that this was computed from."""
 
     @property
     def questions(self) -> str:
@@ -331,7 +365,7 @@ class EvaluationResult(_Record):
         about = self.models[model]
         names = ("temperature", "top_p", "max_new_tokens", "max_items")
         named: dict[str, Any] = {name: self.settings.get(name) for name in names}
-        named |= {"seed": int(self.settings.get("seed") or 0), "questions": self.questions}
+        named |= {"seed": int(self.settings.get("seed") or 0), "questions": self.questions, "grader": self.grader}
         identity = ModelIdentity(kind="s3", uri=about.uri, fingerprint=about.fingerprint, prompt=self.prompt)
         result = Result(
             benchmark=HELD_OUT,
@@ -341,6 +375,7 @@ class EvaluationResult(_Record):
             headline="accuracy",
             conditions=about.conditions,
             failed=tuple(item for item in self.failed if item.model == model),
+            items_sha256=self.items_sha256,
             items=self.items,
             videos=self.videos,
             left_out=self.left_out,
@@ -371,7 +406,9 @@ def read_stage(storage: Storage, manifest: Manifest) -> tuple[dict[str, dict[str
     Raises `UserError`: a file is not as the stage writes it."""
     files = manifest.files
     result = read_evaluation(storage.read_bytes(files["result"]), files["result"])
-    items = list(read_items(storage.read_bytes(files["items"]), files["items"]))
+    items_jsonl = storage.read_bytes(files["items"])
+    check_seal(result.items_sha256, items_jsonl, files["items"])
+    items = list(read_items(items_jsonl, files["items"]))
     results = {name: {HELD_OUT: result.on_split(name, items, manifest.uri)} for name in result.models}
     for file, prefix in files.items():
         if file.startswith("benchmarks/"):

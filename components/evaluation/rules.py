@@ -73,6 +73,8 @@ class GateRule(Section):
     """A number: the interval is below it. A model or condition: significantly lower than that, by more than ``by``."""
     not_worse_than: str | None = None
     """A model: a loss of ``by`` or more against it can be excluded."""
+    asked_differently: bool = False
+    """Whether the other model may have been asked with other frames, prompt or limits, each as it serves."""
     by: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Margin of a comparison with a model or condition, in units of the metric (0.02: two points)."""
 

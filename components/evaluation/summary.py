@@ -79,7 +79,7 @@ def compare(
     """The paired difference first − second by a score or metric, under a condition of each, over the items of a group.
 
     None where they share no questions or fewer than two videos."""
-    if not first.same_questions(second):
+    if not first.same_questions(second) or first.incomparable(second):
         return None
     ours, theirs = (
         [item for item in result.items.get(condition, ()) if in_group(item, group)]
@@ -107,7 +107,8 @@ def comparisons(
         kinds = dict.fromkeys(item.kind for item in first.items[condition] if item.kind is not None)
         closest = held_out or (first is results[-1] and second is results[-2])
         for kind in [None, *(kinds if closest and len(kinds) > 1 else ())]:
-            metric, group = (first.headline, None) if kind is None else ("accuracy", ("by_kind", kind))
+            group: Group | None = None if kind is None else ("by_kind", kind)
+            metric = first.headline if group is None else first.metric_of(group)
             difference = compare(first, second, metric, resampling, (condition, other), group)
             if difference is not None:
                 sides: dict[str, Any] = {"first": f"{first.model}.{condition}", "second": f"{second.model}.{other}"}

@@ -139,6 +139,9 @@ def compare(
     """
     config = load(preset, overrides).evaluation
     measured = [_read_result(argument) for argument in results]
+    for other in measured[1:]:
+        if why := measured[0].incomparable(other):
+            raise UserError(why)
     _print_comparison(measured, config)
     if report is not None:
         with folder_clips(measured) as clips:
@@ -196,7 +199,7 @@ def gate(
         raise UserError("there are no rules: give one, such as '{metric: accuracy, at_least: 0.4}', or --rules FILE")
     folders = {"candidate": candidate, "champion": champion, "base": base}
     models = {
-        name: _by_benchmark([read_benchmark(path, name) for path in paths]) for name, paths in folders.items() if paths
+        name: _by_benchmark([_sealed(read_benchmark(path, name)) for path in paths]) for name, paths in folders.items() if paths
     }
     for rule in parsed:
         if rule.other_model in folders and rule.other_model not in models:
@@ -205,6 +208,13 @@ def gate(
     print(*verdict.lines, sep="\n")
     if not verdict.passed:
         raise Exit(REFUSED)
+
+
+def _sealed(result: BenchmarkResult) -> BenchmarkResult:
+    """A result whose items are known to be those that were measured."""
+    if not result.result.items_sha256:
+        raise UserError(f"{result.where}result.json: says nothing of its items (items_sha256); evaluate, or grade, again")
+    return result
 
 
 def _by_benchmark(results: list[BenchmarkResult]) -> dict[str, BenchmarkResult]:
@@ -219,6 +229,6 @@ def _parse_rules(text: str, source: str) -> list[GateRule]:
     """The rules of a YAML text: one, or a list."""
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not YAML ({str(error).splitlines()[0]})") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{source[:80]}: not YAML ({str(error).splitlines()[0]})") from None
     return [read_rule(rule, source) for rule in (data if isinstance(data, list) else [data])]

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
+import numpy as np
+
 from ..rows.sample import ProblemType, Sample
 
 GradingMode = Literal["strict", "paper"]
@@ -111,6 +113,19 @@ def mean_relative_accuracy(
     error = round(_relative_error(predicted, truth), 12)
     limits = [step / 20 for step in range(1, 11)]
     return sum(error < limit or (inclusive and error == limit) for limit in limits) / len(limits)
+
+
+def published_mra(answer: str | None, truth: str) -> float:
+    """MRA as Video-R1's evaluation (``src/eval_bench.py``) computes it: `float` of the whole answer, errors compared in
+    single precision."""
+    try:
+        predicted, true = (np.float32(text.replace(",", "")) for text in (answer or "", truth))
+    except (ValueError, OverflowError):
+        return 0.0
+    with np.errstate(all="ignore"):
+        error = np.abs(predicted - true) / (np.abs(true) + np.float32(1e-8))
+    limits = np.float32(1) - np.arange(0.5, 0.975, 0.05).astype(np.float32)
+    return float((error < limits).mean())
 
 
 def word_error_rate(predicted: str, truth: str) -> float:

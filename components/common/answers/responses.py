@@ -75,7 +75,7 @@ def without_tags(text: str) -> str:
 def parse_response(text: str | None) -> ParsedResponse:
     """Segments, reasoning and answer of a response in either paper's format, or in neither.
 
-    The answer is the content of the last ``<answer>``; else the line behind the last "Final answer:"; else a
+    The answer is the content of the last ``<answer>`` that is not empty; else the line behind the last "Final answer:"; else a
     leading option letter (Video-Thinker's evaluator); else None.
     """
     if not isinstance(text, str):
@@ -98,7 +98,7 @@ def parse_response(text: str | None) -> ParsedResponse:
         elif tag == "caption" and caption is None:
             caption = content
         elif tag == "answer" and not _EXAMPLE.search(before[-20:]):  # a repeated prompt brings its own example
-            answer = content
+            answer = content or answer or ""
         before = "" if tag else content
     reasoning = "\n".join(filter(None, thoughts))
     final = _untagged_answer(text) if answer is None else answer

@@ -57,6 +57,8 @@ def _shown(cell: Any) -> tuple[Any, bool, Any]:
     """What a cell shows, whether that is a number, and by what it is sorted."""
     if isinstance(cell, Cell):
         return cell.content, False, cell.sort
+    if isinstance(cell, Markup):
+        return cell, False, cell.striptags()
     return cell, isinstance(cell, int | float | np.number) and not isinstance(cell, bool), cell
 
 

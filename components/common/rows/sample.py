@@ -9,7 +9,7 @@ import string
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ..config import Section
 from ..video.config import MediaKind
@@ -78,12 +78,12 @@ class Sample(Section):
         return split
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self, info: ValidationInfo) -> Self:
         for name in ("id", "question", "answer"):
             _non_empty(getattr(self, name), name)
         _encodable(self.source + (self.reasoning or ""))
         if self.problem_type == "multiple_choice":
-            _check_choice(self.options, self.answer)
+            _check_choice(self.options, self.answer, (info.context or {}).get("least_options", 2))
         elif self.options:
             raise ValueError(f"options are for multiple_choice, not for {self.problem_type}")
         elif self.problem_type in ("numerical", "regression") and _number(self.answer) is None:
@@ -95,9 +95,9 @@ class Sample(Section):
         return self
 
 
-def _check_choice(options: Sequence[str], answer: str) -> None:
+def _check_choice(options: Sequence[str], answer: str, least: int) -> None:
     letters = string.ascii_uppercase[: len(options)]
-    if not 2 <= len(options) <= 26:
+    if not least <= len(options) <= 26:
         raise ValueError(f"multiple_choice needs 2 to 26 options, there are {len(options)}")
     for letter, option in zip(letters, options, strict=True):
         _non_empty(option, f"option {letter}")

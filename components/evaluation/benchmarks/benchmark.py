@@ -90,7 +90,7 @@ class Entry:
         either (as Parquet exports do)."""
         value = self.data.get(name)
         if isinstance(value, str):
-            value = _spelled(value)
+            value = spelled(value)
         if value is None or value == "":
             return {}
         if isinstance(value, Mapping):
@@ -139,6 +139,7 @@ class Entry:
         text: str,
         answer: str,
         options: Mapping[str, str] | None = None,
+        least_options: int = 2,
         problem_type: str | None = None,
         kind: str | None = None,
         groups: Mapping[str, str | None] | None = None,
@@ -155,6 +156,7 @@ class Entry:
             text: the question.
             answer: the true one; of a choice its published letter.
             options: by published letter; they are asked as A, B, C … whichever of them were left out.
+            least_options: fewer are a mistake.
             problem_type: of a question without options; None: ``numerical`` or ``free_form``, as the answer is.
             kind: the breakdown that the benchmark reports first.
             groups: further breakdowns, by name.
@@ -168,7 +170,7 @@ class Entry:
         """
         if options:
             letters = list(options)
-            if len(letters) < 2:
+            if len(letters) < least_options:
                 raise UserError(f"{self.place}: a choice between {len(letters)} options")
             problem_type, answer = "multiple_choice", string.ascii_uppercase[letters.index(answer)]
         elif problem_type is None:
@@ -186,13 +188,13 @@ class Entry:
             "metadata": ({"kind": kind} if kind else {}) | ({"groups": named} if named else {}) | metadata,
         }
         try:
-            return Question(Sample.model_validate(fields), tuple(videos))
+            return Question(Sample.model_validate(fields, context={"least_options": least_options}), tuple(videos))
         except ValidationError as error:
             raise UserError(f"{self.place}: {describe(error, Sample)}") from None
 
 
-def _spelled(text: str) -> Any:
-    """Options written as text: JSON, a Python list, or one per line."""
+def spelled(text: str) -> Any:
+    """Options (or answers) written as text: JSON, a Python list, or one per line."""
     if text.lstrip()[:1] in ("[", "{"):
         for parse in (json.loads, ast.literal_eval):
             try:
@@ -273,6 +275,9 @@ class Benchmark:
     """What makes two numbers of this name incomparable."""
     grade: Rule | None = None
     """Grades an answer where the rules of `common.answers` are not the benchmark's (those with ``metadata.rule``)."""
+
+    metric_of: Callable[[str], str] = lambda group: "accuracy"
+    """The metric of a kind of question, or of a problem type."""
 
     @property
     def headline(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from ...common.answers.grading import MAX_ANSWER_CHARS
+from ...common.answers.grading import MAX_ANSWER_CHARS, extract_number, is_correct
 from ...common.answers.responses import parse_spans
 from ...common.config import Section
 from ...common.errors import UserError
@@ -21,7 +21,7 @@ from ...common.rows.sample import Sample
 from ..item import Item
 from ..metrics import Rule
 from ..scores import ACCURACY, Part, Score, accuracy, accuracy_of_choices, accuracy_of_open, kind_part, metric_value
-from .benchmark import Benchmark, Entry, Question, Reader, distinct, folded
+from .benchmark import Benchmark, Entry, Question, Reader, distinct, folded, spelled
 
 
 class PublicSet(Section):
@@ -43,13 +43,15 @@ def _described() -> Mapping[str, PublicSet]:
     return {name: PublicSet.load(fields, f"public_sets.yaml, {name}") for name, fields in described.items()}
 
 
-def public_set(name: str, read: Reader, scores: Mapping[str, Score], grade: Rule | None = None) -> Benchmark:
+def public_set(
+    name: str, read: Reader, scores: Mapping[str, Score], grade: Rule | None = None, **more: Any
+) -> Benchmark:
     """A set that ``public_sets.yaml`` describes, with the reader of its rows and its scores."""
     described = dict(_described()[name])
     folders = described.pop("folders")
     if folders:
         described["files"] = (tuple(f"{task}.json" for task in folders), tuple(f"{task}/*.parquet" for task in folders))
-    return Benchmark(name=name, read=read, scores=scores, grade=grade, **described)
+    return Benchmark(name=name, read=read, scores=scores, grade=grade, **described, **more)
 
 
 def _video_holmes(entry: Entry) -> Iterator[Question]:
@@ -120,9 +122,13 @@ def _videommmu(entry: Entry) -> Iterator[Question]:
     track = next((track for track in _TRACKS if track.lower() in named), None)
     if track is None:
         raise entry.error("track", f"neither the row nor the file's name says which of {', '.join(_TRACKS)} this is")
-    answer = entry.data.get("answer")
-    if isinstance(answer, Sequence) and not isinstance(answer, str):  # several spellings of one open answer
-        entry = Entry(entry.file, entry.number, {**entry.data, "answer": next(iter(answer), None)})
+    answer, more = entry.data.get("answer"), {}
+    if isinstance(answer, str) and answer.startswith("["):
+        answer = spelled(answer)  # as MMMU writes several spellings of one open answer: "['24/7', '3.429']"
+    if _is_list(answer):
+        spellings = [text for text in map(str, answer) if text.strip()]
+        entry = Entry(entry.file, entry.number, {**entry.data, "answer": next(iter(spellings), None)})
+        more = {"rule": "any_spelling", "spellings": spellings} if len(spellings) > 1 else {}
     choice = entry.options("options") and "open" not in (entry.maybe("question_type") or "")
     yield entry.question(
         [f"{identity}.mp4"],
@@ -131,10 +137,23 @@ def _videommmu(entry: Entry) -> Iterator[Question]:
         **(entry.choice("options", "answer") if choice else {"answer": entry.text("answer")}),
         kind=track,
         groups={"subject": "_".join(identity.split("_")[1:-1]) or None},
+        **({} if choice else more),
     )
 
 
-VIDEOMMMU = public_set("videommmu", _videommmu, {"accuracy": ACCURACY})
+def _any_spelling(sample: Sample, answer: str | None) -> float:
+    """The best grade of an open answer over the spellings of the true one."""
+
+    def same(truth: str) -> bool:
+        numbers = extract_number(truth), extract_number(answer)
+        if None not in numbers:
+            return round(numbers[0], 2) == round(numbers[1], 2)  # type: ignore[arg-type]
+        return is_correct(sample.model_copy(update={"answer": truth, "problem_type": "free_form"}), answer)
+
+    return float(any(map(same, sample.metadata["spellings"])))
+
+
+VIDEOMMMU = public_set("videommmu", _videommmu, {"accuracy": ACCURACY}, _any_spelling)
 
 # -- MVBench: files or folders named for their task ------------------------------------------------------------
 
@@ -154,6 +173,7 @@ def _mvbench(entry: Entry) -> Iterator[Question]:
         identity=f"{task}-{entry.number}",
         text=entry.text("question"),
         **entry.choice("candidates", "answer", by_text=True),
+        least_options=1,  # five rows of counterfactual_inference have no other
         kind=task,
         start_s=entry.seconds("start"),
         end_s=entry.seconds("end"),
@@ -193,8 +213,8 @@ def _vsi_bench(entry: Entry) -> Iterator[Question]:
     )
 
 
-def _vsi_value(mra: str) -> Callable[[Item], float | None]:
-    return lambda item: accuracy(item) if item.kind in VSI_CHOICES else item.metrics.get(mra)
+def _vsi_value(mra: str, choice: str = "accuracy") -> Callable[[Item], float | None]:
+    return lambda item: item.metrics.get(choice if item.kind in VSI_CHOICES else mra)
 
 
 def _vsi_task(item: Item) -> Part:
@@ -219,12 +239,16 @@ VSI_BENCH = public_set(
             _vsi_task,
         ),
         "overall_video_r1": Score(
-            "mean of the mean accuracy and the mean MRA (<), over questions (Video-R1)", _vsi_value("mra"), _vsi_half
+            "mean of the mean accuracy and the mean MRA (<), over questions, graded as Video-R1's code does (tests of "
+            "equality, the whole answer as a number)",
+            _vsi_value("mra_paper", "accuracy_paper"),
+            _vsi_half,
         ),
         "accuracy": Score("share of the questions with options answered right", accuracy_of_choices),
         "mra": Score(_MRA.format("<") + " (Video-R1)", metric_value("mra")),
         "mra_inclusive": Score(_MRA.format("<=") + " (lmms-eval)", metric_value("mra_inclusive")),
     },
+    metric_of=lambda group: "mra_inclusive" if group in (*VSI_NUMBERS, "regression") else "accuracy",
 )
 
 # -- sets that say where in the video the evidence is ----------------------------------------------------------

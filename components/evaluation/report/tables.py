@@ -120,19 +120,21 @@ def _runs_cell(runs: Sequence[BenchmarkResult], score: str, difference: Differen
 
 
 def kinds_table(board: Board) -> Markup:
-    """Accuracy by kind of question and by problem type."""
+    """The metric of each kind of question, and of each problem type."""
     table, values = [], []
     for key, results in board.by_benchmark.items():
         groups = dict.fromkeys(group for result in results for group in result.ordered.groups)
         for group in sorted(groups, key=lambda group: group[0] == "by_type"):
             measured = [board.get(model, key) for model in board.models]
-            estimates = [one.ordered.estimate("accuracy", group) if one else None for one in measured]
+            metric = results[0].metric_of(group)
+            estimates = [one.ordered.estimate(metric, group) if one else None for one in measured]
             n = max((estimate.n for estimate in estimates if estimate), default=0)
-            table.append([group[1], board.titles[key], *(estimate_cell(estimate) for estimate in estimates), n])
+            cells = (estimate_cell(estimate) for estimate in estimates)
+            table.append([group[1], board.titles[key], metric_named(metric).title, *cells, n])
             values.append({"benchmark": [key], "group": [group[0]]})
     filters = [Filter(key="group", label="by", choices=[("by_kind", "kind"), ("by_type", "problem type")])]
     filters += benchmark_filter(board.titles)
-    columns = ["kind", "benchmark", *board.models, "n"]
+    columns = ["kind", "benchmark", "metric", *board.models, "n"]
     return blocks.table(columns, table, sortable=True, filters=filters, values=values)
 
 
@@ -171,7 +173,7 @@ def kinds_chart(board: Board) -> Markup:
         for result in results:
             for condition in (ORDERED, "shuffled") if result is candidate else (ORDERED,):
                 cell = result.result.conditions.get(condition)
-                estimate = cell.estimate("accuracy", group) if cell else None
+                estimate = cell.estimate(result.metric_of(group), group) if cell else None
                 if estimate is not None:
                     shuffled = condition != ORDERED
                     label = f"{result.model}, {condition_title(condition)}" if shuffled else result.model

@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -245,10 +246,12 @@ def mvbench(rng: random.Random, questions: int, videos: int) -> Published:
             truth = rng.randrange(3)
             row: dict[str, Any] = {"video": video, "question": f"What, number {number}?", "candidates": options}
             row["answer"] = options[truth] if number % 2 else options[truth].rstrip(".")
+            if task == "moving_count" and place == 1:  # counterfactual_inference has five such rows
+                row["candidates"], truth = [row["answer"]], 0
             if task == "action_sequence":
                 row |= {"start": 0.5, "end": 2.5}
             files[f"json/{task}.json"].append(row)
-            found.add(task, "ABC", LETTERS[truth], clip=(0.5, 2.5) if task == "action_sequence" else (None, None))
+            found.add(task, LETTERS[: len(row["candidates"])], LETTERS[truth], clip=(0.5, 2.5) if task == "action_sequence" else (None, None))
     found.files = files
     return found
 
@@ -376,14 +379,26 @@ def expected_scores(
     return expected, by_kind, {dim: statistics.mean(part) for dim, part in dims.items()}
 
 
+def video_r1_mra(text: str | None, truth: str) -> float:
+    """As its program computes it: the whole answer as a number, errors in single precision."""
+    try:
+        guess, true = np.float32(text or "none"), np.float32(truth)
+    except ValueError:
+        return 0.0
+    error = abs(guess - true) / (abs(true) + np.float32(1e-8))
+    return float(sum(error < np.float32(1) - np.float32(0.5 + 0.05 * step) for step in range(10))) / 10
+
+
 def vsi_scores(truths: Sequence[dict[str, Any]], said: Sequence[str | None]) -> dict[str, float]:
     """Both papers' figures in exact fractions, so that an error that lies on a threshold lies on it."""
-    accuracy, strict, inclusive = defaultdict(list), defaultdict(list), defaultdict(list)
+    accuracy, strict, inclusive, published = (defaultdict(list) for _ in range(4))
     for truth, text in zip(truths, said, strict=True):
         if truth["kind"].startswith(("object_rel", "route", "obj_app")):
             accuracy[truth["kind"]].append(float(text == truth["answer"]))
             continue
         thresholds = [Fraction(step, 20) for step in range(1, 11)]  # 1 - θ
+        published[truth["kind"]].append(video_r1_mra(text, truth["answer"]))
+        text = "2" if text == "about two" else text
         try:
             error = abs(Fraction(text or "none") - Fraction(truth["answer"])) / Fraction(truth["answer"])
         except ValueError:
@@ -395,9 +410,10 @@ def vsi_scores(truths: Sequence[dict[str, Any]], said: Sequence[str | None]) -> 
     assert len(tasks) == 7
     flat_accuracy = statistics.mean(one for part in accuracy.values() for one in part)
     flat_mra = statistics.mean(one for part in strict.values() for one in part)
+    published_mra = statistics.mean(one for part in published.values() for one in part)
     return {
         "overall": statistics.mean([*tasks.values(), statistics.mean(directions)]),
-        "overall_video_r1": (flat_accuracy + flat_mra) / 2,
+        "overall_video_r1": (flat_accuracy + published_mra) / 2,
         "accuracy": flat_accuracy,
         "mra": flat_mra,
         "mra_inclusive": statistics.mean(one for part in inclusive.values() for one in part),

@@ -220,20 +220,40 @@ def test_a_value_that_no_metric_can_have_is_refused():
         judge([rule(at_least=0.5)], {"candidate": {HELD_OUT: measured(ordered=[50.0] * 8)}}, RESAMPLING)
 
 
-def test_what_a_model_was_asked_with_differently_is_noted_once():
+def test_a_model_that_was_asked_differently_is_no_comparison_unless_the_rule_allows_it():
     settings = {"prompt": "compact/1", "max_new_tokens": 64, "video": {"num_frames": 8}}
     mine = measured(ordered=share(60), settings=settings)
     theirs = measured(
-        ordered=share(20), settings={"prompt": "video_r1/1", "max_new_tokens": 1024, "video": {"num_frames": 16}}
+        "old", ordered=share(20), settings={"prompt": "video_r1/1", "max_new_tokens": 1024, "video": {"num_frames": 16}}
     )
     models = {"candidate": {HELD_OUT: mine}, "champion": {HELD_OUT: theirs}}
-    verdict = judge([rule(above="champion"), rule(not_worse_than="champion", by=0.1)], models, RESAMPLING)
-    assert verdict.lines[2:] == [
-        "note  champion was asked differently: video {'num_frames': 16}, not {'num_frames': 8}; max_new_tokens 1024, "
-        "not 64; prompt video_r1/1, not compact/1",
-        "gate passed: 2 of 2 rules hold",
-    ]
-    assert not judge([rule(above="champion")], {**models, "champion": {HELD_OUT: mine}}, RESAMPLING).notes
+    verdict = judge([rule(above="champion")], models, RESAMPLING)
+    assert not verdict.passed
+    assert (
+        "cannot be judged: old was asked differently (video {'num_frames': 16}, not {'num_frames': 8}; max_new_tokens "
+        "1024, not 64; prompt video_r1/1, not compact/1); where that is meant: asked_differently: true"
+    ) in verdict.lines[0]
+    assert judge([rule(above="champion", asked_differently=True)], models, RESAMPLING).passed
+    same = {**models, "champion": {HELD_OUT: measured(ordered=share(20), settings=settings)}}
+    assert judge([rule(above="champion")], same, RESAMPLING).passed
+
+
+def test_grades_of_two_versions_are_not_compared():
+    old = measured("old", ordered=share(20), settings={"grader": "1"})
+    new = measured("new", ordered=share(60), settings={"grader": "2"})
+    verdict = judge([rule(above="base")], {"candidate": {HELD_OUT: new}, "base": {HELD_OUT: old}}, RESAMPLING)
+    assert not verdict.passed
+    assert "new was graded by version 2, old by version 1, which read answers differently" in verdict.lines[0]
+
+
+def test_a_result_that_lost_items_is_not_judged_even_where_its_numbers_agree():
+    kept = measured("m", ordered=share(40, of=40))
+    lost = dataclasses.replace(kept, result=kept.result.model_copy(update={"items": 80}))
+    with pytest.raises(UserError, match=r"40 items of 80 questions \(ordered\): some were lost; evaluate again"):
+        judge([rule(at_least=0.5)], {"candidate": {HELD_OUT: lost}}, RESAMPLING)
+    other = measured("other", ordered=share(20, of=76))
+    verdict = judge([rule(above="base")], {"candidate": {HELD_OUT: GOOD}, "base": {HELD_OUT: other}}, RESAMPLING)
+    assert "4 questions are answered by one of the two alone" in verdict.lines[0]
 
 
 def test_a_mean_of_means_is_judged_and_paired_as_it_is_measured():
@@ -246,7 +266,9 @@ def test_a_mean_of_means_is_judged_and_paired_as_it_is_measured():
         kept = [item for item in whole.items["ordered"] if item.kind == "direction" or item.video in ("v0", "v1")]
         cells = {"ordered": summarize(kept, BENCHMARKS.get("mvbench").scores, QUICK)}
         return dataclasses.replace(
-            whole, items={"ordered": kept}, result=whole.result.model_copy(update={"conditions": cells})
+            whole,
+            items={"ordered": kept},
+            result=whole.result.model_copy(update={"conditions": cells, "items": len(kept)}),
         )
 
     def mean(result: BenchmarkResult, *kinds: str) -> float:

@@ -1,5 +1,6 @@
 """``vthink compare`` and ``gate`` on folders as ``vthink evaluate --benchmark`` leaves them."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -25,7 +26,6 @@ def written(folder: Path, right: int, questions: str = "q") -> Path:
         "videos": 20,
     }
     folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps(result))
     rows = [
         {
             "id": f"q{number}",
@@ -37,7 +37,10 @@ def written(folder: Path, right: int, questions: str = "q") -> Path:
         }
         for number in range(60)
     ]
-    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "items.jsonl").write_text(lines)
+    result["items_sha256"] = hashlib.sha256(lines.encode()).hexdigest()
+    (folder / "result.json").write_text(json.dumps(result))
     return folder
 
 
@@ -101,6 +104,7 @@ def folders(tmp_path_factory):
             "write {metric: accuracy, above: base} or {metric: accuracy, at_least: 0.5}",
         ),
         (["{metric: accuracy"], 1, "not YAML"),
+        (["[" * 4000], 1, "not YAML"),
         (["--rules", "{folder}/damaged.yaml"], 1, "damaged.yaml: not YAML"),
         (["--rules", "{folder}/nothing.yaml"], 1, "nothing.yaml: No such file or directory"),
         ([], 1, "there are no rules: give one, such as '{metric: accuracy, at_least: 0.4}'"),
@@ -128,3 +132,28 @@ def test_a_rule_about_the_champion_needs_its_results(folders):
     assert done.stderr == (
         "vthink: rule 'accuracy not worse than champion by 0.01' needs the results of champion: give --champion DIR\n"
     )
+
+
+def test_items_that_are_not_those_that_were_measured_are_refused(tmp_path):
+    new = written(tmp_path / "new", 50)
+    rows = (new / "items.jsonl").read_text()
+    (new / "items.jsonl").write_text(rows.replace("0.0", "1.0", 1))
+    done = vthink("gate", "{metric: accuracy, at_least: 0.1}", "--candidate", new)
+    assert done.returncode == 1
+    assert "items.jsonl: not the items that result.json was computed from" in done.stderr
+    (new / "items.jsonl").write_text(rows)
+    result = json.loads((new / "result.json").read_text())
+    (new / "result.json").write_text(json.dumps(result | {"items_sha256": ""}))
+    done = vthink("gate", "{metric: accuracy, at_least: 0.1}", "--candidate", new)
+    assert done.returncode == 1
+    assert "says nothing of its items (items_sha256); evaluate, or grade, again" in done.stderr
+
+
+def test_grades_of_two_versions_are_not_compared(tmp_path):
+    old, new = written(tmp_path / "old", 10), written(tmp_path / "new", 50)
+    result = json.loads((new / "result.json").read_text())
+    result["settings"]["grader"] = "2"
+    (new / "result.json").write_text(json.dumps(result))
+    done = vthink("compare", f"old={old}", f"new={new}")
+    assert done.returncode == 1
+    assert "old was graded by version 1, new by version 2, which read answers differently" in done.stderr
