@@ -20,7 +20,13 @@ class Protocol(Section):
     """How a paper showed videos and generated when it measured; numbers compare only under the same one."""
 
     num_frames: int = Field(default=16, ge=1, le=1024)
-    """Frames per video, spread uniformly; both papers report 16, Video-R1 also 32 and 64."""
+    """Frames per video, spread uniformly; with ``fps`` the most. Both papers report 16, Video-R1 also 32 and 64."""
+    fps: float | None = Field(default=None, gt=0)
+    """Frames per second, of which there are at least 4; null: always ``num_frames``."""
+    min_pixels: int | None = Field(default=None, ge=28 * 28)
+    """Fewest pixels per frame; null: as the model was trained."""
+    whole_videos: bool = False
+    """Whether whole videos are shown where a benchmark names a part (MVBench)."""
     max_pixels: int = Field(ge=28 * 28)
     """Most pixels per frame."""
     temperature: float = Field(ge=0)
@@ -32,7 +38,11 @@ class Protocol(Section):
 
 
 PROTOCOLS: Mapping[str, Protocol] = {
-    "video_r1": Protocol(max_pixels=256 * 28 * 28, temperature=0.1),  # its eval_bench.py
+    # Its eval_bench.py, which asks qwen_vl_utils (fps 2, at least 4 frames, 128·28·28 pixels) for at most 16 frames
+    # and never cuts a video.
+    "video_r1": Protocol(
+        fps=2.0, min_pixels=128 * 28 * 28, max_pixels=256 * 28 * 28, temperature=0.1, whole_videos=True
+    ),
     "video_thinker": Protocol(max_pixels=128 * 28 * 28, temperature=0.01),  # its paper; the code says 0.1
 }
 """Protocols by paper."""

@@ -24,7 +24,7 @@ from .benchmarks.folder import LocalFile, Source, load_questions
 from .benchmarks.registry import find_benchmark
 from .conditions import ORDERED, RELIANCE, choose_items
 from .config import PROTOCOLS, EvaluationConfig
-from .item import FileLog, Journal
+from .item import FileLog, Item, Journal
 from .measure import conclude, measure, settings_of
 from .metrics import left_out_metrics
 from .models import open_model
@@ -66,6 +66,8 @@ def evaluate_benchmark(
     Raises `UserError`, `StorageError`: in one line."""
     config, override = under_protocol(config, protocol, num_frames)
     questions, source = open_questions(name, data, config, storage, work_dir)
+    if protocol is not None and PROTOCOLS[protocol].whole_videos:
+        questions = replace(questions, samples=[_whole(sample) for sample in questions.samples])
     asked_model = open_model(model, model_config, config, work_dir, storage, tracking, video, override)
     left_out = left_out_metrics(questions.samples)
     if asked_model.video is None:
@@ -86,21 +88,27 @@ def evaluate_benchmark(
             items = measure(questions, media, asked_model, journal, conditions, config)
         finally:
             asked_model.release()
-        took: dict[str, Any] = {"asked_now": len(journal.items) - before, "seconds": round(time.monotonic() - started, 3)}
+        took = {"asked_now": len(journal.items) - before, "seconds": round(time.monotonic() - started, 3)}
         kept = [item for condition in conditions for item in items[condition]]
         kept += [item for (condition, _), item in journal.items.items() if condition not in conditions]
-        lines = b"".join(item.to_line() for item in kept)
-        took["items_sha256"] = hashlib.sha256(lines).hexdigest()
         result = conclude(questions, items, settings, config, data=str(data), left_out=left_out, **took)
-        _write(output / "items.jsonl", lines)
-        _write(output / "result.json", result.model_dump_json(by_alias=True, indent=1).encode())
+        return write_results(output, result, kept)
+
+
+def write_results(output: Path, result: Result, items: Iterable[Item]) -> Result:
+    """Write both files of a result into a folder; returns it with the seal of its items."""
+    lines = b"".join(item.to_line() for item in items)
+    result = result.model_copy(update={"items_sha256": hashlib.sha256(lines).hexdigest()})
+    _write(output / "settings.json", result.settings.model_dump_json(exclude_none=True, indent=1).encode())
+    _write(output / "items.jsonl", lines)
+    _write(output / "result.json", result.model_dump_json(by_alias=True, indent=1).encode())
     return result
 
 
 def open_questions(
-    name: str, data: str, config: EvaluationConfig, storage: Storage | None, work_dir: Path
+    name: str, data: str, config: EvaluationConfig, storage: Storage | None, work_dir: Path, videos: bool = True
 ) -> tuple[QuestionSet, Source]:
-    """The questions of a benchmark that are to be asked, and where their videos are.
+    """The questions of a benchmark that are to be asked, and where their videos are (``videos``: whether they must be).
 
     Raises `UserError`: no such benchmark, or files that are not as published."""
     benchmark = find_benchmark(name)
@@ -111,9 +119,14 @@ def open_questions(
         fetched.append(source.file(file))
         return fetched[-1].path
 
-    questions = load_questions(benchmark, source.folder, annotation)
+    questions = load_questions(benchmark, source.folder, annotation, videos)
     chosen = choose_items(questions.samples, config.max_items, config.seed)
     return replace(questions, samples=[questions.samples[index] for index in chosen]), source
+
+
+def _whole(sample: Sample) -> Sample:
+    """The same question about all of its video."""
+    return sample.model_copy(update={"media": sample.media.model_copy(update={"start_s": None, "end_s": None})})
 
 
 def folder_media(source: Source, video: VideoConfig | None, workers: int) -> Media:
@@ -149,8 +162,12 @@ def under_protocol(
             raise UserError(f"unknown protocol '{protocol}'; there are: {', '.join(PROTOCOLS)}")
         chosen = PROTOCOLS[protocol]
         config = config.model_copy(update=chosen.model_dump(include={"temperature", "top_p", "max_new_tokens"}))
-        override = {"num_frames": chosen.num_frames, "fps": None, "max_pixels": chosen.max_pixels}
-    return config, override | ({"num_frames": num_frames, "fps": None} if num_frames is not None else {})
+        most = num_frames or chosen.num_frames
+        override = {"num_frames": most, "fps": None, "max_pixels": chosen.max_pixels}
+        if chosen.fps is not None:
+            override |= {"num_frames": None, "fps": chosen.fps, "min_frames": min(4, most), "max_frames": most}
+        return config, override | ({"min_pixels": chosen.min_pixels} if chosen.min_pixels else {})
+    return config, {"num_frames": num_frames, "fps": None} if num_frames is not None else {}
 
 
 def _check_settings(path: Path, settings: Settings, begun: bool) -> None:

@@ -23,16 +23,31 @@ from .models import Model
 from .results import BenchmarkResult, FailedItem, Result, Settings
 from .summary import compare, summarize
 
+GRADERS = ("strict", "paper", "official")
+"""Whose rules grade: ours, Video-R1's code, or the benchmark's own program (`benchmarks.official`)."""
+
 
 def grade_answer(
-    sample: Sample, answer: Answer, model: str, condition: str, answer_format: str, benchmark: Benchmark
+    sample: Sample,
+    answer: Answer,
+    model: str,
+    condition: str,
+    answer_format: str,
+    benchmark: Benchmark,
+    grader: str = "strict",
 ) -> Item:
     """The item of an answer, whose value is that in the headline. One that failed has every metric at its worst.
 
     ``condition`` is what the model was shown, ``answer_format`` what it was asked to write; the benchmark's own rules
-    grade the questions that name one."""
+    grade the questions that name one. ``grader``, of `GRADERS`, says by whose rules."""
     truncated = answer.finish_reason == "length"
     response = Response(sample, answer.text, answer_format, benchmark.grade, truncated)
+    metrics = measure_response(response, failed=answer.error is not None)
+    if answer.error is None and grader == "paper":
+        same = {"accuracy": "accuracy_paper", "mra": "mra_paper", "mra_inclusive": "mra_paper"}
+        metrics |= {name: metrics[published] for name, published in same.items() if published in metrics}
+    if answer.error is None and grader == "official" and benchmark.official is not None:
+        metrics |= benchmark.official(sample, answer.text)
     item = Item(
         id=sample.id,
         video=video_of(sample),
@@ -50,7 +65,7 @@ def grade_answer(
         options=tuple(sample.options),
         clip=(sample.media.start_s, sample.media.end_s),
         evidence=tuple((span.start_s, span.end_s, span.caption) for span in sample.evidence),
-        metrics=measure_response(response, failed=answer.error is not None),
+        metrics=metrics,
         duration_s=answer.duration_s,
         error=answer.error,
     )
@@ -106,6 +121,11 @@ def measure(
     }
 
 
+def questions_fingerprint(questions: QuestionSet) -> str:
+    """Of the questions and of the answers that are held true."""
+    return fingerprint("questions", [[s.id, s.question, list(s.options), s.answer] for s in questions.samples])
+
+
 def settings_of(
     questions: QuestionSet,
     model: Model,
@@ -120,7 +140,7 @@ def settings_of(
         protocol=protocol,
         video=video.model_dump(mode="json") if video else None,
         **{name: getattr(config, name) for name in ("temperature", "top_p", "max_new_tokens", "seed", "max_items")},
-        questions=fingerprint("questions", [[s.id, s.question, list(s.options), s.answer] for s in questions.samples]),
+        questions=questions_fingerprint(questions),
         files=dict(questions.files),
         grader=GRADER_VERSION,
     )

@@ -253,8 +253,9 @@ def _score(response: Response) -> float:
     return grading.grade(response.sample, response.answer) if own is None else own
 
 
-def _format(response: Response, style: str | None = None) -> float:
-    return float(follows_format(response.sample, response.text, style or response.answer_format))
+def _format(response: Response, style: str | None = None) -> float | None:
+    style = style or response.answer_format  # nobody knows what stored answers were asked for
+    return float(follows_format(response.sample, response.text, style)) if style else None
 
 
 def _mra(response: Response, inclusive: bool) -> float | None:
@@ -283,16 +284,34 @@ _LIST = (
     Metric(
         "accuracy_paper", "accuracy, graded as published", "the same, graded as Video-R1's code does", _accuracy_paper
     ),
-    Metric("answer_found", "answered", "share of responses with an answer, tagged or not", lambda r: float(bool(r.answer))),
-    Metric("tagged", "tagged", "share of responses with an answer inside of <answer>", lambda r: float(r.parsed.tagged and bool(r.answer))),
-    Metric("truncated", "truncated", "share of responses that reached the longest length", lambda r: float(r.truncated), False),
+    Metric(
+        "answer_found", "answered", "share of responses with an answer, tagged or not", lambda r: float(bool(r.answer))
+    ),
+    Metric(
+        "tagged",
+        "tagged",
+        "share of responses with an answer inside of <answer>",
+        lambda r: float(r.parsed.tagged and bool(r.answer)),
+    ),
+    Metric(
+        "truncated",
+        "truncated",
+        "share of responses that reached the longest length",
+        lambda r: float(r.truncated),
+        False,
+    ),
     Metric("score", "graded score", "grade of the answer with partial credit (Video-R1's accuracy reward)", _score),
     Metric("format_rate", "format", "share of responses in the shape that the model's prompt asks for", _format),
     Metric("format_video_r1", "", "share in Video-R1's shape", partial(_format, style="video_r1")),
     Metric("format_video_thinker", "", "share in Video-Thinker's shape", partial(_format, style="video_thinker")),
     Metric("mra", "MRA", "mean relative accuracy, errors < 1 − θ (Video-R1)", partial(_mra, inclusive=False)),
     Metric("mra_inclusive", "MRA (≤)", "the same, errors <= 1 − θ (lmms-eval)", partial(_mra, inclusive=True)),
-    Metric("mra_paper", "MRA as published", "MRA of the number that Video-R1's code reads: `float` of all of the answer", _mra_paper),
+    Metric(
+        "mra_paper",
+        "MRA as published",
+        "MRA of the number that Video-R1's code reads: `float` of all of the answer",
+        _mra_paper,
+    ),
     Metric(
         "wer", "WER", "word error rate of read text", partial(_of_type, "ocr", grading.word_error_rate), False, False
     ),

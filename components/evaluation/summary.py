@@ -117,6 +117,32 @@ def comparisons(
     return made
 
 
+def in_one_sentence(first: BenchmarkResult, last: BenchmarkResult, resampling: Resampling) -> str:
+    """Which of two models is better on a benchmark, by how much, and how sure that is; and how often each answered."""
+    score, title = last.headline, last.result.title
+    mine, theirs = last.ordered.scores[score], first.ordered.estimate(score)
+    difference = compare(last, first, score, resampling)
+    if difference is None or theirs is None:
+        return (
+            f"{last.model} and {first.model} cannot be compared on {title}: not the same questions, or too few videos."
+        )
+    size = f"{100 * difference.value:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    values = f"{100 * mine.value:.1f} % against {100 * theirs.value:.1f} %"
+    if difference.verdict in ("higher", "lower"):
+        better = "better" if difference.verdict == "higher" else "worse"
+        sentence = (
+            f"{last.model} is {better} than {first.model} on {title}: {size}, p = {difference.p_value:.2g} ({values})"
+        )
+    else:
+        seen = f"; {100 * difference.detectable:.1f} points would have been seen" if difference.detectable else ""
+        sentence = f"{last.model} and {first.model} cannot be told apart on {title}: {size} ({values}){seen}"
+    rates = [one.ordered.metrics.get(name) for one in (last, first) for name in ("answer_found", "tagged")]
+    if None not in rates:
+        found, tagged, before, tagged_before = (f"{100 * rate.value:.0f} %" for rate in rates if rate is not None)
+        sentence += f". Answers were there in {found} (tagged: {tagged}), before in {before} ({tagged_before})"
+    return sentence + "."
+
+
 # -- what is recorded ------------------------------------------------------------------------------------------
 
 

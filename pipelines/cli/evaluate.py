@@ -23,7 +23,9 @@ from ...components.evaluation.report.items import folder_clips
 from ...components.evaluation.report.pages import benchmark_page
 from ...components.evaluation.results import HELD_OUT, BenchmarkResult, Result, read_benchmark
 from ...components.evaluation.rules import GateRule, read_rule
+from ...components.evaluation.stored_answers import grade_stored
 from ...components.evaluation.summary import compare as compare_results
+from ...components.evaluation.summary import in_one_sentence
 from ..config import Config, load
 from ..run.session import find_data, find_manifest, session
 from .display import accuracy_table, table
@@ -44,6 +46,11 @@ _MODEL = (
 )
 _OUTPUT = "For result.json and items.jsonl; run again, it goes on where it was."
 _PROTOCOL = "A paper's frames, pixels and sampling: video_r1 or video_thinker. Default: as trained, greedily."
+_ANSWERS = (
+    "Grade these stored answers instead of asking a model: our items.jsonl, lmms-eval's samples, Video-R1's JSON, or "
+    "JSONL or CSV with id and response. The videos are not needed."
+)
+_GRADER = "With --answers: strict (ours), paper (Video-R1's code) or official (the benchmark's own rule)."
 _RELIANCE = "Also ask with frames shuffled, reversed, one alone, and without the video: is it needed?"
 
 
@@ -57,6 +64,8 @@ def evaluate(
     output: Annotated[Path | None, _with_benchmark(_OUTPUT, metavar="DIR")] = None,
     protocol: Annotated[str | None, _with_benchmark(_PROTOCOL, metavar="NAME")] = None,
     frames: Annotated[int | None, _with_benchmark("Frames per video, e.g. 16, 32 or 64.", min=1, max=1024)] = None,
+    answers: Annotated[Path | None, _with_benchmark(_ANSWERS, metavar="FILE")] = None,
+    grader: Annotated[str | None, _with_benchmark(_GRADER, metavar="NAME")] = None,
     reliance: Annotated[bool, _with_benchmark(_RELIANCE, "--reliance")] = False,
     retry_failed: Annotated[bool, _with_benchmark("Ask the items that failed again.", "--retry-failed")] = False,
     preset: Preset = "laptop", overrides: Overrides = None, workspace: Folder = WORKSPACE,
@@ -65,6 +74,7 @@ def evaluate(
     config = load(preset, overrides)
     if benchmark is None:
         options = {"--model": model, "--output": output, "--protocol": protocol, "--frames": frames}
+        options |= {"--answers": answers, "--grader": grader}
         options |= {"--reliance": reliance or None, "--retry-failed": retry_failed or None}
         if lost := [name for name, value in options.items() if value is not None]:
             raise UserError(f"{', '.join(lost)} only with --benchmark NAME")
@@ -72,6 +82,24 @@ def evaluate(
         return
     if sft or grpo or report:
         raise UserError("--sft, --grpo and --report are for the held-out split; a benchmark takes --model")
+    if answers is not None:
+        if data is None or output is None:
+            raise UserError("--answers needs --data, the folder with the benchmark's annotation file, and --output")
+        if model or protocol or frames or reliance or retry_failed:
+            raise UserError(
+                "--answers asks no model: leave --model, --protocol, --frames, --reliance, --retry-failed out"
+            )
+        stored = data.startswith("s3://")
+        with session(config, workspace, exclusive=False) if stored else nullcontext() as opened:
+            result = grade_stored(
+                benchmark, data, answers, output, config=config.evaluation, grader=grader or "strict",
+                work_dir=workspace / "work" / "benchmarks", storage=opened.storage if opened else None,
+            )  # fmt: skip
+        _print_benchmark(result)
+        print(output / "result.json")
+        return
+    if grader is not None:
+        raise UserError("--grader only with --answers; grade the answers in --output again with it")
     if data is None or model is None or output is None:
         wanted = {"--data": data, "--model": model, "--output": output}
         raise UserError(f"--benchmark needs {', '.join(name for name, value in wanted.items() if value is None)}")
@@ -175,7 +203,12 @@ def _print_comparison(results: list[BenchmarkResult], config: EvaluationConfig) 
                     against += f" (detectable: {100 * difference.detectable:.1f})"
         cells = f"{100 * score.value:.1f} %", f"{100 * score.low:.1f} – {100 * score.high:.1f}", f"{score.n:,}"
         shown.add_row(result.result.title, result.model, *cells, against)
-    Console(highlight=False).print(shown)
+    console = Console(highlight=False)
+    console.print(shown)
+    by_benchmark: dict[str, BenchmarkResult] = {result.key: result for result in results}
+    for key, last in by_benchmark.items():
+        if firsts[key] is not last and firsts[key].model != last.model:
+            console.print(in_one_sentence(firsts[key], last, config.resampling), soft_wrap=True, markup=False)
 
 
 def gate(
@@ -199,7 +232,9 @@ def gate(
         raise UserError("there are no rules: give one, such as '{metric: accuracy, at_least: 0.4}', or --rules FILE")
     folders = {"candidate": candidate, "champion": champion, "base": base}
     models = {
-        name: _by_benchmark([_sealed(read_benchmark(path, name)) for path in paths]) for name, paths in folders.items() if paths
+        name: _by_benchmark([_sealed(read_benchmark(path, name)) for path in paths])
+        for name, paths in folders.items()
+        if paths
     }
     for rule in parsed:
         if rule.other_model in folders and rule.other_model not in models:
@@ -213,7 +248,9 @@ def gate(
 def _sealed(result: BenchmarkResult) -> BenchmarkResult:
     """A result whose items are known to be those that were measured."""
     if not result.result.items_sha256:
-        raise UserError(f"{result.where}result.json: says nothing of its items (items_sha256); evaluate, or grade, again")
+        raise UserError(
+            f"{result.where}result.json: says nothing of its items (items_sha256); evaluate, or grade, again"
+        )
     return result
 
 

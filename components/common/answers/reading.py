@@ -100,7 +100,9 @@ def _marked(text: str, read: Reader) -> str | None:
     """The one value that is boxed, or bold in the last line."""
     lines = text.splitlines()
     for pattern, where in ((_BOXED, text), (_BOLD, lines[-1])):
-        matches = [match for match in pattern.finditer(where) if not _SUPPOSED.search(where[: match.start()][-60:] + " ")]
+        matches = [
+            match for match in pattern.finditer(where) if not _SUPPOSED.search(where[: match.start()][-60:] + " ")
+        ]
         answers = {read(match[1]) for match in matches}
         if len(answers) == 1 and (answer := answers.pop()) is not None:
             return answer
@@ -135,7 +137,9 @@ def _letter(sample: Sample, text: str) -> str | None:
     if extract_letter(text, len(sample.options), sample.options) is not None:
         return text
     text = text.translate(_FULL_WIDTH)
-    chinese = re.sub(rf"\A\W*[{_CJK}]{{0,6}}\W*(?=[A-Za-z](?![\w]))", "", text) if re.search(f"[{_CJK}]", text) else text
+    chinese = (
+        re.sub(rf"\A\W*[{_CJK}]{{0,6}}\W*(?=[A-Za-z](?![\w]))", "", text) if re.search(f"[{_CJK}]", text) else text
+    )
     return extract_letter(chinese, len(sample.options), sample.options) or _by_text(text, sample.options)
 
 
@@ -145,7 +149,8 @@ def _by_text(text: str, options: Sequence[str]) -> str | None:
     same = [
         letter
         for letter, option in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", options, strict=False)
-        if (plain := _folded(option)) and wanted in (plain, *(f"{letter.lower()}{mark} {plain}" for mark in ("", ".", ")", ":")))
+        if (plain := _folded(option))
+        and wanted in (plain, *(f"{letter.lower()}{mark} {plain}" for mark in ("", ".", ")", ":")))
     ]
     return same[0] if len(same) == 1 else None
 
@@ -169,11 +174,10 @@ def _number(sample: Sample, text: str) -> str | None:
 
 _SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
 _WORDS = {word: number for number, word in enumerate(_SMALL.split())} | {
-    word: 10 * number for number, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)
+    word: 10 * number for number, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
 }
 _NOT_ALONE = frozenset(
-    "hundred thousand million billion dozen half quarter point or to than least most not no without except between "
-    "under over below above third fourth fifth".split()
+    ["hundred", "thousand", "million", "billion", "dozen", "half", "quarter", "point", "or", "to", "than", "least", "most", "not", "no", "without", "except", "between", "under", "over", "below", "above", "third", "fourth", "fifth"]
 )
 
 

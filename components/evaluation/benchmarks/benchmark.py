@@ -276,6 +276,8 @@ class Benchmark:
     grade: Rule | None = None
     """Grades an answer where the rules of `common.answers` are not the benchmark's (those with ``metadata.rule``)."""
 
+    official: Callable[[Sample, str], dict[str, float]] | None = None
+    """Its published rule: what a whole response is worth, by metric (`official.py`)."""
     metric_of: Callable[[str], str] = lambda group: "accuracy"
     """The metric of a kind of question, or of a problem type."""
 

@@ -74,8 +74,11 @@ def _stem(name: str) -> str:
     return str(path.with_suffix("")) if path.suffix.lower() in VIDEO_SUFFIXES else str(path)
 
 
-def load_questions(benchmark: Benchmark, folder: DataFolder, local: Callable[[str], Path]) -> QuestionSet:
-    """Read a benchmark's annotation files (``local`` gives their paths on this machine) and find its videos.
+def load_questions(
+    benchmark: Benchmark, folder: DataFolder, local: Callable[[str], Path], videos: bool = True
+) -> QuestionSet:
+    """Read a benchmark's annotation files (``local`` gives their paths on this machine) and find its videos; without
+    ``videos`` none need be there.
 
     Raises `UserError`: no annotation file, one that is not as published, or not one video."""
     samples: list[Sample] = []
@@ -90,16 +93,16 @@ def load_questions(benchmark: Benchmark, folder: DataFolder, local: Callable[[st
             seen[sample.id] = seen.get(sample.id, 0) + 1
             if seen[sample.id] > 1:  # published ids repeat
                 sample = sample.model_copy(update={"id": f"{sample.id}#{seen[sample.id]}"})
-            if video is None:
+            if video is None and videos:
                 missing[sample.id] = f"no video: none of {', '.join(question.videos[:3])} in {folder.where}"
-            else:
+            elif video is not None:
                 whole = PurePosixPath(video).parent.name.endswith(CUT_ALREADY)
                 changed = {"uri": video} | ({"start_s": None, "end_s": None} if whole else {})
                 sample = sample.model_copy(update={"media": sample.media.model_copy(update=changed)})
             samples.append(sample)
     if not samples:
         raise UserError(f"{folder.where}: no question in {', '.join(files)}")
-    if len(missing) == len(samples):
+    if videos and len(missing) == len(samples):
         raise UserError(
             f"{folder.where}: none of the videos of {benchmark.title} is there ({next(iter(missing.values()))}); "
             "unpack the archives"

@@ -21,6 +21,7 @@ from ...common.rows.sample import Sample
 from ..item import Item
 from ..metrics import Rule
 from ..scores import ACCURACY, Part, Score, accuracy, accuracy_of_choices, accuracy_of_open, kind_part, metric_value
+from . import official
 from .benchmark import Benchmark, Entry, Question, Reader, distinct, folded, spelled
 
 
@@ -80,7 +81,7 @@ def _videomme(entry: Entry) -> Iterator[Question]:
     )
 
 
-VIDEOMME = public_set("videomme", _videomme, {"accuracy": ACCURACY})
+VIDEOMME = public_set("videomme", _videomme, {"accuracy": ACCURACY}, official=official.videomme)
 
 
 def _mmvu(entry: Entry) -> Iterator[Question]:
@@ -113,6 +114,10 @@ MMVU = public_set(
     },
 )
 
+# lmms-eval's prompt of this track says both (in other words); the published videos end with the image.
+_AT_THE_END = (
+    "Learn from the video, then apply that to the question. The image of the question is the end of the video.\n"
+)
 _TRACKS = ("Perception", "Comprehension", "Adaptation")
 
 
@@ -122,7 +127,8 @@ def _videommmu(entry: Entry) -> Iterator[Question]:
     track = next((track for track in _TRACKS if track.lower() in named), None)
     if track is None:
         raise entry.error("track", f"neither the row nor the file's name says which of {', '.join(_TRACKS)} this is")
-    answer, more = entry.data.get("answer"), {}
+    answer: Any = entry.data.get("answer")
+    more: dict[str, Any] = {}
     if isinstance(answer, str) and answer.startswith("["):
         answer = spelled(answer)  # as MMMU writes several spellings of one open answer: "['24/7', '3.429']"
     if _is_list(answer):
@@ -133,7 +139,7 @@ def _videommmu(entry: Entry) -> Iterator[Question]:
     yield entry.question(
         [f"{identity}.mp4"],
         identity=f"{track.lower()}-{identity}",
-        text=entry.text("question"),
+        text=(_AT_THE_END if track == "Adaptation" else "") + entry.text("question"),
         **(entry.choice("options", "answer") if choice else {"answer": entry.text("answer")}),
         kind=track,
         groups={"subject": "_".join(identity.split("_")[1:-1]) or None},
@@ -187,6 +193,7 @@ MVBENCH = public_set(
         "accuracy": ACCURACY,
         "accuracy_by_task": Score("mean over the tasks of their accuracies", accuracy, kind_part),
     },
+    official=official.mvbench,
 )
 
 # -- VSI-Bench: choices and numbers, averaged in two ways ------------------------------------------------------
@@ -248,6 +255,7 @@ VSI_BENCH = public_set(
         "mra": Score(_MRA.format("<") + " (Video-R1)", metric_value("mra")),
         "mra_inclusive": Score(_MRA.format("<=") + " (lmms-eval)", metric_value("mra_inclusive")),
     },
+    official=official.vsi_bench,
     metric_of=lambda group: "mra_inclusive" if group in (*VSI_NUMBERS, "regression") else "accuracy",
 )
 
@@ -432,4 +440,5 @@ TEMPCOMPASS = public_set(
         ),
     },
     _grade,
+    official=official.tempcompass,
 )

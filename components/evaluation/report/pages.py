@@ -36,6 +36,7 @@ def evaluation_page(
     their own, `benchmark_page`); ``clip`` gives the clip of an item by its id."""
     board = Board(results)
     sections: list[tuple[str, Markup | None]] = [
+        ("In one sentence", tables.opening(board, config)),
         ("Models", tables.conditions_table(board, result.left_out, config)),
         ("What makes a difference", differences_table(result.comparisons)),
         ("Accuracy by kind of question, frames in order", tables.kinds_chart(board)),
@@ -64,6 +65,7 @@ def benchmark_page(results: Sequence[BenchmarkResult], config: EvaluationConfig,
     board = Board(results)
     differences = _comparisons(board, config)
     sections: list[tuple[str, Markup | None]] = [
+        ("In one sentence", tables.opening(board, config)),
         ("Results", tables.benchmarks_table(board, differences)),
         ("What makes a difference", differences_table(differences, board.titles)),
         ("By kind of question", tables.kinds_table(board)),

@@ -16,16 +16,34 @@ from ..config import EvaluationConfig
 from ..metrics import METRICS, metric_named
 from ..results import BenchmarkResult, Comparison, EvaluationResult
 from ..statistics import Difference, over_runs
-from ..summary import compare
+from ..summary import compare, in_one_sentence
 from .cells import Board, PublishedModel, bar, benchmark_filter, estimate_cell, legend, published, small
 
 _BASELINES = {"whole_clip": "always the whole clip", "mean_training_span": "mean training span"}
 _ABILITIES = (
-    *("accuracy_paper", "format_rate", "miou", "recall_at_30", "recall_at_50", "recall_at_70"),
+    *(
+        "answer_found",
+        "tagged",
+        "truncated",
+        "accuracy_paper",
+        "mra_paper",
+        "format_rate",
+        "miou",
+        "recall_at_30",
+        "recall_at_50",
+        "recall_at_70",
+    ),
     *("caption_rouge_l", "caption_bleu_1", "caption_bleu_4", "caption_meteor"),
 )
 _MAX_FAILURES = 200
 _MAX_REGRESSIONS = 20
+
+
+def opening(board: Board, config: EvaluationConfig) -> Markup | None:
+    """The last model beside the first, a sentence for each benchmark; None where there is one model."""
+    pairs = [(results[0], results[-1]) for results in board.by_benchmark.values() if len(results) > 1]
+    sentences = [in_one_sentence(first, last, config.resampling) for first, last in pairs]
+    return page.joined(map(page.paragraph, sentences)) if sentences else None
 
 
 def conditions_table(board: Board, left_out: Mapping[str, str], config: EvaluationConfig) -> Markup:

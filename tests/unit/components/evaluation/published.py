@@ -251,7 +251,12 @@ def mvbench(rng: random.Random, questions: int, videos: int) -> Published:
             if task == "action_sequence":
                 row |= {"start": 0.5, "end": 2.5}
             files[f"json/{task}.json"].append(row)
-            found.add(task, LETTERS[: len(row["candidates"])], LETTERS[truth], clip=(0.5, 2.5) if task == "action_sequence" else (None, None))
+            found.add(
+                task,
+                LETTERS[: len(row["candidates"])],
+                LETTERS[truth],
+                clip=(0.5, 2.5) if task == "action_sequence" else (None, None),
+            )
     found.files = files
     return found
 

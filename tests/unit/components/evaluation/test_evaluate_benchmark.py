@@ -189,6 +189,11 @@ def test_a_protocol_sets_frames_pixels_and_sampling(oracle: Oracle, tiny_model, 
     assert video is not None
     assert (video.num_frames, video.max_pixels) == (64, PROTOCOLS["video_thinker"].max_pixels)
     assert open_model(str(tiny_model), MODEL, CONFIG, tmp_path).video == VIDEO
+    _, override = under_protocol(CONFIG, "video_r1", 32)
+    video = open_model(str(tiny_model), MODEL, CONFIG, tmp_path, override=override).video
+    assert video is not None
+    assert (video.num_frames, video.fps, video.min_frames, video.max_frames) == (None, 2.0, 4, 32)
+    assert (video.min_pixels, video.max_pixels) == (128 * 28 * 28, 256 * 28 * 28)
     with pytest.raises(UserError, match="unknown protocol 'video_r2'; there are: video_r1, video_thinker"):
         under_protocol(CONFIG, "video_r2", None)
 

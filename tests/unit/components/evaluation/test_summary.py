@@ -37,7 +37,10 @@ def test_accuracy_equals_an_independent_count_over_many_answers():
         assert estimate.value == pytest.approx(sum(right[kind]) / len(right[kind]), abs=1e-6)
         assert estimate.n == len(right[kind])
     words = {("regression", text): "7" for text in ("seven", "seven up")}  # numbers are read in words, too
-    scores = [grade(sample, words.get((sample.problem_type, answer), answer)) for sample, answer in zip(world.samples, answers, strict=True)]
+    scores = [
+        grade(sample, words.get((sample.problem_type, answer), answer))
+        for sample, answer in zip(world.samples, answers, strict=True)
+    ]
     assert summary.metrics["score"].value == pytest.approx(sum(scores) / len(scores), abs=1e-6)
 
 

@@ -104,7 +104,9 @@ def test_an_answer_that_was_cut_off_is_not_read() -> None:
     assert read_answer(sample("numerical"), parse_response("<answer>4"), cut_off=False) == "4"
 
 
-@pytest.mark.parametrize("piece", ["the answer is ", "**B** ", "A ", "not ", "four ", "\n", "<think>", "1. ", "答案是", "\\boxed{"])
+@pytest.mark.parametrize(
+    "piece", ["the answer is ", "**B** ", "A ", "not ", "four ", "\n", "<think>", "1. ", "答案是", "\\boxed{"]
+)
 def test_a_megabyte_is_read_in_linear_time(piece: str) -> None:
     text = piece * (10**6 // len(piece))
     start = time.process_time()

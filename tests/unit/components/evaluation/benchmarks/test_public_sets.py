@@ -190,3 +190,21 @@ def test_tempcompass_and_mvbench_are_read_as_the_hub_has_them_too(tmp_path: Path
     assert [(s.metadata["kind"], s.answer, s.media.uri) for s in found.samples] == [
         ("action_antonym", "B", "ssv2_video_mp4/9.mp4")
     ]
+
+
+# -- VideoMMMU -------------------------------------------------------------------------------------------------
+
+
+def test_an_open_answer_of_videommmu_may_be_spelled_in_several_ways(tmp_path: Path):
+    """As MMMU spells them: a list, in Parquet exports as text; and the image of an adaptation question is announced."""
+    row = {"id": "validation_Math_15", "question": "How much?", "options": [], "question_type": "open"}
+    rows = [row | {"answer": "['24/7', '3.429']"}, row | {"id": "validation_Math_16", "answer": ["left", "to the left"]}]
+    (tmp_path / "Adaptation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    benchmark = BENCHMARKS.get("videommmu")
+    folder = DataFolder("x", ["Adaptation.jsonl"])
+    samples = load_questions(benchmark, folder, lambda name: tmp_path / name, videos=False).samples
+    for text, right in (("3.43", 1.0), ("24/7", 1.0), ("3.42857 m", 1.0), ("24", 0.0), ("", 0.0)):
+        assert graded(benchmark, samples[:1], [f"<answer>{text}</answer>"])[0].metrics["accuracy"] == right
+    assert graded(benchmark, samples[1:], ["<answer>to the left</answer>"])[0].metrics["accuracy"] == 1.0
+    assert samples[0].question.startswith("Learn from the video")
+    assert "is the end of the video.\nHow much?" in samples[0].question

@@ -130,3 +130,36 @@ def test_pictures_come_from_the_benchmarks_folder_and_a_damaged_video_says_so(tm
         for name in ("../secret.mp4", str(tmp_path / "secret.mp4"), "videos/../../secret.mp4"):
             assert clips(item.model_copy(update={"video": name})) is None
         assert clips(item.model_copy(update={"video": "videos/000.mp4"})) is not None
+
+
+def test_the_page_opens_with_which_model_is_better_and_how_sure_that_is(config):
+    base, ours = two_models().values()
+    html = benchmark_page([base, ours], config)
+    opening = html.index("In one sentence")
+    assert opening < html.index("<table")
+    difference = compare(ours, base, "accuracy", config.resampling)
+    assert f"ours is better than base on Video-Holmes: {100 * difference.value:+.1f} points [" in html
+    assert "Answers were there in 100 % (tagged: 100 %), before in 100 % (100 %)." in html
+    same = benchmark_page([base, replace(base, model="again")], config)
+    assert "again and base cannot be told apart on Video-Holmes: +0.0 points" in same
+    assert "In one sentence" not in benchmark_page([base], config)
+
+
+def test_no_button_of_a_regression_leaves_its_cell(config):
+    base, ours = two_models().values()
+    html = benchmark_page([ours, base], config)  # the worse one last
+    assert "Worst regressions" in html
+    assert "data-show=" in html
+    assert not re.search(r'data-sort="[^"]*<', html)
+    assert not re.search(r"show&#34;&gt;|show\">show", html)
+
+
+def test_a_kind_of_question_is_shown_by_its_own_metric(config):
+    results = [replace(one, result=one.result) for one in two_models(benchmark="vsi-bench").values()]
+    html = benchmark_page(results, config)
+    group = ("by_type", "regression")
+    own = results[1].ordered.estimate("mra_inclusive", group).value
+    assert own != results[1].ordered.estimate("accuracy", group).value
+    row = re.search(r"<tr[^>]*><td[^>]*>regression</td>.*?</tr>", html, re.DOTALL)[0]
+    assert "MRA (≤)" in row
+    assert f"<b>{100 * own:.1f} %</b>" in row
