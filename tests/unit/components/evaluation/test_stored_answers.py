@@ -112,7 +112,7 @@ def test_each_grader_has_its_rules_and_its_name_and_they_are_not_compared(data, 
         kept[grader] = read_benchmark(tmp_path / grader)
     right = {name: one.ordered.scores["accuracy"].value * 6 for name, one in kept.items()}
     # The published rules read the first word, or the first <answer> and else everything.
-    assert right == pytest.approx({"strict": 5, "paper": 2, "official": 1})
+    assert right == pytest.approx({"strict": 5, "paper": 2, "official": 1}, abs=1e-4)
     why = kept["strict"].incomparable(kept["official"])
     assert why is not None
     assert "graded by version 2, a by version 2-official" in why

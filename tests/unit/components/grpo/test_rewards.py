@@ -4,6 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from vthink.components.common.answers.grading import grade
+from vthink.components.common.answers.reading import read_answer
+from vthink.components.common.answers.responses import parse_response
 from vthink.components.common.rows.sample import Evidence, Media, Sample
 from vthink.components.grpo.losses import group_advantages
 from vthink.components.grpo.rewards import (
@@ -62,6 +65,15 @@ def r1(answer: str) -> str:
 )
 def test_accuracy_is_graded_by_problem_type(sample: Sample, answer: str, expected: float) -> None:
     assert texts_of([r1(answer)], sample=sample).accuracy == pytest.approx([expected])
+
+
+def test_what_evaluation_reads_in_other_words_or_places_earns_nothing() -> None:
+    """The same parser and grader, but a reward is for the answer as it was asked for."""
+    outside = ["<think>so</think>A", "The answer is A.", "**A**", r1("left"), "<answer>A"]
+    assert texts_of(outside).accuracy == [0.0] * len(outside)
+    answers = [read_answer(CHOICE, parse_response(text)) for text in outside]
+    assert [grade(CHOICE, answer) for answer in answers] == [1.0] * len(outside)
+    assert texts_of([r1("four")], sample=typed("numerical", "4")).accuracy == [0.0]
 
 
 def test_an_answer_outside_its_tags_earns_nothing() -> None:

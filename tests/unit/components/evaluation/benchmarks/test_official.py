@@ -50,6 +50,23 @@ def test_a_choice_is_graded_as_published(rule: str, text: str, right: bool) -> N
     assert getattr(official, rule)(choice(), text) == {"accuracy": float(right)}
 
 
+FORMS = {  # in which every letter is read as itself
+    "vsi_bench": ["{L}", "{l}", "{L}.", "{L} x", "{l}. x", "{L}...", "{l} or so"],
+    "videomme": ["{L}", "({L})", "{L}. x", "The answer is {L}", "<answer>{L}</answer>", " {L}", "so {L} or D"],
+    "mvbench": ["{L}", "({L})", "{l})", "The answer is {L}", "<answer>{L}</answer>", "{L}. x", "it is **{l}**"],
+}
+
+
+@pytest.mark.parametrize("rule", FORMS)
+def test_every_letter_is_read_as_itself(rule: str) -> None:
+    """7 forms × 4 letters × 4 true answers."""
+    for form in FORMS[rule]:
+        for letter in "ABCD":
+            text = form.format(L=letter, l=letter.lower())
+            grades = {truth: getattr(official, rule)(choice(truth), text)["accuracy"] for truth in "ABCD"}
+            assert grades == {truth: float(truth == letter) for truth in "ABCD"}, text
+
+
 MRA = {  # of a true 4; shares of errors of at most 0.5, 0.45 … 0.05
     "4": 1.0, "4.": 1.0, "4.0": 1.0, "4 chairs": 1.0, "4 or 5": 1.0, "+4": 1.0, "4e0": 1.0, "4.1": 1.0, "3.9": 1.0,
     "3": 0.6, "5": 0.6, "2": 0.1, "6": 0.1, "1": 0.0, "8": 0.0, "-4": 0.0, "3.5": 0.8, "4.5": 0.8, "4.6": 0.8,
