@@ -1,8 +1,8 @@
 """What a response answers to its question, inside ``<answer>`` or, where it is unambiguous, outside of it.
 
-For evaluation: rewards read tagged answers alone (`grpo.rewards`). Read outside of tags, behind the reasoning if there is
-any: a conclusion in words ("the answer is B", "Final answer: 4"), one boxed or bold value at the end, a last line that is
-an answer, or a text that is nothing else. What is left open ("A or B") or was cut off is no answer.
+For evaluation: rewards read tagged answers alone (`grpo.rewards`). Read outside of tags, behind the reasoning if there
+is any: a conclusion in words ("the answer is B", "Final answer: 4"), one boxed or bold value at the end, a last line
+that is an answer, or a text that is nothing else. What is left open ("A or B") or was cut off is no answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ GRADER_VERSION = "2"
 
 _STATEMENT = re.compile(
     r"(?:\b(?:final |correct |right |best )?(?:answer|option|choice)(?: to (?:the|this) question| here)?"
-    r"[*_]{0,2}\s?(?:is|would be|should be|must be|[:：=])|答案(?:应该|应)?(?:是|为|[:：])|\bi (?:choose|pick|select)\b)"
+    r"[*_]{0,2}\s?(?:is|would be|should be|must be|[:：=])|答案(?:应该|应)?(?:是|为|[:：])|"
+    r"\bi (?:choose|pick|select)\b)"
     r"[\s:：*_]{0,8}",
     re.IGNORECASE,
 )
@@ -172,12 +173,42 @@ def _number(sample: Sample, text: str) -> str | None:
     return _spelled_number(plain)
 
 
-_SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+)
 _WORDS = {word: number for number, word in enumerate(_SMALL.split())} | {
-    word: 10 * number for number, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
+    word: 10 * number
+    for number, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
 }
 _NOT_ALONE = frozenset(
-    ["hundred", "thousand", "million", "billion", "dozen", "half", "quarter", "point", "or", "to", "than", "least", "most", "not", "no", "without", "except", "between", "under", "over", "below", "above", "third", "fourth", "fifth"]
+    [
+        "hundred",
+        "thousand",
+        "million",
+        "billion",
+        "dozen",
+        "half",
+        "quarter",
+        "point",
+        "or",
+        "to",
+        "than",
+        "least",
+        "most",
+        "not",
+        "no",
+        "without",
+        "except",
+        "between",
+        "under",
+        "over",
+        "below",
+        "above",
+        "third",
+        "fourth",
+        "fifth",
+    ]
 )
 
 

@@ -75,8 +75,8 @@ def without_tags(text: str) -> str:
 def parse_response(text: str | None) -> ParsedResponse:
     """Segments, reasoning and answer of a response in either paper's format, or in neither.
 
-    The answer is the content of the last ``<answer>`` that is not empty; else the line behind the last "Final answer:"; else a
-    leading option letter (Video-Thinker's evaluator); else None.
+    The answer is the content of the last ``<answer>`` that is not empty; else the line behind the last "Final
+    answer:"; else a leading option letter (Video-Thinker's evaluator); else None. `reading` knows the question, too.
     """
     if not isinstance(text, str):
         return ParsedResponse((), "", None, "")

@@ -1,7 +1,7 @@
 """Published rules of benchmarks, quirks included, in our own words: what ``--grader official`` grades with.
 
-Each takes the whole response, as the programs do, and gives the metrics that it decides. Where a benchmark's program asks
-a language model, only its rules are here."""
+Each takes the whole response, as the programs do, and gives the metrics that it decides. Where a benchmark's program
+asks a language model, only its rules are here."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ...common.rows.sample import Sample
 
 
 def vsi_bench(sample: Sample, response: str) -> dict[str, float]:
-    """lmms-eval ``tasks/vsibench/utils.py`` (0ae0b9f): the first word without its full stops, equal to the letter but for
-    case, or as a `float`. Quirks: "B) left" and "4.2m" are wrong, "4 or 5" is 4, an error of nothing for "nan"."""
+    """lmms-eval ``tasks/vsibench/utils.py`` (0ae0b9f): the first word without its full stops, equal to the letter but
+    for case, or as a `float`. Quirks: "B) left" and "4.2m" are wrong, "4 or 5" is 4."""
     word = response.split(" ")[0].rstrip(".").strip()
     if sample.problem_type == "multiple_choice":
         return {"accuracy": float(word.lower() == sample.answer.lower())}
@@ -48,8 +48,8 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 
 
 def mvbench(sample: Sample, response: str) -> dict[str, float]:
-    """lmms-eval ``tasks/mvbench/utils.py`` (1ab9504): "B. text" is B; else the first letter from A to E that stands alone
-    in the text without punctuation. Quirks: in "a man walks" that is A; letters behind E are unknown."""
+    """lmms-eval ``tasks/mvbench/utils.py`` (1ab9504): "B. text" is B; else the first letter from A to E that stands
+    alone in the text without punctuation. Quirks: in "a man walks" that is A; letters behind E are unknown."""
     marked = re.match(r"([A-E])\.\s*.+$", response.strip(), re.IGNORECASE)
     if marked and "\n" not in response.strip():
         return {"accuracy": float(marked[1].upper() == sample.answer)}

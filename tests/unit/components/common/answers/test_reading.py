@@ -39,7 +39,12 @@ THINK = "<think>A is left, C is up, 7 of them.</think>\n"
 READ = {
     "multiple_choice": [
         *("B", "(B)", "B. right", "right", "Right.", "**B**", "Ｂ", "选B。", "答案是B", "B\nIt goes right."),
-        *("Therefore, the answer is B.", "The correct option is (B) right.", "Final answer: B", "The final answer is\n\nB"),
+        *(
+            "Therefore, the answer is B.",
+            "The correct option is (B) right.",
+            "Final answer: B",
+            "The final answer is\n\nB",
+        ),
         "A seems wrong and C is too slow. So the answer is B because A comes first.",
         "First it goes up. Then, at the end, it goes right. So it is **B**",
         "It goes up and then right.\n\nB",
@@ -56,13 +61,19 @@ READ = {
     ],
     "numerical": [
         *("4", "4.0", "four", "Four.", "There are four chairs.", "约4米", "There are 4 chairs in the room.", "４"),
-        *("The answer is 4.", "Final answer: 4", "So the answer is **4**", "It shows chairs at 3 tables.\n4", "\\boxed{4}"),
+        *(
+            "The answer is 4.",
+            "Final answer: 4",
+            "So the answer is **4**",
+            "It shows chairs at 3 tables.\n4",
+            "\\boxed{4}",
+        ),
         *("<answer>four</answer>", "<answer>约4米</answer>", "<answer>4</answer>", "4 m", "4 chairs (3 red)"),
     ],
     "regression": ["4.0", "about 4 meters", "The answer is approximately 4 m.", "Four meters"],
     "free_form": ["yes", "<answer>yes</answer>", "So the answer is yes."],
     "ocr": ["exit", "EXIT"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("problem_type", "text"), [(kind, text) for kind, texts in READ.items() for text in texts])
@@ -74,17 +85,39 @@ def test_an_answer_outside_of_tags_is_read_behind_reasoning_and_without(problem_
 
 OPEN = {
     "multiple_choice": [
-        *("A or B", "The answer is A or B.", "The answer is not A", "It is unclear whether the answer is B", "A man walks."),
+        *(
+            "A or B",
+            "The answer is A or B.",
+            "The answer is not A",
+            "It is unclear whether the answer is B",
+            "A man walks.",
+        ),
         *("", "no idea", "<think>So the answer is B", "<think>the answer is B</think>", "It is not **B**", "E", "A, B"),
         "The answer is A.\nOr the answer is B,\nwho knows?",
         "Is it so that the answer is B?",
         "left and right",
     ],
     "numerical": [
-        *("3 or 4", "two or three", "less than 4", "the answer is 3 to 4", "no idea", "<think>4</think>", "the one on the left"),
-        *("1. the chair\n2. the table", "3到4米", "超过4米", "four hundred", "the fourth", "not four", "At 3 s 4 of them appear"),
+        *(
+            "3 or 4",
+            "two or three",
+            "less than 4",
+            "the answer is 3 to 4",
+            "no idea",
+            "<think>4</think>",
+            "the one on the left",
+        ),
+        *(
+            "1. the chair\n2. the table",
+            "3到4米",
+            "超过4米",
+            "four hundred",
+            "the fourth",
+            "not four",
+            "At 3 s 4 of them appear",
+        ),
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("problem_type", "text"), [(kind, text) for kind, texts in OPEN.items() for text in texts])

@@ -1,4 +1,4 @@
-"""The published rules, on completions whose grades were worked out by hand from the programs that `official.py` names."""
+"""The published rules, on completions whose grades were worked out by hand from the programs it names."""
 
 from __future__ import annotations
 
@@ -29,17 +29,48 @@ def yes_no(answer: str) -> Sample:
 RIGHT = {  # of the true answer B
     "vsi_bench": {
         True: ["B", "b", "B.", "B...", "B chair", "B. chair", "b or c"],
-        False: ["(B)", "B) chair", "B\nchair", "The answer is B", "<answer>B</answer>", "", " B", "A", "chair", "**B**"],
+        False: [
+            "(B)",
+            "B) chair",
+            "B\nchair",
+            "The answer is B",
+            "<answer>B</answer>",
+            "",
+            " B",
+            "A",
+            "chair",
+            "**B**",
+        ],
     },
     "videomme": {
-        True: ["B", "(B)", "B) chair", "The answer is B", "The best answer is B.", "<answer>B</answer>", "Both look alike", " B"],
+        True: [
+            "B",
+            "(B)",
+            "B) chair",
+            "The answer is B",
+            "The best answer is B.",
+            "<answer>B</answer>",
+            "Both look alike",
+            " B",
+        ],
         False: ["b", "", "A", "chair", "A or B", "Clearly B", "Definitely B", "<think>A bed</think>B", "An answer: B"],
     },
     "mvbench": {
-        True: ["B", "b", "B. chair", "(B) chair", "b)", "The answer is B", "<answer>B</answer>", "B\nchair", "it is b", "**B**"[2:3]],
+        True: [
+            "B",
+            "b",
+            "B. chair",
+            "(B) chair",
+            "b)",
+            "The answer is B",
+            "<answer>B</answer>",
+            "B\nchair",
+            "it is b",
+            "**B**"[2:3],
+        ],
         False: ["A", "", "chair", "a man walks to B", "A. B", "A or B", "BC", "e or b"],
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -68,11 +99,41 @@ def test_every_letter_is_read_as_itself(rule: str) -> None:
 
 
 MRA = {  # of a true 4; shares of errors of at most 0.5, 0.45 … 0.05
-    "4": 1.0, "4.": 1.0, "4.0": 1.0, "4 chairs": 1.0, "4 or 5": 1.0, "+4": 1.0, "4e0": 1.0, "4.1": 1.0, "3.9": 1.0,
-    "3": 0.6, "5": 0.6, "2": 0.1, "6": 0.1, "1": 0.0, "8": 0.0, "-4": 0.0, "3.5": 0.8, "4.5": 0.8, "4.6": 0.8,
-    "4m": 0.0, "four": 0.0, "": 0.0, "about 4": 0.0, "The answer is 4": 0.0, "<answer>4</answer>": 0.0, "nan": 0.0,
-    "inf": 0.0, "4,0": 0.0, "\n4": 1.0, "1,000": 0.0, "4\n5": 0.0, "~4": 0.0, "3-4": 0.0, "4/1": 0.0,
-}  # fmt: skip
+    "4": 1.0,
+    "4.": 1.0,
+    "4.0": 1.0,
+    "4 chairs": 1.0,
+    "4 or 5": 1.0,
+    "+4": 1.0,
+    "4e0": 1.0,
+    "4.1": 1.0,
+    "3.9": 1.0,
+    "3": 0.6,
+    "5": 0.6,
+    "2": 0.1,
+    "6": 0.1,
+    "1": 0.0,
+    "8": 0.0,
+    "-4": 0.0,
+    "3.5": 0.8,
+    "4.5": 0.8,
+    "4.6": 0.8,
+    "4m": 0.0,
+    "four": 0.0,
+    "": 0.0,
+    "about 4": 0.0,
+    "The answer is 4": 0.0,
+    "<answer>4</answer>": 0.0,
+    "nan": 0.0,
+    "inf": 0.0,
+    "4,0": 0.0,
+    "\n4": 1.0,
+    "1,000": 0.0,
+    "4\n5": 0.0,
+    "~4": 0.0,
+    "3-4": 0.0,
+    "4/1": 0.0,
+}
 
 
 @pytest.mark.parametrize(("text", "share"), MRA.items())

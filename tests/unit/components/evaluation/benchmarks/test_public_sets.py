@@ -198,7 +198,10 @@ def test_tempcompass_and_mvbench_are_read_as_the_hub_has_them_too(tmp_path: Path
 def test_an_open_answer_of_videommmu_may_be_spelled_in_several_ways(tmp_path: Path):
     """As MMMU spells them: a list, in Parquet exports as text; and the image of an adaptation question is announced."""
     row = {"id": "validation_Math_15", "question": "How much?", "options": [], "question_type": "open"}
-    rows = [row | {"answer": "['24/7', '3.429']"}, row | {"id": "validation_Math_16", "answer": ["left", "to the left"]}]
+    rows = [
+        row | {"answer": "['24/7', '3.429']"},
+        row | {"id": "validation_Math_16", "answer": ["left", "to the left"]},
+    ]
     (tmp_path / "Adaptation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     benchmark = BENCHMARKS.get("videommmu")
     folder = DataFolder("x", ["Adaptation.jsonl"])
