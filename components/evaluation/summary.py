@@ -106,9 +106,11 @@ def comparisons(
     for (first, condition), (second, other) in pairs:
         kinds = dict.fromkeys(item.kind for item in first.items[condition] if item.kind is not None)
         closest = held_out or (first is results[-1] and second is results[-2])
-        for kind in [None, *(kinds if closest and len(kinds) > 1 else ())]:
+        # Spans that are as good with other pixels were not found in the video.
+        whole = (first.headline, "miou") if other in ("blind", "other_video") else (first.headline,)
+        by_kind = [(first.metric_of(("by_kind", kind)), kind) for kind in kinds if closest and len(kinds) > 1]
+        for metric, kind in [*((name, None) for name in whole), *by_kind]:
             group: Group | None = None if kind is None else ("by_kind", kind)
-            metric = first.headline if group is None else first.metric_of(group)
             difference = compare(first, second, metric, resampling, (condition, other), group)
             if difference is not None:
                 sides: dict[str, Any] = {"first": f"{first.model}.{condition}", "second": f"{second.model}.{other}"}

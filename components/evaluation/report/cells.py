@@ -159,7 +159,7 @@ def differences_table(comparisons: Sequence[Comparison], titles: Mapping[str, st
     for one in comparisons:
         table.append(
             [
-                f"{_side(one.first)} − {_side(one.second)}",
+                f"{_side(one.first)} − {_side(one.second)}" + (", mIoU" if one.metric == "miou" else ""),
                 *([titles[str(one.benchmark)]] if titles else []),
                 Cell(content=interval.format(*points(one).split(" ", 1)), sort=one.value),
                 Cell(content=page.chip(one.verdict, _TONES.get(one.verdict, "plain")), sort=one.verdict),

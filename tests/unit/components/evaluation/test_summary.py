@@ -16,7 +16,7 @@ from vthink.components.evaluation.summary import (
     summarize,
 )
 
-from .small_world import World, items_of, look, make_world, result_of, stage_result
+from .small_world import SEGMENT, World, items_of, look, make_world, result_of, stage_result
 
 RESAMPLING = Resampling(resamples=200)
 
@@ -88,6 +88,21 @@ def test_conclusions_hold_models_comparisons_candidate_and_failures(world, confi
     reliance = results[1].result.reliance["other_video"]
     assert reliance == difference_of_items(
         items["grpo"]["ordered"], items["grpo"]["other_video"], ACCURACY, config.resampling
+    )
+
+
+def test_spans_that_are_as_good_with_another_videos_pixels_show_as_nothing(world, config):
+    items = {
+        name: items_of(world, [f"{SEGMENT}<answer>A</answer>"] * len(world), "grpo", name)
+        for name in ("ordered", "other_video")
+    }
+    result = stage_result([result_of(world, items, "grpo", config)], config)
+    assert result.models["grpo"].conditions["other_video"].metrics["miou"].value == 1.0
+    (grounding,) = (c for c in result.comparisons if c.metric == "miou")
+    assert (grounding.second, grounding.value, grounding.verdict) == (
+        "grpo.other_video",
+        0.0,
+        "no significant difference",
     )
 
 
