@@ -19,7 +19,7 @@ from ..video.config import VideoConfig
 from .families.registry import family_of
 from .positions import patchify, rope_positions
 from .prompt import IMAGE, TEXT, VIDEO, BlindInputError, EncodedPrompt
-from .prompts import Prompt, build_messages, get_template
+from .prompts import Prompt, Turn, chat_messages, get_template
 
 if TYPE_CHECKING:
     from ..rows.prepared import PreparedSample
@@ -68,7 +68,7 @@ class ChatEncoder:
         self.eos_token_id = int(self.tokenizer.convert_tokens_to_ids("<|im_end|>"))
         added = self.tokenizer.added_tokens_decoder.values()
         self._specials = sorted({str(t) for t in added if t.special or str(t).startswith("<|")}, key=len, reverse=True)
-        self._tokenize = lru_cache(maxsize=65536)(self._tokenize_text)
+        self.remember_texts(4096)
 
     # -- text ---------------------------------------------------------------------------------------------------------
 
@@ -78,6 +78,10 @@ class ChatEncoder:
             if special in text:
                 text = text.replace(special, special.replace("<|", "< |"))
         return text
+
+    def remember_texts(self, count: int) -> None:
+        """Keep the tokens of the last ``count`` texts: training asks the same again. A server keeps none of its users'."""
+        self._tokenize = lru_cache(maxsize=count)(self._tokenize_text)
 
     def _tokenize_text(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -97,9 +101,11 @@ class ChatEncoder:
         self, question: str, options: Sequence[str], problem_type: str, kind: Literal["video", "image"] | None
     ) -> str:
         """The prompt as text, with one unexpanded media placeholder (None: without any)."""
-        messages = build_messages(
-            self.plain(question), [self.plain(o) for o in options], problem_type, kind, self.template
-        )
+        return self._render([_question(question, options, problem_type, kind)])
+
+    def _render(self, turns: Sequence[Turn]) -> str:
+        plain = [replace(t, text=self.plain(t.text), options=[self.plain(o) for o in t.options]) for t in turns]
+        messages = chat_messages(plain, self.template)
         return str(self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def encode(self, question: str, options: Sequence[str], problem_type: str, clip: Clip) -> EncodedPrompt:
@@ -108,55 +114,47 @@ class ChatEncoder:
 
     def encode_many(self, questions: Sequence[tuple[str, Sequence[str], str]], clip: Clip) -> list[EncodedPrompt]:
         """Encode several questions (text, options, problem type) about one clip; they share its pixels."""
-        pixels, grid = self._patches(clip)
-        return [self._encode(*question, clip, pixels, grid) for question in questions]
+        pixels, _ = self._patches(clip)
+        prompts = [
+            replace(self.encode_chat([_question(*question, clip.kind)], clip), pixel_values=pixels)
+            for question in questions
+        ]
+        for prompt in prompts:
+            self.check_sighted(prompt)
+        return prompts
 
-    def _encode(
-        self,
-        question: str,
-        options: Sequence[str],
-        problem_type: str,
-        clip: Clip,
-        pixels: torch.Tensor,
-        grid: torch.Tensor,
-    ) -> EncodedPrompt:
-        text = self.render(question, options, problem_type, clip.kind)
-        placeholder = f"<|vision_start|><|{clip.kind}_pad|><|vision_end|>"
-        head, separator, tail = text.partition(placeholder)
-        if not separator:
-            raise BlindInputError(f"the chat template left no place for the {clip.kind}")
-        ids = torch.tensor(self._tokenize(head + self._vision_text(clip.kind, grid, clip.times_s) + tail))
+    def encode_chat(self, turns: Sequence[Turn], clip: Clip | None) -> EncodedPrompt:
+        """Encode a conversation, in one turn of which the clip is shown, still without its pixels (`with_clip`)."""
+        text = self._render(turns)
+        if clip is None:
+            ids, grid = torch.tensor(self._tokenize(text)), torch.zeros(3, dtype=torch.long)
+        else:
+            placeholder = f"<|vision_start|><|{clip.kind}_pad|><|vision_end|>"
+            head, separator, tail = text.partition(placeholder)
+            if not separator:
+                raise BlindInputError(f"the chat template left no place for the {clip.kind}")
+            count, height, width = clip.frames.shape[:3]
+            grid = torch.tensor([-(-count // self.temporal_patch), height // self.patch, width // self.patch])
+            ids = torch.tensor(self._tokenize(head + self._vision_text(clip.kind, grid, clip.times_s) + tail))
         types = torch.where(ids == self.video_token_id, VIDEO, torch.where(ids == self.image_token_id, IMAGE, TEXT))
-        second_per_grid_s = self.temporal_patch / clip.fps if clip.kind == "video" else 0.0
+        second_per_grid_s = self.temporal_patch / clip.fps if clip is not None and clip.kind == "video" else 0.0
         time_step = 0.0 if self.family.time_in_text else second_per_grid_s * self.tokens_per_second
-        prompt = EncodedPrompt(
+        return EncodedPrompt(
             input_ids=ids,
             mm_token_type_ids=types,
-            pixel_values=pixels,
+            pixel_values=torch.empty(0, 0),
             grid_thw=grid,
             position_ids=rope_positions(types, grid, self.merge, time_step),
             second_per_grid_s=second_per_grid_s,
-            kind=clip.kind,
+            kind=clip.kind if clip is not None else "text",
         )
-        self.check_sighted(prompt)
-        return prompt
 
     def encode_blind(self, question: str, options: Sequence[str], problem_type: str) -> EncodedPrompt:
         """A question without its video, for evaluation to see what its words give away.
 
         `check_sighted` refuses it, and with it every batch of training; only `collate` with ``blind`` takes it.
         """
-        ids = torch.tensor(self._tokenize(self.render(question, options, problem_type, None)))
-        types = torch.zeros_like(ids)
-        return EncodedPrompt(
-            input_ids=ids,
-            mm_token_type_ids=types,
-            pixel_values=torch.empty(0, 0),
-            grid_thw=torch.zeros(3, dtype=torch.long),
-            position_ids=rope_positions(types, torch.zeros(3), self.merge, 0.0),
-            second_per_grid_s=0.0,
-            kind="text",
-        )
+        return self.encode_chat([_question(question, options, problem_type, None)], None)
 
     def encode_sample(self, item: PreparedSample) -> EncodedPrompt:
         """Encode a prepared sample's question and clip."""
@@ -249,3 +247,7 @@ class ChatEncoder:
             "pixel_values_videos": torch.cat([p.pixel_values for p in prompts]),
             "video_grid_thw": torch.stack([p.grid_thw for p in prompts]),
         }
+
+
+def _question(question: str, options: Sequence[str], problem_type: str, kind: Literal["video", "image"] | None) -> Turn:
+    return Turn(role="user", text=question, options=options, problem_type=problem_type, kind=kind)

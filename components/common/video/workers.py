@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,8 @@ from .signature import signature
 T = TypeVar("T")
 R = TypeVar("R")
 _START_LIMIT_S = 120.0
+_SPARE_S = 0.5
+_STOPPED = "nobody waits for it any more"
 
 _OF_FILE = ("width", "height", "duration_s", "num_frames")
 """What a worker tells of a file besides its frames."""
@@ -67,15 +70,20 @@ class Decoder:
             worker.stop()
 
     def read(
-        self, path: str | Path, kind: MediaKind = "video", start_s: float | None = None, end_s: float | None = None
+        self,
+        path: str | Path,
+        kind: MediaKind = "video",
+        start_s: float | None = None,
+        end_s: float | None = None,
+        stopped: Callable[[], bool] | None = None,
     ) -> Clip:
-        """`read_clip` in a worker.
+        """`read_clip` in a worker, which is ended when ``stopped`` says that nobody waits for the clip any more.
 
         Raises:
             DecodeError: as `read_clip`, and when the worker ran out of time or memory, or crashed.
         """
         request = FileRequest(path, kind, ((start_s, end_s),))
-        header, data = self._run(request, encode=False)
+        header, data = self._run(request, encode=False, stopped=stopped)
         (part,) = header["parts"]
         if "error" in part:
             raise DecodeError(part["error"])
@@ -116,12 +124,14 @@ class Decoder:
         except DecodeError as error:
             return error
 
-    def _run(self, request: FileRequest, encode: bool) -> tuple[dict[str, Any], bytes]:
+    def _run(
+        self, request: FileRequest, encode: bool, stopped: Callable[[], bool] | None = None
+    ) -> tuple[dict[str, Any], bytes]:
         worker = self._idle.get()
         try:
             if self._closed:
                 raise RuntimeError("the decoder is closed")
-            return worker.run(request, encode)
+            return worker.run(request, encode, stopped)
         finally:
             self._idle.put(worker)
 
@@ -153,7 +163,11 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
 
-    def run(self, request: FileRequest, encode: bool) -> tuple[dict[str, Any], bytes]:
+    def run(
+        self, request: FileRequest, encode: bool, stopped: Callable[[], bool] | None = None
+    ) -> tuple[dict[str, Any], bytes]:
+        if stopped is not None and stopped():
+            raise DecodeError(_STOPPED)
         connection = self._ready()
         message = {"path": os.fspath(request.path), "kind": request.kind, "parts": request.parts, "encode": encode}
         limit_s = self._config.decode_timeout_s
@@ -161,7 +175,10 @@ class _Worker:
             connection.send_bytes(json.dumps(message).encode())
             # The worker's own alarm ends it at the limit; this waits a little longer, for one that cannot be
             # ended.
-            if not connection.poll(limit_s + 5):
+            if not _poll(connection, limit_s + 5, stopped):
+                if stopped is not None and stopped():
+                    self.stop()
+                    raise DecodeError(_STOPPED)
                 self.stop()
                 raise DecodeLimitError(_too_slow(limit_s))
             reply = json.loads(connection.recv_bytes())
@@ -221,6 +238,20 @@ class _Worker:
                 process.wait(5)
         if connection is not None:
             connection.close()
+
+
+def _poll(connection: Connection, limit_s: float, stopped: Callable[[], bool] | None) -> bool:
+    """Whether something arrives in time and before the work is called off."""
+    if stopped is None:
+        return connection.poll(limit_s)
+    deadline = time.monotonic() + limit_s
+    while not connection.poll(0.1):
+        if time.monotonic() > deadline:
+            return False
+        # What is nearly done costs less than a new process.
+        if stopped():
+            return connection.poll(_SPARE_S)
+    return True
 
 
 def _too_slow(limit_s: float) -> str:
