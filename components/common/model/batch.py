@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from ..video.clip import Clip
 from .chat import ChatEncoder
-from .generation import Sampling, pick_tokens
+from .generation import Sampling, forward, pick_tokens
 from .prefixes import KeysValues, Prefix, PrefixCache
 from .prompt import EncodedPrompt
 
@@ -152,9 +152,7 @@ class ContinuousBatch:
         batch = {name: tensor.to(self._device) for name, tensor in encoder.collate(prompts, blind=blind).items()}
         mask, cache = batch.pop("attention_mask"), self._new_cache()
         padded = bool((mask == 0).any())
-        logits = self._model(
-            **batch, attention_mask=mask if padded else None, past_key_values=cache, use_cache=True, logits_to_keep=1
-        ).logits[:, -1]
+        logits = forward(self._model, cache, mask if padded else None, **batch)
         read = {}
         for row, generation in enumerate(group):
             layers, head, end = _row(cache, row, mask[row]), None, generation.prompt.vision_end
@@ -178,14 +176,8 @@ class ContinuousBatch:
             generation.cached_tokens = counts[row]
         layers, before = _stack([prefix.layers(count) for prefix, count in prefixes])
         mask, cache = torch.cat([before, mask.to(self._device)], 1), self._new_cache(layers)
-        logits = self._model(
-            input_ids=ids.to(self._device),
-            attention_mask=mask if bool((mask == 0).any()) else None,
-            position_ids=positions.to(self._device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        tail = {"input_ids": ids.to(self._device), "position_ids": positions.to(self._device)}
+        logits = forward(self._model, cache, mask if bool((mask == 0).any()) else None, **tail)
         return {
             id(generation): _Read(_row(cache, row, mask[row]), logits[row], prefix.parent or prefix)
             for row, (generation, (prefix, _)) in enumerate(zip(group, prefixes, strict=True))
@@ -251,13 +243,9 @@ class ContinuousBatch:
             return
         self._mask = pad(self._mask, (0, 1), value=1)
         cache = self._new_cache(self._layers)
-        self._logits = self._model(
-            input_ids=self._tokens[:, None],
-            attention_mask=self._mask if bool((self._mask == 0).any()) else None,
-            position_ids=self._positions.view(1, -1, 1).expand(3, -1, 1),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
+        mask = self._mask if bool((self._mask == 0).any()) else None
+        positions = self._positions.view(1, -1, 1).expand(3, -1, 1)
+        self._logits = forward(self._model, cache, mask, input_ids=self._tokens[:, None], position_ids=positions)
         self._layers = [(layer.keys, layer.values) for layer in cache.layers]
         self._positions = self._positions + 1
 

@@ -14,13 +14,14 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
 from ..config import Section
 from ..errors import UserError
 from ..registry import Registry
+from ..video.config import MediaKind
 
 
 class PromptTemplate(Section):
@@ -41,7 +42,6 @@ class PromptTemplate(Section):
 
 Prompt = str | PromptTemplate
 """A template of ours by name, or all of another one."""
-
 _TYPE_HINTS = {
     "multiple_choice": "Put only the letter of your choice inside <answer></answer>.",
     "numerical": "Put only the number inside <answer></answer>, for example <answer>3</answer>.",
@@ -74,10 +74,7 @@ TEMPLATES = Registry[PromptTemplate]("prompt template", PromptTemplate, {t.name:
 def get_template(prompt: Prompt | Mapping[str, Any]) -> PromptTemplate:
     """The template of this name, or with these fields, as a model's card or a server gives them.
 
-    Nothing is imported or read for it: cards come from outside.
-
-    Raises:
-        UserError: naming the nearest template there is.
+    Nothing is imported or read for it: cards come from outside. A UserError names the nearest template there is.
     """
     if isinstance(prompt, PromptTemplate):
         return prompt
@@ -85,14 +82,7 @@ def get_template(prompt: Prompt | Mapping[str, Any]) -> PromptTemplate:
 
 
 def resolve_prompt(prompt: str) -> Prompt:
-    """What a configuration's ``model.prompt`` stands for: a name stays, what lies outside is read.
-
-    Args:
-        prompt: a name, ``my_module:TEMPLATE``, or the path of a YAML or JSON file with a template's fields.
-
-    Raises:
-        UserError: there is no such template, or it is not one.
-    """
+    """What a configuration's ``model.prompt`` (see there) stands for: a name stays, what lies outside is read."""
     if not prompt.endswith((".yaml", ".yml", ".json")):
         template = TEMPLATES.get(prompt)
         return template if ":" in prompt else prompt
@@ -120,16 +110,12 @@ class Turn:
     text: str
     options: Sequence[str] = ()
     problem_type: str = "free_form"
-    kind: Literal["video", "image"] | None = None
+    kind: MediaKind | None = None
     """What is shown in this turn."""
 
 
 def build_messages(
-    question: str,
-    options: Sequence[str],
-    problem_type: str,
-    kind: Literal["video", "image"] | None,
-    template: PromptTemplate,
+    question: str, options: Sequence[str], problem_type: str, kind: MediaKind | None, template: PromptTemplate
 ) -> list[dict[str, Any]]:
     """`chat_messages` of one question."""
     turn = Turn(role="user", text=question, options=options, problem_type=problem_type, kind=kind)

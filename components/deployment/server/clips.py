@@ -17,9 +17,8 @@ from pathlib import Path
 
 from prometheus_client import Counter
 
-from ...common.video.clip import Clip, DecodeError, MediaKind
-from ...common.video.codec import stored
-from ...common.video.config import VideoConfig
+from ...common.video.clip import Clip, DecodeError, stored
+from ...common.video.config import MediaKind, VideoConfig
 from ...common.video.workers import Decoder
 from .exchange import ApiError
 

@@ -11,7 +11,7 @@ from pydantic_core import from_json
 
 from ...common.model.prompts import Turn
 from ...common.rows.sample import ProblemType
-from ...common.video.clip import MediaKind
+from ...common.video.config import MediaKind
 from ..config import ServerConfig
 from .exchange import ApiError, Json
 from .payload import Media, take_media
