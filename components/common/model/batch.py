@@ -200,7 +200,9 @@ class ContinuousBatch:
             self._mask = torch.cat([pad(self._mask, (mask.shape[1] - width, 0)), mask])
         else:
             self._layers, self._mask = _stack(states)
-        self._logits = torch.cat([self._logits.to(logits[0]), torch.stack(logits)]) if self.rows else torch.stack(logits)
+        self._logits = (
+            torch.cat([self._logits.to(logits[0]), torch.stack(logits)]) if self.rows else torch.stack(logits)
+        )
         new = torch.tensor(positions, device=self._device)
         self._positions = torch.cat([self._positions, new])
         self.rows += rows
@@ -218,9 +220,7 @@ class ContinuousBatch:
                 uniform = row.noise[len(row.token_ids)][None].to(logits.device)
                 tokens[number] = pick_tokens(logits[number][None], row.generation.sampling, uniform)[0]
         sampled, keep = list[Sampled](), list[int]()
-        for number, (row, token_id, broken) in enumerate(
-            zip(self.rows, tokens.tolist(), bad.tolist(), strict=True)
-        ):
+        for number, (row, token_id, broken) in enumerate(zip(self.rows, tokens.tolist(), bad.tolist(), strict=True)):
             error = "the model's logits are not finite numbers; are its weights, or the frames, damaged?"
             row.token_ids.append(token_id)
             length = len(row.token_ids) >= row.generation.sampling.max_new_tokens
@@ -320,7 +320,9 @@ def _stack(states: list[KeysValues], running: KeysValues | None = None) -> tuple
     return layers, mask
 
 
-def _logprobs(logits: torch.Tensor, token_id: int, count: int | None) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+def _logprobs(
+    logits: torch.Tensor, token_id: int, count: int | None
+) -> tuple[float | None, tuple[tuple[int, float], ...]]:
     if count is None:
         return None, ()
     logprobs = torch.log_softmax(logits, -1)

@@ -85,9 +85,7 @@ class Decoder(contextlib.AbstractContextManager["Decoder"]):
 
         return map_in_order(attempt, requests, self.workers, 4 * self.workers)
 
-    def _run(
-        self, request: FileRequest, encode: bool, stopped: Callable[[], bool] = lambda: False
-    ) -> DecodedFile:
+    def _run(self, request: FileRequest, encode: bool, stopped: Callable[[], bool] = lambda: False) -> DecodedFile:
         worker = self._idle.get()
         try:
             if self._closed:
@@ -132,9 +130,7 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
 
-    def run(
-        self, request: FileRequest, encode: bool, stopped: Callable[[], bool]
-    ) -> tuple[dict[str, Any], bytes]:
+    def run(self, request: FileRequest, encode: bool, stopped: Callable[[], bool]) -> tuple[dict[str, Any], bytes]:
         connection = self._ready()
         message = {"path": os.fspath(request.path), "kind": request.kind, "parts": request.parts, "encode": encode}
         try:

@@ -36,7 +36,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _REQUESTS = Counter("vthink_requests_total", "Chat requests, by HTTP status", ["status"])
-_REFUSED = Counter("vthink_requests_refused_total", "Chat requests that were refused, by status and code", ["status", "code"])
+_REFUSED = Counter(
+    "vthink_requests_refused_total", "Chat requests that were refused, by status and code", ["status", "code"]
+)
 _IN_FLIGHT = Gauge("vthink_requests_in_flight", "Chat requests being read, decoded, waiting or answered")
 _SECONDS = Histogram("vthink_request_seconds", "Seconds a chat request took, by part", ["part"])
 WARNING = "x-vthink-warning"
@@ -68,7 +70,9 @@ class Model(Protocol):
     fingerprint: str
     video: VideoConfig
 
-    def submit(self, question: ChatQuestion, clip: Clip | None, clip_key: ClipKey | None, deliver: Deliver) -> Submitted:
+    def submit(
+        self, question: ChatQuestion, clip: Clip | None, clip_key: ClipKey | None, deliver: Deliver
+    ) -> Submitted:
         """Begin to answer; ``deliver`` is called from another thread."""
 
 
@@ -84,7 +88,10 @@ class ChatCompletions:
             "max_file_bytes": min(video.max_file_bytes, config.max_video_bytes),
             "decode_timeout_s": min(video.decode_timeout_s, config.request_timeout_s),
         }
-        self._media, self._uploads = MediaReader(config), UploadBudget(max(config.max_uploads_bytes, config.max_request_bytes))
+        self._media, self._uploads = (
+            MediaReader(config),
+            UploadBudget(max(config.max_uploads_bytes, config.max_request_bytes)),
+        )
         self._clips = ClipReader(
             video.model_copy(update=limits), config.decoders, config.clip_cache_bytes, config.cache_s
         )
@@ -191,7 +198,9 @@ class ChatCompletions:
             await exchange.event(None, last=True)
         else:
             await exchange.json(200, writer.whole(answer))
-        what = f"{clip.kind} of {clip.duration_s:.1f} s, {len(clip.frames)} frames" if clip is not None else "words alone"
+        what = (
+            f"{clip.kind} of {clip.duration_s:.1f} s, {len(clip.frames)} frames" if clip is not None else "words alone"
+        )
         known, usage = answer.cached_tokens, answer.usage
         words = "answered: %s, %d prompt (%d known) and %d answer tokens, %.2f s"
         log.info(words, what, usage["prompt_tokens"], known, usage["completion_tokens"], time.monotonic() - started)

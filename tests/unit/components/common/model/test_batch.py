@@ -49,7 +49,9 @@ def alone(tiny: Model, clip: int | None, text: str, n: int = 1, **sampling: floa
     """What `sample` gives for the prompt alone."""
     model, encoder, clips = tiny
     blind = clip is None
-    prompt = encoder.encode_blind(text, [], "free_form") if blind else encoder.encode(text, [], "free_form", clips[clip])
+    prompt = (
+        encoder.encode_blind(text, [], "free_form") if blind else encoder.encode(text, [], "free_form", clips[clip])
+    )
     chosen = Sampling(**sampling)  # type: ignore[arg-type]
     return [c.token_ids for c in sample(model, encoder, [prompt], chosen, n=n, keys=[0], blind=blind)[0]]
 
