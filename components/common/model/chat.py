@@ -66,7 +66,7 @@ class ChatEncoder:
         return text
 
     def remember_texts(self, count: int) -> None:
-        """Keep the tokens of the last ``count`` texts: training asks the same again. A server keeps none of its users'."""
+        """Keep the tokens of the last ``count`` texts: training asks the same again. A server keeps nobody's."""
         self._tokenize = lru_cache(maxsize=count)(self._tokenize_text)
 
     def _tokenize_text(self, text: str) -> tuple[int, ...]:

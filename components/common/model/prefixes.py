@@ -56,7 +56,7 @@ class PrefixCache:
         return len(self._entries)
 
     def longest(self, key: Hashable, input_ids: torch.Tensor, least: int) -> tuple[Prefix, int] | None:
-        """The prefix that has the most first tokens in common with ``input_ids`` (P,), and how many: ``least`` to P - 1."""
+        """The prefix with the most first tokens in common with ``input_ids`` (P,), and how many: ``least`` to P - 1."""
         self.expire()
         best, length = None, least - 1
         for prefix in self._by_key.get(key, ()):
@@ -69,7 +69,7 @@ class PrefixCache:
         return best, length
 
     def add(self, key: Hashable, input_ids: torch.Tensor, own: KeysValues, parent: Prefix | None = None) -> Prefix:
-        """Keep a prefix in place of those it continues; its tensors must be its own. ``parent`` holds what it begins with."""
+        """Keep a prefix in place of those it continues; its tensors must be its own. It begins with its ``parent``."""
         prefix = Prefix(key, input_ids, own, parent)
         if prefix.num_bytes > self._max_bytes:
             return prefix

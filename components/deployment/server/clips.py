@@ -62,7 +62,7 @@ class ClipReader:
         self, data: bytes, scope: str, kind: MediaKind, start_s: float | None, end_s: float | None
     ) -> tuple[Clip, ClipKey]:
         """The frames that the model will see, and what identifies them. ApiError 400: they cannot be read."""
-        digest = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
+        digest = (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()
         key = (scope, digest, kind, start_s, end_s)
         self._expire()
         if key in self._kept:
@@ -134,5 +134,3 @@ def _nameless_file(data: bytes) -> Iterator[Path]:
         named.write(data)
         named.flush()
         yield Path(named.name)
-
-

@@ -92,7 +92,10 @@ class CompletionWriter:
     def first_chunks(self) -> list[Json]:
         """A chunk for each answer that names its role."""
         delta = {"role": "assistant", "content": ""}
-        return [self._chunk({"index": i, "delta": delta, "finish_reason": None, "logprobs": None}) for i in range(self._question.n)]
+        return [
+            self._chunk({"index": i, "delta": delta, "finish_reason": None, "logprobs": None})
+            for i in range(self._question.n)
+        ]
 
     def piece(self, piece: Piece) -> Json | None:
         """A piece of an answer; None: it is not given as text."""

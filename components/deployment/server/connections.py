@@ -1,6 +1,6 @@
 """Connections with limits: how many there are, and how large and slow their headers may be.
 
-uvicorn (0.54) has none of these with httptools: thousands of idle connections use up the process' file descriptors, after
+uvicorn (0.54) has none of these with httptools: thousands of idle connections use up the file descriptors, after
 which asyncio logs a traceback for every connection it cannot accept.
 """
 

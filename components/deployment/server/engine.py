@@ -29,7 +29,9 @@ log = logging.getLogger(__name__)
 _BATCH = Gauge("vthink_batch_rows", "Answers that are being generated at once")
 _STEPS = Counter("vthink_batch_steps_total", "Steps of the running batch")
 _TOKENS = Counter("vthink_generated_tokens_total", "Tokens generated")
-_PROMPT = Counter("vthink_prompt_tokens_total", "Tokens of prompts, by whether an earlier request had them read", ["read"])
+_PROMPT = Counter(
+    "vthink_prompt_tokens_total", "Tokens of prompts, by whether an earlier request had them read", ["read"]
+)
 _PREFIX_BYTES = Gauge("vthink_prefix_cache_bytes", "Memory of the prompts that were kept")
 
 Deliver = Callable[[Piece | GeneratedAnswer | Exception], None]
@@ -55,7 +57,9 @@ class Job:
 class ServedModel:
     """The model in service."""
 
-    def __init__(self, loaded: LoadedModel, max_batch: int = 32, cache_bytes: int = 2**30, cache_s: float = 600.0) -> None:
+    def __init__(
+        self, loaded: LoadedModel, max_batch: int = 32, cache_bytes: int = 2**30, cache_s: float = 600.0
+    ) -> None:
         """Starts the thread; `close` ends it.
 
         Args:
@@ -96,7 +100,10 @@ class ServedModel:
             raise ApiError(400, message, "messages", "context_length_exceeded")
         if room < question.max_new_tokens:
             notes = (*notes, f"the answer has room for {room} tokens")
-        if question.turns[0].role == "system" and question.turns[0].text != (self.loaded.encoder.template.system or "").strip():
+        if (
+            question.turns[0].role == "system"
+            and question.turns[0].text != (self.loaded.encoder.template.system or "").strip()
+        ):
             notes = (*notes, "the model was trained with another system message")
         sampling = Sampling(
             max_new_tokens=min(room, question.max_new_tokens), temperature=question.temperature, top_p=question.top_p,
@@ -194,11 +201,18 @@ class ServedModel:
         if all(writer.finish_reason is not None for writer in job.writers):
             del self._jobs[job.generation]
             choices = tuple(
-                Choice(text=w.text, token_ids=tuple(w.token_ids), finish_reason=w.finish_reason or "stop", logprobs=tuple(w.logprobs))
+                Choice(
+                    text=w.text,
+                    token_ids=tuple(w.token_ids),
+                    finish_reason=w.finish_reason or "stop",
+                    logprobs=tuple(w.logprobs),
+                )
                 for w in job.writers
             )
             ids = tuple(job.generation.prompt.input_ids.tolist())
-            job.deliver(GeneratedAnswer(choices=choices, prompt_token_ids=ids, cached_tokens=job.generation.cached_tokens))
+            job.deliver(
+                GeneratedAnswer(choices=choices, prompt_token_ids=ids, cached_tokens=job.generation.cached_tokens)
+            )
 
     def _end(self, job: Job) -> None:
         self._batch.drop(job.generation)
@@ -222,12 +236,13 @@ class AnswerText:
         self._encoder, self._stop = encoder, stop
         self.token_ids: list[int] = []
         self.logprobs: list[TokenText] = []
-        self.text, self.finish_reason = "", None  # type: str, Literal["stop", "length"] | None
+        self.text = ""
+        self.finish_reason: Literal["stop", "length"] | None = None
         self._read = self._settled = 0  # tokens whose text is in `_whole`; tokens before which decoding starts
         self._whole, self._sent, self._told = "", 0, 0
 
     def add(self, token: Sampled) -> tuple[str, tuple[TokenText, ...]]:
-        """Take a token; returns the text that is now certain (often none) and the log-probabilities that belong to it."""
+        """Take a token; returns the text that is now certain (often none) and the log-probabilities of its tokens."""
         self.token_ids.append(token.token_id)
         if token.logprob is not None:
             top = tuple(self._token(token_id, logprob) for token_id, logprob in token.top)

@@ -119,7 +119,9 @@ class HttpExchange:
             self.status = 200
             headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
             headers.append((b"x-accel-buffering", b"no"))
-            headers += [(name.encode(), value.encode("latin-1", "replace")) for name, value in self.response_headers.items()]
+            headers += [
+                (name.encode(), value.encode("latin-1", "replace")) for name, value in self.response_headers.items()
+            ]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
         data = "[DONE]" if content is None else json.dumps(content)
         await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": not last})

@@ -222,7 +222,9 @@ def parse_request(body: bytearray | bytes, config: ServerConfig) -> tuple[ChatQu
     """
     text, payloads = take_media(body)
     if len(text) > config.max_json_bytes:
-        words = f"without its media the request is larger than {config.max_json_bytes} bytes, the most this server takes"
+        words = (
+            f"without its media the request is larger than {config.max_json_bytes} bytes, the most this server takes"
+        )
         raise ApiError(413, words)
     request, notes = _validate(text)
     if request.model not in (None, config.model_name):
@@ -299,7 +301,9 @@ def _turns(request: ChatRequest, config: ServerConfig) -> tuple[tuple[Turn, ...]
         if role != "assistant":
             text = text.strip()
             if not text:
-                raise ApiError(400, "the question is empty: add a text part" if role == "user" else "the text is empty", where)
+                raise ApiError(
+                    400, "the question is empty: add a text part" if role == "user" else "the text is empty", where
+                )
             if len(text) + sum(map(len, extension.options)) > config.max_question_chars:
                 raise ApiError(400, f"the question is longer than {config.max_question_chars} characters", where)
         if role in ("system", "developer"):

@@ -16,7 +16,16 @@ _VIEW: Selection = {
     "answer": "string",
 }
 _DESCRIPTIVE = {"type", "title", "description", "anyOf", "default", "examples", "$ref"}
-_OF_CONTAINERS = {"$schema", "properties", "required", "additionalProperties", "items", "$defs", "definitions", "strict"}
+_OF_CONTAINERS = {
+    "$schema",
+    "properties",
+    "required",
+    "additionalProperties",
+    "items",
+    "$defs",
+    "definitions",
+    "strict",
+}
 
 
 def select_fields(schema: dict[str, Any]) -> Selection:
@@ -41,7 +50,9 @@ def _select(schema: Any, view: Any, root: dict[str, Any], path: str, depth: int)
         return _select(branches[0], view, root, path, depth + 1)
     strange = set(schema) - _DESCRIPTIVE - _OF_CONTAINERS
     if strange or branches:
-        raise ValueError(f"{here}: '{min(strange or {'anyOf'})}' cannot be kept to; this server gives {json.dumps(_VIEW)}")
+        raise ValueError(
+            f"{here}: '{min(strange or {'anyOf'})}' cannot be kept to; this server gives {json.dumps(_VIEW)}"
+        )
     wanted = schema.get("type")
     types = set(wanted if isinstance(wanted, list) else [wanted] if wanted else []) - {"null"}
     expected = "object" if isinstance(view, dict) else "array" if isinstance(view, list) else view

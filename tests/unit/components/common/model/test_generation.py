@@ -4,7 +4,6 @@ from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.folder import ModelCard
 from vthink.components.common.model.generation import (
-    Completion,
     Sampling,
     pick_tokens,
     sample,

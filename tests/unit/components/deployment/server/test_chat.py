@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from prometheus_client import REGISTRY
-from vthink.components.common.video.clip import stored
+from vthink.components.common.video.clip import DecodeError, stored
 from vthink.components.common.video.decode import read_clip
 from vthink.components.deployment.config import ServerConfig
 from vthink.components.deployment.server.clips import _nameless_file
@@ -380,7 +380,9 @@ def test_slow_bodies_keep_nobody_out(start: Callable[..., Running], mp4: bytes) 
 
 def test_uploads_together_are_bounded(start: Callable[..., Running], mp4: bytes) -> None:
     server = start(max_uploads_bytes=2**20, max_request_bytes=2**20, max_video_bytes=2**20)
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 999999\r\n\r\n"
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 999999\r\n\r\n"
+    )
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
         client.sendall(head.encode() + b" " * 900_000)
         while server.chat._uploads.num_bytes < 900_000:

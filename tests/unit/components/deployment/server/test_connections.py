@@ -39,7 +39,8 @@ def ended(client: socket.socket, within_s: float) -> bool:
     return True
 
 
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+HEAD += b"Content-Length: 99\r\n\r\n"
 
 
 def test_idle_connections_make_room_for_new_ones(small: Running) -> None:

@@ -89,7 +89,9 @@ def test_a_conversation_keeps_its_turns_and_only_the_last_has_the_options() -> N
     ]
     assert question.media_kind == "video"
     with pytest.raises(ApiError, match="last message must be the user's"):
-        parse(json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}).encode())
+        parse(
+            json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}).encode()
+        )
 
 
 def test_the_same_video_may_be_sent_again_and_another_may_not() -> None:
@@ -143,7 +145,11 @@ def test_response_format_chooses_from_the_structured_answer() -> None:
     view = StructuredAnswer.parse("<time>00:01-00:02</time><caption>a ball</caption> so <answer>B</answer>")
     assert selection is not None
     assert json.loads(as_json(view, selection)) == {"answer": "B", "segments": [{"start_s": 1.0, "caption": "a ball"}]}
-    assert set(parse(body(response_format={"type": "json_object"})).selection or ()) == {"segments", "reasoning", "answer"}
+    assert set(parse(body(response_format={"type": "json_object"})).selection or ()) == {
+        "segments",
+        "reasoning",
+        "answer",
+    }
 
 
 @pytest.mark.parametrize(
@@ -165,7 +171,9 @@ def peak_growth(work: Callable[[], object]) -> float:
     """MiB that this process grew by at its most."""
 
     def high() -> int:
-        return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line).split()[1])
+        return int(
+            next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line).split()[1]
+        )
 
     Path("/proc/self/clear_refs").write_text("5")
     before = high()
