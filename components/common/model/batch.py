@@ -139,8 +139,9 @@ class ContinuousBatch:
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self._model.config.get_text_config())
-        for index, (keys, values) in enumerate(layers):
-            cache.update(keys, values, index)
+        for layer, (keys, values) in zip(cache.layers, layers, strict=False):
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values  # `update` would copy them
         return cache
 
     def _read_whole(self, group: list[Generation], blind: bool) -> dict[int, _Read]:
