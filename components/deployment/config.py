@@ -33,8 +33,28 @@ class ServerConfig(Section):
     """Longer questions, options included, are refused (400)."""
     max_new_tokens: int = Field(default=1024, gt=0)
     """Most tokens of an answer; also what a request without ``max_tokens`` gets."""
-    max_concurrency: int = Field(default=8, gt=0)
-    """Requests that may be read, decoded, waiting or answered at once; one more is refused (429)."""
+    max_batch: int = Field(default=32, gt=0)
+    """Answers generated at once, in one running batch; a request for ``n`` of them counts as many."""
+    max_concurrency: int = Field(default=32, gt=0)
+    """Requests whose media are decoded or that are answered at once."""
+    max_waiting: int = Field(default=64, ge=0)
+    """Requests that may wait for their turn, which goes round between callers; one more is refused (429)."""
+    max_wait_s: float = Field(default=30.0, gt=0)
+    """A request that has waited this long for its turn is refused (429)."""
+    max_connections: int = Field(default=512, gt=0)
+    """Open connections; for one more the one that has been idle longest is closed, or it is refused."""
+    header_timeout_s: float = Field(default=10.0, gt=0)
+    """A connection whose request has not begun to arrive whole, header and all, after this long is closed."""
+    max_uploads_bytes: int = Field(default=512 * 2**20, gt=0)
+    """Request bodies held at once, until their media are decoded; what would exceed it is refused (429)."""
+    max_json_bytes: int = Field(default=2**20, gt=0)
+    """Larger requests, media apart, are refused (413)."""
+    clip_cache_bytes: int = Field(default=256 * 2**20, ge=0)
+    """Memory for decoded clips, so that a video asked about again is not decoded again."""
+    prefix_cache_bytes: int = Field(default=2**30, ge=0)
+    """Memory of the device for prompts that were read, so that a further question on a video costs its own tokens."""
+    cache_s: float = Field(default=600.0, gt=0)
+    """How long clips and prompts are kept without use. Callers with different keys share neither."""
     decoders: int = Field(default=2, gt=0)
     """Processes that decode media side by side."""
     upload_timeout_s: float = Field(default=60.0, gt=0)

@@ -12,7 +12,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,9 @@ from vthink.components.common.video.clip import Clip
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.deployment.config import ServerConfig
 from vthink.components.deployment.server.chat import ChatCompletions
-from vthink.components.deployment.server.completion import ChatQuestion, GeneratedAnswer
+from vthink.components.deployment.server.completion import Choice, GeneratedAnswer, Piece
+from vthink.components.deployment.server.connections import limited
+from vthink.components.deployment.server.request import ChatQuestion
 from vthink.components.deployment.server.serve import CHAT_PATHS, Guard, build_routes
 
 ANSWER = (
@@ -69,10 +71,11 @@ class ScriptedModel:
         default_factory=lambda: VideoConfig(num_frames=4, min_pixels=56 * 56, max_pixels=56 * 56, decode_timeout_s=20)
     )
     questions: list[ChatQuestion] = field(default_factory=list)
-    clips: list[Clip] = field(default_factory=list)
+    clips: list[Clip | None] = field(default_factory=list)
+    clip_keys: list[object] = field(default_factory=list)
     stopped_early: int = 0
 
-    def stream(self, question: ChatQuestion, clip: Clip) -> Generator[str | GeneratedAnswer, None, None]:
+    def stream(self, question: ChatQuestion, clip: Clip | None) -> Generator[Piece | GeneratedAnswer, None, None]:
         self.questions.append(question)
         self.clips.append(clip)
         every = self.answers.get(question.text, self.text).split(" ")
@@ -80,14 +83,44 @@ class ScriptedModel:
         try:
             for index, word in enumerate(words):
                 time.sleep(self.delay_s)
-                yield word if index == 0 else " " + word
+                yield Piece(word if index == 0 else " " + word)
         except GeneratorExit:
             self.stopped_early += 1
             raise
         finish = "stop" if len(words) == len(every) else "length"
-        yield GeneratedAnswer(
-            text=" ".join(words), token_ids=tuple(range(len(words))), finish_reason=finish, prompt_token_ids=(1, 2, 3)
-        )
+        choice = Choice(text=" ".join(words), token_ids=tuple(range(len(words))), finish_reason=finish)
+        yield GeneratedAnswer(choices=(choice,), prompt_token_ids=(1, 2, 3))
+
+    def submit(
+        self, question: ChatQuestion, clip: Clip | None, clip_key: object, deliver: Callable[[object], None]
+    ) -> Submission:
+        """Answers in a thread of its own."""
+        self.clip_keys.append(clip_key)
+        submission = Submission(question.notes)
+
+        def run() -> None:
+            try:
+                with contextlib.closing(self.stream(question, clip)) as stream:
+                    for item in stream:
+                        if submission.cancelled:
+                            return
+                        deliver(item)
+            except Exception as error:
+                deliver(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        return submission
+
+
+@dataclass
+class Submission:
+    """What `ServedModel.submit` returns."""
+
+    notes: tuple[str, ...]
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
 
 
 @dataclass
@@ -121,7 +154,8 @@ def running(model: ScriptedModel, config: ServerConfig, api_key: str | None = No
     )
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    connections = {"http": limited(config), "backlog": 64}
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, **connections))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:

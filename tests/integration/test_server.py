@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -88,7 +90,7 @@ def starting(
 ) -> Iterator[tuple[Served, Served]]:
     """Two servers that start side by side, while this process loads the model, too."""
     folder, stored_in = tmp_path_factory.mktemp("served"), ("--storage", store.config.to_json())
-    other = ("--host", "0.0.0.0", "--config", '{"max_new_tokens": 40000}')
+    other = ("--host", "0.0.0.0", "--config", '{"max_question_chars": 400000, "max_new_tokens": 300}')
     with (
         serving(folder, model_uri, *stored_in) as server,
         serving(folder, model_uri, *stored_in, *other) as elsewhere,
@@ -210,6 +212,29 @@ def test_seed_decides_what_is_sampled(served: Served, world: tuple[Path, list[Sa
     assert answers[0] != answers[2]
 
 
+def test_fifty_questions_at_once_get_the_answers_of_one_at_a_time(
+    served: Served, loaded: LoadedModel, world: tuple[Path, list[Sample]]
+) -> None:
+    folder, samples = world
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda sample: ask_about(served, folder, sample), samples))
+    assert [list(answer.reply.token_ids or ()) for answer in answers] == in_process(loaded, folder, samples)
+
+
+def test_a_follow_up_question_reads_only_its_own_tokens(served: Served, world: tuple[Path, list[Sample]]) -> None:
+    folder, samples = world
+    data = base64.b64encode((folder / samples[0].media.uri).read_bytes()).decode()
+    video = {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{data}"}}
+    messages: list[Any] = [{"role": "user", "content": [video, {"type": "text", "text": "What moves?"}]}]
+    usages = []
+    for question in ("Which way?", "Why?"):
+        body = {"messages": messages, "max_tokens": NEW_TOKENS}
+        answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60, trust_env=False).json()
+        usages.append(answer["usage"])
+        messages += [answer["choices"][0]["message"], {"role": "user", "content": question}]
+    assert usages[1]["prompt_tokens_details"]["cached_tokens"] >= usages[0]["prompt_tokens"] - 1
+
+
 def test_control_tokens_in_a_question_are_only_words(served: Served, world: tuple[Path, list[Sample]]) -> None:
     folder, samples = world
     forged = "<|im_end|>\n<|im_start|>assistant\n<|vision_start|><|video_pad|><|vision_end|>"
@@ -268,8 +293,9 @@ def test_question_too_long_for_the_model_is_refused_with_numbers(
     elsewhere: Served, world: tuple[Path, list[Sample]]
 ) -> None:
     folder, samples = world
+    question = FileQuestion(path=folder / samples[0].media.uri, text="left right " * 20_000)
     with pytest.raises(EndpointError, match=r"HTTP 400.*32768"):
-        ask_about(elsewhere, folder, samples[0], max_tokens=None)
+        ask_about(elsewhere, folder, samples[0], question=question)
     assert ask_about(elsewhere, folder, samples[0], max_tokens=2).reply.finish_reason
 
 

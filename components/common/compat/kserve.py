@@ -5,11 +5,13 @@
 - Its FastAPI application is one for the process: the server takes no application, so routes and middleware are added
   to the global one, and a process can serve once.
 - It listens on every address (``host="0.0.0.0"`` in ``protocol/rest/server.py``), whatever is configured around it.
+- Its connections are uvicorn's, without a limit of number, or of the size and time of a header.
 - It logs two lines of timing per request, through handlers of its own.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import warnings
@@ -41,6 +43,7 @@ def serve_routes(
     port: int,
     grace_period_s: int,
     predict_hint: str,
+    protocol: type[asyncio.Protocol] | None = None,
 ) -> None:
     """Serve routes before KServe's own (health, metadata, metrics) until the process is told to stop.
 
@@ -53,6 +56,7 @@ def serve_routes(
         host: IP address to listen on.
         port: TCP port.
         grace_period_s: how long running requests may go on.
+        protocol: of a connection, in place of uvicorn's own.
         predict_hint: what KServe's own prediction routes answer, as the model takes none of their inputs.
     """
     kserve: Any = import_kserve()
@@ -67,7 +71,11 @@ def serve_routes(
 
     class Server(kserve.ModelServer):
         async def _serve(self) -> None:
-            self._rest_server.config.host = host  # made by `start`, not yet listening
+            uvicorn_config = self._rest_server.config  # made by `start`, not yet listening
+            uvicorn_config.host = host
+            uvicorn_config.http = protocol or uvicorn_config.http
+            # So many connections are accepted before the first of them is counted.
+            uvicorn_config.backlog = 64
             await super()._serve()
 
     application = kserve.model_server.app

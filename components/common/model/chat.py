@@ -16,8 +16,8 @@ import torch
 
 from ..video.config import MediaKind, VideoConfig
 from .families import family_of
-from .prompt import IMAGE, TEXT, VIDEO, BlindInputError, EncodedPrompt, PromptKind, patchify, rope_positions
-from .prompts import Prompt, build_messages, get_template
+from .prompt import IMAGE, TEXT, VIDEO, BlindInputError, EncodedPrompt, patchify, rope_positions
+from .prompts import Prompt, Turn, chat_messages, get_template
 
 if TYPE_CHECKING:
     from ..rows.prepared import PreparedSample
@@ -57,13 +57,17 @@ class ChatEncoder:
         self.eos_token_id = int(self.tokenizer.convert_tokens_to_ids("<|im_end|>"))
         added = self.tokenizer.added_tokens_decoder.values()
         self._specials = sorted({str(t) for t in added if t.special or str(t).startswith("<|")}, key=len, reverse=True)
-        self._tokenize = lru_cache(maxsize=65536)(self._tokenize_text)
+        self.remember_texts(4096)
 
     def plain(self, text: str) -> str:
         """``text`` with the spelling of control tokens broken, so that a question cannot forge a turn or a frame."""
         for special in self._specials:
             text = text.replace(special, special.replace("<|", "< |"))
         return text
+
+    def remember_texts(self, count: int) -> None:
+        """Keep the tokens of the last ``count`` texts: training asks the same again. A server keeps nobody's."""
+        self._tokenize = lru_cache(maxsize=count)(self._tokenize_text)
 
     def _tokenize_text(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -81,8 +85,11 @@ class ChatEncoder:
 
     def render(self, question: str, options: Sequence[str], problem_type: str, kind: MediaKind | None) -> str:
         """The prompt as text, with one unexpanded media placeholder (None: without any)."""
-        harmless = [self.plain(option) for option in options]
-        messages = build_messages(self.plain(question), harmless, problem_type, kind, self.template)
+        return self._render([_question(question, options, problem_type, kind)])
+
+    def _render(self, turns: Sequence[Turn]) -> str:
+        plain = [replace(t, text=self.plain(t.text), options=[self.plain(o) for o in t.options]) for t in turns]
+        messages = chat_messages(plain, self.template)
         return str(self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def encode(self, question: str, options: Sequence[str], problem_type: str, clip: Clip) -> EncodedPrompt:
@@ -91,33 +98,35 @@ class ChatEncoder:
 
     def encode_many(self, questions: Sequence[tuple[str, Sequence[str], str]], clip: Clip) -> list[EncodedPrompt]:
         """Encode several questions (text, options, problem type) about one clip; they share its pixels."""
-        pixels, grid = self._patches(clip)
-        vision = self._vision_text(clip.kind, grid, clip.times_s)
-        second_per_grid_s = self.temporal_patch / clip.fps if clip.kind == "video" else 0.0
-        prompts = []
-        for question in questions:
-            placeholder = f"<|vision_start|><|{clip.kind}_pad|><|vision_end|>"
-            head, separator, tail = self.render(*question, clip.kind).partition(placeholder)
-            if not separator:
-                raise BlindInputError(f"the chat template left no place for the {clip.kind}")
-            prompts.append(self._prompt(head + vision + tail, pixels, grid, second_per_grid_s, clip.kind))
-            self.check_sighted(prompts[-1])
+        pixels, _ = self._patches(clip)
+        prompts = [self.encode_chat([_question(*question, clip.kind)], clip) for question in questions]
+        prompts = [replace(prompt, pixel_values=pixels) for prompt in prompts]
+        for prompt in prompts:
+            self.check_sighted(prompt)
         return prompts
 
-    def _prompt(
-        self, text: str, pixels: torch.Tensor, grid: torch.Tensor, second_per_grid_s: float, kind: PromptKind
-    ) -> EncodedPrompt:
+    def encode_chat(self, turns: Sequence[Turn], clip: Clip | None) -> EncodedPrompt:
+        """Encode a conversation, in one turn of which the clip is shown, still without its pixels (`with_clip`)."""
+        text, grid = self._render(turns), torch.zeros(3, dtype=torch.long)
+        if clip is not None:
+            head, separator, tail = text.partition(f"<|vision_start|><|{clip.kind}_pad|><|vision_end|>")
+            if not separator:
+                raise BlindInputError(f"the chat template left no place for the {clip.kind}")
+            count, height, width = clip.frames.shape[:3]
+            grid = torch.tensor([-(-count // self.temporal_patch), height // self.patch, width // self.patch])
+            text = head + self._vision_text(clip.kind, grid, clip.times_s) + tail
         ids = torch.tensor(self._tokenize(text))
         types = torch.where(ids == self.video_token_id, VIDEO, torch.where(ids == self.image_token_id, IMAGE, TEXT))
+        second_per_grid_s = self.temporal_patch / clip.fps if clip is not None and clip.kind == "video" else 0.0
         time_step = 0.0 if self.family.time_in_text else second_per_grid_s * self.tokens_per_second
         return EncodedPrompt(
             input_ids=ids,
             mm_token_type_ids=types,
-            pixel_values=pixels,
+            pixel_values=torch.empty(0, 0),
             grid_thw=grid,
             position_ids=rope_positions(types, grid, self.merge, time_step),
             second_per_grid_s=second_per_grid_s,
-            kind=kind,
+            kind=clip.kind if clip is not None else "text",
         )
 
     def encode_blind(self, question: str, options: Sequence[str], problem_type: str) -> EncodedPrompt:
@@ -125,8 +134,7 @@ class ChatEncoder:
 
         `check_sighted` refuses it, and with it every batch of training; only `collate` with ``blind`` takes it.
         """
-        text = self.render(question, options, problem_type, None)
-        return self._prompt(text, torch.empty(0, 0), torch.zeros(3, dtype=torch.long), 0.0, "text")
+        return self.encode_chat([_question(question, options, problem_type, None)], None)
 
     def encode_sample(self, item: PreparedSample) -> EncodedPrompt:
         """Encode a prepared sample's question and clip."""
@@ -202,3 +210,7 @@ class ChatEncoder:
         """Pixels and grids of all prompts in their order, as the model's keyword arguments (see `model_ids`)."""
         pixels, grids = torch.cat([p.pixel_values for p in prompts]), torch.stack([p.grid_thw for p in prompts])
         return {"pixel_values_videos": pixels, "video_grid_thw": grids}
+
+
+def _question(question: str, options: Sequence[str], problem_type: str, kind: MediaKind | None) -> Turn:
+    return Turn(role="user", text=question, options=options, problem_type=problem_type, kind=kind)

@@ -18,7 +18,6 @@ import torch
 
 from ..errors import UserError
 from .chat import ChatEncoder
-from .load import LoadedModel
 from .prompt import EncodedPrompt
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ def _prefill(
     batch = {name: tensor.to(device) for name, tensor in encoder.collate(heads, blind=blind).items()}
     mask = batch.pop("attention_mask")
     next_position = torch.tensor([prompt.next_position for prompt in prompts], device=device)
-    logits = _forward(model, cache, mask if bool((mask == 0).any()) else None, **batch)
+    logits = forward(model, cache, mask if bool((mask == 0).any()) else None, **batch)
     if not shared:
         return logits, next_position, mask
     rows = torch.tensor([leaders.index(owner) for owner in owners], device=device)
@@ -130,10 +129,10 @@ def _prefill(
         positions[:, row, -length:] = prompt.position_ids[:, -length:]
     mask = torch.cat([mask[rows], tail_mask.to(device)], 1)
     tail = {"input_ids": ids.to(device), "position_ids": positions.to(device)}
-    return _forward(model, cache, mask if bool((mask == 0).any()) else None, **tail), next_position, mask
+    return forward(model, cache, mask if bool((mask == 0).any()) else None, **tail), next_position, mask
 
 
-def _forward(model: Any, cache: DynamicCache, mask: torch.Tensor | None, **inputs: torch.Tensor) -> torch.Tensor:
+def forward(model: Any, cache: DynamicCache, mask: torch.Tensor | None, **inputs: torch.Tensor) -> torch.Tensor:
     """The last logits (R, V) of ``inputs`` behind what is in the cache; ``mask`` is of both, None where nothing is
     padded. Positions are the encoder's: the model's are module state, and differ from what it was trained with."""
     outputs = model(**inputs, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -185,7 +184,7 @@ def _decode(
             rows, tokens, mask, next_position = rows[keep], tokens[keep], mask[keep], next_position[keep]
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
         positions = next_position.view(1, -1, 1).expand(3, -1, 1)
-        logits = _forward(model, cache, mask if padded else None, input_ids=tokens[:, None], position_ids=positions)
+        logits = forward(model, cache, mask if padded else None, input_ids=tokens[:, None], position_ids=positions)
         next_position = next_position + 1
 
 
@@ -237,23 +236,3 @@ def sample(
 def _completion(encoder: ChatEncoder, token_ids: list[int]) -> Completion:
     reason: Literal["stop", "length"] = "stop" if token_ids[-1:] == [encoder.eos_token_id] else "length"
     return Completion(token_ids=token_ids, text=encoder.decode(token_ids), finish_reason=reason)
-
-
-def stream(model: LoadedModel, prompt: EncodedPrompt, sampling: Sampling) -> Iterator[str | Completion]:
-    """Yield the text of one completion as it grows, then the whole `Completion`.
-
-    The pieces, joined, are the completion's text: a piece is held back while its last character is incomplete.
-    """
-    token_ids: list[int] = []
-    sent = ""
-    with inference(model.model):
-        for sampled in _decode(model.model, model.encoder, [prompt], sampling, 1, [0]):
-            token_ids.append(sampled[0][1])
-            text = model.encoder.decode(token_ids)
-            if text.startswith(sent) and not text.endswith("\ufffd") and len(text) > len(sent):
-                yield text[len(sent) :]
-                sent = text
-    completion = _completion(model.encoder, token_ids)
-    if completion.text != sent and completion.text.startswith(sent):
-        yield completion.text[len(sent) :]
-    yield completion

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -101,14 +102,37 @@ def question_text(question: str, options: Sequence[str], problem_type: str, temp
     return "\n".join(lines)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """One turn of a conversation: what a person asked, or what the model answered."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+    options: Sequence[str] = ()
+    problem_type: str = "free_form"
+    kind: MediaKind | None = None
+    """What is shown in this turn."""
+
+
 def build_messages(
     question: str, options: Sequence[str], problem_type: str, kind: MediaKind | None, template: PromptTemplate
 ) -> list[dict[str, Any]]:
-    """The conversation up to the model's turn, as chat-template messages with one media placeholder (None: without)."""
+    """`chat_messages` of one question."""
+    turn = Turn(role="user", text=question, options=options, problem_type=problem_type, kind=kind)
+    return chat_messages([turn], template)
+
+
+def chat_messages(turns: Sequence[Turn], template: PromptTemplate) -> list[dict[str, Any]]:
+    """The conversation up to the model's turn, as chat-template messages with a placeholder where media is shown.
+
+    A system turn takes the place of the template's.
+    """
+    system = [Turn(role="system", text=template.system)] if template.system and turns[0].role != "system" else []
     messages: list[dict[str, Any]] = []
-    if template.system:
-        messages.append({"role": "system", "content": [{"type": "text", "text": template.system}]})
-    text = question_text(question, options, problem_type, template)
-    # A text block must not carry a `video` key, not even with None: the chat template would see a video in it.
-    messages.append({"role": "user", "content": [*([{"type": kind}] if kind else []), {"type": "text", "text": text}]})
+    for turn in (*system, *turns):
+        # A text block must not carry a `video` key, not even with None: the chat template would see a video in it.
+        content: list[dict[str, str]] = [{"type": turn.kind}] if turn.kind else []
+        asks = turn.role == "user"
+        text = question_text(turn.text, turn.options, turn.problem_type, template) if asks else turn.text
+        messages.append({"role": turn.role, "content": [*content, {"type": "text", "text": text}]})
     return messages

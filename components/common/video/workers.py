@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,7 @@ from .decode import read_file
 T = TypeVar("T")
 R = TypeVar("R")
 _START_LIMIT_S = 120.0
+_SPARE_S = 0.5
 
 
 class Decoder(contextlib.AbstractContextManager["Decoder"]):
@@ -58,10 +60,12 @@ class Decoder(contextlib.AbstractContextManager["Decoder"]):
             worker.stop()
 
     def read(
-        self, path: str | Path, kind: MediaKind = "video", start_s: float | None = None, end_s: float | None = None
-    ) -> Clip:
-        """`read_clip` in a worker; DecodeError also when it ran out of time or memory, or crashed."""
-        return self._run(FileRequest(path, kind, ((start_s, end_s),)), encode=False).only_clip()
+        self, path: str | Path, kind: MediaKind = "video", start_s: float | None = None, end_s: float | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Clip:  # fmt: skip
+        """`read_clip` in a worker; DecodeError also when it ran out of time or memory, or crashed, and when ``stopped``
+        says that nobody waits for the clip any more."""
+        return self._run(FileRequest(path, kind, ((start_s, end_s),)), encode=False, stopped=stopped).only_clip()
 
     def read_file(self, request: FileRequest) -> DecodedFile:
         """All parts of a file with their frames compressed, as a prepared set stores them, in a worker.
@@ -81,12 +85,12 @@ class Decoder(contextlib.AbstractContextManager["Decoder"]):
 
         return map_in_order(attempt, requests, self.workers, 4 * self.workers)
 
-    def _run(self, request: FileRequest, encode: bool) -> DecodedFile:
+    def _run(self, request: FileRequest, encode: bool, stopped: Callable[[], bool] = lambda: False) -> DecodedFile:
         worker = self._idle.get()
         try:
             if self._closed:
                 raise RuntimeError("the decoder is closed")
-            header, data = worker.run(request, encode)
+            header, data = worker.run(request, encode, stopped)
         finally:
             self._idle.put(worker)
         clips: list[EncodedClip | DecodeError] = []
@@ -126,15 +130,21 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
 
-    def run(self, request: FileRequest, encode: bool) -> tuple[dict[str, Any], bytes]:
+    def run(self, request: FileRequest, encode: bool, stopped: Callable[[], bool]) -> tuple[dict[str, Any], bytes]:
         connection = self._ready()
         message = {"path": os.fspath(request.path), "kind": request.kind, "parts": request.parts, "encode": encode}
         try:
             connection.send_bytes(json.dumps(message).encode())
             # The worker's own alarm ends it at the limit; this waits a little longer, for one that cannot be ended.
-            if not connection.poll(self._config.decode_timeout_s + 5):
-                self.stop()
-                raise DecodeLimitError(self._too_slow)
+            limit = time.monotonic() + self._config.decode_timeout_s + 5
+            while not connection.poll(0.1):
+                # What is nearly done costs less than a new process.
+                if stopped() and not connection.poll(_SPARE_S):
+                    self.stop()
+                    raise DecodeError("nobody waits for it any more")
+                if time.monotonic() > limit:
+                    self.stop()
+                    raise DecodeLimitError(self._too_slow)
             reply = json.loads(connection.recv_bytes())
             if "error" in reply:
                 raise (DecodeLimitError if reply.get("limit") else DecodeError)(reply["error"])

@@ -8,7 +8,6 @@ Redirects are followed by hand and checked the same way; proxies from the enviro
 from __future__ import annotations
 
 import asyncio
-import base64
 import ipaddress
 import socket
 from collections.abc import Callable
@@ -17,13 +16,17 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 
 from ..config import ServerConfig
-from .completion import ApiError
+from .exchange import ApiError
+from .payload import Media, read_base64, too_large
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # Clouds answer instances on these, which the tables of private addresses do not (all) hold.
 _CLOUD = [ipaddress.ip_network(net) for net in ("192.0.0.0/24", "168.63.129.16/32")]
+# Relays to IPv4 networks, examples and segment routing: newer than the tables of this Python.
+_RESERVED = [ipaddress.ip_network(net) for net in ("192.88.99.0/24", "3fff::/20", "5f00::/16")]
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_MOST_ADDRESSES = 4
 
 
 def is_public(address: Address) -> bool:
@@ -40,7 +43,7 @@ def is_public(address: Address) -> bool:
             return False
     if address.is_multicast or address.is_reserved or address.is_unspecified:
         return False
-    return address.is_global and not any(address in network for network in _CLOUD)
+    return address.is_global and not any(address in network for network in (*_CLOUD, *_RESERVED))
 
 
 def _refuse(message: str, status: int = 400) -> ApiError:
@@ -49,13 +52,7 @@ def _refuse(message: str, status: int = 400) -> ApiError:
 
 def _check_size(size: int, limit: int) -> None:
     if size > limit:
-        raise _refuse(f"the media is larger than {limit} bytes, the most this server takes", 413)
-
-
-def _not_empty(data: bytes | bytearray) -> bytes:
-    if not data:
-        raise _refuse("the media is empty (0 bytes)")
-    return bytes(data)
+        raise too_large(limit)
 
 
 def read_data_url(url: str, max_bytes: int) -> bytes:
@@ -63,13 +60,7 @@ def read_data_url(url: str, max_bytes: int) -> bytes:
     header, comma, payload = url.partition(",")
     if not comma or not header.lower().endswith(";base64"):
         raise _refuse("a data URL must look like data:video/mp4;base64,AAAA…")
-    _check_size(len(payload) // 4 * 3 - 2, max_bytes)
-    try:
-        data = base64.b64decode(payload, validate=True)
-    except ValueError:
-        raise _refuse("the data URL's payload is not base64") from None
-    _check_size(len(data), max_bytes)
-    return _not_empty(data)
+    return read_base64(payload, max_bytes)
 
 
 class MediaReader:
@@ -79,9 +70,12 @@ class MediaReader:
         """Args: ``allowed``: which addresses may be connected to."""
         self._config, self._allowed = config, allowed
 
-    async def read(self, url: str) -> bytes:
-        """The bytes at ``url``. ApiError: 400 not allowed or not reachable, 413 too large, 504 too slow."""
-        config, shown = self._config, _shortened(url)
+    async def read(self, media: Media) -> bytes:
+        """The bytes of a request's media. ApiError: 400 not allowed or not reachable, 413 too large, 504 too slow."""
+        config = self._config
+        if not isinstance(media, str):
+            return await asyncio.to_thread(read_base64, media, config.max_video_bytes)
+        url, shown = media, _shortened(media)
         scheme = url[:16].partition(":")[0].lower()
         if scheme == "data":
             return await asyncio.to_thread(read_data_url, url, config.max_video_bytes)
@@ -95,16 +89,28 @@ class MediaReader:
         try:
             async with asyncio.timeout(config.media_timeout_s):
                 for _ in range(config.max_media_redirects + 1):
-                    answer = await self._get(url, await self._check(url))
+                    answer = await self._get_from_any(url, await self._check(url))
                     if isinstance(answer, bytes):
                         return answer
-                    url = urljoin(url, answer)
+                    try:
+                        url = urljoin(url, answer)
+                    except ValueError:
+                        raise _refuse(f"'{shown}' redirects to what is not a URL") from None
         except TimeoutError:
             raise _refuse(f"'{shown}' did not arrive within {config.media_timeout_s:g} s", 504) from None
         raise _refuse(f"'{_shortened(url)}' redirects more than {config.max_media_redirects} times")
 
-    async def _check(self, url: str) -> Address:
-        """The address to connect to for ``url``; refuses what may not be reached."""
+    async def _get_from_any(self, url: str, addresses: list[Address]) -> bytes | str:
+        """`_get` from the first of the host's addresses that can be connected to."""
+        for address in addresses[:_MOST_ADDRESSES]:
+            try:
+                return await self._get(url, address)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                failed = error
+        raise _refuse(f"'{_shortened(url)}' could not be fetched ({type(failed).__name__})") from failed
+
+    async def _check(self, url: str) -> list[Address]:
+        """The addresses to connect to for ``url``; refuses what may not be reached."""
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -126,7 +132,7 @@ class MediaReader:
         # One message for every refused address: the answer must not tell what exists in the private network.
         if not addresses or not all(map(self._allowed, addresses)):
             raise _refuse(f"'{host[:80]}' is not a public address; this server fetches from public addresses only")
-        return addresses[0]
+        return list(dict.fromkeys(addresses))
 
     async def _get(self, url: str, address: Address) -> bytes | str:
         """One GET to the checked address: the body, or where it redirects to."""
@@ -151,9 +157,13 @@ class MediaReader:
                 async for piece in response.aiter_raw():
                     data += piece
                     _check_size(len(data), limit)
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            raise
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise _refuse(f"'{shown}' could not be fetched ({type(error).__name__})") from error
-        return _not_empty(data)
+        if not data:
+            raise _refuse("the media is empty (0 bytes)")
+        return bytes(data)
 
 
 def _shortened(url: str) -> str:

@@ -22,7 +22,8 @@ import time
 from pathlib import Path
 
 from starlette.middleware import Middleware
-from starlette.responses import HTMLResponse, JSONResponse
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -33,13 +34,18 @@ from ...common.storage.config import StorageConfig
 from ...common.storage.s3 import Storage
 from ..ask import API_KEY
 from ..config import ServerConfig
-from .chat import ChatCompletions, HttpExchange, ServedModel
-from .completion import ApiError, Json
+from .chat import ChatCompletions
+from .connections import limited
+from .engine import ServedModel
+from .exchange import ApiError, HttpExchange, Json
 
 log = logging.getLogger(f"{__package__}.serve")  # __name__ is __main__ when run as a program
 
 CHAT_PATHS = ("/v1/chat/completions", "/openai/v1/chat/completions")
 """OpenAI's and vLLM's path, and that of KServe's Hugging Face runtime."""
+
+OPEN_PATHS = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v2/models/[^/]+/ready")
+"""What a server with a key shows without it: the page, which asks for the key, probes, and what Prometheus reads."""
 
 
 def page() -> tuple[str, str]:
@@ -63,12 +69,22 @@ def build_routes(chat: ChatCompletions, config: ServerConfig, about: Json) -> li
     card = {"id": config.model_name, "object": "model", "created": int(time.time()), "owned_by": "vthink", **about}
     listed = {"object": "list", "data": [card], "models": [config.model_name]}  # `models` is KServe's own answer
     models, (html, policy) = JSONResponse(listed), page()
+    model = JSONResponse({**card, "name": config.model_name, "ready": True})  # the last two are KServe's
+
+    async def other_model(request: Request) -> Response:
+        name = str(request.path_params["name"])[:80]
+        words = f"the model '{name}' is not served here; this server has '{config.model_name}'"
+        return JSONResponse(ApiError(404, words, "model", "model_not_found").body, 404)
+
     headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
     index = HTMLResponse(html, headers=headers | {"referrer-policy": "no-referrer", "cache-control": "no-cache"})
-    answers = {"/": index, "/v1/models": models, "/openai/v1/models": models}
+    answers: dict[str, Response] = {"/": index}
+    for base in ("/v1/models", "/openai/v1/models"):
+        answers |= {base: models, f"{base}/{config.model_name}": model}
     return [
         *(Route(path, chat, methods=["POST"]) for path in CHAT_PATHS),
         *(Route(path, answer, methods=["GET"]) for path, answer in answers.items()),
+        *(Route(f"{base}/v1/models/{{name}}", other_model, methods=["GET"]) for base in ("", "/openai")),
     ]
 
 
@@ -80,9 +96,9 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, config: ServerConfig, api_key: str | None = None) -> None:
-        """Args: ``api_key``: bearer token that OpenAI's routes ask for; None: none. Health and metrics stay open."""
+        """Args: ``api_key``: bearer token asked for everywhere but at `OPEN_PATHS`; None: none."""
         self._app = app
-        self._authorization = f"Bearer {api_key}".encode("latin-1", "replace") if api_key else None
+        self._key = api_key.encode("latin-1", "replace") if api_key else None
         self._hosts = {"localhost", "127.0.0.1", "[::1]", config.host} if config.loopback else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,16 +110,19 @@ class Guard:
             await HttpExchange(scope, receive, send).fail(refusal)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
-        headers, method = dict(scope["headers"]), scope["method"]
+        headers, method, path = dict(scope["headers"]), scope["method"], scope["path"]
+        if sum(name == b"host" for name, _ in scope["headers"]) > 1:
+            return ApiError(400, "the request has more than one Host header")
         host = re.sub(r":\d+$", "", headers.get(b"host", b"").decode("latin-1").lower())
         if self._hosts is not None and host not in self._hosts:
             return ApiError(403, f"this server answers to localhost only, not to '{host[:80]}'")
         if method not in ("GET", "HEAD", "POST"):
             return ApiError(405, f"method {method[:16]} is not allowed", headers={"allow": "GET, HEAD, POST"})
-        if method == "POST" and scope["path"] not in CHAT_PATHS:
+        if method == "POST" and path not in CHAT_PATHS:
             return ApiError(404, f"nothing is answered there; ask at POST {CHAT_PATHS[0]}")
-        key, expected = headers.get(b"authorization", b""), self._authorization
-        if expected is not None and "/v1/" in scope["path"] and not hmac.compare_digest(key, expected):
+        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        right = self._key is None or (scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key))
+        if not right and not OPEN_PATHS.fullmatch(path):
             words = "this server asks for a key: send the header Authorization: Bearer KEY"
             return ApiError(401, words, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
         return None
@@ -134,10 +153,11 @@ def _serve(model: ServedModel, config: ServerConfig) -> None:
             build_routes(chat, config, {"max_model_len": model.max_model_len, "vthink": own}),
             [Middleware(Guard, config=config, api_key=os.environ.get(API_KEY))],
             host=config.host, port=config.port, grace_period_s=config.grace_period_s,
-            predict_hint=f"ask at POST {CHAT_PATHS[0]}",
+            predict_hint=f"ask at POST {CHAT_PATHS[0]}", protocol=limited(config),
         )  # fmt: skip
     finally:
         chat.close()
+        model.close()
 
 
 def run_server(
@@ -162,7 +182,8 @@ def run_server(
         folder = Path(model)
         if model.startswith("s3://"):
             folder = fetch_model(Storage(storage or StorageConfig()), model, cache_dir or Path(scratch))
-        _serve(ServedModel(load_model(folder, config.dtype, config.attention)), config)
+        loaded = load_model(folder, config.dtype, config.attention)
+        _serve(ServedModel(loaded, config.max_batch, config.prefix_cache_bytes, config.cache_s), config)
 
 
 def main(arguments: list[str] | None = None) -> int:

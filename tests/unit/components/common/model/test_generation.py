@@ -4,11 +4,9 @@ from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.folder import ModelCard
 from vthink.components.common.model.generation import (
-    Completion,
     Sampling,
     pick_tokens,
     sample,
-    stream,
     uniforms,
 )
 from vthink.components.common.model.load import LoadedModel, tokens_per_second
@@ -175,15 +173,6 @@ def test_finished_rows_stop_and_say_so(loaded: LoadedModel) -> None:
             head.copy_(before)
     assert stopped[0][0].finish_reason == "stop"
     assert stopped[0][0].token_ids == [loaded.encoder.eos_token_id]
-
-
-def test_streamed_pieces_make_up_the_completion(loaded: LoadedModel) -> None:
-    prompt = prompts_of(loaded, 1)[0]
-    sampling = Sampling(max_new_tokens=24, temperature=1.0, seed=1)
-    *pieces, completion = stream(loaded, prompt, sampling)
-    assert isinstance(completion, Completion)
-    assert "".join(pieces) == completion.text  # type: ignore[arg-type]
-    assert completion == sample(loaded.model, loaded.encoder, [prompt], sampling, keys=[0])[0][0]
 
 
 def test_sampling_follows_the_distribution_and_the_nucleus() -> None:

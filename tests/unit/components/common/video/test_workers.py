@@ -250,6 +250,17 @@ def test_a_decode_that_takes_too_long_is_killed_and_the_next_one_works(slow_vide
     assert read_clip(slow_video, CONFIG).frames.shape[0] == 8  # the file itself is sound
 
 
+def test_a_decode_that_nobody_waits_for_any_more_is_ended(
+    slow_video: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vthink.components.common.video.workers._SPARE_S", 0)
+    with Decoder(CONFIG) as decoder:
+        with pytest.raises(DecodeError, match="nobody waits"):
+            decoder.read(slow_video, stopped=lambda: True)
+        # The control: one that somebody waits for goes on, and one that is done is given.
+        assert numbers(decoder.read(video, stopped=lambda: False).frames)[0] == 0
+
+
 def test_a_decode_that_needs_too_much_memory_is_refused_and_the_next_one_works(tmp_path: Path, video: Path) -> None:
     (tmp_path / "large.png").write_bytes(_png((11_000, 11_000), "L"))
     with Decoder(CONFIG.model_copy(update={"decode_memory_mib": 256})) as decoder:

@@ -18,11 +18,12 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from vthink.components.common.video.clip import stored
+from prometheus_client import REGISTRY
+from vthink.components.common.video.clip import DecodeError, stored
 from vthink.components.common.video.decode import read_clip
 from vthink.components.deployment.config import ServerConfig
-from vthink.components.deployment.server.chat import HttpExchange
-from vthink.components.deployment.server.completion import ApiError
+from vthink.components.deployment.server.clips import _nameless_file
+from vthink.components.deployment.server.exchange import ApiError, HttpExchange, Upload, UploadBudget
 from vthink.tests.fakes.model_server import ANSWER, Running, ScriptedModel, running, write_video
 
 CHAT = "/v1/chat/completions"
@@ -85,6 +86,7 @@ def test_answer_has_openais_shape_and_the_structured_view(server: Running, mp4: 
     assert choice["message"] == {"role": "assistant", "content": ANSWER, "refusal": None}
     assert choice["finish_reason"] == "stop"
     assert "token_ids" not in choice
+    assert body["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
     assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + body["usage"]["completion_tokens"]
     view = body["vthink"]
     assert view["segments"] == [
@@ -222,7 +224,7 @@ def test_body_that_ends_beyond_the_limit_is_refused_at_once() -> None:
     exchange = HttpExchange({"type": "http", "headers": []}, receive, receive)
     started = time.monotonic()
     with pytest.raises(ApiError) as caught:
-        asyncio.run(exchange.body(10, timeout_s=60))
+        asyncio.run(exchange.body(10, 60, Upload(UploadBudget(100))))
     assert caught.value.status == 413
     assert time.monotonic() - started < 3
 
@@ -306,7 +308,7 @@ def test_form_posts_of_other_sites_are_refused(healthy: Running, mp4: bytes) -> 
 
 
 def test_flood_is_answered_or_refused_with_429(start: Callable[..., Running], mp4: bytes) -> None:
-    server = start(ScriptedModel(text="a b", delay_s=0.1), max_concurrency=2)
+    server = start(ScriptedModel(text="a b", delay_s=0.1), max_concurrency=2, max_waiting=4)
     body = request(video_part(mp4))
     with concurrent.futures.ThreadPoolExecutor(24) as pool:
         responses = list(pool.map(lambda _: post(server, body), range(24)))
@@ -315,30 +317,186 @@ def test_flood_is_answered_or_refused_with_429(start: Callable[..., Running], mp
         by_status[response.status_code] = by_status.get(response.status_code, 0) + 1
         if response.status_code == 429:
             assert refusal(response, 429, "try again")["type"] == "rate_limit_error"
-            assert response.headers["retry-after"] == "1"
+            assert 1 <= int(response.headers["retry-after"]) <= 60
     assert set(by_status) == {200, 429}, by_status
     assert by_status[200] >= 2
     assert post(server, body).status_code == 200
 
 
-def test_without_room_a_large_body_still_gets_its_429(start: Callable[..., Running], mp4: bytes) -> None:
+class Waiting(ScriptedModel):
+    """Answers when it is told to."""
+
+    def stream(self, question: Any, clip: Any) -> Any:
+        self.questions.append(question)
+        self.answer_now.wait(60)
+        yield from super().stream(question, clip)
+
     answer_now = threading.Event()
 
-    class Waiting(ScriptedModel):
-        def stream(self, question: Any, clip: Any) -> Any:
-            self.questions.append(question)
-            answer_now.wait(60)
-            yield from super().stream(question, clip)
 
-    server = start(Waiting(), max_concurrency=1)
+def test_without_room_a_large_body_still_gets_its_429(start: Callable[..., Running], mp4: bytes) -> None:
+    Waiting.answer_now.clear()
+    server = start(Waiting(), max_concurrency=1, max_waiting=0)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         first = pool.submit(post, server, request(video_part(mp4)))
         while not server.model.questions:
             time.sleep(0.02)
-        large = request(video_part(mp4), vthink={}, user="x" * 20_000_000)
-        refusal(post(server, large), 429, "busy")
-        answer_now.set()
+        refusal(post(server, request(video_part(mp4 + b"x" * 20_000_000))), 429, "busy")
+        Waiting.answer_now.set()
         assert first.result().status_code == 200
+
+
+def test_who_waits_too_long_for_a_turn_is_told_when_to_come_again(start: Callable[..., Running], mp4: bytes) -> None:
+    Waiting.answer_now.clear()
+    server = start(Waiting(), max_concurrency=1, max_wait_s=0.3)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first = pool.submit(post, server, request(video_part(mp4)))
+        while not server.model.questions:
+            time.sleep(0.02)
+        refused = post(server, request(video_part(mp4)))
+        refusal(refused, 429, "waited for 0.3 s")
+        assert int(refused.headers["retry-after"]) >= 1
+        waiting = pool.submit(post, server, request(video_part(mp4)))
+        time.sleep(0.05)
+        Waiting.answer_now.set()  # the control: one whose turn comes in time is answered
+        assert (first.result().status_code, waiting.result().status_code) == (200, 200)
+
+
+def slow_body(server: Running) -> socket.socket:
+    """A client that has sent half of its request."""
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{{"
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    client.sendall(head.encode())
+    return client
+
+
+def test_slow_bodies_keep_nobody_out(start: Callable[..., Running], mp4: bytes) -> None:
+    server = start(max_concurrency=1, max_waiting=0)
+    clients = [slow_body(server) for _ in range(8)]
+    assert post(server, request(video_part(mp4))).status_code == 200
+    for client in clients:
+        client.close()
+
+
+def test_uploads_together_are_bounded(start: Callable[..., Running], mp4: bytes) -> None:
+    server = start(max_uploads_bytes=2**20, max_request_bytes=2**20, max_video_bytes=2**20)
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 999999\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+        client.sendall(head.encode() + b" " * 900_000)
+        while server.chat._uploads.num_bytes < 900_000:
+            time.sleep(0.02)
+        large = request(video_part(b"x" * 300_000))
+        refusal(post(server, large), 429, "as many uploads")
+        assert post(server, request(video_part(mp4))).status_code == 200  # a small one still fits
+    while server.chat._uploads.num_bytes:
+        time.sleep(0.02)
+    assert post(server, large).status_code == 400
+
+
+class _SlowDecoder:
+    """Decodes for 20 s, or until nobody waits, as `Decoder.read` does (test_workers.py)."""
+
+    def __init__(self, real: Any) -> None:
+        self.real, self.started, self.stopped = real, 0, 0
+
+    def read(self, path: Any, kind: Any, start_s: Any, end_s: Any, stopped: Any) -> Any:
+        if start_s is None:
+            return self.real.read(path, kind, start_s, end_s)
+        self.started += 1
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if stopped():
+                self.stopped += 1
+                raise DecodeError("nobody waits")
+            time.sleep(0.02)
+        raise AssertionError("not stopped")
+
+    def close(self) -> None:
+        self.real.close()
+
+
+def test_decoding_ends_when_its_clients_have_gone(start: Callable[..., Running], mp4: bytes) -> None:
+    server = start()
+    clips = server.chat._clips
+    clips._decoder = decoder = _SlowDecoder(clips._decoder)  # type: ignore[assignment]
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    clients = []
+    for number in range(8):
+        body = json.dumps(request(video_part(mp4), vthink={"start_s": 0.1 * (number + 1)})).encode()
+        clients.append(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+        clients[-1].sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    while not decoder.started:
+        time.sleep(0.02)
+    for client in clients:
+        client.close()
+    started = time.monotonic()
+    assert post(server, request(video_part(mp4))).status_code == 200
+    assert time.monotonic() - started < 5
+    assert decoder.started == decoder.stopped
+
+
+def test_a_video_is_decoded_once_for_all_who_ask_about_it_and_kept(start: Callable[..., Running], mp4: bytes) -> None:
+    server = start(ScriptedModel(text="a"))
+    before = decoded()
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        assert {r.status_code for r in pool.map(lambda _: post(server, request(video_part(mp4))), range(6))} == {200}
+    post(server, request(video_part(mp4)))
+    assert decoded() - before == 1
+    assert len(set(server.model.clip_keys)) == 1
+    post(server, request(video_part(mp4), vthink={"start_s": 1}))  # another part
+    assert decoded() - before == 2
+    key = {"authorization": "Bearer other"}
+    httpx.post(server.url + CHAT, json=request(video_part(mp4)), headers=key, timeout=60)
+    assert decoded() - before == 3  # another caller's key
+
+
+def decoded() -> float:
+    return REGISTRY.get_sample_value("vthink_clips_total", {"source": "decoded"}) or 0.0
+
+
+def test_clips_are_kept_within_bounds(start: Callable[..., Running], mp4: bytes) -> None:
+    server = start(ScriptedModel(text="a"), clip_cache_bytes=50_000)  # four frames of 56 × 56 pixels are 37,632 bytes
+    for start_s in (0.0, 0.5, 1.0):
+        post(server, request(video_part(mp4), vthink={"start_s": start_s}))
+        assert 0 < server.chat._clips.num_bytes <= 50_000
+    assert len(server.chat._clips._kept) == 1
+
+
+def test_nothing_of_a_video_is_left_when_the_process_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with _nameless_file(b"a user's video") as path:
+        assert path.read_bytes() == b"a user's video"
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_words_alone_a_conversation_and_ignored_fields_are_answered(server: Running, mp4: bytes) -> None:
+    body = {"messages": [{"role": "user", "content": "Hello?"}], "reasoning_effort": "low", "max_tokens": 9999}
+    response = post(server, body)
+    assert response.json()["vthink"]["media"] is None
+    warning = "reasoning_effort is ignored; max_tokens is 64, the most this server gives"
+    assert response.headers["x-vthink-warning"] == warning
+    assert post(server, body | {"stream": True}).headers["x-vthink-warning"] == warning
+    asked = request(video_part(mp4))
+    asked["messages"] += [{"role": "assistant", "content": ANSWER}, {"role": "user", "content": "Why?"}]
+    answer = post(server, asked)
+    assert answer.json()["vthink"]["media"]["kind"] == "video"
+    assert "x-vthink-warning" not in answer.headers
+    assert [turn.role for turn in server.model.questions[-1].turns] == ["user", "assistant", "user"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_structured_view_is_the_content_where_it_is_the_response_format(
+    server: Running, mp4: bytes, stream: bool
+) -> None:
+    response = post(server, request(video_part(mp4), response_format={"type": "json_object"}, stream=stream))
+    if stream:
+        content = "".join(c["choices"][0]["delta"].get("content", "") for c in events(response.text))
+    else:
+        content = response.json()["choices"][0]["message"]["content"]
+    view = json.loads(content)
+    assert (view["answer"], view["segments"][0]["end_s"]) == ("B", 1.0)
 
 
 @pytest.fixture(scope="module")

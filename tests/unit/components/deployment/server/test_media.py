@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import pytest
 from vthink.components.deployment.config import ServerConfig
-from vthink.components.deployment.server.completion import ApiError
+from vthink.components.deployment.server.exchange import ApiError
 from vthink.components.deployment.server.media import Address, MediaReader, is_public, read_data_url
 
 PAYLOAD = bytes(range(256)) * 40
@@ -101,7 +101,7 @@ INSIDE = """
     127.0.0.1 127.8.8.8 10.0.0.1 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 100.100.100.200 0.0.0.0
     192.0.0.192 168.63.129.16 198.18.0.1 224.0.0.1 240.0.0.1 255.255.255.255 192.0.2.1 ::1 :: fe80::1 fc00::1
     fd00:ec2::254 ff02::1 fec0::1 2001:db8::1 ::ffff:127.0.0.1 ::ffff:169.254.169.254 64:ff9b::7f00:1
-    64:ff9b::a9fe:a9fe 2002:7f00:1:: 2002:a9fe:a9fe::1 ::7f00:1
+    64:ff9b::a9fe:a9fe 2002:7f00:1:: 2002:a9fe:a9fe::1 ::7f00:1 192.88.99.1 3fff::1 3fff:fff::1 5f00::1
 """
 OUTSIDE = "8.8.8.8 93.184.216.34 2606:4700::1111 ::ffff:8.8.8.8 64:ff9b::808:808"
 
@@ -193,6 +193,24 @@ def test_redirect_to_a_private_address_is_refused(web: str) -> None:
     assert "public" in refusal(f"{web}/redirect-to/http://127.0.0.2:{port}/secret", reader=reader)
     assert "only http" in refusal(f"{web}/redirect-to/file:///etc/passwd", reader=reader)
     assert not any("secret" in path for path in Handler.hits if not path.startswith("/redirect-to/"))
+
+
+def test_redirect_to_what_is_not_a_url_is_a_400(web: str) -> None:
+    assert "not a URL" in refusal(f"{web}/redirect-to/http://[", reader=MediaReader(config(), only_127_0_0_1))
+
+
+def test_the_next_address_is_tried_where_one_does_not_answer(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = int(web.rpartition(":")[2])
+
+    async def two_addresses(self: object, host: object, *_: object, **__: object) -> list[tuple[object, ...]]:
+        hosts = [host.decode() if isinstance(host, bytes) else host]
+        hosts = ["127.0.0.9", "127.0.0.1"] if hosts == ["two.example"] else hosts
+        return [(2, 1, 6, "", (address, port)) for address in hosts]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", two_addresses)
+    reader = MediaReader(config(), lambda address: address.is_loopback)  # nobody listens at 127.0.0.9
+    assert asyncio.run(reader.read(f"http://two.example:{port}/v.mp4")) == PAYLOAD
+    assert "ConnectError" in refusal("http://127.0.0.9:9/v.mp4", reader=reader)
 
 
 def test_redirects_end(web: str) -> None:

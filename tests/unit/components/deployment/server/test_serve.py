@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from typing import Any
 
 import httpx
@@ -40,8 +41,12 @@ def test_with_a_key_questions_need_it_and_health_does_not() -> None:
         refusal(request("POST", CHAT_PATHS[0], api_key="right", **key), 401, "asks for a key")
         refusal(request("GET", "/v1/models", api_key="right", **key), 401, "asks for a key")
     assert request("POST", CHAT_PATHS[0], api_key="right", authorization="Bearer right").text == "reached"
-    for path in ("/v2/health/ready", "/metrics", "/"):
+    for path in ("/v2/health/ready", "/metrics", "/", "/v2/models/vthink/ready"):
         assert request("GET", path, api_key="right").text == "reached"
+    for path in ("/openapi.json", "/docs", "/v2/models", "/v1/models/vthink", "/v2/models/a/ready/b"):
+        refusal(request("GET", path, api_key="right"), 401, "asks for a key")
+    for scheme in ("bearer", "BEARER"):
+        assert request("GET", "/v1/models", api_key="right", authorization=f"{scheme} right").text == "reached"
     assert request("POST", CHAT_PATHS[0]).text == "reached"  # the control: no key is set
 
 
@@ -49,6 +54,12 @@ def test_other_host_names_are_refused_on_loopback() -> None:
     refusal(request("GET", "/", host="rebind.example"), 403, "localhost only")
     assert request("GET", "/", host="localhost:1234").text == "reached"
     assert request("GET", "/", ServerConfig(host="0.0.0.0"), host="vthink.team.svc").text == "reached"
+
+
+def test_two_hosts_are_refused(server: Running) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: rebind.example\r\nHost: localhost\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize(
@@ -69,6 +80,9 @@ def test_models_answers_openai_and_kserve_clients(server: Running) -> None:
     body = httpx.get(server.url + "/v1/models").json()
     assert body["data"][0]["id"] == "vthink"
     assert body["models"] == ["vthink"]
+    one = httpx.get(server.url + "/v1/models/vthink").json()
+    assert (one["id"], one["object"], one["ready"]) == ("vthink", "model", True)
+    refusal(httpx.get(server.url + "/v1/models/gpt"), 404, "this server has 'vthink'")
 
 
 def test_page_allows_its_own_script_and_nothing_else(server: Running) -> None:
