@@ -22,13 +22,19 @@ from vthink.tests.fakes.kubernetes_api import ApiServer
 Object = dict[str, Any]
 
 
+@pytest.fixture
+def cluster(admin: Cluster) -> Cluster:
+    """These tests ask of the API, not of our rights."""
+    return admin
+
+
 def train_job(name: str = "t1", **spec: Any) -> Object:
     body = {"runtimeRef": {"name": "vthink-torch"}, "trainer": {"numNodes": 2, "command": ["torchrun"]}, **spec}
     return {"apiVersion": TRAIN_JOB.api_version, "kind": "TrainJob", "metadata": {"name": name}, "spec": body}
 
 
 def service(**predictor: Any) -> Object:
-    metadata = {"name": "s1"}
+    metadata = {"name": "s1", "annotations": {"serving.kserve.io/deploymentMode": "Standard"}}
     body = {"predictor": {"model": {"modelFormat": {"name": "vLLM"}}, **predictor}}
     return {"apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService", "metadata": metadata, "spec": body}
 
@@ -63,7 +69,6 @@ def test_unknown_fields_are_refused_when_strict_and_dropped_otherwise(cluster: C
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"trainer": {"numNodes": "two"}}, "spec.trainer.numNodes"),
         ({"trainer": {"numProcPerNode": 0}}, "numProcPerNode must be greater than or equal to 1"),
         ({"trainer": {"resourcesPerNode": {"limits": {"memory": "64GB"}}}}, "memory"),
         ({"trainer": {"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}}, "Duplicate value"),
@@ -76,6 +81,13 @@ def test_invalid_objects_are_refused(cluster: Cluster, spec: Object, message: st
     assert status == 422
     assert message in said
     assert cluster.get(TRAIN_JOB, "t1") is None
+
+
+def test_a_wrong_type_is_refused_by_the_webhook_that_decodes_it(cluster: Cluster) -> None:
+    status, message = refused(cluster.create, TRAIN_JOB, train_job(trainer={"numNodes": "two"}))
+    assert status == 400
+    assert "numNodes" in message
+    assert cluster.create(TRAIN_JOB, train_job())  # the control
 
 
 @pytest.mark.parametrize("name", ["1abc", "a" * 64, "A", "a_b", ""])
@@ -182,8 +194,10 @@ def test_what_is_not_there_is_not_found(cluster: Cluster) -> None:
     assert (
         refused(cluster.create, unknown, {"apiVersion": "example.org/v1", "kind": "Widget", "metadata": {}})[0] == 404
     )
-    wrong = {**train_job(), "kind": "PyTorchJob"}
-    assert refused(cluster.create, TRAIN_JOB, wrong)[0] == 400
+    assert cluster.create(TRAIN_JOB, {**train_job(), "kind": "PyTorchJob"})["kind"] == "TrainJob"  # as a real one does
+    elsewhere = Cluster(cluster.api_client, "no-such-namespace")
+    assert refused(elsewhere.create, TRAIN_JOB, train_job())[0] == 404
+    assert elsewhere.find(TRAIN_JOB) == []
 
 
 def test_deletion_takes_what_is_owned_and_only_the_object_that_was_meant(cluster: Cluster, hand: Hand) -> None:
@@ -197,7 +211,7 @@ def test_deletion_takes_what_is_owned_and_only_the_object_that_was_meant(cluster
 
 
 def test_a_wrong_token_is_refused(cluster: Cluster, trouble: ApiServer) -> None:
-    trouble.token = "another"
+    trouble.admin_token = "another"
     status, message = refused(cluster.get, TRAIN_JOB, "t1")
     assert status == 401
     assert "token" in message
