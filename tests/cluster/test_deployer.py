@@ -511,7 +511,7 @@ def example(storage: Storage, s3: StorageConfig, tracking: TrackingConfig, tmp_p
 
 
 MANIFEST = Path(__file__).parents[2] / "k8s" / "model" / "inferenceservice.yaml"
-DRY_RUN = ["deploy", "1", "--dry-run", "-o", "yaml", "--preset", "video_r1_7b", "--set", "launch.pool.deploy=gpu"]
+DRY_RUN = ["deploy", "1", "--dry-run", "-o", "yaml", "--preset", "video_r1_7b", "--set", "launch.pool.deploy=serve"]
 
 
 def test_the_manifest_is_what_a_dry_run_prints(

@@ -11,6 +11,7 @@ from vthink.components.common.launch.kubernetes.client import (
     EVENT,
     POD,
     TRAIN_JOB,
+    WORKLOAD,
     Cluster,
     ClusterError,
     Kind,
@@ -210,6 +211,42 @@ def test_deletion_takes_what_is_owned_and_only_the_object_that_was_meant(cluster
     until(lambda: cluster.get(POD, pod) is None)
 
 
+def test_an_object_whose_owner_nobody_has_is_collected(cluster: Cluster, hand: Hand) -> None:
+    owner = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "w", "uid": "nobody"}
+    orphan, other = train_job("orphan"), train_job("other")
+    orphan["metadata"]["ownerReferences"] = [owner]
+    cluster.create(TRAIN_JOB, orphan)
+    cluster.create(TRAIN_JOB, other)
+    until(lambda: cluster.get(TRAIN_JOB, "orphan") is None)
+    assert cluster.get(TRAIN_JOB, "other") is not None  # the control
+    owned = train_job("owned")
+    owned["metadata"]["ownerReferences"] = [owner | {"uid": hand.workflow("w")["metadata"]["uid"]}]
+    cluster.create(TRAIN_JOB, owned)
+    time.sleep(0.4)
+    assert cluster.get(TRAIN_JOB, "owned") is not None
+
+
+def test_a_condition_of_a_workload_needs_its_time(cluster: Cluster, hand: Hand) -> None:
+    job = cluster.create(TRAIN_JOB, train_job())
+    hand.workload(job, QuotaReserved=("False", "Pending", "wait"))
+    name = "trainjob-t1"
+    bad = {"type": "Admitted", "status": "True", "reason": "Admitted", "message": ""}
+    status, message = refused(hand.set_status, WORKLOAD, name, {"conditions": [bad]})
+    assert status == 422
+    assert "lastTransitionTime" in message
+
+
+def test_a_pods_priority_class_must_exist(cluster: Cluster, hand: Hand) -> None:
+    def pod(name: str, **spec: str) -> Object:
+        body = {"containers": [{"name": "c", "image": "x"}], "schedulerName": "test", **spec}
+        return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": body}
+
+    status, message = refused(cluster.create, POD, pod("a", priorityClassName="vthink-nobody"))
+    assert status == 403
+    assert "no PriorityClass with name vthink-nobody was found" in message
+    assert cluster.create(POD, pod("b", priorityClassName="vthink-serving"))["spec"]["priority"] == 100000
+
+
 def test_a_wrong_token_is_refused(cluster: Cluster, trouble: ApiServer) -> None:
     trouble.admin_token = "another"
     status, message = refused(cluster.get, TRAIN_JOB, "t1")
@@ -327,6 +364,7 @@ def test_a_watch_outlives_an_api_that_is_away_and_says_so(cluster: Cluster, trou
 
 
 def test_a_watch_without_the_right_to_it_is_an_error(cluster: Cluster, trouble: ApiServer) -> None:
-    trouble.fail(403, path="trainjobs")
+    forbidden = 'trainjobs.trainer.kubeflow.org is forbidden: User "u" cannot list resource "trainjobs" in API group "x"'
+    trouble.fail(403, path="trainjobs", message=forbidden)
     with pytest.raises(ClusterError, match="service account lacks the right"):
         next(cluster.follow(TRAIN_JOB, "t1"))

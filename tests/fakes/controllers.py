@@ -141,7 +141,7 @@ class Hand:
                 "apiVersion": WORKLOAD.api_version,
                 "kind": "Workload",
                 "metadata": {"name": name, "labels": labels},
-                "spec": {"priority": kueue_priority(job), "queueName": job["metadata"]["labels"].get(_QUEUE, "")},
+                "spec": {"priority": kueue_priority(job), "queueName": job["metadata"].get("labels", {}).get(_QUEUE, "")},
             }
             self.cluster.create(WORKLOAD, body)
         self.set_status(WORKLOAD, name, {"conditions": entries})

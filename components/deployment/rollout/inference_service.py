@@ -103,10 +103,12 @@ def predictor(
     annotations = {f"vthink.dev/{name.replace('_', '-')}": value for name, value in tags.items() if value}
     body: Object = {
         "name": version.predictor,
+        "labels": {"sidecar.istio.io/inject": "false"},  # its container is not `restricted`; the gateway speaks TLS
         "annotations": annotations | {"vthink.dev/model-version": f"{version.name}/{version.version}"},
         "serviceAccountName": settings.service_account,
         # Down to zero is for whoever scales from outside: KServe lets a canary have no more than what stands here.
         "minReplicas": settings.canary_replicas if canary else max(1, settings.min_replicas),
+        **({"priorityClassName": settings.priority_class} if settings.priority_class is not None else {}),
         **pod_placement(launch.placement("deploy", queued=False)),
         "model": _container(version.source, model, section, launch.cluster.accelerator),
     }

@@ -21,8 +21,8 @@ from ...common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster, Clust
 from ..config import DeploymentConfig
 from ..registry import RegisteredVersion
 from ..smoke_test import SmokeTest, SmokeTestResult, StableResult
-from .obstacles import Obstacles, service_of
 from .inference_service import Readiness, TrainedModel, canaries, inference_service, predictor, service_annotations
+from .obstacles import Obstacles, service_of
 
 _TICK_S = 5.0  # how often an object that does not change is looked at
 _SETTLED_S = 2.0  # how old an order is when a status of KServe's is surely about it
