@@ -1,7 +1,7 @@
 """Definitions that others release and tests hold our objects to: CRDs, and KFP's API. ``make crds`` fetches them.
 
 ``released.txt`` has a line for each: SHA-256, name, and place (repository, tag or commit, path). They come from GitHub,
-or with ``--from`` from a folder or an address that has them under the same names (a mirror, a machine without a network).
+or with ``--from`` from a folder or an address that has them under the same names (a mirror).
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ class Released(NamedTuple):
     place: str
 
 
-def table(path: Path = Path(__file__).with_suffix(".txt")) -> list[Released]:
+TABLE = Path(__file__).with_suffix(".txt")
+
+
+def table(path: Path = TABLE) -> list[Released]:
     return [Released(*line.split()) for line in path.read_text().splitlines() if line]
 
 
@@ -59,7 +62,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--from", dest="source", help="folder or address instead of GitHub")
     parser.add_argument("--to", type=Path, default=FOLDER)
-    parser.add_argument("--table", type=Path, default=Path(__file__).with_suffix(".txt"))
+    parser.add_argument("--table", type=Path, default=TABLE)
     chosen = parser.parse_args(arguments)
     entries = table(chosen.table)
     with ThreadPoolExecutor(8) as pool:

@@ -232,7 +232,7 @@ def test_a_candidate_of_which_no_pod_can_be_made_is_said_at_once(before: Before,
     """KServe's status has nothing of it; an event has."""
     before.deploy(before.model(1, {}, tmp_path))
     wrong = {"kserve": before.section.kserve.model_copy(update={"runtime": "vthink-vllm"})}
-    with pytest.raises(UserError, match="candidate v2 is not ready: .*does not support specified framework"):
+    with pytest.raises(UserError, match=r"candidate v2 is not ready: .*does not support specified framework"):
         before.deploy(before.model(2, {}, tmp_path), before.section.model_copy(update=wrong))
     assert before.champion == 1
 
@@ -272,7 +272,10 @@ def bad_never_starts(before: Before, folder: Path) -> str:
     ("make", "words"),
     [
         (bad_says_other_things, "held-out items got the answer that evaluation saw"),
-        (bad_cannot_be_loaded, "the candidate v2 is not ready: kserve-container ends again and again: CUDA out of memory"),
+        (
+            bad_cannot_be_loaded,
+            "the candidate v2 is not ready: kserve-container ends again and again: CUDA out of memory",
+        ),
         pytest.param(bad_never_starts, "the candidate v2 is not ready", marks=SLOW),
     ],
 )

@@ -364,7 +364,9 @@ def test_a_watch_outlives_an_api_that_is_away_and_says_so(cluster: Cluster, trou
 
 
 def test_a_watch_without_the_right_to_it_is_an_error(cluster: Cluster, trouble: ApiServer) -> None:
-    forbidden = 'trainjobs.trainer.kubeflow.org is forbidden: User "u" cannot list resource "trainjobs" in API group "x"'
+    forbidden = (
+        'trainjobs.trainer.kubeflow.org is forbidden: User "u" cannot list resource "trainjobs" in API group "x"'
+    )
     trouble.fail(403, path="trainjobs", message=forbidden)
     with pytest.raises(ClusterError, match="service account lacks the right"):
         next(cluster.follow(TRAIN_JOB, "t1"))

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from vthink.components.common.context import RunContext
 from vthink.components.common.launch.backend import choose_backend
-from vthink.components.common.launch.kubernetes.backend import KubernetesBackend
 from vthink.components.common.launch.job import TrainingJob
 from vthink.components.common.launch.kubernetes import backend
+from vthink.components.common.launch.kubernetes.backend import KubernetesBackend
 from vthink.components.common.launch.kubernetes.client import POD, TRAIN_JOB, WORKLOAD, Cluster, condition, is_true
 from vthink.components.common.launch.process import LaunchError, free_port
 from vthink.components.common.storage.manifest import Manifest
@@ -234,7 +234,9 @@ def test_what_the_object_says_is_what_a_kubelet_can_run(
 ) -> None:
     (tmp_path / "tiny_worker.py").write_text(WORKER)
     place = {"namespace": cluster.namespace}  # which a kubeconfig need not name
-    context = context_of(storage, nodes=1, cluster={**place, "accelerator": None, "work_dir": str(tmp_path / "scratch")})
+    context = context_of(
+        storage, nodes=1, cluster={**place, "accelerator": None, "work_dir": str(tmp_path / "scratch")}
+    )
     context = context.model_copy(update={"launch": context.launch.model_copy(update={"processes": 1})})
     lines: list[str] = []
     results: list[Manifest] = []

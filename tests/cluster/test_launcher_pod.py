@@ -24,7 +24,8 @@ from vthink.components.common.launch.job import TrainingJob
 from vthink.components.common.launch.kubernetes.backend import KubernetesBackend
 from vthink.components.common.launch.kubernetes.client import Cluster
 job = TrainingJob.load(sys.argv[1])
-KubernetesBackend(Cluster.connect(job.run.launch.cluster.namespace), tick_s=1.0).train(job, lambda line: print(line, flush=True))
+cluster = Cluster.connect(job.run.launch.cluster.namespace)
+KubernetesBackend(cluster, tick_s=1.0).train(job, lambda line: print(line, flush=True))
 print("RESULT", flush=True)
 """
 
@@ -56,7 +57,9 @@ def launcher_pod(cluster: Cluster, storage: Storage) -> Iterator[Callable[..., L
     started: list[LauncherPod] = []
 
     def start(pod: str = "") -> LauncherPod:
-        started.append(LauncherPod(context_of(storage, cluster={"namespace": cluster.namespace}), cluster.namespace, pod))
+        started.append(
+            LauncherPod(context_of(storage, cluster={"namespace": cluster.namespace}), cluster.namespace, pod)
+        )
         return started[-1]
 
     yield start

@@ -78,8 +78,8 @@ def kfp_pod(settings: Object) -> Object:
 
     What the compiled pipeline says of its security context is the container's; the rest is KFP's own hardening.
     """
-    own = {key: value for key, value in settings.get("securityContext", {}).items()}
-    own = {k: int(v) if k in ("runAsUser", "runAsGroup") else v for k, v in own.items()}
+    stated = settings.get("securityContext", {})
+    own = {k: int(v) if k in ("runAsUser", "runAsGroup") else v for k, v in stated.items()}
     hardened = {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
@@ -172,7 +172,9 @@ def test_what_a_runtime_names_exists_wherever_it_may_run(name: str) -> None:
     expected = {"vthink: ConfigMap/vthink-env"}
     if name == "onprem":  # training over InfiniBand is in a namespace of its own
         expected |= {"vthink-rdma: ConfigMap/vthink-env"}
-        secretless = [o for o in objects if o["metadata"].get("namespace") != "vthink-rdma" or "Secret" not in o["kind"]]
+        secretless = [
+            o for o in objects if o["metadata"].get("namespace") != "vthink-rdma" or "Secret" not in o["kind"]
+        ]
         assert lacking(secretless) == {"vthink-rdma: Secret/vthink-s3"}
     assert lacking(fewer, by_hand) == expected
 

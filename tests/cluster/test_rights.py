@@ -1,4 +1,4 @@
-"""What launcher and deployer ask of the API, held to the Role of ``k8s/team``: nothing lacks, nothing is granted unused.
+"""What launcher and deployer ask of the API, held to the Role of ``k8s/team``: nothing lacks, nothing is unused.
 
 In every test of this folder the played API refuses what the Role does not grant, so nothing can lack. Here all that
 they do is done once, so that what is granted beyond it shows.
@@ -66,10 +66,14 @@ def deploy(cluster: Cluster, hand: Hand) -> None:
     gateway = Gateway()
     kserve = KServeController(hand, gateway, {}, "key")
     kserve._starts = lambda predictor: "bad" not in predictor["model"]["storageUri"]  # type: ignore[method-assign]
-    section = DeploymentConfig.load({"start_timeout_s": 1.5, "kserve": {"canary_s": 0.0, "url": gateway.url + "/{service}"}})
+    section = DeploymentConfig.load(
+        {"start_timeout_s": 1.5, "kserve": {"canary_s": 0.0, "url": gateway.url + "/{service}"}}
+    )
     model = TrainedModel("compact/1", VideoConfig(num_frames=8), "qwen2_5_vl", CHAT_TEMPLATE)
     for number, source in enumerate(("bad", "good", "bad"), 1):
-        version = RegisteredVersion(name="vthink", version=number, source=f"s3://b/{source}-{number}/", aliases=(), tags={})
+        version = RegisteredVersion(
+            name="vthink", version=number, source=f"s3://b/{source}-{number}/", aliases=(), tags={}
+        )
         rollout = Rollout(cluster, section, LaunchConfig(), version, model)
         if source == "bad":
             with pytest.raises(RolloutError):

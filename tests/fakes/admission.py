@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 from vthink.tests.fakes.kubernetes_store import Object, Refusal, Resource, now
@@ -31,7 +30,9 @@ Access = tuple[str, str, str, str | None]
 """Verb, group, resource (``pods/log``), name."""
 
 
-def access(method: str, group: str, plural: str, name: str | None, below: str | None, query: Mapping[str, str]) -> Access:
+def access(
+    method: str, group: str, plural: str, name: str | None, below: str | None, query: Mapping[str, str]
+) -> Access:
     """What a request needs the right to, as the API server works it out."""
     reading = "watch" if query.get("watch") in ("true", "1") else "get" if name else "list"
     verbs = {"GET": reading, "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
@@ -102,9 +103,9 @@ def _default_train_job(new: Object, old: Object | None) -> None:
 
 def check_webhooks(resource: Resource, new: Object, old: Object | None) -> None:
     """Refuse what the validating webhooks refuse."""
-    if resource.kind == "TrainJob" and (old is None or new["spec"] != old["spec"]):
-        if why := _train_job_fault(new):
-            raise denied("validator.trainjob.trainer.kubeflow.org", why)
+    changed = old is None or new["spec"] != old["spec"]
+    if resource.kind == "TrainJob" and changed and (why := _train_job_fault(new)):
+        raise denied("validator.trainjob.trainer.kubeflow.org", why)
     if resource.kind == "InferenceService" and (why := _inference_service_fault(new, old)):
         raise denied("inferenceservice.kserve-webhook-server.validator", why)
 
@@ -144,7 +145,7 @@ def _inference_service_fault(new: Object, old: Object | None) -> str | None:
         return "MinReplicas cannot be greater than MaxReplicas."
     if stable.get("model", {}).get("name"):
         return "Custom container name is not allowed"
-    if canaries and "serving.kserve.io/deploymentMode" not in annotations or canaries and mode != "Standard":
+    if (canaries and "serving.kserve.io/deploymentMode" not in annotations) or (canaries and mode != "Standard"):
         return "canary is only supported in Standard deployment mode"
     names: set[str] = set()
     for index, canary in enumerate(canaries):
@@ -221,7 +222,10 @@ WORKLOAD_SCHEMA: Object = {
     "type": "object",
     "properties": {
         "spec": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
-        "status": {"type": "object", "properties": {"conditions": {"type": "array", "items": copy.deepcopy(_CONDITION)}}},
+        "status": {
+            "type": "object",
+            "properties": {"conditions": {"type": "array", "items": copy.deepcopy(_CONDITION)}},
+        },
     },
 }
 """Of Kueue's v1beta2 Workload what is written here: the conditions, as in its CRD (0.20-devel)."""

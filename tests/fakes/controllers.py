@@ -2,8 +2,8 @@
 
 Compared with: Trainer 2.3.0, JobSet 0.12.0, Kueue 0.20-devel and a kubelet 1.34, on 2026-12-01: names, labels and
 conditions are those seen there. Argo and the KFP server were not run: what a Workflow looks like is from their source.
-Known to differ: nothing follows by itself (a suspended job keeps its pods until the test takes them away); pods carry no
-logs but those that the test prints.
+Known to differ: nothing follows by itself (a suspended job keeps its pods until the test takes them away); pods carry
+no logs but those that the test prints.
 """
 
 from __future__ import annotations
@@ -130,7 +130,10 @@ class Hand:
         name = f"trainjob-{job['metadata']['name']}"
         entries = [
             {
-                "type": type_, "status": value, "reason": reason, "message": message,
+                "type": type_,
+                "status": value,
+                "reason": reason,
+                "message": message,
                 "lastTransitionTime": "2026-01-01T00:00:00Z",
             }
             for type_, (value, reason, message) in conditions.items()
@@ -141,7 +144,10 @@ class Hand:
                 "apiVersion": WORKLOAD.api_version,
                 "kind": "Workload",
                 "metadata": {"name": name, "labels": labels},
-                "spec": {"priority": kueue_priority(job), "queueName": job["metadata"].get("labels", {}).get(_QUEUE, "")},
+                "spec": {
+                    "priority": kueue_priority(job),
+                    "queueName": job["metadata"].get("labels", {}).get(_QUEUE, ""),
+                },
             }
             self.cluster.create(WORKLOAD, body)
         self.set_status(WORKLOAD, name, {"conditions": entries})

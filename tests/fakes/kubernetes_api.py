@@ -8,12 +8,12 @@ preconditions, and pods' logs. There are no controllers: a test plays them, over
 The methods of `ApiServer` that are not on a real API (`fail`, `expire`, `print_line`) exist to make trouble.
 
 Compared with: kube-apiserver 1.34 with the CRDs and webhooks of Trainer 2.3.0, JobSet 0.12.0, Kueue 0.20-devel and
-KServe 0.20, on 2026-12-01, by running tests/cluster against it (`KUBECONFIG`). The same as there: strict decoding (400),
-a wrong type where a webhook decodes (400), a PUT without version (422), an unsupported field selector (400), an expired
-watch (410), lengths of labels (422), another kind than the path's (taken), a namespace that is not there (404), the role
-of `k8s/team` (403), webhooks, priorities and counted quota (`admission.py`), the collector that deletes what nobody
-owns. Known to differ: no server-side apply, no CEL rules other than those in `crd_schemas.py`, quota only of counts, and
-of a Workload only its conditions have a schema.
+KServe 0.20, on 2026-12-01, by running tests/cluster against it (`KUBECONFIG`). The same as there: strict decoding
+(400), a wrong type where a webhook decodes (400), a PUT without version (422), an unsupported field selector (400),
+an expired watch (410), lengths of labels (422), another kind than the path's (taken), a namespace that is not there
+(404), the role of `k8s/team` (403), webhooks, priorities and counted quota (`admission.py`), the collector that
+deletes what nobody owns. Known to differ: no server-side apply, no CEL rules other than those in `crd_schemas.py`,
+quota only of counts, and of a Workload only its conditions have a schema.
 """
 
 from __future__ import annotations

@@ -130,7 +130,9 @@ class Store:
                 raise Refusal(400, "BadRequest", f"strict decoding error: {named}")
             set_defaults(resource.schema, new)
             errors = list(validator(resource).iter_errors(new))
-            if any(error.validator == "type" for error in errors) and resource.kind == "TrainJob":  # its webhook decodes
+            if (
+                any(error.validator == "type" for error in errors) and resource.kind == "TrainJob"
+            ):  # its webhook decodes
                 named = ", ".join(".".join(map(str, error.absolute_path)) for error in errors)
                 raise Refusal(400, "BadRequest", f"json: cannot unmarshal into Go struct field {named}")
             if not errors:

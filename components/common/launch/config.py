@@ -51,7 +51,7 @@ class ClusterConfig(Section):
     queues: bool = True
     """A pool is a LocalQueue of Kueue, which places the pods; false: the pool's node label and taint do."""
     priority: DnsLabel | None = "vthink-normal"
-    """WorkloadPriorityClass of what is queued; null: Kueue takes the pods' PriorityClass, whose scale is another one."""
+    """WorkloadPriorityClass of what is queued; null: Kueue takes the pods' PriorityClass."""
     topology: str | None = None
     """Node label, e.g. ``topology.kubernetes.io/zone``, within one value of which Kueue must place a training job."""
     tolerations: tuple[Toleration, ...] = ()

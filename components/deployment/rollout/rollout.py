@@ -125,6 +125,7 @@ class Rollout:
         """Order the version into service; with ``in_service``, beside that, with ``percent`` of the traffic."""
         where = (self.launch, self.cluster.namespace)
         own = predictor(self.version, self.model, self.section, *where, canary=in_service is not None)
+
         def changed(service: Object) -> Object:
             service["metadata"].setdefault("annotations", {}).update(service_annotations(self.section))
             service["spec"]["predictor"] = in_service or own

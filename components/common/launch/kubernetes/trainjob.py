@@ -74,7 +74,10 @@ def _environment(job: TrainingJob) -> list[Object]:
     }
     # Which rank of the whole job printed a line; torchrun's own mark counts per node.
     values |= {"TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[rank${rank}]:", WORK_DIR: cluster.work_dir}
-    for name, url in (("MLFLOW_TRACKING_URI", job.run.tracking.uri), ("AWS_ENDPOINT_URL_S3", job.run.storage.endpoint_url)):
+    for name, url in (
+        ("MLFLOW_TRACKING_URI", job.run.tracking.uri),
+        ("AWS_ENDPOINT_URL_S3", job.run.storage.endpoint_url),
+    ):
         values |= {name: url} if url and name in values else {}
     entries: list[Object] = [{"name": k, "value": v} for k, v in sorted((values | job.environment()).items())]
     if cluster.s3_secret is not None:
