@@ -6,7 +6,7 @@ WORKERS ?= 2
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 
-.PHONY: help install demo test test-all seeds bench lint format ir clean
+.PHONY: help install demo test test-all crds seeds bench lint format ir clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test: $(installed)  ## the tests, without the slow ones
 
 test-all: $(installed)  ## all tests
 	$(bin)/python -m pytest -n $(WORKERS)
+
+crds:  ## released CRDs and KFP's API, which tests need; another place than GitHub: make crds FROM=folder-or-address
+	$(PYTHON) tests/released.py $(if $(FROM),--from $(FROM))
 
 seeds: $(installed)  ## does the demo learn? three seeds with controls; writes the README's table
 	$(bin)/python tests/bench/bench_seeds.py --readme README.md

@@ -24,6 +24,22 @@ KINDS: tuple[tuple[str, str, str], ...] = (
     ("serving.kserve.io", "v1alpha1", "servingruntimes"),
 )
 """Group, version and plural of the kinds that a run uses; an older version of the CRD lacks the version."""
+RIGHTS: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "train": (
+        *(("trainer.kubeflow.org", "trainjobs", verb) for verb in ("create", "list", "watch", "delete")),
+        ("argoproj.io", "workflows", "get"),
+        ("kueue.x-k8s.io", "workloads", "list"),
+        ("", "pods", "get"),
+        ("", "pods", "list"),
+        ("", "pods/log", "get"),
+        ("", "events", "list"),
+    ),
+    "serve": tuple(
+        ("serving.kserve.io", "inferenceservices", verb)
+        for verb in ("create", "get", "list", "watch", "update", "delete")
+    ),
+}
+"""Group, resource and verb of what launcher and deployer do: the Role ``vthink-pipeline`` of `k8s/team`."""
 Check = Callable[[], str]
 """Says what was seen, or raises a `UserError` that says what to do."""
 Get = Callable[[str], Any]
@@ -57,6 +73,8 @@ def examine(config: Config, host: str | None, namespace: str, token: str | None 
         yield reached
         if reached.verdict == "ok":
             yield from (_finding(subject, check) for subject, check in _cluster_checks(get, config, namespace))
+            for subject, rights in RIGHTS.items():
+                yield _finding(f"rights to {subject}", partial(_check_rights, cluster, rights))
     yield _finding("S3", partial(_check_storage, config))
     yield _finding("MLflow", partial(_check_tracking, config))
 
@@ -98,12 +116,20 @@ def _cluster_checks(get: Get, config: Config, namespace: str) -> Iterator[tuple[
     launch, pools = config.launch.cluster, sorted(set(config.launch.pool.values()))
     for group, version, plural in KINDS:
         yield f"CRD {plural}.{group}", partial(_check_kind, get, group, version, plural)
-    for pool in pools if launch.queues else ():
+    queued = {pool for stage, pool in config.launch.pool.items() if stage != "deploy"}  # a served model never waits
+    for pool in sorted(queued) if launch.queues else ():
         yield f"queue {pool}", partial(_check_queue, get, launch.namespace or namespace, pool)
     yield "quota", partial(_check_quota, get, namespace)
     for pool in pools:
         yield f"nodes of pool {pool}", partial(_check_nodes, get, pool, launch.accelerator)
     yield "training runtime", partial(_check_runtime, get, launch.runtime)
+    if launch.queues and launch.priority is not None:
+        yield "priority", partial(_check_priority, get, launch.priority)
+    yield "environment", partial(_check_environment, get, launch.namespace or namespace, launch.s3_secret)
+    yield "serving runtime", partial(_check_serving_runtime, get, namespace, config)
+    if (pool := config.launch.pool.get("deploy")) is not None and launch.queues:
+        others = {name for stage, name in config.launch.pool.items() if stage != "deploy"}
+        yield "serving pool", partial(_check_serving_pool, pool, others)
     yield "KServe", partial(_check_serving, get, namespace)
 
 
@@ -162,6 +188,61 @@ def _check_runtime(get: Get, name: str) -> str:
         listed = ", ".join(names) or "none"
         raise UserError(f"no ClusterTrainingRuntime {name} (there: {listed}); apply k8s/cluster")
     return name
+
+
+def _check_rights(cluster: Cluster, rights: tuple[tuple[str, str, str], ...]) -> str:
+    lacking = [f"{verb} {resource}" for group, resource, verb in rights if not cluster.may(verb, group, resource)]
+    if lacking:
+        text = f"this account may not, in {cluster.namespace}: {', '.join(lacking)}"
+        raise UserError(f"{text}; use the account vthink-pipeline, or bind its Role (k8s/team/rbac.yaml)")
+    return f"all {len(rights)} in {cluster.namespace}"
+
+
+def _check_priority(get: Get, name: str) -> str:
+    classes = get("/apis/kueue.x-k8s.io/v1beta2/workloadpriorityclasses")["items"]
+    values = {item["metadata"]["name"]: item["value"] for item in classes}
+    if name not in values:
+        listed = ", ".join(sorted(values)) or "none"
+        raise UserError(f"no WorkloadPriorityClass {name} (there: {listed}); see launch.cluster.priority")
+    return f"{name} ({values[name]})"
+
+
+def _check_environment(get: Get, namespace: str, secret: str | None) -> str:
+    """What training pods take their stores' addresses and keys from; the names of Secrets are all that is read."""
+    names = {item["metadata"]["name"] for item in get(f"/api/v1/namespaces/{namespace}/configmaps")["items"]}
+    if "vthink-env" not in names:
+        raise UserError(f"no ConfigMap vthink-env in {namespace}: training pods would not find S3; apply k8s/team")
+    if secret is None:
+        return f"vthink-env in {namespace}"
+    try:
+        get(f"/api/v1/namespaces/{namespace}/secrets/{secret}")
+    except ClusterError as error:
+        if error.status == 404:
+            raise NotSeenError(f"no Secret {secret} in {namespace}: fine only with workload identity") from error
+        raise
+    return f"vthink-env and {secret} in {namespace}"
+
+
+def _check_serving_runtime(get: Get, namespace: str, config: Config) -> str:
+    settings = config.deployment.kserve
+    runtimes = get(f"/apis/serving.kserve.io/v1alpha1/namespaces/{namespace}/servingruntimes")["items"]
+    by_name = {item["metadata"]["name"]: item["spec"] for item in runtimes}
+    if settings.runtime not in by_name:
+        listed = ", ".join(by_name) or "none"
+        raise UserError(f"no ServingRuntime {settings.runtime} in {namespace} (there: {listed}); apply k8s/team")
+    spec = by_name[settings.runtime]
+    if settings.model_format == "vLLM" and "v2" not in spec.get("protocolVersions", []):
+        raise UserError(f"{settings.runtime} lacks protocol v2, which KServe asks for with vLLM; apply k8s/team anew")
+    if settings.model_format not in {entry["name"] for entry in spec.get("supportedModelFormats", [])}:
+        raise UserError(f"{settings.runtime} does not take models of format {settings.model_format}")
+    return settings.runtime
+
+
+def _check_serving_pool(pool: str, others: set[str]) -> str:
+    if pool in others:
+        text = f"a served model takes machines of the pool {pool} for good, which Kueue counts for training"
+        raise NotSeenError(f"{text}; give it one of its own (launch.pool.deploy: serve)")
+    return pool
 
 
 def _check_serving(get: Get, namespace: str) -> str:

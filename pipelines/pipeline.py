@@ -41,6 +41,8 @@ ENDPOINT_KEY = {"VLLM_API_KEY": "VTHINK_API_KEY"}
 """Key of the Secret ``deployment.kserve.api_key_secret``, and the variable in which the deployer looks for it."""
 ENVIRONMENT, VARIABLES = "vthink-env", ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "MLFLOW_TRACKING_URI")
 """ConfigMap with what is not secret."""
+KEPT_S = 7 * 24 * 3600
+"""How long a run's Workflow is kept, and with it the TrainJobs that it owns: a failed one's logs are read later."""
 USER = 1000
 """User and group of the images."""
 RESOURCES: dict[str, tuple[str, str, str]] = {
@@ -111,7 +113,11 @@ def build(
         task.set_display_name(name).set_caching_options(enable_caching=False)
         return task if cluster is None else _on_cluster(task, cluster, stage, image)
 
-    @dsl.pipeline(name="vthink", description="Teach a multimodal LLM to reason over video, and serve it.")
+    keeping = dsl.PipelineConfig(ttl_seconds_after_finished=KEPT_S) if cluster is not None else None
+
+    @dsl.pipeline(
+        name="vthink", description="Teach a multimodal LLM to reason over video, and serve it.", pipeline_config=keeping
+    )  # fmt: skip
     def vthink(
         run: str, model: str, video: str, data: str, sft: str, grpo: str, evaluation: str, deployment: str,
         config: str = "", train_sft: bool = True, train_grpo: bool = True,
@@ -180,6 +186,7 @@ def _on_cluster(task: dsl.PipelineTask, launch: LaunchConfig, stage: Stage | Non
         kubernetes.use_secret_as_env(task, launch.cluster.s3_secret, {name: name for name in S3_KEYS}, optional=True)
     kubernetes.use_config_map_as_env(task, ENVIRONMENT, {name: name for name in VARIABLES}, optional=True)
     kubernetes.use_field_path_as_env(task, "KFP_PIPELINE_RUN_ID", "metadata.labels['pipeline/runid']")
+    kubernetes.add_pod_label(task, "sidecar.istio.io/inject", "false")  # its container is not `restricted`
     placement = launch.placement(stage) if stage else Placement()
     for key, value in placement.labels.items():
         kubernetes.add_pod_label(task, key, value)

@@ -18,8 +18,12 @@ from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.tracking.config import TrackingConfig
 from vthink.components.common.video.config import VideoConfig
+from vthink.tests.released import FOLDER, KFP_API
 
 BUCKET = "vthink-test"
+if (FOLDER / KFP_API).is_file():  # fetched by `make crds`
+    os.environ.setdefault("VTHINK_CRDS", str(FOLDER))
+    os.environ.setdefault("VTHINK_KFP_API", str(FOLDER / KFP_API))
 # Tests import the trainers by themselves; a training process does this in training/worker.py.
 declare_torchvision_operators()
 SMALL_VIDEO = VideoConfig(num_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)

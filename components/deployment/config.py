@@ -113,6 +113,8 @@ class KServeConfig(Section):
     """Service account of the pods; its secrets open the object store."""
     api_key_secret: str | None = Field(default="vthink-api-keys", pattern=_NAME)
     """Secret whose key ``VLLM_API_KEY`` callers must present; null: whoever reaches the endpoint may ask."""
+    priority_class: str | None = Field(default="vthink-serving", pattern=_NAME)
+    """PriorityClass of the pods, above that of training; null: the cluster's default, usually 0."""
     gpus: int = Field(default=1, ge=0)
     """Accelerators (``launch.cluster.accelerator``) of a replica; vLLM splits the model over them."""
     cpu: str = "8"

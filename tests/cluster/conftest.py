@@ -1,7 +1,10 @@
 """A Kubernetes API for the tests: the one that ``KUBECONFIG`` names, or a small server that keeps its rules.
 
-A real API needs the CRDs of Trainer, KServe, Kueue and Argo Workflows, and none of their controllers: the test plays
-those. Tests that make trouble (429, 410, broken connections, logs) are skipped there.
+Against a real API the same tests run unchanged. It needs the CRDs of Trainer, KServe, Kueue and Argo Workflows with
+their webhooks, the ClusterTrainingRuntimes and priorities of ``k8s/cluster``, and none of the controllers: the test
+plays those, in namespaces of its own that Kueue is not told to manage. The kubeconfig needs no namespace; its user
+may do everything. Skipped there: tests that make trouble (429, 410, broken connections, logs), and the rights of the
+Role, which are asked of the small server only.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from vthink.components.common.launch.kubernetes.client import WORKFLOW, WORKLOAD, Cluster
+from vthink.tests.fakes.admission import WORKLOAD_SCHEMA
 from vthink.tests.fakes.controllers import Hand
 from vthink.tests.fakes.kubernetes_api import ApiServer
 from vthink.tests.fakes.kubernetes_store import Resource
@@ -31,27 +35,38 @@ def crds() -> Path:
 def server(crds: Path) -> Iterator[ApiServer]:
     """The small server."""
     with ApiServer(crds) as started:
-        for kind in (WORKLOAD, WORKFLOW):  # read only, and written by the test: no CRD needed
-            started.store.add(Resource(kind.group, kind.version, kind.plural, kind.name, None))
+        # Read only, and written by the test: no CRD needed.
+        for kind, schema in ((WORKLOAD, WORKLOAD_SCHEMA), (WORKFLOW, None)):
+            started.store.add(Resource(kind.group, kind.version, kind.plural, kind.name, schema))
         yield started
 
 
 @pytest.fixture
-def cluster(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A namespace of this test's own on the API, as our code sees it."""
+def admin(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A namespace of this test's own on the API, as somebody sees it who may do everything."""
     namespace = f"vthink-test-{secrets.token_hex(4)}"
+    server: ApiServer | None = None
     if "KUBECONFIG" not in os.environ:
-        server: ApiServer = request.getfixturevalue("server")
-        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig", namespace)))
-        made = Cluster.connect()
-        made.patience_s = 30.0
-        yield made
-        return
-    found = Cluster.connect(namespace)
+        server = request.getfixturevalue("server")
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "admin", server.admin_token)))
+    made = Cluster.connect(namespace)
+    made.patience_s = 30.0
     path = "/api/v1/namespaces"
-    found.request("POST", path, body={"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
-    yield found
-    found.request("DELETE", f"{path}/{namespace}", body={})
+    made.request("POST", path, body={"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    if server is not None:
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
+        server.requests.clear()
+    yield made
+    if server is None:
+        made.request("DELETE", f"{path}/{namespace}", body={})
+
+
+@pytest.fixture
+def cluster(admin: Cluster) -> Cluster:
+    """The same namespace as our code sees it: on the small server with the rights of ``vthink-pipeline``."""
+    made = Cluster.connect(admin.namespace)
+    made.patience_s = admin.patience_s
+    return made
 
 
 @pytest.fixture
@@ -64,5 +79,5 @@ def trouble(request: pytest.FixtureRequest, cluster: Cluster) -> ApiServer:
 
 
 @pytest.fixture
-def hand(cluster: Cluster) -> Hand:
-    return Hand(cluster)
+def hand(admin: Cluster) -> Hand:
+    return Hand(admin)

@@ -11,6 +11,7 @@ from vthink.components.common.launch.kubernetes.client import (
     EVENT,
     POD,
     TRAIN_JOB,
+    WORKLOAD,
     Cluster,
     ClusterError,
     Kind,
@@ -22,13 +23,19 @@ from vthink.tests.fakes.kubernetes_api import ApiServer
 Object = dict[str, Any]
 
 
+@pytest.fixture
+def cluster(admin: Cluster) -> Cluster:
+    """These tests ask of the API, not of our rights."""
+    return admin
+
+
 def train_job(name: str = "t1", **spec: Any) -> Object:
     body = {"runtimeRef": {"name": "vthink-torch"}, "trainer": {"numNodes": 2, "command": ["torchrun"]}, **spec}
     return {"apiVersion": TRAIN_JOB.api_version, "kind": "TrainJob", "metadata": {"name": name}, "spec": body}
 
 
 def service(**predictor: Any) -> Object:
-    metadata = {"name": "s1"}
+    metadata = {"name": "s1", "annotations": {"serving.kserve.io/deploymentMode": "Standard"}}
     body = {"predictor": {"model": {"modelFormat": {"name": "vLLM"}}, **predictor}}
     return {"apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService", "metadata": metadata, "spec": body}
 
@@ -63,7 +70,6 @@ def test_unknown_fields_are_refused_when_strict_and_dropped_otherwise(cluster: C
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"trainer": {"numNodes": "two"}}, "spec.trainer.numNodes"),
         ({"trainer": {"numProcPerNode": 0}}, "numProcPerNode must be greater than or equal to 1"),
         ({"trainer": {"resourcesPerNode": {"limits": {"memory": "64GB"}}}}, "memory"),
         ({"trainer": {"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}}, "Duplicate value"),
@@ -76,6 +82,13 @@ def test_invalid_objects_are_refused(cluster: Cluster, spec: Object, message: st
     assert status == 422
     assert message in said
     assert cluster.get(TRAIN_JOB, "t1") is None
+
+
+def test_a_wrong_type_is_refused_by_the_webhook_that_decodes_it(cluster: Cluster) -> None:
+    status, message = refused(cluster.create, TRAIN_JOB, train_job(trainer={"numNodes": "two"}))
+    assert status == 400
+    assert "numNodes" in message
+    assert cluster.create(TRAIN_JOB, train_job())  # the control
 
 
 @pytest.mark.parametrize("name", ["1abc", "a" * 64, "A", "a_b", ""])
@@ -182,8 +195,10 @@ def test_what_is_not_there_is_not_found(cluster: Cluster) -> None:
     assert (
         refused(cluster.create, unknown, {"apiVersion": "example.org/v1", "kind": "Widget", "metadata": {}})[0] == 404
     )
-    wrong = {**train_job(), "kind": "PyTorchJob"}
-    assert refused(cluster.create, TRAIN_JOB, wrong)[0] == 400
+    assert cluster.create(TRAIN_JOB, {**train_job(), "kind": "PyTorchJob"})["kind"] == "TrainJob"  # as a real one does
+    elsewhere = Cluster(cluster.api_client, "no-such-namespace")
+    assert refused(elsewhere.create, TRAIN_JOB, train_job())[0] == 404
+    assert elsewhere.find(TRAIN_JOB) == []
 
 
 def test_deletion_takes_what_is_owned_and_only_the_object_that_was_meant(cluster: Cluster, hand: Hand) -> None:
@@ -196,8 +211,44 @@ def test_deletion_takes_what_is_owned_and_only_the_object_that_was_meant(cluster
     until(lambda: cluster.get(POD, pod) is None)
 
 
+def test_an_object_whose_owner_nobody_has_is_collected(cluster: Cluster, hand: Hand) -> None:
+    owner = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "w", "uid": "nobody"}
+    orphan, other = train_job("orphan"), train_job("other")
+    orphan["metadata"]["ownerReferences"] = [owner]
+    cluster.create(TRAIN_JOB, orphan)
+    cluster.create(TRAIN_JOB, other)
+    until(lambda: cluster.get(TRAIN_JOB, "orphan") is None)
+    assert cluster.get(TRAIN_JOB, "other") is not None  # the control
+    owned = train_job("owned")
+    owned["metadata"]["ownerReferences"] = [owner | {"uid": hand.workflow("w")["metadata"]["uid"]}]
+    cluster.create(TRAIN_JOB, owned)
+    time.sleep(0.4)
+    assert cluster.get(TRAIN_JOB, "owned") is not None
+
+
+def test_a_condition_of_a_workload_needs_its_time(cluster: Cluster, hand: Hand) -> None:
+    job = cluster.create(TRAIN_JOB, train_job())
+    hand.workload(job, QuotaReserved=("False", "Pending", "wait"))
+    name = "trainjob-t1"
+    bad = {"type": "Admitted", "status": "True", "reason": "Admitted", "message": ""}
+    status, message = refused(hand.set_status, WORKLOAD, name, {"conditions": [bad]})
+    assert status == 422
+    assert "lastTransitionTime" in message
+
+
+def test_a_pods_priority_class_must_exist(cluster: Cluster, hand: Hand) -> None:
+    def pod(name: str, **spec: str) -> Object:
+        body = {"containers": [{"name": "c", "image": "x"}], "schedulerName": "test", **spec}
+        return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": body}
+
+    status, message = refused(cluster.create, POD, pod("a", priorityClassName="vthink-nobody"))
+    assert status == 403
+    assert "no PriorityClass with name vthink-nobody was found" in message
+    assert cluster.create(POD, pod("b", priorityClassName="vthink-serving"))["spec"]["priority"] == 100000
+
+
 def test_a_wrong_token_is_refused(cluster: Cluster, trouble: ApiServer) -> None:
-    trouble.token = "another"
+    trouble.admin_token = "another"
     status, message = refused(cluster.get, TRAIN_JOB, "t1")
     assert status == 401
     assert "token" in message
@@ -313,6 +364,9 @@ def test_a_watch_outlives_an_api_that_is_away_and_says_so(cluster: Cluster, trou
 
 
 def test_a_watch_without_the_right_to_it_is_an_error(cluster: Cluster, trouble: ApiServer) -> None:
-    trouble.fail(403, path="trainjobs")
+    forbidden = (
+        'trainjobs.trainer.kubeflow.org is forbidden: User "u" cannot list resource "trainjobs" in API group "x"'
+    )
+    trouble.fail(403, path="trainjobs", message=forbidden)
     with pytest.raises(ClusterError, match="service account lacks the right"):
         next(cluster.follow(TRAIN_JOB, "t1"))

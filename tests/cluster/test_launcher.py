@@ -7,19 +7,23 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from vthink.components.common.context import RunContext
 from vthink.components.common.launch.backend import choose_backend
+from vthink.components.common.launch.job import TrainingJob
+from vthink.components.common.launch.kubernetes import backend
 from vthink.components.common.launch.kubernetes.backend import KubernetesBackend
-from vthink.components.common.launch.kubernetes.client import POD, TRAIN_JOB, Cluster, condition, is_true
+from vthink.components.common.launch.kubernetes.client import POD, TRAIN_JOB, WORKLOAD, Cluster, condition, is_true
 from vthink.components.common.launch.process import LaunchError, free_port
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.names import join
 from vthink.components.common.storage.s3 import Storage
 from vthink.tests.cluster.jobs import KEY, Object, built, context_of, job_of
+from vthink.tests.fakes.admission import kueue_priority
 from vthink.tests.fakes.controllers import Hand, until
 from vthink.tests.fakes.kubernetes_api import ApiServer
 
@@ -169,10 +173,10 @@ def test_a_resized_job_is_replaced_once_its_pods_are_gone(
     old = cluster.create(TRAIN_JOB, built(context_of(storage, nodes=2)))
     pod = hand.pod(old)
     # A pod that still writes its last checkpoint: nothing owns it, so that only the test ends it.
-    cluster.update(POD, pod, lambda found: {**found, "metadata": {**found["metadata"], "ownerReferences": []}})
+    hand.cluster.update(POD, pod, lambda found: {**found, "metadata": {**found["metadata"], "ownerReferences": []}})
     running = launcher(cluster={"nodes": 1})
     running.said("was made for other nodes or settings")
-    until(lambda: cluster.get(TRAIN_JOB, old["metadata"]["name"]) is None)
+    until(lambda: hand.cluster.get(TRAIN_JOB, old["metadata"]["name"]) is None)
     assert hand.jobs() == []
     hand.set_status(POD, pod, {"phase": "Failed"})
     new = hand.job(2)
@@ -229,7 +233,10 @@ def test_what_the_object_says_is_what_a_kubelet_can_run(
     cluster: Cluster, hand: Hand, trouble: ApiServer, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tiny_worker.py").write_text(WORKER)
-    context = context_of(storage, nodes=1, cluster={"accelerator": None, "work_dir": str(tmp_path / "scratch")})
+    place = {"namespace": cluster.namespace}  # which a kubeconfig need not name
+    context = context_of(
+        storage, nodes=1, cluster={**place, "accelerator": None, "work_dir": str(tmp_path / "scratch")}
+    )
     context = context.model_copy(update={"launch": context.launch.model_copy(update={"processes": 1})})
     lines: list[str] = []
     results: list[Manifest] = []
@@ -324,9 +331,111 @@ def test_an_image_that_cannot_be_pulled_ends_the_stage_and_frees_the_machines(
 def test_a_quota_that_can_never_be_met_ends_the_stage(launcher: Callable[..., Launcher], hand: Hand) -> None:
     running = launcher()
     job = hand.job()
-    refusal = 'pods "x" is forbidden: exceeded quota: team, requested: requests.memory=64Gi, used: 0, limited: 32Gi'
-    hand.event(job["metadata"]["name"] + "-node-0", "FailedCreate", refusal, "Job")
+    hand.event(job["metadata"]["name"] + "-node-0", "FailedCreate", quota_refusal("64Gi", "0", "32Gi"), "Job")
     assert "exceeded quota: team" in running.failure()
+    assert hand.jobs() == []
+
+
+def quota_refusal(requested: str, used: str, limited: str) -> str:
+    amounts = zip(("requested", "used", "limited"), (requested, used, limited), strict=True)
+    text = ", ".join(f"{word}: requests.memory={amount}" for word, amount in amounts)
+    return f'pods "x" is forbidden: exceeded quota: team, {text}'
+
+
+def test_a_quota_that_is_used_up_is_waited_for(launcher: Callable[..., Launcher], hand: Hand) -> None:
+    running = launcher()
+    job = hand.job()
+    for number in range(3):  # JobSet tries again and again
+        refusal = quota_refusal("64Gi", "96Gi", "128Gi").replace('"x"', f'"x-{number}"')
+        hand.event(job["metadata"]["name"] + "-node-0", "FailedCreate", refusal, "Job")
+    running.said("FailedCreate")
+    running.trained()
+    hand.finish(job)
+    running.ended()
+    assert sum("FailedCreate" in line for line in running.lines) == 1
+
+
+def test_a_quota_of_jobs_is_waited_for_and_says_what_to_do(
+    launcher: Callable[..., Launcher], hand: Hand, trouble: ApiServer, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_QUOTA_S", 0.2)
+    other = hand.cluster.create(TRAIN_JOB, built(context_of(storage), "grpo"))
+    trouble.quotas["trainjobs.trainer.kubeflow.org"] = 1
+    running = launcher()
+    line = running.said("waits for the quota")
+    assert "exceeded quota: vthink" in line
+    assert "lacks the right" not in line
+    hand.cluster.delete(TRAIN_JOB, other["metadata"]["name"])
+    job = hand.job()
+    running.trained()
+    hand.finish(job)
+    running.ended()
+
+
+def test_a_webhooks_refusal_is_not_taken_for_a_missing_right(
+    launcher: Callable[..., Launcher], trouble: ApiServer
+) -> None:
+    message = launcher(cluster={"runtime": "no-such-runtime"}).failure()
+    assert 'admission webhook "validator.trainjob.trainer.kubeflow.org" denied the request' in message
+    assert "specified clusterTrainingRuntime must be created" in message
+    assert "lacks the right" not in message
+    trouble.rules = []
+    assert "lacks the right (k8s/team grants it)" in launcher().failure()  # the control
+
+
+def test_a_queued_job_is_suspended_by_kueue_and_below_a_high_one(
+    launcher: Callable[..., Launcher], hand: Hand, cluster: Cluster, storage: Storage
+) -> None:
+    running = launcher()
+    job = hand.job(admitted=False)
+    assert job["spec"]["suspend"] is True
+    hand.workload(job, QuotaReserved=("False", "Pending", "wait"))
+    running.said("queued in 'gpu': wait")
+    (workload,) = hand.cluster.find(WORKLOAD)
+    high = built(context_of(storage, cluster={"priority": "vthink-high"}))
+    assert workload["spec"]["priority"] < kueue_priority(high)
+    unnamed = built(context_of(storage, cluster={"priority": None}))
+    assert kueue_priority(unnamed) < kueue_priority(built(context_of(storage, cluster={"priority": "vthink-low"})))
+    hand.suspend(job, False)
+    running.trained()
+    hand.finish(job)
+    running.ended()
+
+
+def test_a_watcher_asks_for_events_seldom_and_once_for_all_pods(
+    launcher: Callable[..., Launcher], hand: Hand, trouble: ApiServer
+) -> None:
+    running = launcher()
+    job = hand.job()
+    pods = [hand.pod(job, index) for index in range(2)]
+    running.said("running on 2 nodes")
+    trouble.requests.clear()
+    for pod in pods:
+        for number in range(3):
+            hand.set_status(POD, pod, {"podIP": f"10.0.0.{number}"})
+            hand.condition(TRAIN_JOB, job["metadata"]["name"], "Touched", "True", f"R{number}")
+            time.sleep(0.1)
+    assert sum("/events" in path and method == "GET" for method, path in trouble.requests) <= 1
+    running.trained()
+    hand.finish(job)
+    running.ended()
+
+
+def test_in_another_namespace_stores_get_their_full_names_and_nothing_stays(
+    launcher: Callable[..., Launcher], hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "own_namespace", lambda: "team")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    running = launcher()
+    job = hand.job()
+    env = {entry["name"]: entry.get("value") for entry in job["spec"]["trainer"]["env"]}
+    assert env["MLFLOW_TRACKING_URI"] == "http://mlflow.team:5000"
+    written = TrainingJob.load(running.storage.read_json(running.job.uri))
+    assert written.run.tracking.uri == "http://mlflow.team:5000"
+    assert written.run.storage.endpoint_url == running.job.run.storage.endpoint_url  # an address needs no name
+    running.trained()
+    hand.finish(job)
+    running.ended()
     assert hand.jobs() == []
 
 
@@ -378,8 +487,8 @@ def test_an_api_in_trouble_costs_nothing(launcher: Callable[..., Launcher], hand
 
 
 def test_a_missing_right_is_said_at_once(launcher: Callable[..., Launcher], trouble: ApiServer) -> None:
-    trouble.fail(403, path="trainjobs")
-    assert "403" in launcher().failure()
+    trouble.rules = []
+    assert "403 trainjobs.trainer.kubeflow.org is forbidden: User" in launcher().failure()
 
 
 def test_conditions_are_read_as_the_api_writes_them(hand: Hand, launcher: Callable[..., Launcher]) -> None:

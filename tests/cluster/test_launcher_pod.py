@@ -24,7 +24,8 @@ from vthink.components.common.launch.job import TrainingJob
 from vthink.components.common.launch.kubernetes.backend import KubernetesBackend
 from vthink.components.common.launch.kubernetes.client import Cluster
 job = TrainingJob.load(sys.argv[1])
-KubernetesBackend(Cluster.connect(), tick_s=1.0).train(job, lambda line: print(line, flush=True))
+cluster = Cluster.connect(job.run.launch.cluster.namespace)
+KubernetesBackend(cluster, tick_s=1.0).train(job, lambda line: print(line, flush=True))
 print("RESULT", flush=True)
 """
 
@@ -56,7 +57,9 @@ def launcher_pod(cluster: Cluster, storage: Storage) -> Iterator[Callable[..., L
     started: list[LauncherPod] = []
 
     def start(pod: str = "") -> LauncherPod:
-        started.append(LauncherPod(context_of(storage), cluster.namespace, pod))
+        started.append(
+            LauncherPod(context_of(storage, cluster={"namespace": cluster.namespace}), cluster.namespace, pod)
+        )
         return started[-1]
 
     yield start
@@ -97,7 +100,7 @@ def test_eviction_leaves_the_job_and_cancelling_the_run_deletes_it(
     cancelled = launcher_pod("run-1-launcher")
     cancelled.said("adopted")
     cancelled.said("admitted")
-    cluster.update(WORKFLOW, "run-1", lambda found: {**found, "spec": {"activeDeadlineSeconds": 0}})
+    hand.cluster.update(WORKFLOW, "run-1", lambda found: {**found, "spec": {"activeDeadlineSeconds": 0}})
     assert cancelled.end(signal.SIGTERM) == 143
     cancelled.said("the run was cancelled: deleted the TrainJob")
     assert hand.jobs() == []
@@ -110,7 +113,7 @@ def test_a_deleted_run_takes_its_job_along(
     running = launcher_pod("run-2-launcher")
     hand.job()
     running.said("admitted")
-    cluster.delete(WORKFLOW, "run-2")
+    hand.cluster.delete(WORKFLOW, "run-2")
     until(lambda: hand.jobs() == [])
     running.said("was deleted")
 

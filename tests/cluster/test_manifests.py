@@ -40,7 +40,7 @@ from vthink.tests.cluster.validation import (
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 OVERLAYS = ("gke", "eks", "aks", "onprem", "kind")
-OPTIONAL = ("cluster/rdma", "team/scale-to-zero")
+OPTIONAL = ("cluster/rdma", "team/scale-to-zero", "team/private-endpoints")
 BY_HAND = {"kind": ("Secret/vthink-s3", "Secret/vthink-mlflow-db")}
 """Secrets that k8s/README.md has a person make."""
 

@@ -531,8 +531,8 @@ def _inference_service(obj: Object) -> Iterator[str]:
     variants = [("spec.predictor", spec["predictor"])]
     variants += [(f"spec.canary.{i}.predictor", entry["predictor"]) for i, entry in enumerate(canary)]
     names = Counter(predictor.get("name") for _, predictor in variants)
-    if canary and (None in names or max(names.values()) > 1):
-        yield "with a canary every predictor needs a name of its own"
+    if canary and (names[None] > ("name" not in spec["predictor"]) or max(names.values()) > 1):
+        yield "every canary needs a name of its own"
     if spec["predictor"].get("model", {}).get("name"):
         yield "spec.predictor.model.name is not allowed (a canary's must be set)"
     for path, predictor in variants:
@@ -591,8 +591,11 @@ def _serving_runtime(obj: Object) -> Iterator[str]:
     names = [container["name"] for container in obj["spec"]["containers"]]
     if "kserve-container" not in names:
         yield f"one container must be called kserve-container (found {names})"
-    if not obj["spec"].get("supportedModelFormats"):
+    formats = {entry["name"] for entry in obj["spec"].get("supportedModelFormats", [])}
+    if not formats:
         yield "spec.supportedModelFormats is missing"
+    if formats & {"vLLM", "triton"} and "v2" not in obj["spec"].get("protocolVersions", []):
+        yield "spec.protocolVersions lacks protocol v2, KServe's default for this format (0.20 and later): InvalidSpec"
 
 
 def _binding(obj: Object) -> Iterator[str]:

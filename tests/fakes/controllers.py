@@ -2,8 +2,8 @@
 
 Compared with: Trainer 2.3.0, JobSet 0.12.0, Kueue 0.20-devel and a kubelet 1.34, on 2026-12-01: names, labels and
 conditions are those seen there. Argo and the KFP server were not run: what a Workflow looks like is from their source.
-Known to differ: a Workload's conditions lack ``lastTransitionTime``; nothing follows by itself (a suspended job keeps
-its pods until the test takes them away); pods carry no logs but those that the test prints.
+Known to differ: nothing follows by itself (a suspended job keeps its pods until the test takes them away); pods carry
+no logs but those that the test prints.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from vthink.components.common.launch.kubernetes.client import (
     ClusterError,
     Kind,
 )
+from vthink.tests.fakes.admission import kueue_priority
 
 Object = dict[str, Any]
+_QUEUE = "kueue.x-k8s.io/queue-name"
 
 
 def until(happened: Callable[[], Any], timeout_s: float = 60.0) -> Any:
@@ -69,12 +71,15 @@ class Hand:
         """The TrainJobs, the oldest first."""
         return sorted(self.cluster.find(TRAIN_JOB), key=lambda job: int(job["metadata"]["resourceVersion"]))
 
-    def job(self, attempt: int = 1) -> Object:
-        """Wait for the TrainJob of an attempt."""
+    def job(self, attempt: int = 1, admitted: bool = True) -> Object:
+        """Wait for the TrainJob of an attempt, which is admitted at once where there is a place."""
         wanted = str(attempt)
-        return until(
+        made = until(
             lambda: next((j for j in self.jobs() if j["metadata"]["labels"]["vthink.dev/attempt"] == wanted), None)
         )
+        if admitted and made["spec"].get("suspend"):
+            self.suspend(made, False)
+        return made
 
     def finish(self, job: Object, type_: str = "Complete", reason: str = "JobsCompleted", message: str = "") -> None:
         self.condition(TRAIN_JOB, job["metadata"]["name"], type_, "True", reason, message)
@@ -124,7 +129,13 @@ class Hand:
         """Kueue's view of a job: a condition's status, reason and message by its type."""
         name = f"trainjob-{job['metadata']['name']}"
         entries = [
-            {"type": type_, "status": value, "reason": reason, "message": message}
+            {
+                "type": type_,
+                "status": value,
+                "reason": reason,
+                "message": message,
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }
             for type_, (value, reason, message) in conditions.items()
         ]
         if self.cluster.get(WORKLOAD, name) is None:
@@ -133,6 +144,10 @@ class Hand:
                 "apiVersion": WORKLOAD.api_version,
                 "kind": "Workload",
                 "metadata": {"name": name, "labels": labels},
+                "spec": {
+                    "priority": kueue_priority(job),
+                    "queueName": job["metadata"].get("labels", {}).get(_QUEUE, ""),
+                },
             }
             self.cluster.create(WORKLOAD, body)
         self.set_status(WORKLOAD, name, {"conditions": entries})

@@ -8,18 +8,12 @@ preconditions, and pods' logs. There are no controllers: a test plays them, over
 The methods of `ApiServer` that are not on a real API (`fail`, `expire`, `print_line`) exist to make trouble.
 
 Compared with: kube-apiserver 1.34 with the CRDs and webhooks of Trainer 2.3.0, JobSet 0.12.0, Kueue 0.20-devel and
-KServe 0.20, on 2026-12-01, by running tests/cluster against it (`KUBECONFIG`): 79 passed, 8 failed, 18 skipped.
-The same as there: strict decoding (400), a PUT without version (422), an unsupported field selector (400), an expired
-watch (410), lengths of labels (422).
-Known to differ:
-
-- no roles, no admission webhooks (so no defaults of theirs), no quotas and their 403s, no priorities;
-- no server-side apply, and no CEL rules other than those in `crd_schemas.py`;
-- an object of another kind than the path's is refused with 400; a real API accepts it;
-- a namespace need not exist; a real API answers 404 to a creation in none;
-- Workloads and Workflows have no schema: what Kueue requires of a condition (``lastTransitionTime``) is not checked;
-- an owner whose uid nobody has is kept; the real garbage collector deletes such an object within seconds;
-- a number given as text (``numNodes: "two"``) is 422; with Trainer's webhook it is 400.
+KServe 0.20, on 2026-12-01, by running tests/cluster against it (`KUBECONFIG`). The same as there: strict decoding
+(400), a wrong type where a webhook decodes (400), a PUT without version (422), an unsupported field selector (400),
+an expired watch (410), lengths of labels (422), another kind than the path's (taken), a namespace that is not there
+(404), the role of `k8s/team` (403), webhooks, priorities and counted quota (`admission.py`), the collector that
+deletes what nobody owns. Known to differ: no server-side apply, no CEL rules other than those in `crd_schemas.py`,
+quota only of counts, and of a Workload only its conditions have a schema.
 """
 
 from __future__ import annotations
@@ -40,6 +34,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
+from vthink.tests.fakes import admission
 from vthink.tests.fakes.kubernetes_store import (
     Object,
     PodLog,
@@ -61,6 +56,7 @@ class _Trouble:
     path: str
     retry_after_s: int | None
     after: bool
+    message: str
 
 
 class _Server(ThreadingHTTPServer):
@@ -89,8 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if trouble is not None and not trouble.after:
                 self._make(trouble)
-            if self.headers.get("Authorization") != f"Bearer {api.token}":
-                raise Refusal(401, "Unauthorized", "Unauthorized")
+            self._user = api.user(self.headers.get("Authorization") or "")
             answer = self._route(split.path, query, body)
             if trouble is not None:
                 self._make(trouble)  # the write has happened; its answer gets lost
@@ -109,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
             raise BrokenPipeError
         reasons = {429: "TooManyRequests", 409: "Conflict", 500: "InternalError", 403: "Forbidden"}
-        message = f"made to fail with {trouble.status}"
+        message = trouble.message or f"made to fail with {trouble.status}"
         raise Refusal(trouble.status, reasons.get(trouble.status, "ServiceUnavailable"), message, trouble.retry_after_s)
 
     def _send(self, code: int, answer: Object, retry_after_s: int | None = None) -> None:
@@ -134,6 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _route(self, path: str, query: Mapping[str, str], body: bytes) -> Object | None:
         parts = [unquote(part) for part in path.strip("/").split("/")]
+        if parts[:3] == ["api", "v1", "namespaces"] and len(parts) < 5:
+            return self.api.namespace(self.command, parts[3:], body)
         core = parts[:1] == ["api"]
         head = 2 if core else 3
         if parts[0] not in ("api", "apis") or len(parts) < head + 3 or parts[head] != "namespaces":
@@ -143,6 +140,10 @@ class _Handler(BaseHTTPRequestHandler):
         resource = self.api.store.resources.get((group, version, plural))
         if resource is None or len(rest) > 2:
             raise Refusal(404, "NotFound", "the server could not find the requested resource")
+        below = rest[1] if len(rest) == 2 else None
+        self.api.check_rights(
+            self._user, namespace, admission.access(self.command, group, plural, (rest or [None])[0], below, query)
+        )
         given = json.loads(body) if body else {}
         if not rest:
             if self.command == "GET":
@@ -154,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
             if self.command == "POST":
                 return self.api.created(resource, namespace, given, query)
             raise Refusal(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
-        name, below = rest[0], rest[1] if len(rest) == 2 else None
+        name = rest[0]
         key = (f"{group}/{plural}", namespace, name)
         if below == "log" and plural == "pods" and self.command == "GET":
             self._log(namespace, name, query)
@@ -243,6 +244,16 @@ class ApiServer:
     def __init__(self, crds: Path) -> None:
         self.store = Store(crds)
         self.token = secrets.token_hex(8)
+        """Of the service account vthink-pipeline, which has the rights of `k8s/team`."""
+        self.admin_token = secrets.token_hex(8)
+        """Of whoever plays controllers and people: may do everything."""
+        role = next(obj for obj in admission.manifests(admission.PIPELINE_ROLE) if obj["kind"] == "Role")
+        self.rules: list[Object] = role["rules"]
+        self.accesses: list[admission.Access] = []
+        """What the service account asked for, in order."""
+        self.namespaces: set[str] = set()
+        self.quotas: dict[str, int] = {}
+        """Most objects in a namespace, by ``<plural>.<group>``."""
         self.requests: list[tuple[str, str]] = []
         """Method and path of every request."""
         self.closing = False
@@ -261,17 +272,46 @@ class ApiServer:
         self._http.shutdown()
         self._http.server_close()
 
-    def kubeconfig(self, path: Path, namespace: str) -> Path:
-        """Write a kubeconfig with which any client reaches this server."""
+    def kubeconfig(self, path: Path, token: str | None = None) -> Path:
+        """Write a kubeconfig with which any client reaches this server; it names no namespace, as many do not."""
         name = "test"
         config = {
             "apiVersion": "v1", "kind": "Config", "current-context": name,
             "clusters": [{"name": name, "cluster": {"server": self.url}}],
-            "users": [{"name": name, "user": {"token": self.token}}],
-            "contexts": [{"name": name, "context": {"cluster": name, "user": name, "namespace": namespace}}],
+            "users": [{"name": name, "user": {"token": token or self.token}}],
+            "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
         }  # fmt: skip
         path.write_text(yaml.safe_dump(config))
         return path
+
+    # --- who may do what ---
+
+    def user(self, authorization: str) -> str | None:
+        """The service account behind a token; None: the administrator."""
+        if authorization == f"Bearer {self.admin_token}":
+            return None
+        if authorization != f"Bearer {self.token}":
+            raise Refusal(401, "Unauthorized", "Unauthorized")
+        return "system:serviceaccount:vthink:vthink-pipeline"
+
+    def check_rights(self, user: str | None, namespace: str, wanted: admission.Access) -> None:
+        if user is not None:
+            self.accesses.append(wanted)
+            if admission.grants(self.rules, wanted) is None:
+                raise admission.forbidden(user, wanted, namespace)
+
+    def namespace(self, method: str, names: list[str], body: bytes) -> Object:
+        """Create or delete a namespace, with all that is in it."""
+        name = names[0] if names else json.loads(body)["metadata"]["name"]
+        with self.store.changed:
+            if method == "POST":
+                self.namespaces.add(name)
+            elif method == "DELETE":
+                self.namespaces.discard(name)
+                for key in [key for key in self.store.objects if key[1] == name]:
+                    self.store.objects[key]["metadata"].pop("finalizers", None)
+                    self.store.record("DELETED", key, self.store.objects[key])
+        return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
 
     # --- trouble ---
 
@@ -283,9 +323,10 @@ class ApiServer:
         path: str = "",
         retry_after_s: int | None = None,
         after: bool = False,
+        message: str = "",
     ) -> None:
         """Let the next requests fail; ``status`` None: the connection breaks. ``after``: once they have had effect."""
-        self._troubles.append(_Trouble(status, times, method, path, retry_after_s, after))
+        self._troubles.append(_Trouble(status, times, method, path, retry_after_s, after, message))
 
     def _trouble(self, method: str, path: str) -> _Trouble | None:
         for trouble in self._troubles:
@@ -341,8 +382,7 @@ class ApiServer:
             }
 
     def created(self, resource: Resource, namespace: str, new: Object, query: Mapping[str, str]) -> Object:
-        if new.get("apiVersion") != resource.api_version or new.get("kind") != resource.kind:
-            raise Refusal(400, "BadRequest", f"the object is a {new.get('kind')} of {new.get('apiVersion')}")
+        new |= {"apiVersion": resource.api_version, "kind": resource.kind}  # another kind is taken for this one
         metadata = new.setdefault("metadata", {})
         if metadata.setdefault("namespace", namespace) != namespace:
             raise Refusal(400, "BadRequest", "the namespace of the object does not match that of the request")
@@ -351,16 +391,29 @@ class ApiServer:
         if metadata.get("resourceVersion"):
             raise Refusal(400, "BadRequest", "resourceVersion should not be set on objects to be created")
         with self.store.changed:
+            if namespace not in self.namespaces:
+                raise Refusal(404, "NotFound", f'namespaces "{namespace}" not found')
             key = (f"{resource.group}/{resource.plural}", namespace, str(metadata.get("name")))
             if key in self.store.objects:
                 raise Refusal(409, "AlreadyExists", f'{resource.title} "{key[2]}" already exists')
             if resource.has_status and resource.kind != "Pod":
                 new.pop("status", None)
-            self.store.check(resource, new, None, query.get("fieldValidation") == "Strict")
+            self.store.check(resource, new, None, query.get("fieldValidation") == "Strict", self._admission)
+            admission.check_webhooks(resource, new, None)
+            admission.check_priority(resource, new)
+            used = sum(k[:2] == key[:2] for k in self.store.objects)
+            admission.check_quota(resource, new, used, self.quotas.get(resource.title))
             metadata |= {"uid": str(uuid.uuid4()), "creationTimestamp": now(), "generation": 1}
             if query.get("dryRun") != "All":
                 self.store.record("ADDED", key, new)
+                if metadata.get("ownerReferences"):  # the collector soon looks for the owners
+                    threading.Timer(0.2, self.store.collect_orphan, [key]).start()
             return copy.deepcopy(new)
+
+    @staticmethod
+    def _admission(resource: Resource, new: Object, old: Object | None) -> None:
+        if old is None or new.get("status") == old.get("status"):
+            admission.set_webhook_defaults(resource, new, old)
 
     def updated(
         self, resource: Resource, key: tuple[str, str, str], new: Object, status: bool, query: Mapping[str, str]
@@ -388,7 +441,9 @@ class ApiServer:
                 {**new, "status": old["status"]} if "status" in old else {k: v for k, v in new.items() if k != "status"}
             )
         new["metadata"] = {**new["metadata"], **fixed}
-        self.store.check(resource, new, old, query.get("fieldValidation") == "Strict")
+        self.store.check(resource, new, old, query.get("fieldValidation") == "Strict", self._admission)
+        if not status:
+            admission.check_webhooks(resource, new, old)
         if new.get("spec") != old.get("spec"):
             new["metadata"]["generation"] += 1
         if new != old:

@@ -6,7 +6,7 @@ import copy
 import functools
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,8 +102,10 @@ class Store:
     def add(self, resource: Resource) -> None:
         self.resources[resource.group, resource.version, resource.plural] = resource
 
-    def check(self, resource: Resource, new: Object, old: Object | None, strict: bool) -> None:
-        """Prune, default and validate an object before it is written.
+    def check(
+        self, resource: Resource, new: Object, old: Object | None, strict: bool, admit: Callable[..., None]
+    ) -> None:
+        """Prune, default and validate an object before it is written; ``admit`` are the mutating webhooks.
 
         Raises:
             Refusal: 400 for unknown fields where they are asked to be strict, 422 for what is invalid.
@@ -127,7 +129,15 @@ class Store:
                 named = ", ".join(f'unknown field "{path}"' for path in dropped)
                 raise Refusal(400, "BadRequest", f"strict decoding error: {named}")
             set_defaults(resource.schema, new)
-            for error in validator(resource).iter_errors(new):
+            errors = list(validator(resource).iter_errors(new))
+            if (
+                any(error.validator == "type" for error in errors) and resource.kind == "TrainJob"
+            ):  # its webhook decodes
+                named = ", ".join(".".join(map(str, error.absolute_path)) for error in errors)
+                raise Refusal(400, "BadRequest", f"json: cannot unmarshal into Go struct field {named}")
+            if not errors:
+                admit(resource, new, old)
+            for error in errors:
                 problems.append(f"{'.'.join(map(str, error.absolute_path))}: {error.message[:200]}")
             if not problems:
                 problems += rule_errors(resource.schema, new, old)
@@ -152,6 +162,14 @@ class Store:
             owners = found["metadata"].get("ownerReferences") or []
             uids = {o["metadata"]["uid"] for o in self.objects.values()}
             if any(o["uid"] == uid for o in owners) and not any(o["uid"] in uids for o in owners):
+                self.remove(key)
+
+    def collect_orphan(self, key: tuple[str, str, str]) -> None:
+        """Delete an object none of whose owners is there: an owner in another namespace never is."""
+        with self.changed:
+            owners = self.objects.get(key, {}).get("metadata", {}).get("ownerReferences") or []
+            uids = {o["metadata"]["uid"] for k, o in self.objects.items() if k[1] == key[1]}
+            if owners and not any(owner["uid"] in uids for owner in owners):
                 self.remove(key)
 
     def remove(self, key: tuple[str, str, str]) -> None:

@@ -21,7 +21,8 @@ from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.tracking.config import TrackingConfig
 from vthink.pipelines.cli.main import app
 from vthink.pipelines.config import Config, load, to_yaml
-from vthink.pipelines.doctor import KINDS, Finding, examine
+from vthink.pipelines.doctor import KINDS, RIGHTS, Finding, examine
+from vthink.tests.fakes.admission import manifests
 from vthink.tests.fakes.kfp_server import API, KfpServer
 
 SPACE = "/apis/{group}/{version}/namespaces/team/{plural}"
@@ -30,6 +31,11 @@ RUNTIMES = "/apis/trainer.kubeflow.org/v1alpha1/clustertrainingruntimes"
 MODELS = "/apis/serving.kserve.io/v1beta1/namespaces/team/inferenceservices"
 QUOTAS = "/api/v1/namespaces/team/resourcequotas"
 NODES = "/api/v1/nodes?labelSelector=vthink.dev/pool=gpu"
+
+
+PRIORITIES = "/apis/kueue.x-k8s.io/v1beta2/workloadpriorityclasses"
+SERVING = "/apis/serving.kserve.io/v1alpha1/namespaces/team/servingruntimes"
+REFUSED = "verbs that nobody is granted"
 
 
 def healthy() -> dict[str, Any]:
@@ -45,6 +51,14 @@ def healthy() -> dict[str, Any]:
             "hard": {"requests.nvidia.com/gpu": "16"}, "used": {"requests.nvidia.com/gpu": "8"}}}]},
         NODES: {"items": [{"status": {
             "conditions": [{"type": "Ready", "status": "True"}], "allocatable": {"nvidia.com/gpu": "8"}}}]},
+    }  # fmt: skip
+    answers |= {
+        PRIORITIES: {"items": [{"metadata": {"name": "vthink-normal"}, "value": 500}]},
+        "/api/v1/namespaces/team/configmaps": {"items": [{"metadata": {"name": "vthink-env"}}]},
+        "/api/v1/namespaces/team/secrets/vthink-s3": {"metadata": {"name": "vthink-s3"}},
+        SERVING: {"items": [{"metadata": {"name": "vthink-vllm"}, "spec": {
+            "protocolVersions": ["v1", "v2"], "supportedModelFormats": [{"name": "vLLM"}]}}]},
+        REFUSED: [],
     }  # fmt: skip
     for group, version, plural in KINDS:
         versions = answers.setdefault(f"/apis/{group}", {"versions": []})["versions"]
@@ -65,6 +79,16 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
             found = answers.get(unquote(self.path), 404) if known else 401
             status, body = (found, {"message": "no"}) if isinstance(found, int) else (200, found)
             data = json.dumps(body).encode()
+            self.answer(status, data)
+
+        def do_POST(self) -> None:
+            assert self.path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["spec"]["resourceAttributes"]
+            assert asked["namespace"] == "team"
+            allowed = f"{asked['verb']} {asked['resource']}" not in answers[REFUSED] and "*" not in answers[REFUSED]
+            self.answer(201, json.dumps({"status": {"allowed": allowed}}).encode())
+
+        def answer(self, status: int, data: bytes) -> None:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
@@ -120,7 +144,8 @@ def test_where_everything_is_there_every_line_is_ok(config: Config, cluster: dic
     assert {s: f.detail for s, f in found.items() if f.verdict != "ok"} == {}
     assert list(found) == [
         "Kubeflow Pipelines", "cluster", *(f"CRD {plural}.{group}" for group, _, plural in KINDS), "queue gpu", "quota",
-        "nodes of pool gpu", "training runtime", "KServe", "S3", "MLflow",
+        "nodes of pool gpu", "training runtime", "priority", "environment", "serving runtime", "KServe",
+        "rights to train", "rights to serve", "S3", "MLflow",
     ]  # fmt: skip
     assert found["queue gpu"].detail == "1 admitted, 2 waiting"
     assert found["nodes of pool gpu"].detail == "1 ready, 8 × nvidia.com/gpu"
@@ -143,9 +168,17 @@ def test_where_everything_is_there_every_line_is_ok(config: Config, cluster: dic
          "none of them ready"),
         (RUNTIMES, {"items": []}, "training runtime", "no ClusterTrainingRuntime vthink-torch"),
         (MODELS, 500, "KServe", "answered 500"),
+        (PRIORITIES, {"items": []}, "priority", "no WorkloadPriorityClass vthink-normal"),
+        ("/api/v1/namespaces/team/configmaps", {"items": []}, "environment", "no ConfigMap vthink-env in team"),
+        (SERVING, {"items": []}, "serving runtime", "no ServingRuntime vthink-vllm"),
+        (SERVING, {"items": [{"metadata": {"name": "vthink-vllm"}, "spec": {"protocolVersions": ["v1"]}}]},
+         "serving runtime", "lacks protocol v2"),
+        (REFUSED, ["create trainjobs", "get pods"], "rights to train", "may not, in team: create trainjobs, get pods"),
+        (REFUSED, ["update inferenceservices"], "rights to serve", "update inferenceservices; use the account"),
     ],
     ids=["no Trainer", "an old Kueue", "no KServe", "no queue", "a stopped queue", "no quota left", "no node ready",
-         "no runtime", "trouble"],
+         "no runtime", "trouble", "no priority", "no environment", "no serving runtime", "an old serving runtime",
+         "no right to train", "no right to serve"],
 )  # fmt: skip
 def test_what_the_cluster_lacks_is_named_with_what_to_do(
     config: Config, cluster: dict[str, Any], path: str, answer: Any, subject: str, said: str
@@ -214,3 +247,26 @@ def test_the_exit_code_says_whether_all_is_well(
     assert [line for line in here.stdout.splitlines() if line.startswith("✗ ")] == [
         "✗ training runtime: no ClusterTrainingRuntime vthink-torch (there: none); apply k8s/cluster"
     ]
+
+
+def test_what_is_asked_for_is_what_the_role_of_the_pipeline_grants():
+    rules = next(obj for obj in manifests("team/rbac.yaml") if obj["kind"] == "Role")["rules"]
+    granted = {(g, r, v) for rule in rules for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
+    assert {right for rights in RIGHTS.values() for right in rights} == granted
+
+
+def test_an_account_that_may_do_nothing_is_no_success(config: Config, cluster: dict[str, Any]):
+    for path, answer in list(cluster.items()):
+        if "namespaces" in path and not isinstance(answer, int):
+            cluster[path] = 403
+    assert ill(findings(config)) == {}  # not seen, which alone is no failure
+    cluster[REFUSED] = ["*"]
+    assert set(ill(findings(config))) == {"rights to train", "rights to serve"}
+
+
+def test_a_served_model_in_the_pool_of_training_is_pointed_out(config: Config, cluster: dict[str, Any]):
+    pools = {"sft": "gpu", "deploy": "gpu"}
+    for pool, verdict in (("gpu", "unknown"), ("serve", "ok")):
+        launch = config.launch.model_copy(update={"pool": pools | {"deploy": pool}})
+        found = findings(config.model_copy(update={"launch": launch}))
+        assert found["serving pool"].verdict == verdict

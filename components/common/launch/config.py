@@ -50,8 +50,8 @@ class ClusterConfig(Section):
     """Namespace of training jobs and served models; null: that of the pod this runs in, or of the kubeconfig."""
     queues: bool = True
     """A pool is a LocalQueue of Kueue, which places the pods; false: the pool's node label and taint do."""
-    priority: DnsLabel | None = None
-    """WorkloadPriorityClass of training jobs; null: the cluster's default."""
+    priority: DnsLabel | None = "vthink-normal"
+    """WorkloadPriorityClass of what is queued; null: Kueue takes the pods' PriorityClass."""
     topology: str | None = None
     """Node label, e.g. ``topology.kubernetes.io/zone``, within one value of which Kueue must place a training job."""
     tolerations: tuple[Toleration, ...] = ()
@@ -99,7 +99,7 @@ class LaunchConfig(Section):
     threads: int = Field(default=1, ge=0)
     """CPU threads of each process that runs a model (``OMP_NUM_THREADS``); 0: the library's default."""
     pool: dict[Stage, DnsLabel] = Field(default_factory=dict)
-    """Pool of machines per stage on a cluster, e.g. ``{sft: gpu, grpo: gpu-spot, evaluate: gpu, deploy: gpu}``."""
+    """Pool of machines per stage on a cluster, e.g. ``{sft: gpu, grpo: gpu-spot, evaluate: gpu, deploy: serve}``."""
     cluster: ClusterConfig = ClusterConfig()
     """What a cluster needs to know besides."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ...common.errors import UserError
 from ...common.launch.config import LaunchConfig
-from ...common.launch.kubernetes.client import INFERENCE_SERVICE, Object, condition, is_true, one_line
+from ...common.launch.kubernetes.client import INFERENCE_SERVICE, Object, at, condition, is_true, one_line
 from ...common.launch.kubernetes.trainjob import pod_placement
 from ...common.model.folder import CARD, ModelCard
 from ...common.model.prompts import Prompt, get_template
@@ -103,10 +103,12 @@ def predictor(
     annotations = {f"vthink.dev/{name.replace('_', '-')}": value for name, value in tags.items() if value}
     body: Object = {
         "name": version.predictor,
+        "labels": {"sidecar.istio.io/inject": "false"},  # its container is not `restricted`; the gateway speaks TLS
         "annotations": annotations | {"vthink.dev/model-version": f"{version.name}/{version.version}"},
         "serviceAccountName": settings.service_account,
         # Down to zero is for whoever scales from outside: KServe lets a canary have no more than what stands here.
         "minReplicas": settings.canary_replicas if canary else max(1, settings.min_replicas),
+        **({"priorityClassName": settings.priority_class} if settings.priority_class is not None else {}),
         **pod_placement(launch.placement("deploy", queued=False)),
         "model": _container(version.source, model, section, launch.cluster.accelerator),
     }
@@ -186,22 +188,30 @@ class Readiness:
 
     @classmethod
     def read(cls, service: Object | None, canary: str | None = None) -> Readiness:
-        """Of the service, or of the canary of this name."""
+        """Of the predictor in service, or of the canary of this name.
+
+        Whether KServe has followed a change is seen by ``canaryStatuses``: its ``observedGeneration`` is that of the
+        Deployment in service (mode Standard), which a canary leaves as it is. Of a canary nothing else is in the
+        status, not even why it does not start (KServe 0.20, ``reconcileCanaryDeployments``).
+        """
         if service is None:
             return cls(False, "the InferenceService was deleted", hopeless=True)
         status: Object = service.get("status") or {}
-        if int(status.get("observedGeneration") or 0) < int(service["metadata"]["generation"]):
-            return cls(False, "the controller has not seen the change yet")
-        part, ready, why = status, is_true(service, "Ready"), condition(service, "Ready")
+        seen = {entry["name"]: entry for entry in status.get("canaryStatuses") or []}
         if canary is not None:
-            part = next((c for c in status.get("canaryStatuses") or [] if c.get("name") == canary), {})
-            ready = bool(part.get("ready")) and is_true(service, "PredictorReady")
-            why = condition(service, "CanaryReady") or why
-        model = part.get("modelStatus") or {}
-        failure = (model.get("lastFailureInfo") or {}).get("message")
-        text = failure or why.get("message") or why.get("reason") or "nothing was reported"
+            entry = seen.get(canary, {})
+            if entry.get("trafficPercent", 0) != canaries(service).get(canary) or not entry:
+                return cls(False, "KServe has not followed the change yet")
+            return cls(bool(entry.get("ready")), "its Deployment has no pod that is ready")
+        if not seen.keys() <= canaries(service).keys():
+            return cls(False, "KServe has not followed the change yet")
+        model: Object = status.get("modelStatus") or {}
         hopeless = model.get("transitionStatus") in ("BlockedByFailedLoad", "InvalidSpec")
-        return cls(ready and not hopeless, one_line(text, 300), hopeless)
+        # The last failure is kept after its end, so it counts only while KServe says that it does.
+        failure = at(model, "lastFailureInfo", "message") if hopeless else None
+        why = condition(service, "Ready")
+        text = failure or why.get("message") or why.get("reason") or "KServe has not reported anything"
+        return cls(is_true(service, "Ready") and not hopeless, one_line(text, 300), hopeless)
 
 
 def canaries(service: Object) -> dict[str, int]:

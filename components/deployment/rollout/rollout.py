@@ -3,7 +3,7 @@
 A candidate, a predictor named ``v<version>``, starts beside the one in service, without traffic; held-out items are
 asked of both; then it gets a share of the traffic, then all of it. Whatever goes wrong before, it is taken away and
 what is in service stays as it was. KServe renames a predictor without restarting it (0.20 and later, mode
-``Standard``; the controllers' side is UNVERIFIED here).
+``Standard``).
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from ..config import DeploymentConfig
 from ..registry import RegisteredVersion
 from ..smoke_test import SmokeTest, SmokeTestResult, StableResult
 from .inference_service import Readiness, TrainedModel, canaries, inference_service, predictor, service_annotations
+from .obstacles import Obstacles, service_of
 
 _TICK_S = 5.0  # how often an object that does not change is looked at
+_SETTLED_S = 2.0  # how old an order is when a status of KServe's is surely about it
 _report = functools.partial(logging.getLogger(__name__).warning, "deploy: %s")
 
 
@@ -39,7 +41,7 @@ class SmokeTestFailedError(RolloutError):
         self.result = result
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rollout:
     """One version's way into service."""
 
@@ -49,6 +51,11 @@ class Rollout:
     version: RegisteredVersion
     model: TrainedModel
 
+    @functools.cached_property
+    def obstacles(self) -> Obstacles:
+        """What keeps pods of predictors from starting."""
+        return Obstacles(self.cluster, self.name)
+
     @property
     def name(self) -> str:
         """Name of the InferenceService."""
@@ -56,8 +63,9 @@ class Rollout:
 
     def url(self, predictor: str | None) -> str:
         """Where a predictor's Service is; KServe names it after the InferenceService and the predictor."""
-        service = "-".join(filter(None, [self.name, predictor, "predictor"]))
-        return self.section.kserve.url.format(service=service, namespace=self.cluster.namespace)
+        return self.section.kserve.url.format(
+            service=service_of(self.name, predictor), namespace=self.cluster.namespace
+        )
 
     def bring_into_service(self, test: SmokeTest, hold: bool = False) -> tuple[SmokeTestResult, bool]:
         """Bring the version into service, with ``hold`` only to its share of the traffic; a call without goes on then.
@@ -66,6 +74,7 @@ class Rollout:
         has all of the traffic. RolloutError: it did not pass or did not become ready; what was in service still is.
         """
         service = self.cluster.get(INFERENCE_SERVICE, self.name)
+        self.obstacles.remember()
         if service is None:
             return self._create(test), True
         in_service = service["spec"]["predictor"]
@@ -116,31 +125,37 @@ class Rollout:
         """Order the version into service; with ``in_service``, beside that, with ``percent`` of the traffic."""
         where = (self.launch, self.cluster.namespace)
         own = predictor(self.version, self.model, self.section, *where, canary=in_service is not None)
-        # A canary needs names on both sides; the one in service may have been applied by hand without.
-        stable = None if in_service is None else in_service | {"name": in_service.get("name") or "stable"}
 
         def changed(service: Object) -> Object:
             service["metadata"].setdefault("annotations", {}).update(service_annotations(self.section))
-            service["spec"]["predictor"] = stable or own
+            service["spec"]["predictor"] = in_service or own
             service["spec"].pop("canary", None)
-            if stable is not None:
+            if in_service is not None:
                 service["spec"]["canary"] = [{"trafficPercent": percent, "predictor": own}]
             return service
 
         self.cluster.update(INFERENCE_SERVICE, self.name, changed)
-        if stable is not None:
-            _report(f"candidate {own['name']} beside {stable['name']}, with {percent} % of the traffic")
+        if in_service is not None:
+            beside = in_service.get("name") or "the model in service"
+            _report(f"candidate {own['name']} beside {beside}, with {percent} % of the traffic")
 
     def _wait_until_ready(self, what: str, canary: str | None = None) -> None:
         """Wait until the controllers have followed: the service, or one of its canaries, is ready."""
-        limit_s, started = self.section.start_timeout_s, time.monotonic()
-        for service in self.cluster.follow(INFERENCE_SERVICE, self.name, _TICK_S, _report):
-            state = Readiness.read(service, canary)
+        limit_s, started, reported = self.section.start_timeout_s, time.monotonic(), ""
+        for service in self.cluster.follow(INFERENCE_SERVICE, self.name, min(_TICK_S, limit_s / 2), _report):
+            state, waited_s = Readiness.read(service, canary), time.monotonic() - started
             if state.ready:
                 return
-            if state.hopeless or time.monotonic() - started > limit_s:
-                after = "" if state.hopeless else f" after {limit_s:.0f} s"
+            if not state.hopeless:  # the pods, and KServe's events, know more than the status
+                state = self.obstacles.of(self.version.predictor, state)
+            # A verdict on what was there before may still stand for a moment.
+            hopeless = state.hopeless and (service is None or waited_s > _SETTLED_S)
+            if hopeless or waited_s > limit_s:
+                after = "" if hopeless else f" after {limit_s:.0f} s"
                 raise RolloutError(f"{what} is not ready{after}: {state.why}")
+            if state.why != reported:
+                reported = state.why
+                _report(f"waiting for {what}: {state.why}")
 
     def _require_lasting_readiness(self) -> None:
         """Watch the candidate under its share of the traffic for ``canary_s``."""

@@ -18,8 +18,11 @@ from ...storage.s3 import Storage
 from ..job import Failure, TrainingJob
 from ..process import LaunchError, on_sigterm
 from .client import POD, TRAIN_JOB, WORKFLOW, Cluster, ClusterError, Object, at, is_true, own_namespace, phase
-from .trainjob import ATTEMPT_LABEL, JOB_LABEL, JOBSET_LABEL, SHAPE, job_name, train_job
-from .watch import JobWatcher, diagnose
+from .trainjob import ATTEMPT_LABEL, JOB_LABEL, JOBSET_LABEL, SHAPE, for_another_namespace, job_name, train_job
+from .watch import JobWatcher, diagnose, exceeds_quota
+
+_QUOTA_S, _REMIND_S = 5.0, 600.0
+"""Seconds between two tries to create a job where a quota is used up, and between two lines about it."""
 
 
 def workflow_of_this_pod(cluster: Cluster) -> Object | None:
@@ -69,6 +72,7 @@ class Attempts:
 
     def find_or_create(self, has_result: Callable[[], bool]) -> Object:
         """The job to wait for: one that is there (if complete, only with a result in the store), or a new one."""
+        waited_s = 0.0
         while True:
             number, newest = 1, max(self._all(), key=_number, default=None)
             if newest is not None:
@@ -92,7 +96,13 @@ class Attempts:
             except ClusterError as error:
                 if error.status == 409:  # another launcher, or our own request whose answer got lost
                     continue
-                raise
+                if error.status != 403 or exceeds_quota(str(error)) is not False:
+                    raise
+                if not waited_s % _REMIND_S:
+                    self._say(f"waits for the quota: {error}; kubectl delete trainjob -n {self.cluster.namespace} …")
+                time.sleep(_QUOTA_S)
+                waited_s += _QUOTA_S
+                continue
             self._say(f"created the TrainJob {created['metadata']['name']}")
             return created
 
@@ -102,6 +112,13 @@ class Attempts:
     def delete(self, attempt: Object) -> None:
         """Delete a job, and not another one of its name."""
         self.cluster.delete(TRAIN_JOB, attempt["metadata"]["name"], attempt["metadata"]["uid"])
+
+    def tidy(self) -> None:
+        """Delete the jobs of a stage that has its result, where no run's end will: in a namespace other than the run's
+        they would stay, until its quota has no room for another."""
+        if self.owner is None and own_namespace() is not None:
+            for attempt in self._all():
+                self.delete(attempt)
 
     def _wait_for_pods(self, name: str) -> None:
         """Wait until a job's pods have ended: two jobs must never write the same checkpoints, and pods that are asked
@@ -168,6 +185,8 @@ class KubernetesBackend:
     def train(self, job: TrainingJob, on_log: Callable[[str], None]) -> Manifest:
         """See `Backend`. Asked to end, it deletes the job if the run was cancelled; else the job goes on."""
         storage, left = Storage(job.run.storage), job.run.launch.cluster.attempts
+        if (home := own_namespace()) not in (None, self.cluster.namespace):
+            job = for_another_namespace(job, str(home))
         job.write(storage)
         attempts = Attempts(self.cluster, job, lambda line: on_log(f"{job.stage}: {line}"))
         try:
@@ -180,7 +199,9 @@ class KubernetesBackend:
                     watcher = JobWatcher(self.cluster, job.run.launch, name, job.stage, on_log)
                     failure = self._wait(watcher, attempts, attempt)
                     if failure is None or job.result(storage) is not None:
-                        return job.required_result(storage, watcher.recent)
+                        result = job.required_result(storage, watcher.recent)
+                        attempts.tidy()
+                        return result
                     if not failure.machines_lost or not left:
                         raise LaunchError(f"{job.stage}: {failure}", watcher.recent)
                     watcher.say(str(failure))

@@ -11,6 +11,7 @@ import copy
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,10 +26,15 @@ Object = dict[str, Any]
 Selector = Mapping[str, str] | None
 """Labels or fields that objects must have."""
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_HINTS = {
-    401: "; the token is not accepted (expired?)",
-    403: "; the service account lacks the right (k8s/team grants it)",
-}
+
+
+def _hint(status: int | None, message: str) -> str:
+    """What to do about a refusal. A 403 may also come from a quota or a webhook, which say themselves what is wrong."""
+    if status == 401:
+        return "; the token is not accepted (expired?)"
+    if status == 403 and re.search(r'cannot \w+ resource "', message):
+        return "; the service account lacks the right (k8s/team grants it)"
+    return ""
 
 
 class ClusterError(LaunchError):
@@ -155,7 +161,7 @@ class Cluster:
                 retry_after_s = min(float(error.headers["Retry-After"]), 60.0)
             except (TypeError, KeyError, ValueError):
                 retry_after_s = None
-            text = f"{error.status} {one_line(message, 400) or error.reason}{_HINTS.get(error.status, '')}"
+            text = f"{error.status} {one_line(message, 400) or error.reason}{_hint(error.status, str(message))}"
             raise ClusterError(f"{what}: {text}", error.status or None, retry_after_s) from error
         except (urllib3.exceptions.HTTPError, OSError, json.JSONDecodeError) as error:
             reason = str(getattr(error, "reason", None) or error).rpartition(": ")[2][:200]
@@ -196,6 +202,15 @@ class Cluster:
             backoff=Backoff(first_s=0.25, longest_s=10.0),
             retry_after_s=lambda error: getattr(error, "retry_after_s", None),
         )
+
+    def may(self, verb: str, group: str, resource: str) -> bool:
+        """Whether this account may do something in the namespace (``pods/log`` is a resource with a subresource)."""
+        plural, _, below = resource.partition("/")
+        wanted = {"namespace": self.namespace, "verb": verb, "group": group, "resource": plural, "subresource": below}
+        body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview"}
+        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        answer = self.request("POST", path, body={**body, "spec": {"resourceAttributes": wanted}})
+        return bool(at(answer, "status", "allowed"))
 
     def get(self, kind: Kind, name: str) -> Object | None:
         """An object; None when there is none."""

@@ -47,6 +47,22 @@ def image(launch: LaunchConfig) -> str:
     return launch.cluster.image or default
 
 
+def for_another_namespace(job: TrainingJob, home: str) -> TrainingJob:
+    """A job whose pods are not in the namespace of its launcher (``home``): names of Services there get its name."""
+
+    def qualified(url: str | None) -> str | None:
+        return re.sub(r"(?<=//)((?:[^/@]*@)?[a-z0-9-]*[a-z][a-z0-9-]*)(?=[:/]|$)", rf"\1.{home}", url) if url else None
+
+    tracking, storage = job.run.tracking, job.run.storage
+    uri = qualified(tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"))
+    endpoint = qualified(storage.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3"))
+    stores = {
+        "tracking": tracking.model_copy(update={"uri": uri}),
+        "storage": storage.model_copy(update={"endpoint_url": endpoint}),
+    }
+    return job.model_copy(update={"run": job.run.model_copy(update=stores)})
+
+
 def _environment(job: TrainingJob) -> list[Object]:
     """The training container's variables. Keys are never copied into the object, which every reader of the namespace
     sees: they come from the secret."""
@@ -58,6 +74,11 @@ def _environment(job: TrainingJob) -> list[Object]:
     }
     # Which rank of the whole job printed a line; torchrun's own mark counts per node.
     values |= {"TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[rank${rank}]:", WORK_DIR: cluster.work_dir}
+    for name, url in (
+        ("MLFLOW_TRACKING_URI", job.run.tracking.uri),
+        ("AWS_ENDPOINT_URL_S3", job.run.storage.endpoint_url),
+    ):
+        values |= {name: url} if url and name in values else {}
     entries: list[Object] = [{"name": k, "value": v} for k, v in sorted((values | job.environment()).items())]
     if cluster.s3_secret is not None:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

@@ -18,9 +18,10 @@ from .trainjob import JOBSET_LABEL, image, nodes
 
 _REMIND_S = 600.0
 """Seconds after which a job that still waits is mentioned again."""
+_EVENTS_S = 2.0
+"""Least seconds between two looks at the namespace's events; ten times that when all pods run."""
 _PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 _LOST = {"Evicted", "Preempted", "Preempting", "NodeLost", "NodeShutdown", "Terminated", "Shutdown"}
-_QUOTA = re.compile(r"exceeded quota|forbidden: maximum|is forbidden", re.I)
 _NCCL = re.compile(
     r"Watchdog caught collective operation timeout|NCCL (error|timeout)|ProcessGroupNCCL.*timed? ?out", re.I
 )
@@ -46,12 +47,38 @@ def _pull_failure(pods: Sequence[Object], launch: LaunchConfig) -> Failure | Non
     return None
 
 
-def _quota_failure(events: Sequence[Object]) -> Failure | None:
-    """A ResourceQuota (or an admission rule) that refuses the pods."""
+def exceeds_quota(message: str) -> bool | None:
+    """Whether a refusal is for a ResourceQuota that can never be met (True), or that is used up now (False).
+
+    None: it has another reason.
+    """
+    if "exceeded quota" not in message:
+        return None
+    stated = re.search(r"requested: (.*?), used: .*?, limited: (.*)$", one_line(message))
+    requested, limited = (
+        dict(re.findall(r"([\w./-]+)=([\w.]+)", part)) for part in (stated.groups() if stated else ("", ""))
+    )
+    return any(parse_quantity(value) > parse_quantity(limited.get(name, "inf")) for name, value in requested.items())
+
+
+_UNITS = {unit: 1000.0 ** (index + 1) for index, unit in enumerate("kMGTPE")}
+_UNITS |= {f"{unit}i": 1024.0 ** (index + 1) for index, unit in enumerate("KMGTPE")} | {"m": 1e-3, "": 1.0}
+
+
+def parse_quantity(text: str) -> float:
+    """A Kubernetes quantity (``500m``, ``64Gi``) as a number."""
+    number = text.rstrip("mkKMGTPEi") if text != "inf" else text
+    return float(number) * _UNITS[text[len(number) :]]
+
+
+def _refusal(events: Sequence[Object]) -> Failure | None:
+    """An admission rule that refuses the pods, or a ResourceQuota smaller than they are; one that is used up is waited
+    for, as Kubernetes tries again."""
     for event in reversed(events):
-        if event.get("reason") == "FailedCreate" and _QUOTA.search(event.get("message") or ""):
+        message = event.get("message") or ""
+        if event.get("reason") == "FailedCreate" and "forbidden" in message and exceeds_quota(message) is not False:
             return Failure(
-                f"the namespace refuses the pods ({one_line(event['message'], 250)})",
+                f"the namespace refuses the pods ({one_line(message, 250)})",
                 "ask for less (launch.nodes, launch.processes, launch.cluster.memory), or have its quota raised",
             )
     return None
@@ -75,7 +102,7 @@ def diagnose(
                 f"{pod['metadata']['name']} ran out of memory (OOMKilled, limit {launch.cluster.memory})",
                 "raise launch.cluster.memory, or use fewer processes per node",
             )
-    if (failure := _pull_failure(pods, launch) or _quota_failure(events)) is not None:
+    if (failure := _pull_failure(pods, launch) or _refusal(events)) is not None:
         return failure
     if any(_NCCL.search(line) for line in lines):
         return Failure(
@@ -131,6 +158,8 @@ class JobWatcher:
     """The last pods that were seen; a failed job's may be gone."""
     warnings: dict[str, Object] = field(default_factory=dict)
     """The events that warn of something, by their uid."""
+    _told: set[tuple[str | None, str]] = field(default_factory=set)
+    _read_events_at: float = 0.0
     _reported: str = ""
     _reported_at: float = 0.0
     _since: float = 0.0
@@ -146,17 +175,16 @@ class JobWatcher:
 
     def update(self, job: Object) -> None:
         """Read the pods, the queue and the warnings of a job, and tell what has changed; LaunchError when it can never
-        start (no such image, no quota)."""
+        start (no such image, more than the quota)."""
         pods = self.cluster.find(POD, {JOBSET_LABEL: self.name})
         self.pods = pods or self.pods
         workloads: list[Object] = []
         with contextlib.suppress(ClusterError):  # no Kueue, or no right to look
             workloads = self.cluster.find(WORKLOAD, {"kueue.x-k8s.io/job-uid": job["metadata"]["uid"]})
-        idle = [pod["metadata"]["name"] for pod in pods if phase(pod) != "Running"]
-        # A quota's refusal is told about the batch Job that JobSet makes.
-        for name in (self.name, f"{self.name}-node-0", *idle):
-            self._read_warnings(name)
         text, now = describe_state(job, workloads, pods), time.monotonic()
+        if now >= self._read_events_at:
+            self._read_events_at = now + (_EVENTS_S if not text.startswith("running") else 10 * _EVENTS_S)
+            self._read_warnings()
         if text != self._reported:
             self._reported, self._reported_at, self._since = text, now, now
             self.say(text)
@@ -166,8 +194,8 @@ class JobWatcher:
         for pod in pods:
             if phase(pod) not in (None, "Pending"):
                 self._stream(pod)
-        if not pods and (quota := _quota_failure(list(self.warnings.values()))) is not None:
-            raise LaunchError(f"{self.stage}: {quota}")
+        if not pods and (refusal := _refusal(list(self.warnings.values()))) is not None:
+            raise LaunchError(f"{self.stage}: {refusal}")
         pull = _pull_failure(pods, self.launch)
         if pull is None:
             self._pull_failed_at = None
@@ -176,12 +204,19 @@ class JobWatcher:
         if "InvalidImageName" in pull.reason or now - first > self.launch.cluster.pull_timeout_s:
             raise LaunchError(f"{self.stage}: {pull}")
 
-    def _read_warnings(self, name: str) -> None:
+    def _read_warnings(self) -> None:
+        """Tell what warns of this job, its JobSet, their Jobs (of which a refused pod is told) and pods: one list for
+        all of them, and what many pods have in common once."""
         with contextlib.suppress(ClusterError):  # they only explain
-            for event in self.cluster.find(EVENT, fields={"involvedObject.name": name}):
-                key = event["metadata"]["uid"]
-                if event.get("type") == "Warning" and key not in self.warnings:
-                    self.warnings[key] = event
+            for event in self.cluster.find(EVENT, fields={"type": "Warning"}):
+                name, key = at(event, "involvedObject", "name") or "", event["metadata"]["uid"]
+                ours = name == self.name or name.startswith(f"{self.name}-") or name == f"trainjob-{self.name}"
+                if not ours or key in self.warnings or re.match(rf"{re.escape(self.name)}-a\d+(-|$)", name):
+                    continue
+                alike = (event.get("reason"), re.sub(r"\d+", "#", one_line(event.get("message"), 250)))
+                self.warnings[key] = event
+                if alike not in self._told:
+                    self._told.add(alike)
                     self.say(f"{event.get('reason')} ({name}): {one_line(event.get('message'), 250)}")
 
     def _stream(self, pod: Object) -> None:
