@@ -165,6 +165,8 @@ def _walk_transport_stream(file: IO[bytes], pid: int) -> None:
         data = file.read(_TS_PACKETS * stride)
         packets = np.frombuffer(data, np.uint8, len(data) // stride * stride).reshape(-1, stride)
         if not len(packets):
+            if data:
+                raise DecodeError("truncated: the file ends within a packet of the transport stream")
             return
         if len(lost := np.flatnonzero(packets[:, 0] != 0x47)):
             raise _damaged("no packet of a transport stream", position + int(lost[0]) * stride)

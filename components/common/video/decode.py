@@ -248,8 +248,8 @@ def _read_video(path: Path, config: VideoConfig, parts: Sequence[Part], encode: 
         start = start_s or 0.0
         end = probe.duration_s if end_s is None else end_s
         if start >= probe.duration_s or end <= max(start, probe.times_s[0]):
-            shown_s = f"{probe.times_s[0]:g} s to {probe.duration_s:g} s"
-            chosen.append(OutsideError(f"nothing between {start:g} s and {end:g} s: the video is shown from {shown_s}"))
+            length = f"the video is {probe.duration_s:g} s long, its first frame is shown at {probe.times_s[0]:g} s"
+            chosen.append(OutsideError(f"nothing between {start:g} s and {end:g} s: {length}"))
         else:
             chosen.append(select_frames(probe.times_s, probe.duration_s, config, start_s, end_s))
     shown = [indices for indices in chosen if isinstance(indices, np.ndarray)]

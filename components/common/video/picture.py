@@ -58,7 +58,7 @@ def _to_standard_range(frame: Any, height: int, width: int) -> np.ndarray:
     """HDR as FFmpeg's ``zscale=t=linear:npl=100, tonemap=hable:desat=0:peak=10, zscale=t=bt709`` shows it.
 
     ITU-R BT.2100 (PQ, HLG with its system gamma of 1.2 at 1000 cd/m²), BT.2087 (colours to BT.709), J. Hable's curve
-    on the largest of the three colours, BT.709's transfer. (h, w, 3) uint8.
+    on the largest of the three colours, BT.1886's gamma of 2.4. (h, w, 3) uint8.
     """
     signal = frame.reformat(width, height, format="rgb48le", interpolation="AREA").to_ndarray()
     levels = np.linspace(0, 1, 65536, dtype=np.float64)
@@ -76,8 +76,7 @@ def _to_standard_range(frame: Any, height: int, width: int) -> np.ndarray:
     light = np.maximum(light @ np.float32(to_bt709).T, 0)
     largest = np.maximum(light.max(axis=-1, keepdims=True), 1e-6)
     light = np.clip(light * (_hable(largest) / _hable(np.float32(HDR_PEAK)) / largest), 0, 1)
-    shown = np.where(light < 0.018, 4.5 * light, 1.099 * light**0.45 - 0.099)
-    return np.round(255 * shown).astype(np.uint8)
+    return np.round(255 * light ** (1 / 2.4)).astype(np.uint8)
 
 
 def _hable(x: np.ndarray) -> np.ndarray:
