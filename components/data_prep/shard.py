@@ -253,7 +253,9 @@ class _Part:
         """Store the frames of a file, once for each of its parts, or the file itself."""
         assert fetched.path is not None
         file, size, outcome = fetched.file, fetched.path.stat().st_size, self.outcome
-        shape = {name: getattr(decoded, name) for name in ("width", "height", "duration_s", "completeness", "has_sound")}
+        shape = {
+            name: getattr(decoded, name) for name in ("width", "height", "duration_s", "completeness", "has_sound")
+        }
         signature = base64.b64encode(decoded.signature).decode()
         source = FileOutcome(sha256=fetched.sha256, kind=file.kind, bytes=size, signature=signature, **shape)
         outcome.sources.append(source)

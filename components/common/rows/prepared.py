@@ -246,9 +246,7 @@ class _ClipReader(PerProcess):
 
     KEPT = ("_groups", "_video", "_cache_bytes", "_prepared_with", "_ids", "_places")
 
-    def __init__(
-        self, folder: Path, details: PreparedDetails, cache_bytes: int, remote: tuple[Storage, str] | None
-    ):
+    def __init__(self, folder: Path, details: PreparedDetails, cache_bytes: int, remote: tuple[Storage, str] | None):
         import pyarrow.parquet as pq
 
         self._video, self._cache_bytes, self._prepared_with = details.video, cache_bytes, details.decoder

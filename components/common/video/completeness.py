@@ -155,7 +155,12 @@ def _check_gif(file: IO[bytes], size: int) -> None:
 def _walk_transport_stream(file: IO[bytes], pid: int) -> None:
     """The packets of the video are numbered from 0 to 15, again and again (ISO/IEC 13818-1, 2.4.3.3)."""
     head = file.read(188 * 8)
-    starts = [(n, stride) for stride in (188, 192, 204) for n in range(stride) if set(head[n : n + stride * 4 : stride]) == {0x47}]
+    starts = [
+        (n, stride)
+        for stride in (188, 192, 204)
+        for n in range(stride)
+        if set(head[n : n + stride * 4 : stride]) == {0x47}
+    ]
     if not starts:
         raise DecodeError("damaged: no packets of a transport stream at its start")
     position, stride = min(starts)
@@ -174,7 +179,11 @@ def _walk_transport_stream(file: IO[bytes], pid: int) -> None:
         counted = ours[ours[:, 3] & 0x10 > 0]
         restarts = (counted[:, 3] & 0x20 > 0) & (counted[:, 4] > 0) & (counted[:, 5] & 0x80 > 0)
         numbers = counted[:, 3].astype(int) & 15
-        before = np.concatenate([[last if last is not None else (numbers[0] - 1)], numbers[:-1]]) if len(numbers) else numbers
+        before = (
+            np.concatenate([[last if last is not None else (numbers[0] - 1)], numbers[:-1]])
+            if len(numbers)
+            else numbers
+        )
         steps = (numbers - before) % 16
         if (bad := (steps > 1) & ~restarts).any():
             raise DecodeError(f"damaged: {int(bad.sum())} gaps in the packets of the video (continuity counters)")

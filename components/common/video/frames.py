@@ -12,6 +12,7 @@ from .config import VideoConfig
 MAX_ASPECT_RATIO = 200
 """Frames more extreme than 200:1 are refused, as Qwen's processors do."""
 
+
 def frame_indices(
     num_native_frames: int,
     native_fps: float,

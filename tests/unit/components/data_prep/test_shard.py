@@ -168,7 +168,9 @@ def test_a_file_that_the_system_cannot_read_costs_its_own_row_alone(run: Run, so
     rows = source([*rows_of(2), *(make_row(n + 2, uri) for n, uri in enumerate(unreadable))])
     manifest = run(rows, max_quarantined=0.9)
     left = {row["uri"]: (row["reason"], row["detail"]) for row in run.quarantine(manifest)}
-    assert {uri: reason for uri, (reason, _) in left.items()} == {uri: reason for uri, (reason, _) in unreadable.items()}
+    assert {uri: reason for uri, (reason, _) in left.items()} == {
+        uri: reason for uri, (reason, _) in unreadable.items()
+    }
     assert all(text in left[uri][1] for uri, (_, text) in unreadable.items())
     checked = validate_rows(rows)
     assert {(p.uri, p.reason) for p in checked.problems} == {(uri, reason) for uri, (reason, _) in unreadable.items()}

@@ -1,12 +1,13 @@
 """Videos as they come, made by ffmpeg: one of each kind of codec, container, clock, shape and oddity."""
 
-# ruff: noqa: E501, E701, E702
+# ruff: noqa
 # fmt: off
 from __future__ import annotations
 
 import struct
 import subprocess
 from pathlib import Path
+
 
 def lavfi(size="160x120", rate=25, dur=4, extra=""):
     return ["-f","lavfi","-i",f"testsrc2=s={size}:r={rate}:d={dur}{extra},gblur=sigma=4,hue=s=0.6"]
@@ -81,7 +82,7 @@ def make(folder):
     data("mirror-h","v.mp4",matrix(h,-F,0,0,0,F,0,160*F,0,W)); data("mirror-v","v.mp4",matrix(h,F,0,0,0,-F,0,0,120*F,W)); data("transpose","v.mp4",matrix(h,0,F,0,F,0,0,0,0,W)); data("transverse","v.mp4",matrix(h,0,-F,0,-F,0,0,0,0,W)); data("shear","v.mp4",matrix(h,F,F//2,0,0,F,0,0,0,W)); data("rot45","v.mp4",matrix(h,46341,46341,0,-46341,46341,0,0,0,W))
     data("concat-ts","v.ts",out["h264-ts"].read_bytes()*2); data("concat-mkv","v.mkv",out["h264-mkv"].read_bytes()*2); data("concat-raw","v.h264",out["raw-h264"].read_bytes()*2)
     # change of resolution
-    run(*lavfi("320x240",dur=2),*X264,folder/"big.ts"); run(*lavfi("160x120",dur=2),*X264,"-output_ts_offset","2",folder/"small.ts"); 
+    run(*lavfi("320x240",dur=2),*X264,folder/"big.ts"); run(*lavfi("160x120",dur=2),*X264,"-output_ts_offset","2",folder/"small.ts") 
     run(*lavfi("320x240",dur=2),*X264,folder/"big.h264"); run(*lavfi("160x120",dur=2),*X264,folder/"small.h264"); data("resize-raw","v.h264",(folder/"big.h264").read_bytes()+(folder/"small.h264").read_bytes())
     for e in ("mkv",):
         (folder/f"resize-{e}").mkdir(exist_ok=True); run("-fflags","+genpts","-i",out["resize-raw"],"-c","copy",folder/f"resize-{e}/v.{e}")

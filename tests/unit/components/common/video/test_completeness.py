@@ -38,7 +38,7 @@ def test_a_hole_is_seen_in_every_container_and_a_whole_file_passes(name: str, tm
     for start, length in ((0.35, 0.1), (0.5, 0.02), (0.6, 0.2)):
         low, high = (int(len(data) * share) // packet * packet for share in (start, start + length))
         path.write_bytes(data[:low] + data[high:])
-        with pytest.raises(DecodeError, match="damaged|truncated|not a readable"):
+        with pytest.raises(DecodeError, match=r"damaged|truncated|not a readable"):
             read_clip(path, CONFIG)
 
 
