@@ -18,7 +18,7 @@ MAX_FRAME_PIXELS = 2**27
 START_TOLERANCE_S = 0.1
 """A video that begins so little after its file's clock counts from its first frame, which players show meanwhile."""
 GAP_S, GAP_FRAMES = 1.0, 10
-"""Where broadcasts lose data, a gap longer than both this and so many frames is a loss; elsewhere a picture may rest."""
+"""In broadcasts a gap longer than both this and so many frames is a loss; elsewhere a picture may rest."""
 # Only containers that hold their own frames: a playlist (HLS, concat) would make FFmpeg open other files and URLs.
 _VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v"
 _BROADCAST = {"mpegts", "mpeg", "asf"}

@@ -137,7 +137,9 @@ class MediaCounts(Section):
     files_kept_themselves: int  # files that are smaller than their frames would be
     resolutions: dict[str, dict[str, int]]  # files by ``<width>x<height>``, by kind
     with_sound: int = 0  # files whose sound is not used
-    completeness: dict[str, int] = {}  # videos by how it is known that nothing is missing; ``unchecked``: it is not
+    completeness: dict[str, int] = Field(
+        default={}
+    )  # videos by how it is known that nothing is missing; ``unchecked``: it is not
     decoder: str = ""  # what decoded them, with its version
 
 
