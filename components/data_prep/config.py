@@ -84,6 +84,9 @@ class DataPrepConfig(Section):
     one come last)."""
     min_video_frames: int = Field(default=1, ge=1)
     """Quarantine videos with fewer frames (Video-Thinker's data has none below 64)."""
+    sound: Literal["note", "refuse"] = "note"
+    """Videos are used without their sound. ``note``: the card counts those that have some; ``refuse``: their rows are
+    quarantined."""
     near_duplicate_difference: float = Field(default=3.0, ge=0, le=32)
     """Two files count as the same video when the root mean square difference of their coarse frames is not above this
     (of 255); 0: only equal bytes count."""

@@ -65,6 +65,7 @@ def merge_data(run: str, config: str, video: str, shards: Sequence[str], report:
             files={name: (file.size, file.sha256) for name, file in sorted(writer.files.items())},
             source_sha256=plan.source_sha256,
             format=plan.format,
+            decoder=writer.decoder,
         )
         manifest = Manifest(
             stage=STAGE,

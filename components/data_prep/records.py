@@ -14,14 +14,16 @@ from ..common.storage.names import fingerprint, join
 from ..common.storage.s3 import Storage
 from ..common.video.config import MediaKind
 
-LAYOUT = 2  # version of what is written; part of the fingerprint
+LAYOUT = 3  # version of what is written; part of the fingerprint
 
 Reason = (
     Literal["unreadable_row", "duplicate_id", "missing_media", "damaged_media", "decode_limit", "short_video"]
+    | Literal["unreadable_media", "outside_video", "has_sound"]
     | Literal["sha256_mismatch", "split_leak", "near_duplicate_leak"]
 )
 """Why a row is quarantined: it is no row; its id was taken; its file is not there; its file cannot be decoded; its
-decoder ran out of time or memory, or crashed, and was replaced; it has fewer frames than configured; its file has
+decoder ran out of time or memory, or crashed, and was replaced; it has fewer frames than configured; the system cannot
+read its file; nothing is shown in the part of the video that it is about; its video has sound (`sound`); its file has
 another SHA-256 than the row says; its video is also in a split that is kept for measuring, byte for byte; or it looks
 like one that is."""
 
@@ -103,6 +105,10 @@ class Shard(Record):
         """The `PartOutcome` of one part of it."""
         return join(self.prefix, f"shards/{self.index:05d}/part-{part:05d}.json")
 
+    def progress_uri(self, part: int) -> str:
+        """The `PartProgress` of a part that is not finished."""
+        return join(self.prefix, f"shards/{self.index:05d}/progress-{part:05d}.json")
+
 
 class Plan(Record):
     """What `plan_data` decided."""
@@ -150,6 +156,8 @@ class FileOutcome(Section):
     height: int
     duration_s: float  # its whole length; 0 for an image
     signature: str  # `common.video.clip.signature`, in base64
+    completeness: str  # how it is known that nothing is missing (`common.video.completeness`)
+    has_sound: bool
 
 
 class PartOutcome(Record):
@@ -164,6 +172,13 @@ class PartOutcome(Record):
     frames: int = 0  # frames that were sampled
     stored_bytes: int = 0  # bytes that hold them: frames or, where these would be larger, the file itself
     originals: int = 0  # how many files are kept themselves
+
+
+class PartProgress(Record):
+    """The beginning of a part that is being written, for an attempt that goes on after a kill."""
+
+    outcome: PartOutcome  # of what is done, without the places of its media
+    chunks: tuple[tuple[str, str], ...]  # split and URI of the files that hold their frames, in their order
 
 
 class ShardOutcome(Record):

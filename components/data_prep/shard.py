@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import posixpath
 import tempfile
 import time
@@ -11,19 +12,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any, cast
 
 from ..common.progress import progress_bar
-from ..common.storage.names import join, sha256_file
+from ..common.storage.names import join
 from ..common.storage.s3 import Storage
-from ..common.video.clip import DecodedFile, DecodeError, DecodeLimitError, FileRequest
+from ..common.video.clip import DecodedFile, DecodeError, FileRequest
 from ..common.video.workers import Decoder, map_in_order
+from .config import DataPrepConfig
 from .dataset.parquet import GroupedFile, media_file, send_by_content
-from .records import FileOutcome, MediaOutcome, PartOutcome, Reason, Shard, ShardFile, ShardOutcome
+from .records import FileOutcome, MediaOutcome, PartOutcome, PartProgress, Reason, Shard, ShardFile, ShardOutcome
 from .source import MissingMediaError, fetch_media
 from .task import TRANSFERS, PrepareTask, in_use, log, world_folder
 
-PART_MEDIA = 512  # media in a part of a shard: what a killed shard may have to do again
+PART_MEDIA = 512  # media in a part of a shard
 PART_BYTES = 256 * 2**20  # encoded bytes after which a part ends earlier
+SAVE_S = 30.0  # a part that takes longer is saved so often: what a killed shard may have to do again
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class FetchedFile:
     file: ShardFile
     path: Path | None
     sha256: str = ""
-    detail: str = ""  # why there is none
+    reason: Reason = "missing_media"  # why there is none
+    detail: str = ""  # what exactly is wrong
     temporary: bool = False  # only fetched to be decoded
 
 
@@ -54,9 +59,14 @@ class Fetcher:
         try:
             if path == target or not path.is_file():
                 path = fetch_media(uri, self.storage, target)
-            return FetchedFile(file, path, sha256_file(path), temporary=path == target)
+            with path.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            return FetchedFile(file, path, digest, temporary=path == target)
         except MissingMediaError as error:
-            return FetchedFile(file, None, detail=str(error))
+            return FetchedFile(file, None, reason=error.reason, detail=str(error))
+        except OSError as error:
+            detail = f"cannot read the file: {error.strerror}"
+            return FetchedFile(file, None, reason="unreadable_media", detail=detail)
 
 
 Decoded = tuple[FetchedFile, DecodedFile | DecodeError | None]  # a file and its frames; None where there was no file
@@ -79,7 +89,7 @@ def prepare_shard(run: str, config: str, video: str, shard: str) -> str:
         world = world_folder(folder, work.prefix)
         stack.enter_context(in_use(world, shared=True))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shard-", dir=folder)))
-        progress = stack.enter_context(progress_bar(f"prepare shard {work.index}"))
+        show = stack.enter_context(progress_bar(f"prepare shard {work.index}"))
         decoder = stack.enter_context(Decoder(task.video, task.workers))
         fetcher = Fetcher(task.storage, join(work.prefix, "world/"), world, scratch)
         part = lines = media = bad = 0
@@ -89,10 +99,13 @@ def prepare_shard(run: str, config: str, video: str, shard: str) -> str:
             if outcome is not None:
                 results = None  # what was decoded ahead is in this part, or behind it
             else:
+                saved: PartProgress | None = None
                 if results is None:
+                    saved = PartProgress.find(task.storage, work.progress_uri(part))
                     listed = ShardFile.read_lines(task.storage, work.files_uri, scratch / "files.jsonl")
-                    results = _decode(islice(listed, lines, None), fetcher, decoder)
-                outcome = _write_part(results, work, part, task, scratch)
+                    done = lines + (saved.outcome.lines if saved is not None else 0)
+                    results = _decode(islice(listed, done, None), fetcher, decoder)
+                outcome = _write_part(results, work, part, task, scratch, saved)
                 if not outcome.media:
                     break
                 # Another process may have done the same part meanwhile; then its record holds.
@@ -100,9 +113,12 @@ def prepare_shard(run: str, config: str, video: str, shard: str) -> str:
                     results, outcome = None, theirs
                 else:
                     outcome.write(task.storage, work.part_uri(part))
+                if (progress := PartProgress.find(task.storage, work.progress_uri(part))) is not None:
+                    for uri in (work.progress_uri(part), *(uri for _, uri in progress.chunks)):
+                        task.storage.delete(uri)
             part, lines, media = part + 1, lines + outcome.lines, media + len(outcome.media)
             bad += sum(medium.reason is not None for medium in outcome.media.values())
-            progress(media, work.media)
+            show(media, work.media)
     if media != work.media:
         raise RuntimeError(f"shard {work.index}: {media} of {work.media} media accounted for")
     seconds = time.monotonic() - start
@@ -133,34 +149,44 @@ def _decode(files: Iterable[ShardFile], fetcher: Fetcher, decoder: Decoder) -> I
         yield fetched, None
 
 
-def _write_part(results: Iterator[Decoded], shard: Shard, number: int, task: PrepareTask, scratch: Path) -> PartOutcome:
-    """Store the frames of the next files; an outcome without media when there are none left."""
+def _write_part(
+    results: Iterator[Decoded], shard: Shard, number: int, task: PrepareTask, scratch: Path, saved: PartProgress | None
+) -> PartOutcome:
+    """Store the frames of the next files, after what an earlier attempt saved; an outcome without media when there are
+    none left."""
     with contextlib.ExitStack() as stack:
         part = _Part(f"{shard.index:05d}-{number:05d}", scratch, task.config.store == "smallest", stack)
-        outcome = part.outcome
-        for fetched, decoded in results:
+        if saved is not None:
+            part.resume(task.storage, saved)
+        outcome, last_saved = part.outcome, time.monotonic()
+        for fetched, decoded in results if not part.is_full else ():
             outcome.lines += 1
-            if reason := _unusable(fetched, decoded, task.config.min_video_frames):
+            if reason := _unusable(fetched, decoded, task.config):
                 lost = MediaOutcome(sha256=fetched.sha256 or None, reason=reason[0], detail=reason[1])
                 outcome.media.update((media_id, lost) for media_id, _, _ in fetched.file.parts)
             elif isinstance(decoded, DecodedFile):
                 part.add(fetched, decoded)
-            if len(outcome.media) >= PART_MEDIA or outcome.stored_bytes >= PART_BYTES:
+            if part.is_full:
                 break
+            if time.monotonic() - last_saved > SAVE_S:
+                part.save(task.storage, shard.progress_uri(number))
+                last_saved = time.monotonic()
         part.send(task.storage, shard.prefix)
         return outcome
 
 
 def _unusable(
-    fetched: FetchedFile, decoded: DecodedFile | DecodeError | None, min_video_frames: int
+    fetched: FetchedFile, decoded: DecodedFile | DecodeError | None, config: DataPrepConfig
 ) -> tuple[Reason, str] | None:
     """Why nothing of a file can be used."""
     if decoded is None:
-        return "missing_media", fetched.detail
+        return fetched.reason, fetched.detail
     if isinstance(decoded, DecodeError):
-        return "decode_limit" if isinstance(decoded, DecodeLimitError) else "damaged_media", str(decoded)
-    if fetched.file.kind == "video" and decoded.num_frames < min_video_frames:
-        return "short_video", f"{decoded.num_frames} frames, fewer than data.min_video_frames={min_video_frames}"
+        return cast(Reason, decoded.reason), str(decoded)
+    if fetched.file.kind == "video" and decoded.num_frames < config.min_video_frames:
+        return "short_video", f"{decoded.num_frames} frames, fewer than data.min_video_frames={config.min_video_frames}"
+    if decoded.has_sound and config.sound == "refuse":
+        return "has_sound", "the video has sound, which is not used (data.sound=note uses it without)"
     return None
 
 
@@ -175,6 +201,46 @@ class _Part:
     outcome: PartOutcome = field(default_factory=PartOutcome)
     _files: dict[str, GroupedFile] = field(default_factory=dict)
     _places: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    _unsaved: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # split and record
+    _chunks: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the part ends here."""
+        return len(self.outcome.media) >= PART_MEDIA or self.outcome.stored_bytes >= PART_BYTES
+
+    def save(self, storage: Storage, uri: str) -> None:
+        """Send what was added since the last time, and a `PartProgress`, last."""
+        for split in dict.fromkeys(split for split, _ in self._unsaved):
+            path = self.scratch / "chunk.parquet"
+            with media_file(path) as chunk:
+                for record in (record for owner, record in self._unsaved if owner == split):
+                    chunk.add(record, _num_bytes(record))
+            self._chunks.append((split, f"{uri.removesuffix('.json')}-{len(self._chunks):05d}.parquet"))
+            storage.upload_file(path, self._chunks[-1][1])
+            path.unlink()
+        self._unsaved.clear()
+        PartProgress(outcome=self.outcome, chunks=tuple(self._chunks)).write(storage, uri)
+
+    def resume(self, storage: Storage, saved: PartProgress) -> None:
+        """Begin with what an earlier attempt saved."""
+        import pyarrow.parquet as pq
+
+        self.outcome, self._chunks = saved.outcome.model_copy(deep=True), list(saved.chunks)
+        for split, uri in saved.chunks:
+            path = self.scratch / "chunk.parquet"
+            storage.download_file(uri, path)
+            with pq.ParquetFile(path) as chunk:
+                for group in range(chunk.num_row_groups):
+                    for record in chunk.read_row_group(group).to_pylist():
+                        self._store(split, record)
+            path.unlink()
+        self._unsaved.clear()
+
+    def _store(self, split: str, record: dict[str, Any]) -> None:
+        place = self._media_file(split).add(record, _num_bytes(record))
+        self._places[str(record["media_id"])] = (split, *place)
+        self._unsaved.append((split, record))
 
     def _media_file(self, split: str) -> GroupedFile:
         if split not in self._files:
@@ -187,7 +253,9 @@ class _Part:
         """Store the frames of a file, once for each of its parts, or the file itself."""
         assert fetched.path is not None
         file, size, outcome = fetched.file, fetched.path.stat().st_size, self.outcome
-        shape = {name: getattr(decoded, name) for name in ("width", "height", "duration_s")}
+        shape = {
+            name: getattr(decoded, name) for name in ("width", "height", "duration_s", "completeness", "has_sound")
+        }
         signature = base64.b64encode(decoded.signature).decode()
         source = FileOutcome(sha256=fetched.sha256, kind=file.kind, bytes=size, signature=signature, **shape)
         outcome.sources.append(source)
@@ -198,7 +266,8 @@ class _Part:
         holder: str | None = None
         for (media_id, start_s, end_s), clip in zip(file.parts, decoded.clips, strict=True):
             if isinstance(clip, DecodeError):
-                outcome.media[media_id] = MediaOutcome(sha256=fetched.sha256, reason="damaged_media", detail=str(clip))
+                reason = cast(Reason, clip.reason)
+                outcome.media[media_id] = MediaOutcome(sha256=fetched.sha256, reason=reason, detail=str(clip))
                 continue
             outcome.media[media_id] = MediaOutcome(sha256=fetched.sha256, duration_s=clip.duration_s)
             frames = [] if keep_file else clip.frames
@@ -208,8 +277,7 @@ class _Part:
             content = {"frames": frames, "original": original, "original_id": holder if keep_file else None}
             shape = {name: getattr(clip, name) for name in ("kind", "duration_s", "height", "width")}
             record = {**origin, **part, **content, **shape, "times_s": clip.times_s.tolist()}
-            num_bytes = sum(map(len, frames)) + len(original or b"")
-            self._places[media_id] = (file.split, *self._media_file(file.split).add(record, num_bytes))
+            self._store(file.split, record)
             holder = holder or media_id
             outcome.frames += len(clip.frames)
 
@@ -222,3 +290,7 @@ class _Part:
             outcome.files[names[split]] = (info.size, info.sha256)
         for media_id, (split, group, row) in self._places.items():
             outcome.media[media_id] = outcome.media[media_id].model_copy(update={"place": (names[split], group, row)})
+
+
+def _num_bytes(record: dict[str, Any]) -> int:
+    return sum(map(len, record["frames"] or ())) + len(record["original"] or b"")

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.errors import UserError
 from ..common.storage.names import split_uri
 from ..common.storage.s3 import Storage
+from .records import Reason
 
 HUB = "hf://"
 
 
 class MissingMediaError(Exception):
-    """A video or image that is not there, or cannot be fetched, and why."""
+    """A video or image that is not there, or cannot be fetched or read, and why."""
+
+    def __init__(self, detail: str, reason: Reason = "missing_media"):
+        super().__init__(detail)
+        self.reason: Reason = reason
 
 
 @dataclass(frozen=True)
@@ -72,14 +79,29 @@ def fetch_media(uri: str, storage: Storage | None, target: Path) -> Path:
             raise MissingMediaError("there is no such object")
         storage.download_file(uri, target)
         return target
+    if problem := local_problem(uri):
+        raise MissingMediaError(problem[1], problem[0])
+    return Path(uri)
+
+
+def local_problem(path: str) -> tuple[Reason, str] | None:
+    """Why a file on this machine cannot be read, without waiting for a pipe; None: its first byte can."""
     try:
-        if Path(uri).is_file():
-            return Path(uri)
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            is_folder = stat.S_ISDIR(status.st_mode)
+            return "unreadable_media", f"{'a folder' if is_folder else 'a pipe, socket or device'}, not a file"
+        if not status.st_size and not path.startswith("/proc/"):
+            return "damaged_media", "the file is empty"
+        with open(path, "rb") as file:
+            file.read(1)
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing_media", "there is no such file"
     except OSError as error:
-        raise MissingMediaError(f"cannot read the file: {error.strerror}") from None
+        return "unreadable_media", f"cannot read the file: {error.strerror}"
     except ValueError as error:  # a path with a null byte, for example
-        raise MissingMediaError(f"not a path: {error}") from None
-    raise MissingMediaError("there is no such file")
+        return "missing_media", f"not a path: {error}"
+    return None
 
 
 def resolve_uri(uri: str, base: str) -> str:

@@ -8,16 +8,17 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from ..common.storage.s3 import Storage
 from .formats.read import read_rows
 from .plan import IDS_TABLE, check_row
-from .records import Quarantined
-from .source import HUB, open_source
+from .records import Quarantined, Reason
+from .source import HUB, local_problem, open_source
 from .task import open_ledger
 
 PROBLEMS_LISTED = 10_000  # most problems that are kept per file; all are counted
-_TABLES = f"{IDS_TABLE} CREATE TABLE files (uri TEXT PRIMARY KEY, present INTEGER, split TEXT) WITHOUT ROWID;"
+_TABLES = f"{IDS_TABLE} CREATE TABLE files (uri TEXT PRIMARY KEY, reason TEXT, detail TEXT, split TEXT) WITHOUT ROWID;"
 
 
 @dataclass
@@ -32,7 +33,7 @@ class FileReport:
     by_source: Counter[str] = field(default_factory=Counter)
     by_split: Counter[str] = field(default_factory=Counter)
     media: int = 0  # different videos and images
-    missing_media: int = 0  # those of them that are not there
+    missing_media: int = 0  # those of them that are not there, or cannot be read
     problems: list[Quarantined] = field(default_factory=list)
     """The first `PROBLEMS_LISTED` of them, in the order of the lines."""
 
@@ -71,15 +72,15 @@ def validate_rows(
                 report.add(checked)
                 continue
             uri = checked.media.uri
-            file = ledger.execute("SELECT present, split FROM files WHERE uri = ?", (uri,)).fetchone()
+            file = ledger.execute("SELECT reason, detail, split FROM files WHERE uri = ?", (uri,)).fetchone()
             if file is None:
-                file = (_is_there(uri, storage), checked.split)
-                ledger.execute("INSERT INTO files VALUES (?, ?, ?)", (uri, *file))
+                file = (*(_problem(uri, storage) or (None, "")), checked.split)
+                ledger.execute("INSERT INTO files VALUES (?, ?, ?, ?)", (uri, *file))
                 report.media += 1
-                report.missing_media += not file[0]
-            present, split = file
-            if not present:
-                report.add(Quarantined.of(line, checked, "missing_media", f"{uri} is not there"))
+                report.missing_media += file[0] is not None
+            reason, detail, split = file
+            if reason is not None:
+                report.add(Quarantined.of(line, checked, cast(Reason, reason), f"{uri}: {detail}"))
                 continue
             if split != checked.split:
                 report.add(Quarantined.of(line, checked, "split_leak", f"{uri} is also in the split '{split}'"))
@@ -89,12 +90,8 @@ def validate_rows(
     return report
 
 
-def _is_there(uri: str, storage: Storage | None) -> bool:
+def _problem(uri: str, storage: Storage | None) -> tuple[Reason, str] | None:
     if uri.startswith("s3://"):
-        return storage is None or storage.exists(uri)
-    if uri.startswith(HUB):
-        return True  # a request each would take hours; preparation says what it cannot fetch
-    try:
-        return Path(uri).is_file() and Path(uri).stat().st_size > 0
-    except (OSError, ValueError):
-        return False
+        return None if storage is None or storage.exists(uri) else ("missing_media", "there is no such object")
+    # A request to the hub for each would take hours; preparation says what it cannot fetch.
+    return None if uri.startswith(HUB) else local_problem(uri)

@@ -7,6 +7,7 @@ import fcntl
 import json
 import shutil
 import tempfile
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ..storage.names import join
 from ..storage.s3 import Storage
 from ..video.clip import Clip, EncodedClip, stored
 from ..video.config import MediaKind, VideoConfig
+from ..video.decode import decoder_version
 from ..video.workers import Decoder
 from .files import RowError, parse_row
 from .parquet import PerProcess, RemoteSource, RowGroups
@@ -58,6 +60,7 @@ class PreparedDetails(Section):
     codec: str | None = None  # how frames are stored
     format: str | None = None  # the format of the rows that it was made from
     source_sha256: str | None = None  # of those rows' file
+    decoder: str | None = None  # what decoded them, with its version
 
 
 class PreparedSet:
@@ -76,7 +79,7 @@ class PreparedSet:
         self.folder, self.manifest = folder, manifest
         self.details = PreparedDetails.load(manifest.details, manifest.manifest_uri)
         self.video = self.details.video
-        self._clips = _ClipReader(folder, self.details.index, self.video, cache_bytes, remote)
+        self._clips = _ClipReader(folder, self.details, cache_bytes, remote)
         self._splits: dict[str, Split] = {}
 
     @classmethod
@@ -241,15 +244,13 @@ class Split(Sequence[PreparedSample]):
 class _ClipReader(PerProcess):
     """Frames by media id, from Parquet files here or in the store, with a cache of decoded clips."""
 
-    KEPT = ("_groups", "_video", "_cache_bytes", "_ids", "_places")
+    KEPT = ("_groups", "_video", "_cache_bytes", "_prepared_with", "_ids", "_places")
 
-    def __init__(
-        self, folder: Path, index: str, video: VideoConfig, cache_bytes: int, remote: tuple[Storage, str] | None
-    ):
+    def __init__(self, folder: Path, details: PreparedDetails, cache_bytes: int, remote: tuple[Storage, str] | None):
         import pyarrow.parquet as pq
 
-        self._video, self._cache_bytes = video, cache_bytes
-        table = pq.read_table(folder / index, memory_map=True)
+        self._video, self._cache_bytes, self._prepared_with = details.video, cache_bytes, details.decoder
+        table = pq.read_table(folder / details.index, memory_map=True)
         names = sorted(set(table["file"].to_pylist()))
         sources: list[Path | RemoteSource] = [folder / name for name in names]
         if remote is not None:
@@ -308,6 +309,8 @@ class _ClipReader(PerProcess):
             return EncodedClip(record["frames"], times_s, record["duration_s"], height, width, kind).decode()
         original = record["original"] or self._record(record["original_id"])["original"]
         with self._lock:
+            if self._decoder is None and self._prepared_with not in (None, here := decoder_version(self._video)):
+                warnings.warn(f"videos prepared with {self._prepared_with} are decoded with {here}", stacklevel=2)
             self._decoder = self._decoder or Decoder(self._video)
         with tempfile.NamedTemporaryFile(prefix="vthink-original-") as file:
             file.write(original)

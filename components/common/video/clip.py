@@ -17,9 +17,29 @@ from .config import MediaKind, VideoConfig
 class DecodeError(UserError):
     """A file that cannot become frames, and why. The message does not name the file: the caller knows it."""
 
+    reason = "damaged_media"
+    """Why its rows are quarantined."""
+
 
 class DecodeLimitError(DecodeError):
     """The decoder ran out of time or memory, or crashed: it may be the file, or this machine."""
+
+    reason = "decode_limit"
+
+
+class UnreadableError(DecodeError):
+    """The system cannot read the file."""
+
+    reason = "unreadable_media"
+
+
+class OutsideError(DecodeError):
+    """A part of a video that lies before or after what the video shows."""
+
+    reason = "outside_video"
+
+
+DECODE_ERRORS = {kind.reason: kind for kind in (DecodeError, DecodeLimitError, UnreadableError, OutsideError)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +119,9 @@ class DecodedFile:
     """Frames of the whole file."""
     signature: bytes
     """`signature` of the whole file; empty where its frames are plain pixels."""
+    completeness: str = "image"
+    """How it is known that nothing of the file is missing (`completeness.check_structure`)."""
+    has_sound: bool = False
 
     def only_clip(self) -> Clip:
         """The clip of a file of one part whose frames are plain pixels; raises the error that stands in its place."""

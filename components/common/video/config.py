@@ -34,6 +34,12 @@ class VideoConfig(Section):
     """How prepared frames are stored; the server applies the same codec, so that it sees what training saw."""
     frame_quality: int = Field(default=95, ge=1, le=100)
     """JPEG quality (4:4:4); ignored for PNG."""
+    orientation: Literal["shown", "stored"] = "shown"
+    """``shown``: frames as a player shows them, turned, mirrored and stretched as the file says; ``stored``: as they
+    are."""
+    decoder: Literal["pyav", "decord"] = "pyav"
+    """``decord``: its pictures, where it is known to be exact and PyAV decodes the file without an error (twice the
+    time; to compare with)."""
     decode_timeout_s: float = Field(default=60.0, gt=0)
     """A decode that takes longer is killed and its file quarantined."""
     decode_memory_mib: int = Field(default=4096, ge=256)

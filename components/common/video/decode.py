@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import math
+import stat
 import warnings
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +22,35 @@ from .clip import (
     DecodedFile,
     DecodeError,
     EncodedClip,
+    OutsideError,
     Part,
+    UnreadableError,
     encode_clip,
     signature,
 )
 from .config import MediaKind, VideoConfig
-from .frames import MAX_FRAME_PIXELS, Probe, open_container, probe_file, select_frames, target_size, video_stream
+from .frames import select_frames, target_size
+from .picture import orientation, pixels_of, resize
+from .probe import MAX_FRAME_PIXELS, Probe, open_container, probe_file
 
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _PLAYLIST_MARKS = (b"#EXTM3U", b"ffconcat")
 _BATCH_BYTES = 256 * 2**20
+_RETRIES = (0, 2, None)
+"""Key frames to start before the one that should do, for what refers to earlier pictures; None: from the beginning."""
 
 Frames = tuple[np.ndarray, tuple[int, int]]
-"""Resized frames (T, h, w, 3) uint8, and the height and width they have in the file."""
+"""Resized frames (T, h, w, 3) uint8, and the height and width in which a player shows them."""
 
 
 class RefusedError(Exception):
     """decord does not take the file, sees other frames in it than the probe, or is not exact in its kind."""
+
+
+def decoder_version(config: VideoConfig) -> str:
+    """What decodes here: two versions may differ in the last bits of a picture."""
+    name = "av" if config.decoder == "pyav" else "decord"
+    return f"{config.decoder} {version(name)}"
 
 
 def decode_with_decord(path: Path, indices: np.ndarray, probe: Probe, config: VideoConfig) -> Frames:
@@ -52,7 +67,7 @@ def decode_with_decord(path: Path, indices: np.ndarray, probe: Probe, config: Vi
         if len(reader) != len(probe.pts):
             raise RefusedError(f"{len(reader)} frames, PyAV {len(probe.pts)}")
         starts_s = reader.get_frame_timestamp(indices)[:, 0] - reader.get_frame_timestamp(0)[0]
-        if np.abs(starts_s - probe.times_s[indices]).max() > 1e-2:
+        if np.abs(starts_s - (probe.times_s[indices] - probe.times_s[0])).max() > 1e-2:
             raise RefusedError("other time stamps than PyAV's")
         shape = reader[0].shape
         batch = max(1, int(_BATCH_BYTES // (shape[0] * shape[1] * 3)))
@@ -67,64 +82,80 @@ def decode_with_decord(path: Path, indices: np.ndarray, probe: Probe, config: Vi
 
 
 def decode_with_pyav(path: Path, indices: np.ndarray, probe: Probe, config: VideoConfig) -> Frames:
-    """The frames with these indices, in any file."""
-    stamps = [int(stamp) for stamp in probe.pts[indices]]
-    frames, sizes = ([], set()) if probe.counted else _frames_at(path, stamps, probe, config, seek=True)
-    if len(frames) < len(stamps):  # not every container can be entered exactly at a key frame
-        frames, sizes = _frames_at(path, stamps, probe, config, seek=False)
-    if len(frames) < len(stamps):
-        missing_s = float(probe.times_s[indices[len(frames)]])
-        raise DecodeError(f"damaged: the frame at {missing_s:.2f} s cannot be decoded")
-    if len({frame.shape for frame in frames}) > 1:
-        raise DecodeError("the frame size changes within the video")
-    return np.stack(frames), max(sizes)
+    """The frames with these indices, in any file.
+
+    DecodeError where FFmpeg reports an error in what it decodes on the way to them: it conceals damage, and its
+    pictures go on with what it made up.
+    """
+    for back in [None] if probe.counted else _RETRIES:
+        try:
+            return _decode(path, indices, probe, config, back)
+        except _DamagedError as error:  # or pictures before the key frame were needed
+            reason = DecodeError(f"damaged: {error}")
+    raise reason
 
 
-def _frames_at(
-    path: Path, stamps: Sequence[int], probe: Probe, config: VideoConfig, seek: bool
-) -> tuple[list[np.ndarray], set[tuple[int, int]]]:
-    """The resized frames with these ascending time stamps, up to the first that is missing; and their sizes before."""
+class _DamagedError(Exception):
+    pass
+
+
+def _decode(path: Path, indices: np.ndarray, probe: Probe, config: VideoConfig, back: int | None) -> Frames:
     import av
 
+    av.logging.set_level(av.logging.INFO)
+    av.logging.set_skip_repeated(False)  # a repeated message would come with the next file's
     frames: list[np.ndarray] = []
-    sizes: set[tuple[int, int]] = set()
-    with open_container(path) as container:
-        stream = video_stream(container)
-        stream.codec_context.thread_count = 1
-        decoded: Iterator[Any] = container.decode(stream)
-        position, count = -math.inf, -1
-        try:
-            for stamp in stamps:
-                keyframe = probe.keyframes[probe.keyframes <= stamp]
-                if seek and len(keyframe) and keyframe[-1] > position:
-                    container.seek(stamp, stream=stream, backward=True)
-                    decoded = container.decode(stream)
+    try:
+        with av.logging.Capture() as messages, open_container(path) as container:
+            stream = container.streams[probe.stream_index]
+            stream.codec_context.thread_count = 1
+            shown = stream.codec_context.height, round(stream.codec_context.width * probe.pixel_aspect)
+            if config.orientation == "stored":
+                shown = stream.codec_context.height, stream.codec_context.width
+            size: tuple[int, int] | None = None
+            decoded = _from_keyframe(container, stream, probe, 0)
+            position, number = -math.inf, -1
+            for index in indices:
+                stamp = int(probe.pts[index])
+                key = int(np.searchsorted(probe.keyframes, stamp, "right")) - 1
+                start_stamp = int(probe.keyframes[key]) if back is not None and key >= 0 else -math.inf
+                if back is not None and key - back > 0 and start_stamp > position:
+                    decoded = _from_keyframe(container, stream, probe, key - back)
                     position = -math.inf
-                match = None
+                frame = None
                 while position < stamp and (frame := next(decoded, None)) is not None:
-                    count += 1
-                    position = int(probe.pts[min(count, len(probe.pts) - 1)]) if probe.counted else frame.pts
-                    match = frame
-                if match is None or position != stamp or match.is_corrupt:
-                    break
-                pixels = np.rot90(match.to_ndarray(format="rgb24"), k=(match.rotation // 90) % 4)
-                size = (pixels.shape[0], pixels.shape[1])
-                sizes.add(size)
-                frames.append(resize(pixels[None], target_size(*size, config))[0])
-        except av.error.FFmpegError as error:
-            if not seek:
-                raise DecodeError(f"damaged: {error.strerror}") from None
-    return frames, sizes
+                    number += 1
+                    position = number if probe.counted else -math.inf if frame.pts is None else frame.pts
+                    if position < start_stamp or (position < probe.pts[0] and not probe.counted):
+                        messages.clear()
+                problems = [text for level, _, text in messages if level <= av.logging.ERROR or "concealing" in text]
+                at = f"the frame at {probe.times_s[index]:.2f} s"
+                if problems:
+                    raise _DamagedError(f"{first_line(problems[0])} ({at})")
+                if frame is None or position != stamp or frame.is_corrupt:
+                    raise _DamagedError(f"{at} cannot be decoded")
+                if size is None:
+                    if config.orientation == "shown" and orientation(frame)[0]:
+                        shown = shown[::-1]
+                    size = target_size(*shown, config)
+                frames.append(pixels_of(frame, size, config))
+    except av.error.FFmpegError as error:
+        raise _DamagedError(error.strerror) from None
+    finally:
+        av.logging.set_level(None)
+    return np.stack(frames), shown
 
 
-def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bicubic with antialiasing, on the CPU: the same bytes for the same pixels. (T, H, W, 3) → (T, h, w, 3)."""
-    from PIL import Image
-
-    if frames.shape[1:3] == size:
-        return np.ascontiguousarray(frames)
-    images = (Image.fromarray(np.ascontiguousarray(frame)) for frame in frames)
-    return np.stack([np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC)) for image in images])
+def _from_keyframe(container: Any, stream: Any, probe: Probe, key: int) -> Iterator[Any]:
+    """The frames from a key frame on, whatever packet the container's seeking leads to."""
+    if key > 0:
+        container.seek(int(probe.keyframe_dts[key]), stream=stream, backward=True)
+    reached = probe.counted or not len(probe.keyframes)
+    for packet in container.demux(stream):
+        stamp = packet.dts if packet.pts is None else packet.pts
+        reached = reached or (stamp == probe.keyframes[key] and bool(packet.is_keyframe))
+        if reached:
+            yield from packet.decode()
 
 
 def read_clip(
@@ -136,7 +167,7 @@ def read_clip(
 ) -> Clip:
     """Probe, check, decode and resize one file in this process (`Decoder` does it in one that can be killed).
 
-    Times count from ``start_s``. decord decodes; PyAV takes over where decord refuses or disagrees about the frames.
+    Times count from ``start_s``, which is on the clock that a player shows.
 
     Raises:
         DecodeError: when the file is missing, empty, too large, not what ``kind`` says, damaged or truncated.
@@ -155,16 +186,16 @@ def read_file(
     path = Path(path)
     try:
         status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableError("not a regular file")
+        with path.open("rb") as file:
+            head = file.read(512)
     except OSError as error:
-        raise DecodeError(f"cannot read the file: {error.strerror}") from None
-    if not path.is_file():
-        raise DecodeError("not a regular file")
+        raise UnreadableError(f"cannot read the file: {error.strerror}") from None
     if status.st_size == 0:
         raise DecodeError("the file is empty")
     if status.st_size > config.max_file_bytes:
         raise DecodeError(f"the file has {status.st_size} bytes; the limit is {config.max_file_bytes} (max_file_bytes)")
-    with path.open("rb") as file:
-        head = file.read(512)
     if head.startswith(_PLAYLIST_MARKS) or _is_text(head):
         raise DecodeError(f"the file holds text, not {'an image' if kind == 'image' else 'a video'}")
     return _read_image(path, config, parts, encode) if kind == "image" else _read_video(path, config, parts, encode)
@@ -214,10 +245,13 @@ def _read_video(path: Path, config: VideoConfig, parts: Sequence[Part], encode: 
         raise DecodeError(f"{probe.duration_s:.0f} s long; the limit is {config.max_duration_s:g} s (max_duration_s)")
     chosen: list[np.ndarray | DecodeError] = []
     for start_s, end_s in parts:
-        try:
+        start = start_s or 0.0
+        end = probe.duration_s if end_s is None else end_s
+        if start >= probe.duration_s or end <= max(start, probe.times_s[0]):
+            length = f"the video is {probe.duration_s:g} s long, its first frame is shown at {probe.times_s[0]:g} s"
+            chosen.append(OutsideError(f"nothing between {start:g} s and {end:g} s: {length}"))
+        else:
             chosen.append(select_frames(probe.times_s, probe.duration_s, config, start_s, end_s))
-        except DecodeError as error:
-            chosen.append(error)
     shown = [indices for indices in chosen if isinstance(indices, np.ndarray)]
     if not shown:
         raise next(error for error in chosen if isinstance(error, DecodeError))
@@ -226,10 +260,10 @@ def _read_video(path: Path, config: VideoConfig, parts: Sequence[Part], encode: 
     spread = anyway if isinstance(anyway, np.ndarray) else np.arange(len(probe.pts))
     spread = spread[np.linspace(0, len(spread) - 1, SIGNATURE_FRAMES if encode else 0).round().astype(np.int64)]
     unique = np.unique(np.concatenate([*shown, spread]))
-    try:
-        frames, size = decode_with_decord(path, unique, probe, config)
-    except RefusedError:
-        frames, size = decode_with_pyav(path, unique, probe, config)
+    frames, size = decode_with_pyav(path, unique, probe, config)
+    if config.decoder == "decord":
+        with contextlib.suppress(RefusedError):
+            frames, size = decode_with_decord(path, unique, probe, config)
     clips: list[EncodedClip | DecodeError] = []
     for (start_s, end_s), indices in zip(parts, chosen, strict=True):
         if isinstance(indices, DecodeError):
@@ -241,4 +275,6 @@ def _read_video(path: Path, config: VideoConfig, parts: Sequence[Part], encode: 
         clip = Clip(frames[np.searchsorted(unique, indices)], times_s, end - start, "video")
         clips.append(encode_clip(clip, config, encode))
     mark = signature(frames[np.searchsorted(unique, spread)], "video") if encode else b""
-    return DecodedFile(clips, size[1], size[0], probe.duration_s, len(probe.pts), mark)
+    return DecodedFile(
+        clips, size[1], size[0], probe.duration_s, len(probe.pts), mark, probe.completeness, probe.has_sound
+    )

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..errors import first_line
-from .clip import Clip, DecodedFile, DecodeError, DecodeLimitError, EncodedClip, FileRequest
+from .clip import DECODE_ERRORS, Clip, DecodedFile, DecodeError, DecodeLimitError, EncodedClip, FileRequest
 from .config import MediaKind, VideoConfig
 from .decode import read_file
 
@@ -31,6 +31,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 _START_LIMIT_S = 120.0
 _SPARE_S = 0.5
+_ABOUT = ("width", "height", "duration_s", "num_frames", "completeness", "has_sound")  # of a `DecodedFile`, as JSON
 
 
 class Decoder(contextlib.AbstractContextManager["Decoder"]):
@@ -97,7 +98,7 @@ class Decoder(contextlib.AbstractContextManager["Decoder"]):
         stream = io.BytesIO(data)
         for part in header.pop("clips"):
             if "error" in part:
-                clips.append(DecodeError(part["error"]))
+                clips.append(DECODE_ERRORS[part["reason"]](part["error"]))
                 continue
             frames = [stream.read(size) for size in part.pop("sizes")]
             times_s = np.asarray(part.pop("times_s"), dtype=np.float64)
@@ -147,7 +148,7 @@ class _Worker:
                     raise DecodeLimitError(self._too_slow)
             reply = json.loads(connection.recv_bytes())
             if "error" in reply:
-                raise (DecodeLimitError if reply.get("limit") else DecodeError)(reply["error"])
+                raise DECODE_ERRORS[reply["reason"]](reply["error"])
             return reply, connection.recv_bytes()
         except (EOFError, OSError):
             raise DecodeLimitError(self._why_gone()) from None
@@ -211,8 +212,9 @@ def _serve(descriptor: int) -> None:
     from PIL import Image
 
     Image.init()
-    with contextlib.suppress(ImportError):
-        import decord  # noqa: F401
+    if config.decoder == "decord":
+        with contextlib.suppress(ImportError):
+            import decord  # noqa: F401
     _limit_memory(config.decode_memory_mib * 2**20)
     connection.send_bytes(b"ready")
     silence = os.open(os.devnull, os.O_WRONLY)
@@ -242,20 +244,20 @@ def _answer(request: dict[str, Any], config: VideoConfig) -> tuple[dict[str, Any
         data: list[bytes] = []
         for clip in file.clips:
             if isinstance(clip, DecodeError):
-                clips.append({"error": str(clip)})
+                clips.append({"error": str(clip), "reason": clip.reason})
                 continue
             data += clip.frames
             about = {name: getattr(clip, name) for name in ("duration_s", "height", "width")}
             clips.append({**about, "times_s": clip.times_s.tolist(), "sizes": [len(frame) for frame in clip.frames]})
-        about = {name: getattr(file, name) for name in ("width", "height", "duration_s", "num_frames")}
+        about = {name: getattr(file, name) for name in _ABOUT}
         return {**about, "clips": clips}, b"".join([*data, file.signature])
     except DecodeError as error:
-        return {"error": str(error)}, b""
+        return {"error": str(error), "reason": error.reason}, b""
     except MemoryError:
         message = f"decoding needs more memory than {config.decode_memory_mib} MiB (decode_memory_mib)"
-        return {"error": message, "limit": True}, b""
+        return {"error": message, "reason": DecodeLimitError.reason}, b""
     except Exception as error:  # a decoder's surprise on one file must not end the work on the others
-        return {"error": f"{type(error).__name__}: {first_line(error)}"}, b""
+        return {"error": f"{type(error).__name__}: {first_line(error)}", "reason": DecodeError.reason}, b""
 
 
 def _limit_memory(extra_bytes: int) -> None:

@@ -136,6 +136,11 @@ class MediaCounts(Section):
     frames: int
     files_kept_themselves: int  # files that are smaller than their frames would be
     resolutions: dict[str, dict[str, int]]  # files by ``<width>x<height>``, by kind
+    with_sound: int = 0  # files whose sound is not used
+    completeness: dict[str, int] = Field(
+        default={}
+    )  # videos by how it is known that nothing is missing; ``unchecked``: it is not
+    decoder: str = ""  # what decoded them, with its version
 
 
 class Contamination(Section):

@@ -35,7 +35,7 @@ _TABLES = """
 CREATE TABLE media (id TEXT PRIMARY KEY, sha256 TEXT, reason TEXT, detail TEXT, file TEXT, grp INTEGER, row INTEGER,
     duration_s REAL, split TEXT) WITHOUT ROWID;
 CREATE TABLE content (sha256 TEXT PRIMARY KEY, number INTEGER UNIQUE, kind TEXT, bytes INTEGER, width INTEGER,
-    height INTEGER, duration_s REAL, name INTEGER) WITHOUT ROWID;
+    height INTEGER, duration_s REAL, name INTEGER, completeness TEXT, has_sound INTEGER) WITHOUT ROWID;
 CREATE INDEX content_name ON content (name);
 CREATE TABLE content_split (sha256 TEXT, split TEXT, PRIMARY KEY (sha256, split)) WITHOUT ROWID;
 CREATE TABLE kept (name INTEGER PRIMARY KEY, split TEXT);
@@ -114,8 +114,9 @@ class MergeLedger(AbstractContextManager["MergeLedger"]):
         for file in outcome.sources:
             self.sums["source_bytes"] += file.bytes
             about = (file.kind, file.bytes, file.width, file.height, file.duration_s)
-            content = (file.sha256, self.contents, *about, self.contents)
-            insert = "INSERT OR IGNORE INTO content VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+            checked = (file.completeness, file.has_sound)
+            content = (file.sha256, self.contents, *about, self.contents, *checked)
+            insert = "INSERT OR IGNORE INTO content VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             if self._connection.execute(insert, content).rowcount:
                 signature = base64.b64decode(file.signature)
                 self._signatures.write(signature.ljust(SIGNATURE_BYTES, b"\0")[:SIGNATURE_BYTES])
@@ -172,6 +173,11 @@ class MergeLedger(AbstractContextManager["MergeLedger"]):
         for kind, width, height, count in self._connection.execute(query):
             counts[kind][f"{width}x{height}"] = count
         return {kind: most(sizes) for kind, sizes in counts.items() if sizes}
+
+    def completeness(self) -> tuple[dict[str, int], int]:
+        """Different videos by how it is known that nothing is missing; how many have sound."""
+        query = "SELECT completeness, count(*) FROM content WHERE kind = 'video' GROUP BY 1 ORDER BY 2 DESC, 1"
+        return dict(self._connection.execute(query)), int(self._first("SELECT total(has_sound) FROM content")[0])
 
     def settle(self) -> None:
         """Give what looks the same one name, and decide which split each video stays in, when every row is known."""

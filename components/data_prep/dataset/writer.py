@@ -15,6 +15,7 @@ from ...common.errors import UserError
 from ...common.rows.sample import Sample
 from ...common.storage.names import join, sha256_file
 from ...common.storage.s3 import FileInfo
+from ...common.video.decode import decoder_version
 from ..records import PartOutcome, Plan, Quarantined, Reason, Shard, ShardOutcome, media_id
 from ..task import PrepareTask
 from .data_card import DATA_CARD, Contamination, DataCard, MediaCounts, RowCounts, SplitCounts, count_quarantine
@@ -42,7 +43,7 @@ class DatasetWriter:
 
     def __init__(self, outcomes: Sequence[ShardOutcome], plan: Plan, task: PrepareTask, folder: Path):
         self._outcomes, self._plan, self._folder = outcomes, plan, folder
-        self._storage = task.storage
+        self._storage, self.decoder = task.storage, decoder_version(task.video)
         self._prefix = outcomes[0].shard.prefix
         self._ledger = MergeLedger(folder, task.config)
         self.files: dict[str, FileInfo] = {}  # every file of the data set, by name below the prefix
@@ -158,6 +159,8 @@ class DatasetWriter:
         plan, ledger, bad = self._plan, self._ledger, self.quarantined
         sums = {name: ledger.sums[name] for name in ("source_bytes", "stored_bytes", "frames")}
         numbers = {"shown": ledger.media, "files": ledger.contents, "files_kept_themselves": ledger.sums["originals"]}
+        completeness, with_sound = ledger.completeness()
+        checked = {"completeness": completeness, "with_sound": with_sound, "decoder": self.decoder}
         return DataCard(
             source=plan.source,
             format=plan.format,
@@ -165,7 +168,7 @@ class DatasetWriter:
                 rows_in=plan.rows_in, rows_out=self.rows_out, quarantined=bad.total(), left_out=plan.left_out
             ),
             splits=dict(sorted(self.splits.items())),
-            media=MediaCounts(**sums, **numbers, resolutions=ledger.resolutions()),
+            media=MediaCounts(**sums, **numbers, **checked, resolutions=ledger.resolutions()),
             contamination=Contamination.model_validate(
                 contamination.model_dump(include=set(Contamination.model_fields))
             ),

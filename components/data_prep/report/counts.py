@@ -78,6 +78,8 @@ def overview(card: DataCard) -> Markup:
         ("videos and images shown, parts of files counted apart", media.shown),
         ("different files", media.files),
         ("frames stored", media.frames),
+        ("videos whose sound is not used", media.with_sound),
+        ("videos in which a gap could not be seen", media.completeness.get("unchecked", 0)),
         ("files kept as they are, because their frames would be larger", media.files_kept_themselves),
     ]
     sizes = f"The files have {_bytes(media.source_bytes)}; {_bytes(media.stored_bytes)} are stored"

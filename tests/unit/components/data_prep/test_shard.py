@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from vthink.components.common.storage.manifest import Manifest
@@ -17,8 +18,9 @@ from vthink.components.common.video.decode import read_clip
 from vthink.components.data_prep import merge
 from vthink.components.data_prep import plan as plan_module
 from vthink.components.data_prep import shard as shard_module
+from vthink.components.data_prep.validate import validate_rows
 
-from .conftest import Run, Source, make_row, rows_of
+from .conftest import Run, Source, make_row, rows_of, square_at
 
 
 def test_a_video_is_decoded_and_stored_once_for_all_its_questions(run: Run, source: Source) -> None:
@@ -79,7 +81,7 @@ def test_a_file_is_fetched_and_decoded_once_for_all_its_parts(
     manifest = run(source(rows), max_quarantined=0.1)
     assert sorted(fetched) == [9, 32]  # so many at once fit into memory
     (beyond,) = run.quarantine(manifest)
-    assert (beyond["id"], beyond["reason"]) == ("row-40", "damaged_media")
+    assert (beyond["id"], beyond["reason"]) == ("row-40", "outside_video")
     train = run.open(manifest, tmp_path / "cache").split("train")
     for index in (0, 7, 31, 39):
         part = parts[index]
@@ -149,3 +151,85 @@ def test_a_record_that_was_cut_off_while_being_written_counts_as_not_there(run: 
     run.storage.write_bytes(done, whole[: len(whole) // 2])
     assert shard_module.prepare_shard(*arguments, shard) == done
     assert json.loads(run.storage.read_bytes(done))["parts"] == 1
+
+
+def test_a_file_that_the_system_cannot_read_costs_its_own_row_alone(run: Run, source: Source, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
+    (tmp_path / "empty.mp4").touch()
+    unreadable = {
+        "/proc/self/mem": ("unreadable_media", "Input/output error"),
+        str(tmp_path): ("unreadable_media", "a folder"),
+        str(tmp_path / "pipe.mp4"): ("unreadable_media", "a pipe"),
+        str(tmp_path / "loop.mp4"): ("unreadable_media", "symbolic links"),
+        str(tmp_path / "empty.mp4"): ("damaged_media", "empty"),
+        str(tmp_path / "gone.mp4"): ("missing_media", "no such file"),
+    }
+    rows = source([*rows_of(2), *(make_row(n + 2, uri) for n, uri in enumerate(unreadable))])
+    manifest = run(rows, max_quarantined=0.9)
+    left = {row["uri"]: (row["reason"], row["detail"]) for row in run.quarantine(manifest)}
+    assert {uri: reason for uri, (reason, _) in left.items()} == {
+        uri: reason for uri, (reason, _) in unreadable.items()
+    }
+    assert all(text in left[uri][1] for uri, (_, text) in unreadable.items())
+    checked = validate_rows(rows)
+    assert {(p.uri, p.reason) for p in checked.problems} == {(uri, reason) for uri, (reason, _) in unreadable.items()}
+
+
+def test_a_part_that_takes_long_is_saved_and_gives_the_same_files_after_a_kill(
+    run: Run, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = source(rows_of(12))
+    whole = Run(run.context.model_copy(update={"redo": {"prepare": 1}}), run.video)(rows)
+    arguments = run.arguments(rows)
+    (shard,) = plan_module.plan_data(*arguments)
+    monkeypatch.setattr(shard_module, "SAVE_S", -1.0)  # after every file
+    fetched: list[str] = []
+    fetch_file = shard_module.Fetcher.__call__
+    monkeypatch.setattr(
+        shard_module.Fetcher, "__call__", lambda self, file: (fetched.append(file.uri), fetch_file(self, file))[1]
+    )
+    save, saved = shard_module._Part.save, 0
+
+    def killed(self: shard_module._Part, *rest: Any) -> None:
+        nonlocal saved
+        save(self, *rest)
+        saved += 1
+        if saved == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shard_module._Part, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            shard_module.prepare_shard(*arguments, shard)
+    fetched.clear()
+    done = shard_module.prepare_shard(*arguments, shard)
+    assert len(fetched) == 12 - 5
+    manifest = Manifest.read(run.storage, merge.merge_data(*arguments, [done]))
+    media = [{n: f for n, f in m.details["files"].items() if n.startswith("media/")} for m in (manifest, whole)]
+    assert media[0] == media[1]
+    assert not [item for item in run.storage.list(join(manifest.uri, "shards/")) if "progress" in item.uri]
+
+
+@pytest.mark.parametrize("sound", ["note", "refuse"])
+def test_sound_is_counted_in_the_card_or_refused(sound: str, run: Run, source: Source, tmp_path: Path) -> None:
+    import av
+    import numpy as np
+
+    with av.open(str(tmp_path / "loud.mp4"), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=4)
+        voice: Any = container.add_stream("aac", rate=16000)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for pixels in square_at(0):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 16000, 0
+        container.mux(voice.encode(frame))
+        container.mux(voice.encode())
+    manifest = run(source([*rows_of(2), make_row(2, str(tmp_path / "loud.mp4"))]), sound=sound, max_quarantined=0.9)
+    card = run.read_json(manifest, "card")["media"]
+    assert manifest.counts.get("quarantined_has_sound", 0) == (sound == "refuse")
+    assert card["with_sound"] == (sound == "note")
+    assert card["completeness"]["frame count"] >= 2
+    assert card["decoder"].startswith("pyav ")
