@@ -186,7 +186,11 @@ class RolloutGenerator:
         self.lap("wait")
         prompts = [self.encoder.encode_sample(item) for item in items]
         sampling = Sampling(
-            max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            seed=config.seed,
         )
         keys = [zlib.crc32(f"{step}/{row}".encode()) for row in rows]
         completions = list(self.engine.generate(prompts, sampling, config.num_generations, keys))
@@ -212,6 +216,7 @@ class RolloutGenerator:
                 shuffled_texts=[completion.text for completion in shuffled.get(i, [])],
                 answer_format=self.encoder.template.answer_format,
                 correct_above=config.reward_config.correct_above,
+                grading=config.reward_config.grading,
             )
             for i, item in enumerate(items)
         ]

@@ -176,6 +176,9 @@ def packed_attention(
 
     Of a packed row each prompt attends over itself, each completion over its prompt and itself (``two_call``).
     """
+    # Over float32 weights under autocast rotary positions leave q and k in float32 beside v; a `CausalBias` is handled
+    # above autocast, which would have cast them.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     if shared_prefix is None or attention_mask is not None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         return output, None

@@ -35,14 +35,16 @@ class Sampling:
     """0 is greedy."""
     top_p: float = 1.0
     """Nucleus: the smallest set of tokens with at least this probability."""
+    top_k: int = 0
+    """Only so many of the likeliest tokens, before the nucleus; 0: all."""
     seed: int = 0
     """Seed of the run's sampling."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError("max_new_tokens must be at least 1")
-        if not self.temperature >= 0 or not 0 < self.top_p <= 1:
-            raise ValueError("temperature must be ≥ 0 and top_p in (0, 1]")
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError("temperature and top_k must be ≥ 0 and top_p in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +84,8 @@ def pick_tokens(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor)
     """Next tokens (R,) from logits (R, V) and one uniform number per row (R,)."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
+    if 0 < sampling.top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[:, -1:], float("-inf"))
     probabilities = torch.softmax(logits.double() / sampling.temperature, -1)
     if sampling.top_p < 1:
         ranked, order = probabilities.sort(-1, descending=True)

@@ -229,3 +229,10 @@ def test_the_same_sample_has_the_same_tokens_in_sft_rollout_evaluation_and_serve
     served_clip = stored(Clip(item.clip.frames, item.clip.times_s, item.clip.duration_s, item.clip.kind), video)
     served = encoder.encode(item.sample.question, list(item.sample.options), item.sample.problem_type, served_clip)
     assert served.input_ids.tolist() == rollout.input_ids.tolist()
+
+
+def test_top_k_leaves_the_likeliest_tokens_to_draw_from() -> None:
+    logits = torch.tensor([[1.0, 4.0, 3.0, 2.0]]).expand(200, -1)
+    noise = torch.rand(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = {k: set(pick_tokens(logits, Sampling(temperature=3.0, top_k=k), noise).tolist()) for k in (0, 2, 9)}
+    assert drawn == {0: {0, 1, 2, 3}, 2: {1, 2}, 9: {0, 1, 2, 3}}
