@@ -206,12 +206,8 @@ class RewardConfig(_BuiltInRewards, Section):
 
 
 REWARD_PRESETS: dict[str, RewardConfig] = {
-    "video_r1_code": RewardConfig(
-        temporal=TemporalConfig(ratio=0.8), length=LengthConfig(bonus=0.2), grading="paper"
-    ),
-    "video_r1_v4": RewardConfig(
-        temporal=TemporalConfig(ratio=1.0), length=LengthConfig(bonus=0.2), grading="paper"
-    ),
+    "video_r1_code": RewardConfig(temporal=TemporalConfig(ratio=0.8), length=LengthConfig(bonus=0.2), grading="paper"),
+    "video_r1_v4": RewardConfig(temporal=TemporalConfig(ratio=1.0), length=LengthConfig(bonus=0.2), grading="paper"),
     "video_thinker": RewardConfig(),
 }
 """Published reward systems: Video-R1's repository, its last paper version, and Video-Thinker."""

@@ -60,10 +60,11 @@ class ClusterConfig(Section):
     """Further taints to accept where no queue places the pods."""
     accelerator: str | None = "nvidia.com/gpu"
     """Resource name of an accelerator, one per training process; null: train on CPUs."""
-    cpu: Quantity = "8"
-    """CPUs of a training node's pod."""
-    memory: Quantity = "64Gi"
-    """Memory of a training node's pod."""
+    cpu: Quantity | None = None
+    """CPUs of a training node's pod; null: 8 per process."""
+    memory: Quantity | None = None
+    """Memory of a training node's pod; null: what model and processes need (``vthink plan`` says it), or 32Gi per
+    process where the model's size is not known beforehand."""
     nodes: int | None = Field(default=None, ge=1)
     """Nodes to train on now, where they are not the ``launch.nodes`` that the batch was planned for: a running job is
     replaced, and goes on from its last checkpoint with the same batch. Null: as planned."""

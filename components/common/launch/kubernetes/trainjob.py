@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from ..... import __version__
 from ...storage.names import fingerprint
 from ..config import LaunchConfig, Placement
-from ..job import ROLLOUT_URL, WORK_DIR, TrainingJob
+from ..job import ROLLOUT_URL, WORK_DIR, NodeResources, TrainingJob
 from .client import TRAIN_JOB, Object
 
 MANAGER = "vthink.dev/launcher"
@@ -53,6 +53,18 @@ def image(launch: LaunchConfig) -> str:
     """Image of the training pods."""
     default = os.environ.get("VTHINK_IMAGE_TRAIN", f"ghcr.io/vthink/vthink-train-python:{__version__}")
     return launch.cluster.image or default
+
+
+def node_requests(launch: LaunchConfig, resources: NodeResources | None) -> dict[str, str]:
+    """What a training node's pod asks for; ``resources`` are None where the model's size is not known beforehand."""
+    cluster, processes = launch.cluster, launch.processes
+    derived = resources.memory_gib if resources is not None else 32 * processes
+    requests = {"cpu": cluster.cpu or str(8 * processes), "memory": cluster.memory or f"{derived}Gi"}
+    if resources is not None:
+        requests["ephemeral-storage"] = f"{resources.scratch_gib}Gi"
+    if cluster.accelerator is not None:
+        requests[cluster.accelerator] = str(processes)
+    return requests
 
 
 def environment(job: TrainingJob, environ: Mapping[str, str] = os.environ) -> list[Object]:
@@ -102,9 +114,8 @@ def train_job(job: TrainingJob, attempt: int, owner: Object | None = None) -> Ob
     """
     launch, cluster = job.run.launch, job.run.launch.cluster
     placement, command = launch.placement(job.stage), torchrun_command(job)
-    resources: Object = {"cpu": cluster.cpu, "memory": cluster.memory}
-    if cluster.accelerator is not None:
-        resources[cluster.accelerator] = launch.processes
+    requests = node_requests(launch, job.resources)
+    limits = {name: amount for name, amount in requests.items() if name != "ephemeral-storage"}
     pod: Object = {
         "serviceAccountName": cluster.service_account,
         "terminationGracePeriodSeconds": cluster.grace_period_s,
@@ -134,13 +145,13 @@ def train_job(job: TrainingJob, attempt: int, owner: Object | None = None) -> Ob
             "numProcPerNode": launch.processes,
             "command": command,
             "env": env,
-            "resourcesPerNode": {"requests": resources, "limits": dict(resources)},
+            "resourcesPerNode": {"requests": requests, "limits": limits},
         },
         "runtimePatches": [
             {"manager": MANAGER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": replicated}}}}
         ],
     }
-    shape = [nodes(launch), launch.processes, image(launch), runtime, command, resources, placement.model_dump()]
+    shape = [nodes(launch), launch.processes, image(launch), runtime, command, requests, placement.model_dump()]
     metadata: Object = {
         "name": full_name,
         "labels": {
