@@ -1,8 +1,8 @@
 """What a training stage will need, from its configuration alone: FLOPs, memory, storage and hours. No torch.
 
-Exact are visual tokens and parameters (`components/common/model/shapes.py`); the bytes of tensors (`memory.py`) follow from the layers of
-transformers' Qwen2.5-VL and Qwen3-VL, and a test counts them on real models. Hours are an estimate, which rests on the
-figures below, each with its source.
+Exact are visual tokens and parameters (`components/common/model/shapes.py`); the bytes of tensors (`memory.py`) follow
+from the layers of transformers' Qwen2.5-VL and Qwen3-VL, and a test counts them on real models. Hours are an estimate,
+which rests on the figures below, each with its source.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ...components.common.launch.job import NodeResources
+from ...components.common.model.shapes import Shape
 from ...components.common.training.config import TrainingConfig
 from ...components.common.training.resources import checkpoint_bytes, node_resources, trained_parameters
 from ..config import Config

@@ -44,7 +44,8 @@ def healthy() -> dict[str, Any]:
         QUOTAS: {"items": [{"status": {
             "hard": {"requests.nvidia.com/gpu": "16"}, "used": {"requests.nvidia.com/gpu": "8"}}}]},
         NODES: {"items": [{"status": {
-            "conditions": [{"type": "Ready", "status": "True"}], "allocatable": {"nvidia.com/gpu": "8"}}}]},
+            "conditions": [{"type": "Ready", "status": "True"}], "allocatable": {
+                "cpu": "95500m", "memory": "943718400Ki", "ephemeral-storage": "3Ti", "nvidia.com/gpu": "8"}}}]},
     }  # fmt: skip
     for group, version, plural in KINDS:
         versions = answers.setdefault(f"/apis/{group}", {"versions": []})["versions"]
@@ -141,11 +142,14 @@ def test_where_everything_is_there_every_line_is_ok(config: Config, cluster: dic
         (QUOTAS, {"items": [{"status": {"hard": {"pods": "5"}, "used": {"pods": "5"}}}]}, "quota", "pods 5 of 5"),
         (NODES, {"items": [{"status": {"conditions": [{"type": "Ready", "status": "False"}]}}]}, "nodes of pool gpu",
          "none of them ready"),
+        (NODES, {"items": [{"status": {"conditions": [{"type": "Ready", "status": "True"}], "allocatable": {
+            "cpu": "96", "memory": "128Gi", "ephemeral-storage": "3Ti", "nvidia.com/gpu": "8"}}}]},
+         "nodes of pool gpu", r"room for a pod of sft, which asks for cpu 64, memory \d+Gi"),
         (RUNTIMES, {"items": []}, "training runtime", "no ClusterTrainingRuntime vthink-torch"),
         (MODELS, 500, "KServe", "answered 500"),
     ],
     ids=["no Trainer", "an old Kueue", "no KServe", "no queue", "a stopped queue", "no quota left", "no node ready",
-         "no runtime", "trouble"],
+         "a small node", "no runtime", "trouble"],
 )  # fmt: skip
 def test_what_the_cluster_lacks_is_named_with_what_to_do(
     config: Config, cluster: dict[str, Any], path: str, answer: Any, subject: str, said: str

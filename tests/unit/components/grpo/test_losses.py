@@ -149,6 +149,6 @@ def test_a_loss_brings_its_papers_settings_unless_the_configuration_says_otherwi
 
 
 def test_the_kl_of_a_token_is_clamped_as_in_the_published_code() -> None:
-    batch, values = batch_of(ref_log_probs=torch.full((B, C), 30.0), old_log_probs=None)
+    batch, _ = batch_of(ref_log_probs=torch.full((B, C), 30.0), old_log_probs=None)
     _, sums = policy_loss(config(), torch.zeros(B, C), batch, 1.0)
     assert float(sums[1] / sums[0]) == pytest.approx(math.exp(10) - 11)

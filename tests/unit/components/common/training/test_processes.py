@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from vthink.components.common.errors import UserError
-from vthink.components.common.model.load import pick_device
 from vthink.components.common.training.processes import bind_device
 
 PRETENDED = """
@@ -35,16 +34,15 @@ def test_a_worker_takes_its_own_gpu_before_its_training_is_imported(
     (tmp_path / "placement_train.py").write_text(
         textwrap.dedent("""
         import torch
-        from vthink.components.common.model.load import pick_device
         imported = torch.cuda.current_device()
         def train(job):
-            print(imported, pick_device())
+            print(imported, torch.cuda.current_device())
         """)
     )
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[6]}")
     done = subprocess.run([sys.executable, "-c", PRETENDED], capture_output=True, text=True, check=False)
-    assert done.stdout.split() == [str(local_rank), f"cuda:{local_rank}"], done.stderr
+    assert done.stdout.split() == [str(local_rank)] * 2, done.stderr
 
 
 def test_more_processes_than_gpus_end_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,5 +54,5 @@ def test_more_processes_than_gpus_end_with_what_to_do(monkeypatch: pytest.Monkey
 
 
 def test_without_a_gpu_nothing_is_bound() -> None:
+    assert not torch.cuda.is_available()
     bind_device()
-    assert pick_device() == torch.device("cpu")
