@@ -26,6 +26,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ..common.model.chat import ChatEncoder
+from ..common.model.load import prepare_vision
 from ..common.model.prompt import BlindInputError, EncodedPrompt
 
 ATTENTION = "vthink_shared_prefix"  # our attention among transformers' implementations
@@ -116,6 +117,7 @@ def install(model: Any) -> None:
     AttentionInterface.register(ATTENTION, packed_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     base = _innermost(model)
+    prepare_vision(base)  # TRL loads the reference model itself
     base.model.language_model.config._attn_implementation = ATTENTION
     base.model.register_forward_hook(_keep_predicting, with_kwargs=True)
 

@@ -202,10 +202,9 @@ def fastest(plans: list[StagePlan]) -> StagePlan | None:
 def layouts(
     config: Config, stage: TrainingStage, shape: Shape, sample: Tokens, accelerator: Accelerator, rows: int, ranks: int
 ) -> list[StagePlan]:
-    """The stage on ``ranks`` accelerators with each ZeRO stage that the configuration admits, its own first."""
+    """The stage on ``ranks`` accelerators with each ZeRO stage, its own first."""
     section: TrainingConfig = getattr(config, stage)
-    admitted = [z for z in ("none", "zero2", "zero3") if not (z == "zero3" and section.lora is not None)]
-    order: list[Any] = sorted(admitted, key=lambda z: z != section.deepspeed)
+    order: list[Any] = sorted(get_args(Zero), key=lambda z: z != section.deepspeed)
     return [plan_stage(config, stage, shape, sample, accelerator, rows, zero, ranks) for zero in order]
 
 

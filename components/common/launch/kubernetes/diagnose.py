@@ -70,7 +70,7 @@ def diagnose(
             for state in (container.get("state") or {}, container.get("lastState") or {}):
                 ended = state.get("terminated") or {}
                 if ended.get("reason") == "OOMKilled":
-                    memory = job["spec"]["trainer"].get("resourcesPerNode", {}).get("limits", {}).get("memory", "none")
+                    memory = job["spec"]["trainer"]["resourcesPerNode"]["limits"]["memory"]
                     return Failure(
                         f"{pod['metadata']['name']} ran out of memory (OOMKilled, limit {memory})",
                         "raise launch.cluster.memory, or use fewer processes per node",
