@@ -120,6 +120,12 @@ class GRPOConfig(TrainingConfig):
         return self
 
     @property
+    def num_shuffled(self) -> int:
+        """Completions of a video prompt on shuffled frames."""
+        temporal = self.reward_config.temporal
+        return max(1, int(self.num_generations * temporal.shuffled_fraction)) if temporal is not None else 0
+
+    @property
     def reward_config(self) -> RewardConfig:
         """The rewards, with a preset's name resolved."""
         return REWARD_PRESETS[self.rewards] if isinstance(self.rewards, str) else self.rewards

@@ -156,8 +156,7 @@ def _grpo_work(
     prompt, group, response = (
         PROMPT_TEXT_TOKENS + sample.visual, grpo.num_generations, round(grpo.max_new_tokens * MEAN_LENGTH)
     )  # fmt: skip
-    temporal = grpo.reward_config.temporal
-    shuffled = max(1, int(group * temporal.shuffled_fraction)) if temporal is not None else 0
+    shuffled = grpo.num_shuffled
     kl = 1 if grpo.kl_coefficient else 0
     # With a shared prefix log-probabilities are computed over the prompt once and all of its completions.
     copies = 1 if grpo.shared_prefix != "off" else group
@@ -174,7 +173,7 @@ def _grpo_work(
     # Without adapters the reference is a model of its own.
     copy = math.ceil((element if zero != "none" else 4) * total / (ranks if zero == "zero3" else 1))
     reference = copy if kl and grpo.lora is None else 0
-    rollouts = kv_cache_bytes(shape, group * grpo.prompts_per_step, length, element)
+    rollouts = kv_cache_bytes(shape, (group + shuffled) * grpo.prompts_per_step, length, element)
     rollouts += element * total if zero == "zero3" else 0
     vllm_fits = True
     if grpo.vllm is not None:
@@ -188,7 +187,7 @@ def _grpo_work(
     groups = min(grpo.prompts_per_step, max(1, budget // group_tokens))
     return _Work(
         length=length, flops=flops, held_tokens=groups * group_tokens, held_clips=groups * copies,
-        decoding_s=(2 if shuffled else 1) * grpo.max_new_tokens * LONGEST_LENGTH * token_s,
+        decoding_s=grpo.max_new_tokens * LONGEST_LENGTH * token_s,
         rollout_bytes=rollouts, reference_bytes=reference, vllm_fits=vllm_fits,
     )  # fmt: skip
 

@@ -59,6 +59,7 @@ def node_resources(
     total, trained = shape.parameters, trained_parameters(config, shape)
     # Resuming: each rank reads its part of the optimiser; with ZeRO-2 each rank reads all 16-bit weights too, and
     # without ZeRO all of everything.
+    resumed: float
     if config.deepspeed == "none":
         resumed = ranks * (4 * total + 8 * trained)
     else:
