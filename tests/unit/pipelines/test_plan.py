@@ -18,7 +18,15 @@ from vthink.components.common.video.config import VideoConfig
 from vthink.pipelines.config import load
 from vthink.pipelines.plan.footage import Footage, visual_tokens
 from vthink.pipelines.plan.memory import ACCELERATORS, GIB, activation_bytes, kv_cache_bytes, state_bytes
-from vthink.pipelines.plan.stage import StagePlan, fastest, layouts, plan_stage, stored_bytes
+from vthink.pipelines.plan.stage import (
+    LONGEST_LENGTH,
+    SECONDS_PER_LAYER,
+    StagePlan,
+    fastest,
+    layouts,
+    plan_stage,
+    stored_bytes,
+)
 
 FAMILIES = ["qwen2_5_vl", "qwen3_vl"]
 IDS = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
@@ -247,7 +255,9 @@ def hours(preset: str, stage: Any, gpus: int, rows: int = 1, *settings: str) -> 
 
 def test_the_papers_hours_are_met_within_the_factor_that_the_page_states():
     # Video-R1: 1,000 steps of T-GRPO in about 15 h on 8 A100; SFT on 165k rows in about 40 h on 4.
-    as_published = hours("video_r1_7b", "grpo", 8, 1, "grpo.shared_prefix=off")
+    # The published code generates the shuffled completions in a second call, after the first; here it is one.
+    second_call_s = 768 * LONGEST_LENGTH * SHAPES["Qwen/Qwen2.5-VL-7B-Instruct"].layers * SECONDS_PER_LAYER
+    as_published = hours("video_r1_7b", "grpo", 8, 1, "grpo.shared_prefix=off") + 1000 * second_call_s / 3600
     assert as_published == pytest.approx(15, rel=0.3)
     assert hours("video_r1_7b", "grpo", 8) < as_published
     assert 1 / 2.5 < hours("video_r1_7b", "sft", 4, 165_575) / 40 < 1
