@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from ..components.common.config import ConfigError
 from ..components.common.errors import UserError, first_line
 from ..components.common.launch.config import POOL_LABEL
 from ..components.common.launch.kubernetes.client import Cluster, ClusterError, condition, is_true
+from ..components.common.launch.kubernetes.trainjob import node_requests
+from ..components.common.model.shapes import shape_of
 from ..components.common.storage.s3 import Storage
 from ..components.common.tracking.client import registry_client, short_timeouts, tracking_uri
 from .config import Config
 from .kfp_client.connection import KfpConnection
 from .kfp_client.runs import recent_runs
+from .plan.stage import TRAINING_STAGES, TrainingStage, node_of
 
 KINDS: tuple[tuple[str, str, str], ...] = (
     ("trainer.kubeflow.org", "v1alpha1", "trainjobs"),
@@ -121,7 +125,7 @@ def _cluster_checks(get: Get, config: Config, namespace: str) -> Iterator[tuple[
         yield f"queue {pool}", partial(_check_queue, get, launch.namespace or namespace, pool)
     yield "quota", partial(_check_quota, get, namespace)
     for pool in pools:
-        yield f"nodes of pool {pool}", partial(_check_nodes, get, pool, launch.accelerator)
+        yield f"nodes of pool {pool}", partial(_check_nodes, get, pool, config)
     yield "training runtime", partial(_check_runtime, get, launch.runtime)
     if launch.queues and launch.priority is not None:
         yield "priority", partial(_check_priority, get, launch.priority)
@@ -168,7 +172,10 @@ def _check_quota(get: Get, namespace: str) -> str:
     return f"room in {namespace}"
 
 
-def _check_nodes(get: Get, pool: str, resource: str | None) -> str:
+def _check_nodes(get: Get, pool: str, config: Config) -> str:
+    from kubernetes.utils.quantity import parse_quantity
+
+    resource = config.launch.cluster.accelerator
     nodes = get(f"/api/v1/nodes?labelSelector={POOL_LABEL}%3D{pool}")["items"]
     ready = [node["status"] for node in nodes if is_true(node, "Ready")]
     label = f"label {POOL_LABEL}={pool}"
@@ -176,9 +183,29 @@ def _check_nodes(get: Get, pool: str, resource: str | None) -> str:
         raise NotSeenError(f"none now with {label}; fine only if an autoscaler makes them")
     if not ready:
         raise UserError(f"{len(nodes)} with {label}, none of them ready")
+    for stage in (stage for stage in TRAINING_STAGES if config.launch.pool.get(stage) == pool):
+        wanted = pod_requests(config, stage)
+        rooms = [node.get("allocatable", {}) for node in ready]
+        fits = [
+            all(parse_quantity(room.get(name, 0)) >= parse_quantity(wanted[name]) for name in wanted) for room in rooms
+        ]
+        if not any(fits):
+            text = ", ".join(f"{name} {amount}" for name, amount in wanted.items())
+            raise UserError(f"no node has room for a pod of {stage}, which asks for {text}, the prepared data besides; "
+                            "fewer launch.processes, or larger nodes")  # fmt: skip
     return (
         f"{len(ready)} ready, {sum(int(node.get('allocatable', {}).get(resource, 0)) for node in ready)} × {resource}"
     )
+
+
+def pod_requests(config: Config, stage: TrainingStage) -> dict[str, str]:
+    """What a training pod of a stage will ask for: as the TrainJob, of which it is made, the prepared data left out."""
+    section, launch = getattr(config, stage), config.launch
+    try:
+        resources = node_of(config, stage, shape_of(config.model, config.storage, config.video.size_multiple))
+    except ConfigError:  # a hub's model that is not known here
+        resources = None
+    return node_requests(launch, resources) if section.enabled else {}
 
 
 def _check_runtime(get: Get, name: str) -> str:

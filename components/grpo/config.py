@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -32,6 +33,13 @@ class VLLMConfig(Section):
         return self
 
 
+LOSS_DEFAULTS: dict[str, dict[str, Any]] = {
+    "dr_grpo": {"scale_by_std": False},  # arXiv 2503.20783 §3.2: it weighs easy and hard questions more
+    "gspo": {"epsilon": 3e-4, "epsilon_high": 4e-4},  # arXiv 2507.18071 §5.1: ratios of whole sequences differ little
+}
+"""What a loss brings along where the configuration does not set it."""
+
+
 class GRPOConfig(TrainingConfig):
     """Group-relative policy optimisation on video, with T-GRPO's temporal contrast as an option."""
 
@@ -47,12 +55,16 @@ class GRPOConfig(TrainingConfig):
     """Sampling temperature of rollouts."""
     top_p: float = Field(default=0.95, gt=0, le=1)
     """Nucleus of rollouts."""
+    top_k: int = Field(default=0, ge=0)
+    """Rollouts draw from so many of the likeliest tokens, before the nucleus is taken; 0: from all."""
     kl_coefficient: float = Field(default=0.04, ge=0)
     """β: weight of the k3 estimate of KL to the start of this stage; 0 keeps no reference model."""
+    kl_clamp: float = Field(default=10.0, gt=0)
+    """log(π_ref / π) of a token is clamped to ± this before its KL is taken (Video-R1's code)."""
     max_kl: float = Field(default=10.0, gt=0)
     """Training stops with an error when the mean KL per token exceeds this: the policy has come apart."""
     epsilon: float = Field(default=0.2, gt=0)
-    """Clip range of the importance ratio (inactive while each rollout is used for one update)."""
+    """Clip range of the importance ratio (inactive while each rollout is used for one update); see `LOSS_DEFAULTS`."""
     epsilon_high: float | None = Field(default=None, gt=0)
     """Upper clip range, where it differs (DAPO's clip-higher: 0.28); null: ``epsilon``."""
     num_iterations: int = Field(default=1, ge=1)
@@ -68,7 +80,7 @@ class GRPOConfig(TrainingConfig):
     """DAPO §3.2: groups whose completions all earned the same teach nothing. Up to so many times another prompt is
     tried in such a group's place; what is left without signal is left out of the loss. 0: keep all groups."""
     scale_by_std: bool = True
-    """Divide advantages by the group's standard deviation."""
+    """Divide advantages by the group's standard deviation; see `LOSS_DEFAULTS`."""
     rewards: Literal["video_r1_code", "video_r1_v4", "video_thinker"] | RewardConfig = "video_r1_code"
     """A published preset by name, or its parts."""
     permute_rewards: bool = False
@@ -88,6 +100,11 @@ class GRPOConfig(TrainingConfig):
     rollout_table_every_steps: int = Field(default=50, ge=1)
     """Optimiser steps between rollout tables in MLflow."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, data: Any) -> Any:
+        return LOSS_DEFAULTS.get(str(data.get("loss")), {}) | dict(data) if isinstance(data, Mapping) else data
+
     @model_validator(mode="after")
     def _best_is_saved(self) -> Self:
         if self.validation.every_steps != self.save_every_steps:
@@ -101,6 +118,12 @@ class GRPOConfig(TrainingConfig):
                 f"({self.num_iterations}), so that a checkpoint never lies between two updates on one rollout"
             )
         return self
+
+    @property
+    def num_shuffled(self) -> int:
+        """Completions of a video prompt on shuffled frames."""
+        temporal = self.reward_config.temporal
+        return max(1, int(self.num_generations * temporal.shuffled_fraction)) if temporal is not None else 0
 
     @property
     def reward_config(self) -> RewardConfig:

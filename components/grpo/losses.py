@@ -79,7 +79,7 @@ def policy_loss(
         losses = losses * batch.importance_weights
     kl = torch.zeros_like(log_probs)
     if batch.ref_log_probs is not None:
-        log_ref_ratio = batch.ref_log_probs - log_probs
+        log_ref_ratio = (batch.ref_log_probs - log_probs).clamp(-config.kl_clamp, config.kl_clamp)
         kl = log_ref_ratio.exp() - log_ref_ratio - 1  # k3: unbiased and never negative
         losses = losses + config.kl_coefficient * kl
     losses = losses * mask

@@ -16,7 +16,7 @@ from typing import Any, Self
 from pydantic import Field, FiniteFloat, create_model, field_validator, model_validator
 
 from ..common.answers.formats import follows_format
-from ..common.answers.grading import grade
+from ..common.answers.grading import GradingMode, grade
 from ..common.answers.responses import parse_response
 from ..common.config import Section
 from ..common.registry import Registry
@@ -35,16 +35,17 @@ class Group:
     shuffled_texts: Sequence[str] = ()  # completions on permuted frames; empty for images and for plain GRPO
     answer_format: str = "video_r1"  # what the prompt asked for
     correct_above: float = 0.1  # `RewardConfig.correct_above`
+    grading: GradingMode = "strict"  # `RewardConfig.grading`
 
     @cached_property
     def accuracy(self) -> list[float]:
         """Graded answers in [0, 1], one per completion (problem types: Video-R1 §3.2)."""
-        return [_grade(self.sample, text) for text in self.texts]
+        return [_grade(self.sample, text, self.grading) for text in self.texts]
 
     @cached_property
     def shuffled_accuracy(self) -> list[float]:
         """The same for the completions on shuffled frames."""
-        return [_grade(self.sample, text) for text in self.shuffled_texts]
+        return [_grade(self.sample, text, self.grading) for text in self.shuffled_texts]
 
     @property
     def correct(self) -> list[bool]:
@@ -52,10 +53,10 @@ class Group:
         return [accuracy > self.correct_above for accuracy in self.accuracy]
 
 
-def _grade(sample: Sample, text: str) -> float:
+def _grade(sample: Sample, text: str, mode: GradingMode) -> float:
     """Only an answer inside ``<answer>`` counts: a guess elsewhere would be paid for ignoring the format."""
     response = parse_response(text)
-    return grade(sample, response.answer) if response.tagged else 0.0
+    return grade(sample, response.answer, mode) if response.tagged else 0.0
 
 
 RewardFunction = Callable[[Group], Sequence[float]]  # one number for each of a group's completions
@@ -182,6 +183,8 @@ class RewardConfig(_BuiltInRewards, Section):
 
     correct_above: float = Field(default=0.1, ge=0, lt=1)
     """A rollout counts as correct, for both bonuses, when its graded answer is above this."""
+    grading: GradingMode = "strict"
+    """How answers are graded: ``strict`` is ours, ``paper`` Video-R1's published rules."""
     extra: dict[str, FiniteFloat] = Field(default={})
     """Rewards of your own, as ``package.module:function``, with their weights (see CONTRIBUTING.md)."""
 
@@ -203,8 +206,8 @@ class RewardConfig(_BuiltInRewards, Section):
 
 
 REWARD_PRESETS: dict[str, RewardConfig] = {
-    "video_r1_code": RewardConfig(temporal=TemporalConfig(ratio=0.8), length=LengthConfig(bonus=0.2)),
-    "video_r1_v4": RewardConfig(temporal=TemporalConfig(ratio=1.0), length=LengthConfig(bonus=0.2)),
+    "video_r1_code": RewardConfig(temporal=TemporalConfig(ratio=0.8), length=LengthConfig(bonus=0.2), grading="paper"),
+    "video_r1_v4": RewardConfig(temporal=TemporalConfig(ratio=1.0), length=LengthConfig(bonus=0.2), grading="paper"),
     "video_thinker": RewardConfig(),
 }
 """Published reward systems: Video-R1's repository, its last paper version, and Video-Thinker."""

@@ -74,8 +74,8 @@ class TrainingModelEngine:
     is_policy = True
     """Whether completions are sampled with the trainer's own probabilities; if not, they are `SampledCompletion`s."""
 
-    def __init__(self, trainer: Any, encoder: ChatEncoder, prompts_at_once: int) -> None:
-        self.trainer, self.encoder, self.prompts_at_once = trainer, encoder, prompts_at_once
+    def __init__(self, trainer: Any, encoder: ChatEncoder, rows_at_once: int) -> None:
+        self.trainer, self.encoder, self.rows_at_once = trainer, encoder, rows_at_once
         self._model: Any = None
 
     @contextmanager
@@ -89,10 +89,10 @@ class TrainingModelEngine:
         self._model = None
 
     def generate(
-        self, prompts: Sequence[EncodedPrompt], sampling: Sampling, n: int, keys: Sequence[int]
+        self, prompts: Sequence[EncodedPrompt], sampling: Sampling, n: Sequence[int], keys: Sequence[int]
     ) -> Sequence[Sequence[Completion]]:
-        """``n`` completions for each prompt, determined by ``sampling.seed`` and the prompt's key."""
-        return sample(self._model, self.encoder, prompts, sampling, n, n * self.prompts_at_once, keys)
+        """So many completions of each prompt, determined by ``sampling.seed`` and the prompt's key."""
+        return sample(self._model, self.encoder, prompts, sampling, n, self.rows_at_once, keys)
 
 
 RolloutEngine = TrainingModelEngine | VLLMEngine
@@ -186,23 +186,28 @@ class RolloutGenerator:
         self.lap("wait")
         prompts = [self.encoder.encode_sample(item) for item in items]
         sampling = Sampling(
-            max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            seed=config.seed,
         )
         keys = [zlib.crc32(f"{step}/{row}".encode()) for row in rows]
-        completions = list(self.engine.generate(prompts, sampling, config.num_generations, keys))
         clips: list[Clip | None] = [None] * len(items)
-        shuffled: dict[int, Sequence[Completion]] = {}
-        temporal = config.reward_config.temporal
         videos = [i for i, item in enumerate(items) if item.clip.kind == "video" and len(item.clip.frames) > 1]
-        if temporal is not None and videos:
-            count = max(1, int(config.num_generations * temporal.shuffled_fraction))
-            shuffled_prompts = []
-            for i in videos:
-                order = frame_order(config.seed, step, rows[i], len(items[i].clip.frames))
-                clips[i] = clip = items[i].clip.permuted(order.tolist())
-                shuffled_prompts.append(self.encoder.with_clip(prompts[i], clip))
-            completed = self.engine.generate(shuffled_prompts, sampling, count, [keys[i] ^ 1 for i in videos])
-            shuffled = dict(zip(videos, completed, strict=True))
+        videos = videos if config.num_shuffled else []
+        shuffled_prompts = []
+        for i in videos:
+            order = frame_order(config.seed, step, rows[i], len(items[i].clip.frames))
+            clips[i] = clip = items[i].clip.permuted(order.tolist())
+            shuffled_prompts.append(self.encoder.with_clip(prompts[i], clip))
+        # In one call: a step of decoding takes hardly longer for half as many rows more.
+        counts = [config.num_generations] * len(prompts) + [config.num_shuffled] * len(videos)
+        completed = self.engine.generate(
+            [*prompts, *shuffled_prompts], sampling, counts, [*keys, *(keys[i] ^ 1 for i in videos)]
+        )
+        completions = list(completed[: len(prompts)])
+        shuffled = dict(zip(videos, completed[len(prompts) :], strict=True))
         self.lap("rollout")
         groups = [
             Group(
@@ -212,6 +217,7 @@ class RolloutGenerator:
                 shuffled_texts=[completion.text for completion in shuffled.get(i, [])],
                 answer_format=self.encoder.template.answer_format,
                 correct_above=config.reward_config.correct_above,
+                grading=config.reward_config.grading,
             )
             for i, item in enumerate(items)
         ]

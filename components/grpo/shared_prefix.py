@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ..common.model.chat import ChatEncoder
+from ..common.model.load import prepare_vision
 from ..common.model.prompt import BlindInputError, EncodedPrompt
 
 ATTENTION = "vthink_shared_prefix"  # our attention among transformers' implementations
@@ -116,6 +117,7 @@ def install(model: Any) -> None:
     AttentionInterface.register(ATTENTION, packed_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     base = _innermost(model)
+    prepare_vision(base)  # TRL loads the reference model itself
     base.model.language_model.config._attn_implementation = ATTENTION
     base.model.register_forward_hook(_keep_predicting, with_kwargs=True)
 
@@ -176,16 +178,21 @@ def packed_attention(
 
     Of a packed row each prompt attends over itself, each completion over its prompt and itself (``two_call``).
     """
+    # Over float32 weights under autocast rotary positions leave q and k in float32 beside v; a `CausalBias` is handled
+    # above autocast, which would have cast them.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     if shared_prefix is None or attention_mask is not None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         return output, None
     parts = []
     lengths = [prefix + sum(suffixes) for prefix, suffixes in shared_prefix.groups]
-    key, value = repeat_kv(key, module.num_key_value_groups), repeat_kv(value, module.num_key_value_groups)
+    grouped = {"enable_gqa": module.num_key_value_groups > 1}  # keys and values are not copied for each query head
     groups = (tensor.split(lengths, 2) for tensor in (query, key, value))
     for (prefix, suffixes), q, k, v in zip(shared_prefix.groups, *groups, strict=True):
         head_k, head_v = k[:, :, :prefix], v[:, :, :prefix]
-        parts.append(F.scaled_dot_product_attention(q[:, :, :prefix], head_k, head_v, is_causal=True, scale=scaling))
+        parts.append(
+            F.scaled_dot_product_attention(q[:, :, :prefix], head_k, head_v, is_causal=True, scale=scaling, **grouped)
+        )
         count, longest = len(suffixes), max(suffixes, default=0)
         if longest == 0:
             continue
@@ -199,6 +206,6 @@ def packed_attention(
             bias: Any = causal_lower_right(longest, prefix + longest)
         else:
             bias = torch.ones(longest, prefix + longest, dtype=torch.bool, device=query.device).tril(prefix)
-        out = F.scaled_dot_product_attention(tail_q, suffix_k, suffix_v, attn_mask=bias, scale=scaling)
+        out = F.scaled_dot_product_attention(tail_q, suffix_k, suffix_v, attn_mask=bias, scale=scaling, **grouped)
         parts += [row[:, :, :length] for row, length in zip(out.split(1), suffixes, strict=True)]
     return torch.cat(parts, 2).transpose(1, 2), None

@@ -85,11 +85,12 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         self.data_collator = self.prefetcher.announce_batch
         self.clock = Clock(self)
         self.add_callback(self.clock)
-        engine: RolloutEngine = TrainingModelEngine(self, encoder, settings.prompts_per_step)
+        rows = settings.prompts_per_step * (settings.num_generations + settings.num_shuffled)
+        engine: RolloutEngine = TrainingModelEngine(self, encoder, rows)
         if settings.vllm is not None:
             engine = VLLMEngine(self.vllm_generation, encoder)
-        rows = self.train_dataset["row"]
-        self.generator = RolloutGenerator(settings, encoder, engine, self.prefetcher, self.clock.lap, rows)
+        train_rows = self.train_dataset["row"]
+        self.generator = RolloutGenerator(settings, encoder, engine, self.prefetcher, self.clock.lap, train_rows)
         models = [model for model in (self.model, self.ref_model) if model is not None]
         self.log_probs = SightedLogProbs(settings, encoder, self.accelerator, models)
         self._steps_without_signal = 0

@@ -9,14 +9,15 @@ from typing import Annotated
 from rich.console import Console
 from typer import Argument, BadParameter, Exit, Option
 
+from ...components.common.model.shapes import shape_of
 from ...components.common.training.stage import train_stage
 from ...components.grpo.config import GRPOConfig
 from ...components.sft.config import SFTConfig
 from .. import config as configuration
 from ..config import Config, load
-from ..plan import shapes
+from ..plan.footage import Footage, visual_tokens
 from ..plan.memory import ACCELERATORS, GIB
-from ..plan.stage import StagePlan, fastest, layouts, stored_bytes
+from ..plan.stage import StagePlan, fastest, layouts, node_of, stored_bytes
 from ..run.execute import StageFailedError, run_pipeline
 from ..run.session import find_data, find_manifest, session
 from ..run.state import StagePreview, preview_stages
@@ -100,19 +101,26 @@ def plan(
     size = re.fullmatch(r"(\d+)x(\d+):(\d+(?:\.\d+)?)", footage)
     if size is None:
         raise BadParameter(f"'{footage}' is not like 1280x720:30", param_hint="--video")
-    video = shapes.Footage(int(size[1]), int(size[2]), float(size[3]))
+    video = Footage(int(size[1]), int(size[2]), float(size[3]))
     ranks = gpus or config.launch.processes * config.launch.nodes
-    shape = shapes.shape_of(config)
-    sample = shapes.visual_tokens(video, config.video, shape)
+    shape = shape_of(config.model, config.storage, config.video.size_multiple)
+    sample = visual_tokens(video, config.video, shape)
     stored = stored_bytes(config, shape, sample, rows)
     console = Console(highlight=False)
     console.print(
         f"model    {config.model.name}: {shape.parameters / 1e9:.3g} B parameters, {stored.model / 1e9:.3g} GB\n"
         f"video    {video.width}×{video.height}, {video.seconds:g} s: {sample.frames} frames of {sample.width}×"
         f"{sample.height}, {sample.patches} patches, {sample.visual} visual tokens\n"
-        f"storage  data {stored.data / 1e9:.3g} GB for {rows} rows, a checkpoint {stored.checkpoint / 1e9:.3g} GB, "
-        f"checkpoints kept {stored.checkpoints / 1e9:.3g} GB"
-    )
+        f"storage  data {stored.data / 1e9:.3g} GB for {rows} rows; checkpoints "
+        + ", ".join(f"of {name} {size / 1e9:.3g} GB each, {kept / 1e9:.3g} GB kept"
+                    for name, (size, kept) in stored.checkpoints.items())
+    )  # fmt: skip
+    for name in stored.checkpoints:
+        node = node_of(config, name, shape, stored.data)
+        console.print(
+            f"a node   of {name}, {config.launch.processes} processes: {node.cpus} CPUs, {node.memory_gib} GiB memory, "
+            f"{node.scratch_gib} GiB scratch"
+        )
     chosen: list[StagePlan | None] = []
     for stage in ("sft", "grpo"):
         if getattr(config, stage).enabled:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from .shapes import Shape
+from ...components.common.model.shapes import Shape
 
 Zero = Literal["none", "zero2", "zero3"]
 GIB = 2**30

@@ -1,18 +1,22 @@
 """What a training stage will need, from its configuration alone: FLOPs, memory, storage and hours. No torch.
 
-Exact are visual tokens and parameters (`shapes.py`); the bytes of tensors (`memory.py`) follow from the layers of
-transformers' Qwen2.5-VL and Qwen3-VL, and a test counts them on real models. Hours are an estimate, which rests on the
-figures below, each with its source.
+Exact are visual tokens and parameters (`components/common/model/shapes.py`); the bytes of tensors (`memory.py`) follow
+from the layers of transformers' Qwen2.5-VL and Qwen3-VL, and a test counts them on real models. Hours are an estimate,
+which rests on the figures below, each with its source.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from ...components.common.launch.job import NodeResources
+from ...components.common.model.shapes import Shape
 from ...components.common.training.config import TrainingConfig
+from ...components.common.training.resources import checkpoint_bytes, node_resources, trained_parameters
 from ..config import Config
+from .footage import Tokens
 from .memory import (
     GIB,
     GPUS_PER_NODE,
@@ -25,9 +29,9 @@ from .memory import (
     kv_cache_bytes,
     state_bytes,
 )
-from .shapes import Shape, Tokens
 
 TrainingStage = Literal["sft", "grpo"]
+TRAINING_STAGES: tuple[TrainingStage, ...] = get_args(TrainingStage)
 UTILISATION = 0.2
 """Share of an accelerator's peak that training reaches. EasyR1's published baselines: 16 to 23 %, Qwen2.5-VL-7B."""
 SECONDS_PER_LAYER = 0.9e-3
@@ -90,7 +94,7 @@ def plan_stage(
     bf16 = config.model.dtype != "float32"
     element = 2 if bf16 else 4
     total = shape.parameters
-    trained = _trained_parameters(section, shape)
+    trained = trained_parameters(section, shape)
     passes = 4 if section.gradient_checkpointing else 3  # forward, backward (twice a forward), and forward again
     if stage == "sft":
         work = _sft_work(config, shape, sample, passes)
@@ -139,14 +143,6 @@ class _Work:
     """Whether vLLM's share has room for its copy of the weights and one completion."""
 
 
-def _trained_parameters(section: TrainingConfig, shape: Shape) -> int:
-    if section.lora is not None:
-        width = shape.hidden * 2 + (shape.heads + 2 * shape.kv_heads) * shape.head_dim + 3 * shape.intermediate
-        return section.lora.rank * shape.layers * (width + 5 * shape.hidden)
-    frozen = section.freeze_vision and section.freeze_projector
-    return shape.parameters - (shape.vision_parameters if frozen else 0)
-
-
 def _sft_work(config: Config, shape: Shape, sample: Tokens, passes: int) -> _Work:
     length, batch = PROMPT_TEXT_TOKENS + sample.visual + RESPONSE_TOKENS, config.sft.batch_size
     flops = passes * batch * forward_flops(shape, length, sample.patches, length / 2)
@@ -160,8 +156,7 @@ def _grpo_work(
     prompt, group, response = (
         PROMPT_TEXT_TOKENS + sample.visual, grpo.num_generations, round(grpo.max_new_tokens * MEAN_LENGTH)
     )  # fmt: skip
-    temporal = grpo.reward_config.temporal
-    shuffled = max(1, int(group * temporal.shuffled_fraction)) if temporal is not None else 0
+    shuffled = grpo.num_shuffled
     kl = 1 if grpo.kl_coefficient else 0
     # With a shared prefix log-probabilities are computed over the prompt once and all of its completions.
     copies = 1 if grpo.shared_prefix != "off" else group
@@ -178,7 +173,7 @@ def _grpo_work(
     # Without adapters the reference is a model of its own.
     copy = math.ceil((element if zero != "none" else 4) * total / (ranks if zero == "zero3" else 1))
     reference = copy if kl and grpo.lora is None else 0
-    rollouts = kv_cache_bytes(shape, group * grpo.prompts_per_step, length, element)
+    rollouts = kv_cache_bytes(shape, (group + shuffled) * grpo.prompts_per_step, length, element)
     rollouts += element * total if zero == "zero3" else 0
     vllm_fits = True
     if grpo.vllm is not None:
@@ -192,7 +187,7 @@ def _grpo_work(
     groups = min(grpo.prompts_per_step, max(1, budget // group_tokens))
     return _Work(
         length=length, flops=flops, held_tokens=groups * group_tokens, held_clips=groups * copies,
-        decoding_s=(2 if shuffled else 1) * grpo.max_new_tokens * LONGEST_LENGTH * token_s,
+        decoding_s=grpo.max_new_tokens * LONGEST_LENGTH * token_s,
         rollout_bytes=rollouts, reference_bytes=reference, vllm_fits=vllm_fits,
     )  # fmt: skip
 
@@ -206,28 +201,35 @@ def fastest(plans: list[StagePlan]) -> StagePlan | None:
 def layouts(
     config: Config, stage: TrainingStage, shape: Shape, sample: Tokens, accelerator: Accelerator, rows: int, ranks: int
 ) -> list[StagePlan]:
-    """The stage on ``ranks`` accelerators with each ZeRO stage that the configuration admits, its own first."""
+    """The stage on ``ranks`` accelerators with each ZeRO stage, its own first."""
     section: TrainingConfig = getattr(config, stage)
-    admitted = [z for z in ("none", "zero2", "zero3") if not (z == "zero3" and section.lora is not None)]
-    order: list[Any] = sorted(admitted, key=lambda z: z != section.deepspeed)
+    order: list[Any] = sorted(get_args(Zero), key=lambda z: z != section.deepspeed)
     return [plan_stage(config, stage, shape, sample, accelerator, rows, zero, ranks) for zero in order]
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Bytes in the object store: the frames of all rows, one served model, and training checkpoints."""
+    """Bytes in the object store: the frames of all rows, one served model, and each stage's checkpoints."""
 
     data: int
     model: int
-    checkpoint: int
-    """Weights, both moments and, with DeepSpeed, its float32 weights."""
-    checkpoints: int
-    """Those that a stage keeps at a time, the best included."""
+    checkpoints: dict[TrainingStage, tuple[int, int]]
+    """Of a stage: one checkpoint, and those kept at a time, the best included."""
 
 
 def stored_bytes(config: Config, shape: Shape, sample: Tokens, rows: int) -> Stored:
     """What a run leaves in the store."""
-    total, element = shape.parameters, 2 if config.model.dtype != "float32" else 4
-    checkpoint = total * 14 if config.grpo.deepspeed != "none" else total * 12
+    element = 2 if config.model.dtype != "float32" else 4
     data = rows * sample.frames * sample.height * sample.width * JPEG_BYTES_PER_PIXEL
-    return Stored(round(data), total * element, checkpoint, checkpoint * (config.grpo.keep_checkpoints + 1))
+    checkpoints: dict[TrainingStage, tuple[int, int]] = {}
+    for stage in TRAINING_STAGES:
+        section: TrainingConfig = getattr(config, stage)
+        if section.enabled:
+            size = checkpoint_bytes(section, shape)
+            checkpoints[stage] = size, size * (section.keep_checkpoints + (stage == "grpo"))
+    return Stored(round(data), shape.parameters * element, checkpoints)
+
+
+def node_of(config: Config, stage: TrainingStage, shape: Shape, data_bytes: int = 0) -> NodeResources:
+    """What a training pod of the stage asks for, accelerators left out: as the TrainJob will."""
+    return node_resources(getattr(config, stage), shape, config.launch, stage == "grpo", data_bytes)

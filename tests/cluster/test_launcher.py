@@ -278,7 +278,7 @@ FAILURES: dict[str, tuple[Object, str, str]] = {
     "memory": (
         terminated("OOMKilled", 137),
         "start",
-        r"ran out of memory \(OOMKilled, limit 64Gi\); raise launch\.cluster",
+        r"ran out of memory \(OOMKilled, limit \d+Gi\); raise launch\.cluster",
     ),
     "GPU memory": (
         terminated("Error", 1),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.training.checkpoints import CheckpointCallback, CheckpointStore
 from vthink.components.common.training.processes import leave_group
-from vthink.components.common.training.trainer import Validation, trainer_arguments
+from vthink.components.common.training.trainer import Validation, adapter_config, trainer_arguments
 from vthink.components.grpo.config import GRPOConfig
 from vthink.components.grpo.losses import TrainingBatch
 from vthink.components.grpo.rewards import Group
@@ -69,6 +70,13 @@ class Traced(VideoGRPOTrainer):
             }
         return batch
 
+    def _load_best_model(self) -> None:
+        """What the optimiser left in it is 99 GB for 7 B parameters: nobody may need it."""
+        if int(os.environ["RANK"]) == 0:
+            for state in Path(self.state.best_model_checkpoint).glob("global_step*"):
+                shutil.rmtree(state)
+        super()._load_best_model()
+
     def compute_loss(self, model: Any, inputs: TrainingBatch, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.job["fault_step"] == self.state.global_step and int(os.environ["RANK"]) == self.job["fault_rank"]:
             os.kill(os.getpid(), getattr(signal, self.job["fault"]))
@@ -88,6 +96,7 @@ def main() -> None:
     model = type(model).from_pretrained(job["start"], dtype=torch.float32)
     store = CheckpointStore(storage, job["prefix"], folder / "checkpoints")
     encoder = ChatEncoder(processor, "compact/1", data.video, tokens_per_second(model))
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_accuracy", "greater_is_better": True}
     validation = settings.validation.model_copy(update={"num_items": 2})
     trainer = Traced(
         model=model,
@@ -96,10 +105,12 @@ def main() -> None:
             **(trl_arguments(settings) | {"temperature": 1.0}),
             optim="adamw_torch",
             adam_epsilon=1e-2,
+            **(best if job["best"] else {}),
         ),
         train_dataset=prompt_rows(job["rows"]),
         eval_dataset=prompt_rows([0]),
         processing_class=processor,
+        peft_config=adapter_config(model, settings),
         callbacks=[CheckpointCallback(store, stop_every_steps=1)],
         settings=settings,
         encoder=encoder,

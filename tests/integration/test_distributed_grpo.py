@@ -66,6 +66,7 @@ class Trainings:
         processes: int,
         planned: int | None = None,
         fault: tuple[str, int, int] | None = None,
+        best: bool = False,
         **settings: Any,
     ) -> Trained:
         folder = self.folder / name
@@ -80,6 +81,7 @@ class Trainings:
             "rows": self.rows,
             "planned_processes": planned,
             "settings": SETTINGS | {"prompts_per_step": 4 // planned} | settings,
+            "best": best,
             "fault": fault[0] if fault else "",
             "fault_rank": fault[1] if fault else -1,
             "fault_step": fault[2] if fault else -1,
@@ -176,3 +178,30 @@ def test_sigterm_stores_a_checkpoint_and_fewer_processes_go_on(
     assert "checkpoint 1 is stored" in stopped.output
     rest = trainings.run("stopped", 1, planned=2, deepspeed=deepspeed)
     same(rest, alone, steps={"1", "2", "3"})
+
+
+@pytest.mark.parametrize("deepspeed", ["zero2", "zero3"])
+def test_adapters_are_trained_and_resumed_on_two_processes_as_on_one(
+    trainings: Trainings, once: dict[str, Trained], deepspeed: str
+) -> None:
+    lora = {"lora": {"rank": 4}, "deepspeed": deepspeed}
+    if "lora" not in once:
+        once["lora"] = trainings.run("lora", 1, lora=lora["lora"])
+    killed = trainings.run("killed", 2, fault=("SIGKILL", 1, 3), **lora)
+    assert killed.code != 0
+    same(trainings.run("killed", 2, **lora), once["lora"], steps={"2", "3"})
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": {"rank": 4}}], ids=["full", "lora"])
+@pytest.mark.parametrize("deepspeed", ["zero2", "zero3"])
+def test_the_best_checkpoint_is_loaded_without_its_optimiser(
+    trainings: Trainings, once: dict[str, Trained], deepspeed: str, changes: dict[str, Any]
+) -> None:
+    """Nothing an untrained model says is right, so the first checkpoint remains the best."""
+    name = f"best {changes}"
+    if name not in once:
+        once[name] = trainings.run("best", 1, best=True, **changes)
+    found = trainings.run(deepspeed, 2, best=True, deepspeed=deepspeed, **changes)
+    same(found, once[name])
+    short = trainings.run("short", 1, max_steps=2, **changes)
+    assert all(torch.equal(weight, once[name].weights[key]) for key, weight in short.weights.items())

@@ -50,7 +50,8 @@ def healthy() -> dict[str, Any]:
         QUOTAS: {"items": [{"status": {
             "hard": {"requests.nvidia.com/gpu": "16"}, "used": {"requests.nvidia.com/gpu": "8"}}}]},
         NODES: {"items": [{"status": {
-            "conditions": [{"type": "Ready", "status": "True"}], "allocatable": {"nvidia.com/gpu": "8"}}}]},
+            "conditions": [{"type": "Ready", "status": "True"}], "allocatable": {
+                "cpu": "95500m", "memory": "943718400Ki", "ephemeral-storage": "3Ti", "nvidia.com/gpu": "8"}}}]},
     }  # fmt: skip
     answers |= {
         PRIORITIES: {"items": [{"metadata": {"name": "vthink-normal"}, "value": 500}]},
@@ -166,6 +167,9 @@ def test_where_everything_is_there_every_line_is_ok(config: Config, cluster: dic
         (QUOTAS, {"items": [{"status": {"hard": {"pods": "5"}, "used": {"pods": "5"}}}]}, "quota", "pods 5 of 5"),
         (NODES, {"items": [{"status": {"conditions": [{"type": "Ready", "status": "False"}]}}]}, "nodes of pool gpu",
          "none of them ready"),
+        (NODES, {"items": [{"status": {"conditions": [{"type": "Ready", "status": "True"}], "allocatable": {
+            "cpu": "96", "memory": "128Gi", "ephemeral-storage": "3Ti", "nvidia.com/gpu": "8"}}}]},
+         "nodes of pool gpu", r"room for a pod of sft, which asks for cpu 64, memory \d+Gi"),
         (RUNTIMES, {"items": []}, "training runtime", "no ClusterTrainingRuntime vthink-torch"),
         (MODELS, 500, "KServe", "answered 500"),
         (PRIORITIES, {"items": []}, "priority", "no WorkloadPriorityClass vthink-normal"),
@@ -177,8 +181,8 @@ def test_where_everything_is_there_every_line_is_ok(config: Config, cluster: dic
         (REFUSED, ["update inferenceservices"], "rights to serve", "update inferenceservices; use the account"),
     ],
     ids=["no Trainer", "an old Kueue", "no KServe", "no queue", "a stopped queue", "no quota left", "no node ready",
-         "no runtime", "trouble", "no priority", "no environment", "no serving runtime", "an old serving runtime",
-         "no right to train", "no right to serve"],
+         "a small node", "no runtime", "trouble", "no priority", "no environment", "no serving runtime",
+         "an old serving runtime", "no right to train", "no right to serve"],
 )  # fmt: skip
 def test_what_the_cluster_lacks_is_named_with_what_to_do(
     config: Config, cluster: dict[str, Any], path: str, answer: Any, subject: str, said: str

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,21 @@ import torch
 from transformers import TrainerCallback
 
 from ..training.processes import barrier, local_rank, world_size
+
+
+@contextmanager
+def gathered(parameters: Sequence[torch.nn.Parameter], modified: bool = False) -> Iterator[None]:
+    """Whole parameters for a block that every process enters, where ZeRO-3 has spread them; else nothing happens.
+
+    Args: ``modified``: what the first process makes of them is what is spread afterwards.
+    """
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0 if modified else None):
+        yield
 
 
 def repartition(trainer: Any, checkpoint: Path) -> None:

@@ -11,13 +11,39 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+from transformers.integrations import deepspeed as hf_deepspeed
+
 from ..errors import UserError
 
 
-def load_weights(model: Any, folder: Path) -> None:
-    """Load a saved model's weights into ``model``; a `UserError` where one is missing or left over."""
-    source, info = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
-    if info["missing_keys"] or info["unexpected_keys"]:
+def read_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
+    """The weights that a Trainer saved of ``model`` (of its adapters, where it has some), by the names of its
+    parameters, on the CPU.
+
+    Raises:
+        UserError: a weight is missing or left over.
+    """
+    if hasattr(model, "peft_config"):
+        saved = load_file(folder / "adapter_model.safetensors")
+        names = {name.replace(".default.", "."): name for name, p in model.named_parameters() if p.requires_grad}
+        odd = sorted(saved.keys() ^ names.keys())
+        weights = {names[name]: tensor for name, tensor in saved.items() if name in names}
+    else:
+        deepspeed = hf_deepspeed._hf_deepspeed_config_weak_ref
+        hf_deepspeed.unset_hf_deepspeed_config()  # under ZeRO-3 every process would have to take part
+        try:
+            source, info = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
+        finally:
+            hf_deepspeed._hf_deepspeed_config_weak_ref = deepspeed
         odd = sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"]]))
+        weights = source.state_dict()
+    if odd:
         raise UserError(f"{folder}: {len(odd)} weights do not fit the model, among them {', '.join(odd[:3])}")
-    model.load_state_dict(source.state_dict(), strict=True)
+    return weights
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Load a saved model's weights into ``model``, all of them; `UserError` as `read_weights`."""
+    model.load_state_dict(read_weights(model, folder), strict=True)

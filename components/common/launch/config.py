@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ..config import Section, Stage
 
@@ -15,7 +15,11 @@ QUEUE_LABEL, PRIORITY_LABEL = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/prior
 DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 """A name in Kubernetes: lower-case letters, digits and '-'."""
 
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
+Quantity = Annotated[
+    str,
+    BeforeValidator(lambda value: str(value) if isinstance(value, int) else value),
+    Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"),
+]
 """An amount in Kubernetes, e.g. ``500m`` or ``64Gi``."""
 
 
@@ -58,10 +62,11 @@ class ClusterConfig(Section):
     """Further taints to accept where no queue places the pods."""
     accelerator: str | None = "nvidia.com/gpu"
     """Resource name of an accelerator, one per training process; null: train on CPUs."""
-    cpu: Quantity = "8"
-    """CPUs of a training node's pod."""
-    memory: Quantity = "64Gi"
-    """Memory of a training node's pod."""
+    cpu: Quantity | None = None
+    """CPUs of a training node's pod; null: 8 per process."""
+    memory: Quantity | None = None
+    """Memory of a training node's pod; null: what model and processes need (``vthink plan`` says it), or 32Gi per
+    process where the model's size is not known beforehand."""
     nodes: int | None = Field(default=None, ge=1)
     """Nodes to train on now, where they are not the ``launch.nodes`` that the batch was planned for: a running job is
     replaced, and goes on from its last checkpoint with the same batch. Null: as planned."""

@@ -47,6 +47,17 @@ class NodeSettings(Section):
     before the job has a name."""
 
 
+class NodeResources(Section):
+    """What a node's pod asks for, accelerators left out (`training.resources`)."""
+
+    cpus: int
+    """CPUs."""
+    memory_gib: int
+    """Memory, GiB."""
+    scratch_gib: int
+    """Disk of the scratch folder, GiB."""
+
+
 class TrainingJob(Section):
     """What a training process is told: written by the stage's launcher as ``<prefix>job.json``."""
 
@@ -70,6 +81,8 @@ class TrainingJob(Section):
     """URI of the manifest whose model training starts from; empty: the base model."""
     processes: int = Field(ge=1)
     """Processes that the batch was planned for, over all nodes."""
+    resources: NodeResources | None = None
+    """What each node needs; null: the model's size is not known before training has fetched it."""
     node: NodeSettings = NodeSettings()
     """Empty in the file; `on_this_node` fills it in."""
 

@@ -8,6 +8,7 @@ other prompts share its batch.
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,14 +35,16 @@ class Sampling:
     """0 is greedy."""
     top_p: float = 1.0
     """Nucleus: the smallest set of tokens with at least this probability."""
+    top_k: int = 0
+    """Only so many of the likeliest tokens, before the nucleus; 0: all."""
     seed: int = 0
     """Seed of the run's sampling."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError("max_new_tokens must be at least 1")
-        if not self.temperature >= 0 or not 0 < self.top_p <= 1:
-            raise ValueError("temperature must be ≥ 0 and top_p in (0, 1]")
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError("temperature and top_k must be ≥ 0 and top_p in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +81,8 @@ def pick_tokens(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor)
     """Next tokens (R,) from logits (R, V) and one uniform number per row (R,)."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
+    if 0 < sampling.top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[:, -1:], float("-inf"))
     probabilities = torch.softmax(logits.double() / sampling.temperature, -1)
     if sampling.top_p < 1:
         ranked, order = probabilities.sort(-1, descending=True)
@@ -150,12 +155,12 @@ def _decode(
     encoder: ChatEncoder,
     prompts: Sequence[EncodedPrompt],
     sampling: Sampling,
-    n: int,
+    counts: Sequence[int],
     keys: Sequence[int],
     blind: bool = False,
 ) -> Iterator[list[tuple[int, int]]]:
-    """Prefill ``prompts`` once, branch each ``n`` times, and yield after each step the (row, token) pairs sampled; row
-    ``i * n + j`` is completion j of prompt i."""
+    """Prefill ``prompts`` once, branch each as often as ``counts`` says, and yield after each step the (row, token)
+    pairs sampled; a prompt's rows are side by side, in the order of the prompts."""
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config.get_text_config())
@@ -163,12 +168,13 @@ def _decode(
     if not bool(torch.isfinite(logits).all()):
         raise UserError("the model's logits are not finite numbers; are its weights, or the frames, damaged?")
     padded = bool((mask == 0).any())
-    if n > 1:
-        cache.batch_repeat_interleave(n)
-        logits, next_position = logits.repeat_interleave(n, 0), next_position.repeat_interleave(n)
-        mask = mask.repeat_interleave(n, 0)
     device = logits.device
-    noise = torch.cat([uniforms(sampling.seed, key, n, sampling.max_new_tokens) for key in keys]).to(device)
+    if max(counts) > 1:
+        branches = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
+        cache.batch_select_indices(branches)
+        logits, next_position, mask = logits[branches], next_position[branches], mask[branches]
+    seeds = zip(keys, counts, strict=True)
+    noise = torch.cat([uniforms(sampling.seed, key, n, sampling.max_new_tokens) for key, n in seeds]).to(device)
     rows = torch.arange(logits.shape[0], device=device)
     for step in range(sampling.max_new_tokens):
         logits = logits.float()
@@ -193,7 +199,7 @@ def sample(
     encoder: ChatEncoder,
     prompts: Sequence[EncodedPrompt],
     sampling: Sampling,
-    n: int = 1,
+    n: int | Sequence[int] = 1,
     batch_size: int = 64,
     keys: Sequence[int] | None = None,
     blind: bool = False,
@@ -201,6 +207,7 @@ def sample(
     """Sample ``n`` completions for each prompt.
 
     Args:
+        n: a number for all, or one for each prompt; those of different numbers share a batch too.
         model: an unwrapped Qwen-VL model.
         prompts: any number, of any lengths; neighbours in length share a batch. Those made by
             `ChatEncoder.encode_many` are kept together, and their clip is read once.
@@ -218,18 +225,21 @@ def sample(
     clips = sorted(by_clip.values(), key=lambda indices: max(len(prompts[i]) for i in indices))
     order = [index for indices in clips for index in indices]
     results: list[list[Completion]] = [[] for _ in prompts]
-    per_batch = max(1, batch_size // n)
+    counts = [n] * len(prompts) if isinstance(n, int) else list(n)
     with inference(model):
-        for start in range(0, len(order), per_batch):
-            chosen = order[start : start + per_batch]
-            token_ids: list[list[int]] = [[] for _ in range(len(chosen) * n)]
-            steps = _decode(model, encoder, [prompts[i] for i in chosen], sampling, n, [keys[i] for i in chosen], blind)
-            for sampled in steps:
+        while order:
+            ends = itertools.accumulate(counts[index] for index in order)
+            take = max(1, sum(end <= batch_size for end in ends))
+            chosen, order = order[:take], order[take:]
+            rows = [counts[i] for i in chosen]
+            token_ids: list[list[int]] = [[] for _ in range(sum(rows))]
+            batch = [prompts[i] for i in chosen]
+            for sampled in _decode(model, encoder, batch, sampling, rows, [keys[i] for i in chosen], blind):
                 for row, token in sampled:
                     token_ids[row].append(token)
-            for position, index in enumerate(chosen):
-                ids = token_ids[position * n : (position + 1) * n]
-                results[index] = [_completion(encoder, row) for row in ids]
+            completions = (_completion(encoder, ids) for ids in token_ids)
+            for index, count in zip(chosen, rows, strict=True):
+                results[index] = list(itertools.islice(completions, count))
     return results
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -20,6 +21,7 @@ from ..storage.s3 import Storage
 from .processes import barrier, in_group, local_rank, node_rank, rank
 
 SEAL = "sealed.json"  # a checkpoint's list of files, written last
+_SENDING = "sending"  # below the checkpoints' folder: hard links to what is on its way to the store
 STOPPED_EXIT_CODE = 143  # expected of a process that SIGTERM ended; whoever started it starts it again, and it resumes
 
 
@@ -49,23 +51,35 @@ class CheckpointStore:
         temporary.write_text(json.dumps(files, sort_keys=True))
         temporary.rename(checkpoint / SEAL)
 
-    def upload(self, checkpoint: Path) -> None:
+    def upload(self, checkpoint: Path, keep: Collection[str] | None = None) -> None:
         """Copy a sealed checkpoint to the store in the background; `wait` waits for it.
 
         Of several nodes each sends what its processes wrote, to a folder of its own; it counts when all have arrived.
+        The trainer may delete the folder meanwhile: what is sent are hard links to its files.
+
+        Args: ``keep``: once it has arrived, checkpoints of other names are deleted from the store; None: none are.
         """
         node, nodes = node_rank()
         uri = f"{self.prefix_uri}{checkpoint.name}/" + (f"node-{node}-of-{nodes}/" if nodes > 1 else "")
-        self._pending.append(self._uploads.submit(self.storage.upload_dir, checkpoint, uri))
+        held = self.folder / _SENDING / checkpoint.name
+        shutil.copytree(checkpoint, held, copy_function=os.link)
+        self._pending.append(self._uploads.submit(self._send, held, uri, keep))
 
-    def wait(self) -> None:
-        """Wait for the uploads; an upload's error is raised here."""
-        while self._pending:
+    def _send(self, held: Path, uri: str, keep: Collection[str] | None) -> None:
+        try:
+            self.storage.upload_dir(held, uri)
+        finally:
+            shutil.rmtree(held)
+        if keep is not None:
+            self.prune(keep)
+
+    def wait(self, but: int = 0) -> None:
+        """Wait for the uploads until so many are left; an upload's error is raised here."""
+        while len(self._pending) > but or (self._pending and self._pending[0].done()):
             self._pending.pop(0).result()
 
     def prune(self, keep: Collection[str]) -> None:
         """Delete checkpoints from the store whose names are not in ``keep`` (the trainer prunes the local folder)."""
-        self.wait()
         for name in {f"checkpoint-{step}" for step, _ in self._parts()} - set(keep):
             self.storage.delete_prefix(f"{self.prefix_uri}{name}/")
 
@@ -111,6 +125,8 @@ class CheckpointStore:
         if newest[0] is None:
             return None
         checkpoint = self.folder / f"checkpoint-{newest[0]}"
+        if local_rank() == 0:
+            shutil.rmtree(self.folder / _SENDING, ignore_errors=True)  # a process before this one was killed
         if local_rank() == 0 and not self._is_whole(checkpoint):
             shutil.rmtree(checkpoint, ignore_errors=True)
             self._fetch(checkpoint)
@@ -121,16 +137,6 @@ class CheckpointStore:
 
     def _is_whole(self, checkpoint: Path) -> bool:
         return node_rank()[1] == 1 and self.is_sealed(checkpoint)
-
-    def fetch_other_nodes(self, checkpoint: Path) -> None:
-        """Fetch what other nodes wrote of a checkpoint of this training; every process calls it."""
-        self.wait()
-        if node_rank()[1] == 1:
-            return
-        barrier()  # every node has sent its part
-        if local_rank() == 0:
-            self._fetch(checkpoint)
-        barrier()
 
     def _fetch_best(self, checkpoint: Path) -> None:
         """Fetch the best checkpoint so far too, which a fetched one may name, and name it where it is here."""
@@ -181,14 +187,15 @@ class CheckpointCallback(TrainerCallback):
         if local_rank() == 0:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             self.store.seal(checkpoint)
-            if state.is_world_process_zero:
-                self.store.prune([path.name for path in Path(args.output_dir).iterdir()])
-            else:
+            # The other ranks wait in the next collective, and not for ever (NCCL's timeout): as a rule nothing is
+            # waited for. Where the store is slower than checkpoints are made, the disk would fill up.
+            self.store.wait(but=1)
+            names = [path.name for path in Path(args.output_dir).iterdir()]
+            if not state.is_world_process_zero:
                 # The trainer removes old checkpoints on the first node only; the disks of the others would fill up.
-                self.store.wait()
                 best = state.best_model_checkpoint and checkpoint.with_name(Path(state.best_model_checkpoint).name)
                 rotate_checkpoints(args.output_dir, args.save_total_limit, best)
-            self.store.upload(checkpoint)
+            self.store.upload(checkpoint, names if state.is_world_process_zero else None)
         if self.stopping:
             self.store.wait()
             barrier()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ..config import Section
 
@@ -84,9 +84,3 @@ class TrainingConfig(Section):
     """Optimiser steps between logged metrics."""
     validation: ValidationConfig = ValidationConfig()
     """Validation while training."""
-
-    @model_validator(mode="after")
-    def _check_adapters(self) -> Self:
-        if self.lora is not None and self.deepspeed == "zero3":
-            raise ValueError("lora with deepspeed=zero3 is not supported yet; use zero2 or none")
-        return self

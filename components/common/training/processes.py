@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from ..errors import UserError
+
 
 def rank() -> int:
     """Number of this process among all of the training."""
@@ -25,6 +27,18 @@ def local_rank() -> int:
 def world_size() -> int:
     """Processes of the training."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def bind_device() -> None:
+    """Take this process's accelerator. The first thing that a worker does: every library asks for the current device,
+    which is the node's first one for all of its processes until somebody says otherwise."""
+    if torch.cuda.is_available():
+        if local_rank() >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local_rank()} of this node has no GPU: there are {torch.cuda.device_count()}; "
+                "lower launch.processes, or ask for more GPUs"
+            )
+        torch.cuda.set_device(local_rank())
 
 
 def node_rank() -> tuple[int, int]:

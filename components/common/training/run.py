@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
 
-from ..compat.deepspeed import repartition
+from ..compat.deepspeed import gathered, repartition
 from ..launch.job import TrainingJob
 from ..model.config import ModelConfig
 from ..model.folder import Lineage, save_model
@@ -117,18 +117,21 @@ class TrainingRun:
 
     def _export(self, trainer: Any) -> None:
         """Write the model as a servable folder: adapters merged, sharded weights gathered, in the configured dtype."""
-        sharded = trainer.is_deepspeed_enabled
-        state = trainer.accelerator.get_state_dict(trainer.model_wrapped if sharded else trainer.model)
-        if not trainer.accelerator.is_main_process:
-            return
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        merged = hasattr(model, "merge_and_unload")
-        if merged:
-            model = model.merge_and_unload()
-        if not sharded:
-            model = model.to(pick_dtype(self.model_config.dtype, self.loaded.device))
-        if merged or not sharded:
+        model, main = trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator.is_main_process
+        if hasattr(model, "merge_and_unload"):
+            with gathered(list(model.parameters())):
+                model = model.merge_and_unload() if main else model
+                # Left on the accelerator they would be spread again below.
+                state = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()} if main else {}
+        elif trainer.is_deepspeed_enabled:
+            state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        else:
             state = model.state_dict()
+        if not main:
+            return
+        dtype = pick_dtype(self.model_config.dtype, self.loaded.device)
+        state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        model.config.dtype = dtype
         job, folder = self.job, self.work / "model"
         trained = {"stage": job.stage, "fingerprint": job.fingerprint, "data": job.data, "run_id": job.run.run_id}
         lineage = Lineage(base=self.base_uri, start=self.start_uri, **trained)

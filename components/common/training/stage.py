@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from .... import __version__
-from ..config import Section, Stage
+from ..config import ConfigError, Stage
 from ..context import RunContext
 from ..launch.backend import choose_backend
-from ..launch.job import TrainingJob
+from ..launch.job import NodeResources, TrainingJob
 from ..model.config import ModelConfig
+from ..model.shapes import shape_of
+from ..rows.prepared import PreparedDetails
 from ..storage.manifest import Manifest
 from ..storage.names import fingerprint, stage_prefix
 from ..storage.s3 import Storage
+from .config import TrainingConfig
+from .resources import node_resources
 
 
 def train_stage(
-    stage: Stage, section: type[Section], worker: str, run: str, config: str, model: str, data: str, policy: str = ""
+    stage: Stage,
+    section: type[TrainingConfig],
+    worker: str,
+    run: str,
+    config: str,
+    model: str,
+    data: str,
+    policy: str = "",
 ) -> str:
     """Train in processes of their own, here or on a cluster, or reuse the result of having done so.
 
@@ -50,4 +61,16 @@ def train_stage(
         policy=policy,
         processes=processes,
     )
+    if context.launch.backend == "trainjob":
+        job = job.model_copy(update={"resources": _resources(job, settings, base, storage)})
     return choose_backend(context.launch).train(job, lambda line: print(line, flush=True)).manifest_uri
+
+
+def _resources(job: TrainingJob, config: TrainingConfig, model: ModelConfig, storage: Storage) -> NodeResources | None:
+    try:
+        details = PreparedDetails.load(Manifest.read(storage, job.data).details, job.data)
+        shape = shape_of(model, storage.config, details.video.size_multiple)
+    except ConfigError:  # a hub's model that is not known here: the training itself will read its sizes
+        return None
+    data_bytes = sum(size for size, _ in details.files.values())
+    return node_resources(config, shape, job.run.launch, job.stage == "grpo", data_bytes)

@@ -14,13 +14,13 @@ from trl.models import unwrap_model_for_generation
 from ..answers.formats import follows_format
 from ..answers.grading import is_correct
 from ..answers.responses import parse_response
-from ..compat.transformers import load_weights
+from ..compat.deepspeed import gathered
+from ..compat.transformers import load_weights, read_weights
 from ..config import ConfigError
 from ..model.chat import ChatEncoder
 from ..model.generation import Sampling, sample
 from ..model.load import iter_linear_names, pick_dtype
 from ..rows.prepared import Split
-from .checkpoints import CheckpointCallback
 from .config import TrainingConfig, ValidationConfig
 from .processes import in_group, world_size
 
@@ -186,19 +186,18 @@ class VideoTrainer:
         load_weights(self.accelerator.unwrap_model(model), Path(resume_from_checkpoint))
 
     def _load_best_model(self: Any) -> None:
-        best = Path(self.state.best_model_checkpoint)
-        if not self._checkpoints_are_models():
-            for callback in self.callback_handler.callbacks:
-                if isinstance(callback, CheckpointCallback):
-                    callback.store.fetch_other_nodes(best)
-            super()._load_best_model()  # type: ignore[misc]
-            return
-        model = self.accelerator.unwrap_model(self.model)
-        if self.accelerator.is_main_process:  # only its node has the weights
-            load_weights(model, best)
-        if in_group():
-            for tensor in model.state_dict().values():
-                torch.distributed.broadcast(tensor, src=0)
+        """Load the weights alone, which the first process reads: nothing is trained after it, and the optimiser's part
+        of a checkpoint, which DeepSpeed would load too, is six times as large."""
+        model, best = self.accelerator.unwrap_model(self.model), Path(self.state.best_model_checkpoint)
+        adapters = hasattr(model, "peft_config")
+        weights = read_weights(model, best) if self.accelerator.is_main_process else {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad or not adapters:
+                with gathered([parameter], modified=True):
+                    if weights:
+                        parameter.data.copy_(weights[name])
+                    if in_group() and not hasattr(parameter, "ds_id"):
+                        torch.distributed.broadcast(parameter.data, src=0)
 
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
         """Save; on every node the folder is there first.

@@ -24,10 +24,13 @@ def start(module: str, function: str) -> None:
     gc.disable()
     declare_torchvision_operators()
     load_to_numbered_cpus()
-    train = getattr(importlib.import_module(module), function)
-    gc.enable()
-    gc.freeze()
+    from .processes import bind_device  # torch is imported now
+
     try:
+        bind_device()
+        train = getattr(importlib.import_module(module), function)
+        gc.enable()
+        gc.freeze()
         train(TrainingJob.read(arguments.job).on_this_node())
     except UserError as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -111,7 +111,11 @@ class VLLMEngine:
                 self._weights_of_step = None
 
     def generate(
-        self, prompts: Sequence[EncodedPrompt], sampling: Sampling, n: int = 1, keys: Sequence[int] | None = None
+        self,
+        prompts: Sequence[EncodedPrompt],
+        sampling: Sampling,
+        n: int | Sequence[int] = 1,
+        keys: Sequence[int] | None = None,
     ) -> list[list[SampledCompletion]]:
         """Sample ``n`` completions for each prompt, on the prompt's own pixels.
 
@@ -128,9 +132,10 @@ class VLLMEngine:
         if self._weights_of_step is None:
             raise UserError("vLLM has no weights of the policy yet: generate within `with engine.policy(step):`")
         dtype = torch.uint8 if self._normalises else next(self.generation.model.parameters()).dtype
+        counts = [n] * len(prompts) if isinstance(n, int) else n
         requests = [
-            make_request(prompt, self.encoder, sampling, n, key, self._salt, dtype)
-            for prompt, key in zip(prompts, keys if keys is not None else range(len(prompts)), strict=True)
+            make_request(prompt, self.encoder, sampling, count, key, self._salt, dtype)
+            for prompt, count, key in zip(prompts, counts, range(len(prompts)) if keys is None else keys, strict=True)
         ]
         answers = self._from_engine(requests) if self._server is None else self._from_server(self._server, requests)
         return [check_answer(*pair, self.encoder) for pair in zip(requests, answers, strict=True)]

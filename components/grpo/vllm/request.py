@@ -80,6 +80,7 @@ def make_request(
             "n": n,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
             # vLLM adds the number of the completion to the seed, so seeds of prompts must lie far apart.
             "seed": zlib.crc32(f"{sampling.seed}/{key}".encode()) & 0x7FFFFFFF,
             "max_tokens": sampling.max_new_tokens,

@@ -31,7 +31,15 @@ def test_every_preset_loads_under_its_own_name(name):
 
 
 def test_the_presets_are_the_papers_their_ablations_and_the_demo():
-    assert set(presets()) == {"laptop", "video_r1_7b", "video_thinker_7b", "no_image", "no_temporal", "zero"}
+    assert set(presets()) == {
+        "laptop",
+        "qwen3_vl_8b",
+        "video_r1_7b",
+        "video_thinker_7b",
+        "no_image",
+        "no_temporal",
+        "zero",
+    }
     assert all(description.endswith(".") for description in presets().values())
 
 
@@ -196,3 +204,14 @@ def test_every_field_of_every_section_says_what_it_is():
                 yield from undocumented(annotation, f"{path}{name}.")
 
     assert list(undocumented(Config)) == []
+
+
+def test_presets_follow_the_published_code_where_they_name_it():
+    grpo, video = load("video_r1_7b").grpo, load("video_r1_7b").video
+    assert (grpo.lr_schedule, grpo.top_k, grpo.kl_clamp) == ("constant", 50, 10.0)
+    assert grpo.reward_config.grading == "paper"
+    assert (video.num_frames, video.fps, video.min_frames, video.max_frames) == (None, 2.0, 4, 16)
+    assert load("no_temporal").grpo.reward_config.grading == "paper"
+    other = load("qwen3_vl_8b")
+    assert other.grpo == grpo
+    assert other.video.max_pixels // other.video.size_multiple**2 == video.max_pixels // video.size_multiple**2

@@ -8,7 +8,7 @@ import re
 from ..... import __version__
 from ...storage.names import fingerprint
 from ..config import LaunchConfig, Placement
-from ..job import ROLLOUT_URL, WORK_DIR, TrainingJob
+from ..job import ROLLOUT_URL, WORK_DIR, NodeResources, TrainingJob
 from .client import TRAIN_JOB, Object
 
 JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
@@ -61,6 +61,16 @@ def for_another_namespace(job: TrainingJob, home: str) -> TrainingJob:
         "storage": storage.model_copy(update={"endpoint_url": endpoint}),
     }
     return job.model_copy(update={"run": job.run.model_copy(update=stores)})
+def node_requests(launch: LaunchConfig, resources: NodeResources | None) -> dict[str, str]:
+    """What a training node's pod asks for; ``resources`` are None where the model's size is not known beforehand."""
+    cluster, processes = launch.cluster, launch.processes
+    derived = resources.memory_gib if resources is not None else 32 * processes
+    requests = {"cpu": cluster.cpu or str(8 * processes), "memory": cluster.memory or f"{derived}Gi"}
+    if resources is not None:
+        requests["ephemeral-storage"] = f"{resources.scratch_gib}Gi"
+    if cluster.accelerator is not None:
+        requests[cluster.accelerator] = str(processes)
+    return requests
 
 
 def _environment(job: TrainingJob) -> list[Object]:
@@ -102,9 +112,8 @@ def train_job(job: TrainingJob, attempt: int, owner: Object | None = None) -> Ob
     """The `TrainJob` of an attempt, from 1; when its ``owner`` (a reference) is deleted, so is the job."""
     launch, cluster = job.run.launch, job.run.launch.cluster
     placement, command, env = launch.placement(job.stage), _torchrun_command(job), _environment(job)
-    resources: Object = {"cpu": cluster.cpu, "memory": cluster.memory}
-    if cluster.accelerator is not None:
-        resources[cluster.accelerator] = launch.processes
+    requests = node_requests(launch, job.resources)
+    limits = {name: amount for name, amount in requests.items() if name != "ephemeral-storage"}
     grace = {"terminationGracePeriodSeconds": cluster.grace_period_s}
     pod: Object = {"spec": {"serviceAccountName": cluster.service_account, **grace, **pod_placement(placement)}}
     if cluster.topology is not None and placement.labels:
@@ -121,7 +130,7 @@ def train_job(job: TrainingJob, attempt: int, owner: Object | None = None) -> Ob
         if server:
             replicated.append({"name": "vllm", "template": {"spec": {"template": {"spec": server}}}})
         env.append({"name": ROLLOUT_URL, "value": f"http://{full_name}-vllm-0-0.{full_name}:8000"})
-    shape = [nodes(launch), launch.processes, image(launch), runtime, command, resources, placement.model_dump()]
+    shape = [nodes(launch), launch.processes, image(launch), runtime, command, requests, placement.model_dump()]
     labels = {JOB_LABEL: name, "vthink.dev/stage": job.stage, ATTEMPT_LABEL: str(attempt), **placement.labels}
     # The run's id is an annotation: it may be longer than a label's value.
     annotations = {SHAPE: fingerprint("shape", shape), "vthink.dev/run": job.run.run_id}
@@ -144,7 +153,7 @@ def train_job(job: TrainingJob, attempt: int, owner: Object | None = None) -> Ob
                 "numProcPerNode": launch.processes,
                 "command": command,
                 "env": env,
-                "resourcesPerNode": {"requests": resources, "limits": dict(resources)},
+                "resourcesPerNode": {"requests": requests, "limits": limits},
             },
             "runtimePatches": [{"manager": "vthink.dev/launcher", **patch}],
         },

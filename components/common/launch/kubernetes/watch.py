@@ -96,10 +96,11 @@ def diagnose(
             continue
         reason = f"the machine of {pod['metadata']['name']} was taken away ({cause})"
         return Failure(reason, "it goes on from the last checkpoint", machines_lost=True)
+    limit = at(job, "spec", "trainer", "resourcesPerNode", "limits", "memory")
     for pod, container in _containers(pods):
         if "OOMKilled" in [at(container, state, "terminated", "reason") for state in ("state", "lastState")]:
             return Failure(
-                f"{pod['metadata']['name']} ran out of memory (OOMKilled, limit {launch.cluster.memory})",
+                f"{pod['metadata']['name']} ran out of memory (OOMKilled, limit {limit})",
                 "raise launch.cluster.memory, or use fewer processes per node",
             )
     if (failure := _pull_failure(pods, launch) or _refusal(events)) is not None:

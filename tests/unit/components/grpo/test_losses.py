@@ -1,5 +1,6 @@
 """The objective against TRL's own, value and gradient, and advantages against tables worked out by hand."""
 
+import math
 from collections import defaultdict
 from dataclasses import replace
 from types import SimpleNamespace
@@ -131,3 +132,23 @@ def test_statistics_never_cross_prompts() -> None:
     assert advantages[0].tolist() == pytest.approx([0.70701, -0.70701], abs=1e-4)
     assert torch.equal(advantages[1], group_advantages(rewards[1:])[0])
     assert group_advantages(torch.ones(1, 4)).abs().max() == 0  # a group without signal moves nothing
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [("grpo", (True, 0.2, None)), ("dr_grpo", (False, 0.2, None)), ("gspo", (True, 3e-4, 4e-4))],
+)
+def test_a_loss_brings_its_papers_settings_unless_the_configuration_says_otherwise(
+    loss: str, expected: tuple[Any, ...]
+) -> None:
+    settings = GRPOConfig(loss=loss)  # type: ignore[arg-type]
+    assert (settings.scale_by_std, settings.epsilon, settings.epsilon_high) == expected
+    assert GRPOConfig.load(settings.to_json()) == settings
+    own = GRPOConfig(loss=loss, scale_by_std=True, epsilon=0.1, epsilon_high=None)  # type: ignore[arg-type]
+    assert (own.scale_by_std, own.epsilon, own.epsilon_high) == (True, 0.1, None)
+
+
+def test_the_kl_of_a_token_is_clamped_as_in_the_published_code() -> None:
+    batch, _ = batch_of(ref_log_probs=torch.full((B, C), 30.0), old_log_probs=None)
+    _, sums = policy_loss(config(), torch.zeros(B, C), batch, 1.0)
+    assert float(sums[1] / sums[0]) == pytest.approx(math.exp(10) - 11)

@@ -179,3 +179,15 @@ def test_a_reward_is_one_entry_from_which_configuration_and_columns_take_it() ->
     config = RewardConfig.load({"overlong": {"start_tokens": 100, "max_tokens": 200}})
     column = score(texts_of([r1("A")], token_counts=[150]), config)[0, list(REWARDS).index("overlong")]
     assert column.item() == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize(("grading", "expected"), [("strict", [1.0, 1.0]), ("paper", [1.0, 0.0])])
+def test_rewards_grade_as_configured(grading: Any, expected: list[float]) -> None:
+    group = texts_of([r1("A"), r1("(A)")], shuffled_texts=[r1("(A)")], grading=grading)
+    assert group.accuracy == expected
+    assert group.shuffled_accuracy == expected[1:]
+
+
+def test_the_presets_of_a_published_code_grade_as_it_does() -> None:
+    assert RewardConfig().grading == "strict"
+    assert {REWARD_PRESETS[name].grading for name in ("video_r1_code", "video_r1_v4")} == {"paper"}

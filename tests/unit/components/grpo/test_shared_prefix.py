@@ -262,3 +262,21 @@ def test_low_precision_and_adapters_agree_with_the_plain_forward() -> None:
 def world_in_bfloat16(model: Any, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         return compute().float()
+
+
+def test_under_autocast_attention_gets_queries_keys_and_values_of_one_type(
+    prepared_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float32 weights under bfloat16: rotary positions leave q and k in float32. A GPU's causal bias refuses them."""
+    types: set[tuple[torch.dtype, ...]] = set()
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **keywords: Any) -> torch.Tensor:
+        types.add((query.dtype, key.dtype, value.dtype))
+        return attention(query, key, value, **keywords)
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        monkeypatch.setattr("vthink.components.grpo.shared_prefix.F.scaled_dot_product_attention", watched)
+        log_probs(prepared_world.model, prepared_world.packed())
+    assert (torch.bfloat16,) * 3 in types
+    assert all(len(set(each)) == 1 for each in types)

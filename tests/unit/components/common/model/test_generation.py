@@ -216,3 +216,19 @@ def test_the_same_sample_has_the_same_tokens_in_sft_rollout_evaluation_and_serve
     served_clip = stored(Clip(item.clip.frames, item.clip.times_s, item.clip.duration_s, item.clip.kind), video)
     served = encoder.encode(item.sample.question, list(item.sample.options), item.sample.problem_type, served_clip)
     assert served.input_ids.tolist() == rollout.input_ids.tolist()
+
+
+def test_top_k_leaves_the_likeliest_tokens_to_draw_from() -> None:
+    logits = torch.tensor([[1.0, 4.0, 3.0, 2.0]]).expand(200, -1)
+    noise = torch.rand(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = {k: set(pick_tokens(logits, Sampling(temperature=3.0, top_k=k), noise).tolist()) for k in (0, 2, 9)}
+    assert drawn == {0: {0, 1, 2, 3}, 2: {1, 2}, 9: {0, 1, 2, 3}}
+
+
+def test_different_numbers_of_completions_in_one_call_are_those_of_calls_of_their_own(loaded: LoadedModel) -> None:
+    prompts, counts = prompts_of(loaded), [3, 1, 2, 3]
+    sampling = Sampling(max_new_tokens=8, temperature=1.0)
+    for batch_size in (64, 4):  # all in one batch; in several
+        results = sample(loaded.model, loaded.encoder, prompts, sampling, counts, batch_size)
+        for key, (prompt, count, group) in enumerate(zip(prompts, counts, results, strict=True)):
+            assert group == sample(loaded.model, loaded.encoder, [prompt], sampling, count, keys=[key])[0]

@@ -1,8 +1,11 @@
 """Checkpoints on a real S3 server: which is the newest whole one, here or in the store, of one node or several."""
 
 import json
+import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from vthink.components.common.storage.names import join
@@ -65,10 +68,42 @@ def test_pruning_deletes_only_checkpoints_that_are_not_kept(store: CheckpointSto
     assert names == {"checkpoint-3"}
 
 
-def test_a_failed_upload_is_reported_when_it_is_waited_for(store: CheckpointStore) -> None:
-    store.upload(store.folder / "checkpoint-404")
-    with pytest.raises(Exception, match="checkpoint-404"):
+def test_a_failed_upload_is_reported_when_it_is_waited_for(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, uri: str) -> None:
+        raise OSError(f"{uri}: away")
+
+    monkeypatch.setattr(store.storage, "upload_dir", fail)
+    store.upload(write(store.folder, 404))
+    with pytest.raises(OSError, match="checkpoint-404/: away"):
         store.wait()
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_sent_arrives_whole_and_nobody_waits(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``keep_checkpoints: 1`` the trainer deletes the last one before it calls anybody."""
+    go, send = threading.Event(), store.storage.upload_dir
+
+    def slow(path: Path, uri: str) -> Any:
+        assert go.wait(30)
+        return send(path, uri)
+
+    monkeypatch.setattr(store.storage, "upload_dir", slow)
+    args = SimpleNamespace(output_dir=str(store.folder), save_total_limit=1)
+    for step in (1, 2):
+        write(store.folder, step)
+        if step > 1:
+            shutil.rmtree(store.folder / f"checkpoint-{step - 1}")
+        state = SimpleNamespace(global_step=step, is_world_process_zero=True, best_model_checkpoint=None)
+        CheckpointCallback(store).on_save(args, state, None)  # as all ranks do together: it returns at once
+    assert sorted(path.name for path in (store.folder / "sending").iterdir()) == ["checkpoint-1", "checkpoint-2"]
+    go.set()
+    store.wait()
+    assert store.storage.is_complete(f"{store.prefix_uri}checkpoint-2/")
+    assert not list(store.storage.list(f"{store.prefix_uri}checkpoint-1/"))  # pruned, after it had arrived
+    assert list((store.folder / "sending").iterdir()) == []
 
 
 def test_a_checkpoint_of_several_nodes_counts_when_all_of_them_have_sent_theirs(

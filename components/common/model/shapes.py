@@ -1,21 +1,18 @@
-"""Sizes of models that decide what they cost, and what a video becomes for them. Both are exact."""
+"""Sizes of models that decide what they cost, exactly; no torch."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...components.common.config import ConfigError
-from ...components.common.storage.names import StorageError, join
-from ...components.common.storage.s3 import Storage
-from ...components.common.video.clip import DecodeError
-from ...components.common.video.config import VideoConfig
-from ...components.common.video.frames import frame_indices, target_size
-from ..config import Config
+from ..config import ConfigError
+from ..storage.config import StorageConfig
+from ..storage.names import StorageError, join
+from ..storage.s3 import Storage
+from .config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,27 +105,29 @@ TINY_VOCABULARY = 896
 """Of the tokenizer that comes with ``model.name: tiny``."""
 
 
-def shape_of(config: Config) -> Shape:
+def shape_of(model: ModelConfig, storage: StorageConfig, size_multiple: int = 28) -> Shape:
     """The model's sizes: built in, from the ``tiny`` section, or from the ``config.json`` of its folder or prefix.
+
+    Args: ``size_multiple``: of `VideoConfig`, by which a tiny model is built.
 
     Raises:
         ConfigError: the model is not known here and cannot be read.
     """
-    name, tiny = config.model.name, config.model.tiny
+    name, tiny = model.name, model.tiny
     if name == "tiny":
         width = tiny.hidden_size
         return Shape(
             family=tiny.family, hidden=width, layers=tiny.num_layers, heads=tiny.num_heads, kv_heads=tiny.num_heads,
             head_dim=width // tiny.num_heads, intermediate=3 * width, vocabulary=TINY_VOCABULARY, tied=False,
             vision_hidden=width, vision_layers=tiny.num_vision_layers, vision_heads=tiny.num_heads,
-            vision_intermediate=2 * width, patch=config.video.size_multiple // 2,
+            vision_intermediate=2 * width, patch=size_multiple // 2,
             vision_positions=64 if tiny.family == "qwen3_vl" else 0, deepstack=1 if tiny.family == "qwen3_vl" else 0,
         )  # fmt: skip
     if name in SHAPES:
         return SHAPES[name]
     try:
         if name.startswith("s3://"):
-            return read_shape(Storage(config.storage).read_json(join(name, "config.json")), name)
+            return read_shape(Storage(storage).read_json(join(name, "config.json")), name)
         if (path := Path(name) / "config.json").is_file():
             return read_shape(json.loads(path.read_text("utf-8")), str(path))
     except (StorageError, OSError, ValueError) as error:
@@ -161,38 +160,3 @@ def read_shape(config: Mapping[str, Any], source: str) -> Shape:
         )  # fmt: skip
     except KeyError as error:
         raise ConfigError(f"{source}: {error} is missing") from error
-
-
-@dataclass(frozen=True)
-class Footage:
-    """A video as it comes."""
-
-    width: int = 1280
-    height: int = 720
-    seconds: float = 30.0
-    fps: float = 30.0
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """What a video becomes: frames, rows that the vision tower reads, and tokens that the language model reads."""
-
-    frames: int
-    height: int
-    width: int
-    patches: int
-    visual: int
-
-
-def visual_tokens(footage: Footage, video: VideoConfig, shape: Shape) -> Tokens:
-    """Exactly what preparation and encoding make of a video."""
-    try:
-        frames = len(frame_indices(max(1, round(footage.seconds * footage.fps)), footage.fps, video))
-        height, width = target_size(footage.height, footage.width, video)
-    except DecodeError as error:
-        raise ConfigError(f"{footage.width}x{footage.height}: {error}") from error
-    multiple = shape.patch * shape.merge
-    if height % multiple or width % multiple:
-        raise ConfigError(f"video.size_multiple={video.size_multiple}: this model needs a multiple of {multiple}")
-    grid = math.ceil(frames / shape.temporal_patch) * (height // shape.patch) * (width // shape.patch)
-    return Tokens(frames, height, width, grid, grid // shape.merge**2)
