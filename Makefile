@@ -2,11 +2,12 @@
 
 PYTHON ?= python3.11
 VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
 WORKERS ?= 2
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 
-.PHONY: help install demo test test-all seeds bench lint format ir clean
+.PHONY: help install demo test test-all vllm test-vllm seeds bench lint format ir clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
@@ -32,6 +33,12 @@ test: $(installed)  ## the tests, without the slow ones
 test-all: $(installed)  ## all tests
 	$(bin)/python -m pytest -n $(WORKERS)
 
+vllm:  ## an environment with the real vLLM, in $(VENV_VLLM); kept while its pins are the same
+	$(PYTHON) tests/vllm/environment.py $(VENV_VLLM)
+
+test-vllm: vllm  ## the tests of tests/vllm against the real engine, on the CPU
+	$(VENV_VLLM)/bin/python -m pytest tests/vllm
+
 seeds: $(installed)  ## does the demo learn? three seeds with controls; writes the README's table
 	$(bin)/python tests/bench/bench_seeds.py --readme README.md
 
@@ -56,4 +63,4 @@ ir: $(installed)  ## compile the pipeline to pipelines/vthink.yaml
 	$(bin)/vthink compile --output pipelines/vthink.yaml
 
 clean:  ## remove the environment and what runs wrote
-	rm -rf $(VENV) .vthink
+	rm -rf $(VENV) $(VENV_VLLM) .vthink

@@ -24,9 +24,9 @@ class RolloutEngine(Protocol):
         """The engine with the policy's weights of this step, for as long as the block lasts; all processes enter it."""
 
     def generate(
-        self, prompts: Sequence[EncodedPrompt], sampling: Sampling, n: int, keys: Sequence[int]
+        self, prompts: Sequence[EncodedPrompt], sampling: Sampling, counts: Sequence[int], keys: Sequence[int]
     ) -> Sequence[Sequence[Completion]]:
-        """``n`` completions for each prompt, determined by ``sampling.seed`` and the prompt's key."""
+        """``counts[i]`` completions for prompt i, determined by ``sampling.seed`` and the prompt's key."""
 
 
 class TrainingModelEngine:
@@ -46,7 +46,13 @@ class TrainingModelEngine:
         self._model = None
 
     def generate(
-        self, prompts: Sequence[EncodedPrompt], sampling: Sampling, n: int, keys: Sequence[int]
+        self, prompts: Sequence[EncodedPrompt], sampling: Sampling, counts: Sequence[int], keys: Sequence[int]
     ) -> Sequence[Sequence[Completion]]:
-        """See `RolloutEngine`."""
-        return sample(self._model, self.encoder, prompts, sampling, n, n * self.prompts_at_once, keys)
+        """See `RolloutEngine`; prompts of which equally many completions are wanted share batches."""
+        groups: dict[int, list[Completion]] = {}
+        for n in sorted(set(counts), reverse=True):
+            chosen = [i for i, count in enumerate(counts) if count == n]
+            batch = n * self.prompts_at_once
+            args = ([prompts[i] for i in chosen], sampling, n, batch, [keys[i] for i in chosen])
+            groups |= dict(zip(chosen, sample(self._model, self.encoder, *args), strict=True))
+        return [groups[i] for i in range(len(prompts))]

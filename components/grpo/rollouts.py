@@ -113,21 +113,21 @@ class RolloutGenerator:
             seed=config.seed,
         )
         keys = [zlib.crc32(f"{step}/{row}".encode()) for row in rows]
-        completions = list(self.engine.generate(prompts, sampling, config.num_generations, keys))
         clips: list[Clip | None] = [None] * len(items)
-        shuffled: list[Sequence[Completion]] = [[] for _ in items]
-        temporal = config.reward_config.temporal
         videos = [i for i, item in enumerate(items) if item.clip.kind == "video" and len(item.clip.frames) > 1]
-        if temporal is not None and videos:
-            count = max(1, int(config.num_generations * temporal.shuffled_fraction))
-            shuffled_prompts = []
-            for i in videos:
-                order = frame_order(config.seed, step, rows[i], len(items[i].clip.frames))
-                clips[i] = clip = items[i].clip.permuted(order.tolist())
-                shuffled_prompts.append(self.encoder.with_clip(prompts[i], clip))
-            groups = self.engine.generate(shuffled_prompts, sampling, count, [keys[i] ^ 1 for i in videos])
-            for i, group in zip(videos, groups, strict=True):
-                shuffled[i] = group
+        videos = videos if config.shuffled_rollouts else []
+        shuffled_prompts = []
+        for i in videos:
+            order = frame_order(config.seed, step, rows[i], len(items[i].clip.frames))
+            clips[i] = clip = items[i].clip.permuted(order.tolist())
+            shuffled_prompts.append(self.encoder.with_clip(prompts[i], clip))
+        counts = [config.num_generations] * len(prompts) + [config.shuffled_rollouts] * len(videos)
+        keys += [keys[i] ^ 1 for i in videos]
+        groups = self.engine.generate([*prompts, *shuffled_prompts], sampling, counts, keys)
+        completions = list(groups[: len(prompts)])
+        shuffled: list[Sequence[Completion]] = [[] for _ in items]
+        for i, group in zip(videos, groups[len(prompts) :], strict=True):
+            shuffled[i] = group
         self.clock.lap("rollout")
         rewards = [self._score(*group) for group in zip(items, completions, shuffled, strict=True)]
         self.clock.lap("reward")

@@ -6,7 +6,7 @@ An update (`VideoGRPOTrainer.compute_loss`) computes the policy's log-probabilit
 carries its encoded prompt, pixels included, from the rollout into every forward pass.
 
 T-GRPO (Video-R1, arXiv 2503.21776 §3.1): the shuffled rollouts only decide a bonus (`rewards.built_in.temporal_bonus`);
-they never enter the loss. Sampler, reference model, fused head, vLLM's start and DeepSpeed stay TRL's.
+they never enter the loss. Sampler, reference model, fused head and DeepSpeed stay TRL's.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         self.add_callback(_CloseStep(self))
         engine: RolloutEngine = TrainingModelEngine(self, encoder, settings.prompts_per_step)
         if settings.vllm is not None:
-            engine = VLLMEngine(self.vllm_generation, encoder)
+            samples = [split.samples[row] for row in self.train_dataset["row"]]
+            engine = VLLMEngine.start(settings, self.model, self.accelerator, encoder, samples, self.args.bf16)
         rows = self.train_dataset["row"]
         self.generator = RolloutGenerator(settings, encoder, engine, self.prefetcher, self.clock, rows)
         models = [model for model in (self.model, self.ref_model) if model is not None]
