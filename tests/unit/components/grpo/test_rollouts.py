@@ -150,12 +150,11 @@ class PlaysVLLM:
     def policy(self, step: int) -> Any:
         return nullcontext()
 
-    def generate(self, prompts: Any, sampling: Sampling, n: int, keys: Any) -> list[list[SampledCompletion]]:
+    def generate(self, prompts: Any, sampling: Sampling, counts: Any, keys: Any) -> list[list[SampledCompletion]]:
         trainer, groups = self.trainer, []
-        self.asked.append((list(prompts), n))
-        for prompt, group in zip(
-            prompts, sample(trainer.model, trainer.encoder, prompts, sampling, n, keys=keys), strict=True
-        ):
+        self.asked.append((list(prompts), list(counts)))
+        for prompt, n, key in zip(prompts, counts, keys, strict=True):
+            (group,) = sample(trainer.model, trainer.encoder, [prompt], sampling, n, keys=[key])
             with torch.no_grad():
                 values, _ = trainer.log_probs.plain_forward(trainer.model, [prompt] * n, [c.token_ids for c in group])
             parts = values.split([len(c.token_ids) for c in group])
@@ -183,9 +182,9 @@ def test_rollouts_of_another_engine_are_weighted_by_how_far_its_probabilities_ar
         trainer.settings = trainer.settings.model_copy(update={"vllm": VLLMConfig(importance_cap=2.0)})
         trainer.generator.engine = engine = PlaysVLLM(trainer, gap)
         batch = trainer.generate_batch(inputs_for(rows))
-        ordered, shuffled = engine.asked
-        assert (ordered[1], shuffled[1]) == (G, G // 2)
-        assert not torch.equal(ordered[0][0].pixel_values, shuffled[0][0].pixel_values)
+        ((prompts, counts),) = engine.asked  # the shuffled rollouts come in the same call
+        assert counts == [G] * 3 + [G // 2] * 3
+        assert not torch.equal(prompts[0].pixel_values, prompts[3].pixel_values)
         # Positive advantages only, so that the weighted loss is not zero.
         losses[gap] = trainer.compute_loss(trainer.model, replace(batch, advantages=torch.ones(3 * G))).item()
         assert trainer._metrics["train"]["grpo/sampler_gap"][-1] == pytest.approx(gap, abs=1e-4)
