@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,19 @@ import httpx
 import pytest
 from vthink.components.common.errors import UserError
 from vthink.components.common.model.generation import sample
-from vthink.components.grpo.vllm.server import VLLMServers
+from vthink.components.grpo.vllm.server import VLLMServers, _Server
 from vthink.tests.vllm.subject import GREEDY, Item, Subject
 
 ORDER = [3, 1, 7, 0, 2, 6, 5, 4]
+STEPS = itertools.count(1)
 
 
 @pytest.fixture
-def steps(subject: Subject) -> Iterator[Any]:
+def steps() -> Callable[[], int]:
     """Numbers of steps that were never used before, so that weights move."""
-    last = getattr(subject.engine, "last_step", 0)
 
     def step() -> int:
-        subject.engine.last_step = last = subject.engine.__dict__.get("last_step", 0) + 1  # type: ignore[attr-defined]
-        return last
+        return next(STEPS)
 
     return step
 
@@ -55,7 +55,7 @@ def test_groups_of_different_size_come_in_one_call_each_on_its_own_pixels(subjec
 
 
 def test_new_weights_change_the_output_and_the_old_ones_restore_it(
-    subject: Subject, items: list[Item], steps: Any
+    subject: Subject, items: list[Item], steps: Callable[[], int]
 ) -> None:
     prompts = [item.prompt for item in items[:4]]
 
@@ -79,17 +79,13 @@ def test_new_weights_change_the_output_and_the_old_ones_restore_it(
     assert tokens() == before
 
 
-def test_caches_that_are_not_emptied_answer_from_old_weights(
-    subject: Subject, items: list[Item], steps: Any, monkeypatch: pytest.MonkeyPatch
+def test_cached_prompts_that_are_not_forgotten_answer_from_old_weights(
+    subject: Subject, items: list[Item], steps: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompt = items[2].prompt
+    # vLLM caches whole blocks of 128 tokens
+    prompt = subject.encoder.encode("Left? " * 150, ["a", "b"], "multiple_choice", items[2].clip)
     subject.generate([prompt], step=steps())
-    if subject.mode == "server":
-        monkeypatch.setattr("vthink.components.grpo.vllm.server._Server.forget", lambda self: None)
-    else:
-        engine = subject.engine.vllm._engine  # type: ignore[attr-defined]
-        monkeypatch.setattr(engine, "reset_prefix_cache", lambda: True)
-        monkeypatch.setattr(engine.llm_engine, "reset_encoder_cache", lambda: None)
+    _keep(subject, "prefix", monkeypatch)
     subject.scale(1.3)
     try:
         ((stale,),) = subject.generate([prompt], step=steps())
@@ -97,7 +93,35 @@ def test_caches_that_are_not_emptied_answer_from_old_weights(
     finally:
         subject.scale(1 / 1.3)
         monkeypatch.undo()
-        subject.generate([prompt], step=steps())
+        ((fresh,),) = subject.generate([prompt], step=steps())
+    assert subject.gap(prompt, fresh) < 1e-4
+
+
+def test_vision_features_that_only_the_worker_has_forgotten_end_the_played_engine(
+    subject: Subject, items: list[Item], steps: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they end the real one (seen with 0.32), which would have to be started again."""
+    if subject.part == "real":
+        return
+    subject.generate([items[2].prompt], step=steps())
+    _keep(subject, "encoder", monkeypatch)
+    with pytest.raises((UserError, RuntimeError), match="Encoder cache miss"):
+        subject.generate([items[2].prompt], step=steps())
+    monkeypatch.undo()
+    subject.generate([items[2].prompt], step=steps())
+
+
+def _keep(subject: Subject, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let one of vLLM's caches be forgotten no more."""
+    vllm: Any = subject.engine.vllm
+    if subject.mode == "server":
+        call = _Server.call
+        path = f"/reset_{cache}_cache"
+        monkeypatch.setattr(_Server, "call", lambda self, m, p, **body: None if p == path else call(self, m, p, **body))
+    elif cache == "prefix":
+        monkeypatch.setattr(vllm._engine, "reset_prefix_cache", lambda: True)
+    else:
+        monkeypatch.setattr(vllm._engine.llm_engine, "reset_encoder_cache", lambda: None)
 
 
 def test_a_prompt_longer_than_the_context_is_refused_in_one_line(subject: Subject, items: list[Item]) -> None:
@@ -110,7 +134,7 @@ def test_a_prompt_longer_than_the_context_is_refused_in_one_line(subject: Subjec
 
 
 def test_a_chat_request_before_and_after_a_sync_is_answered(
-    subject: Subject, files: list[Path], items: list[Item], steps: Any
+    subject: Subject, files: list[Path], items: list[Item], steps: Callable[[], int]
 ) -> None:
     """V9: the worker emptied its cache of vision features, the scheduler counted on them, and the engine died."""
     if subject.mode != "server":
