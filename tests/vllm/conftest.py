@@ -26,10 +26,7 @@ from PIL import Image
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.load import tokens_per_second
-from vthink.components.common.model.prompt import EncodedPrompt
 from vthink.components.common.model.tiny import build_tiny
-from vthink.components.common.video.config import VideoConfig
-from vthink.components.common.video.decode import read_clip
 from vthink.components.data_prep.world.draw import write_mp4
 from vthink.components.grpo.vllm.colocated import ColocatedVLLM
 from vthink.components.grpo.vllm.engine import VLLMEngine
@@ -93,7 +90,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="session", params=[f"{part}-{mode}" for part in PARTS for mode in ("colocate", "server")])
-def subject(request: pytest.FixtureRequest, policy: tuple[Any, ChatEncoder], tmp_path_factory: Any) -> Iterator[Subject]:
+def subject(
+    request: pytest.FixtureRequest, policy: tuple[Any, ChatEncoder], tmp_path_factory: Any
+) -> Iterator[Subject]:
     """A vLLM of one kind, started as training starts it."""
     part, mode = request.param.split("-")
     model, encoder = policy
@@ -108,7 +107,9 @@ def subject(request: pytest.FixtureRequest, policy: tuple[Any, ChatEncoder], tmp
         vllm: Any
         if mode == "server":
             log = tmp_path_factory.mktemp("log") / "vllm.log"
-            serve = played_server(model.name_or_path) if part == "played" else real_server(model.name_or_path, SERVE, log)
+            serve = (
+                played_server(model.name_or_path) if part == "played" else real_server(model.name_or_path, SERVE, log)
+            )
             urls = [stack.enter_context(serve)]
             vllm = VLLMServers(urls, weights, None)
         else:

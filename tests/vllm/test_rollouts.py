@@ -127,7 +127,7 @@ def _keep(subject: Subject, cache: str, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_prompt_longer_than_the_context_is_refused_in_one_line(subject: Subject, items: list[Item]) -> None:
     encoder, clip = subject.encoder, items[0].clip
     long = encoder.encode("Left? " * 900, ["a", "b"], "multiple_choice", clip)
-    with pytest.raises(UserError, match="longer than|maximum") as error:
+    with pytest.raises(UserError, match=r"longer than|maximum") as error:
         subject.generate([items[0].prompt, long])
     assert "\n" not in str(error.value)
     assert len(subject.generate([items[0].prompt])) == 1
@@ -140,7 +140,10 @@ def test_a_chat_request_before_and_after_a_sync_is_answered(
     if subject.mode != "server":
         return
     image = base64.b64encode(files[1].read_bytes()).decode()
-    content = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}}, {"type": "text", "text": "?"}]
+    content = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
+        {"type": "text", "text": "?"},
+    ]
     request = {"model": "policy", "messages": [{"role": "user", "content": content}], "max_tokens": 4, "temperature": 0}
     answers = []
     for _ in range(2):
@@ -151,7 +154,9 @@ def test_a_chat_request_before_and_after_a_sync_is_answered(
     assert answers[0] == answers[1]
 
 
-def test_several_servers_take_turns_with_the_same_weights(subject: Subject, items: list[Item], monkeypatch: Any) -> None:
+def test_several_servers_take_turns_with_the_same_weights(
+    subject: Subject, items: list[Item], monkeypatch: Any
+) -> None:
     if subject.mode != "server":
         return
     weights = subject.engine.vllm._weights  # type: ignore[attr-defined]
@@ -160,7 +165,9 @@ def test_several_servers_take_turns_with_the_same_weights(subject: Subject, item
     for number, server in enumerate(servers._servers):
         generate = type(server).generate
         monkeypatch.setattr(server, "_number", number, raising=False)
-    monkeypatch.setattr(type(server), "generate", lambda self, request: calls.append(self._number) or generate(self, request))
+    monkeypatch.setattr(
+        type(server), "generate", lambda self, request: calls.append(self._number) or generate(self, request)
+    )
     engine = type(subject.engine)(servers, subject.encoder, subject.engine.patch_dtype)
     with engine.policy(0):
         groups = engine.generate([item.prompt for item in items[:4]], GREEDY, [1] * 4, list(range(4)))

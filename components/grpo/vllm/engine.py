@@ -64,13 +64,19 @@ class VLLMEngine:
     is_policy = False
 
     def __init__(self, vllm: VLLM, encoder: ChatEncoder, patch_dtype: torch.dtype) -> None:
-        """Args: ``patch_dtype``: of the patches sent: the policy's, whose vision tower rounds them to it in any case."""
+        """Args: ``patch_dtype``: of the patches sent; the policy's, whose vision tower rounds them to it anyway."""
         self.vllm, self.encoder, self.patch_dtype = vllm, encoder, patch_dtype
         self._weights_of_step: int | None = None
 
     @classmethod
     def start(
-        cls, config: GRPOConfig, model: Any, accelerator: Any, encoder: ChatEncoder, samples: Sequence[Any], autocast: bool
+        cls,
+        config: GRPOConfig,
+        model: Any,
+        accelerator: Any,
+        encoder: ChatEncoder,
+        samples: Sequence[Any],
+        autocast: bool,
     ) -> VLLMEngine:
         """Start vLLM, or connect to the servers, as ``config.vllm`` says. All processes take part.
 

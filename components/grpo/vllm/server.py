@@ -77,10 +77,14 @@ class VLLMServers:
             if main:
                 with tempfile.TemporaryDirectory(prefix="vthink-policy-", dir=self._folder) as folder:
                     Path(folder).chmod(0o755)  # a server may run as another user
-                    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, f"{folder}/model.safetensors")
+                    save_file(
+                        {name: tensor.contiguous() for name, tensor in tensors.items()}, f"{folder}/model.safetensors"
+                    )
                     for server in self._servers:
                         server.call(
-                            "POST", "/collective_rpc", json={"method": "reload_weights", "kwargs": {"weights_path": folder}}
+                            "POST",
+                            "/collective_rpc",
+                            json={"method": "reload_weights", "kwargs": {"weights_path": folder}},
                         )
         else:
             self._send()

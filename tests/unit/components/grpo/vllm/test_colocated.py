@@ -14,7 +14,7 @@ from vthink.components.grpo.vllm.colocated import ColocatedVLLM
 from vthink.components.grpo.vllm.engine import VLLMEngine
 from vthink.components.grpo.vllm.weights import PolicyWeights
 from vthink.tests.fakes import played_vllm
-from vthink.tests.unit.components.grpo.vllm.prompts import SAMPLING, build, clip_of, prompt_of
+from vthink.tests.unit.components.grpo.vllm.prompts import SAMPLING, build, clip_of
 
 ARGUMENTS = {"dtype": "float32", "max_model_len": 512, "logprobs_mode": "raw_logprobs"}
 

@@ -107,7 +107,9 @@ def test_an_answer_that_must_not_be_trained_on_is_refused(
     assert message in str(error.value)
 
 
-def test_a_completion_of_vision_tokens_and_a_log_probability_that_is_no_number_are_refused(encoder: ChatEncoder) -> None:
+def test_a_completion_of_vision_tokens_and_a_log_probability_that_is_no_number_are_refused(
+    encoder: ChatEncoder,
+) -> None:
     prompt = prompt_of(encoder, clip_of(encoder))
     engine = FakeVLLM(lambda asked: output(asked.token_ids, ([9, encoder.video_token_id], "stop"), ([9], "stop")))
     with pytest.raises(UserError, match="vision tokens"):

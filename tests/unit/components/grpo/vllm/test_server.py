@@ -67,7 +67,9 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FakeServer]
     servers: list[FakeServer] = []
 
     def start(
-        answer: Callable[[dict[str, Any]], tuple[int, Any]] = lambda body: (200, {}), version: str = "0.32.0", **settings: Any
+        answer: Callable[[dict[str, Any]], tuple[int, Any]] = lambda body: (200, {}),
+        version: str = "0.32.0",
+        **settings: Any,
     ) -> FakeServer:
         servers.append(FakeServer(answer, version, settings))
         return servers[-1]
