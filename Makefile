@@ -7,7 +7,7 @@ WORKERS ?= 2
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 
-.PHONY: help install demo test test-all vllm test-vllm seeds bench lint format ir clean
+.PHONY: help install demo test test-all vllm test-vllm seeds bench bench-vllm lint format ir clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
@@ -44,8 +44,11 @@ seeds: $(installed)  ## does the demo learn? three seeds with controls; writes t
 
 bench: $(installed)  ## how fast, against the stock way on the same work; writes .vthink/bench.json
 	@set -e; for script in tests/bench/bench_*.py; do \
-		case $$script in */bench_seeds.py) continue;; esac; \
+		case $$script in */bench_seeds.py|*/bench_vllm.py) continue;; esac; \
 		echo "$$script"; $(bin)/python $$script; done
+
+bench-vllm: vllm  ## our own engine against vLLM, both on the CPU
+	$(VENV_VLLM)/bin/python tests/bench/bench_vllm.py
 
 lint: $(installed)  ## format, lint, types, and the rules of the house
 	$(bin)/ruff format --check .

