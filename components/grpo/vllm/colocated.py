@@ -37,7 +37,7 @@ class ColocatedVLLM:
         if importlib.util.find_spec("vllm") is None:
             raise UserError("grpo.vllm needs vLLM where GRPO trains: use the training image, or install it")
         ranks = {"RANK": accelerator.process_index, "LOCAL_RANK": accelerator.local_process_index}
-        os.environ |= {name: str(rank) for name, rank in ranks.items()}
+        os.environ.update({name: str(rank) for name, rank in ranks.items()})
         os.environ["WORLD_SIZE"] = str(accelerator.num_processes)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine must share this process: weights are not copied
         ensure_master_addr_port()
