@@ -22,6 +22,7 @@ import httpx
 import numpy as np
 import pytest
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
@@ -72,14 +73,17 @@ def items(family: str, policy: tuple[Any, ChatEncoder], files: list[Path]) -> li
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """24 videos of a moving square, of different lengths and shapes, and 24 stills."""
+    """24 videos of a moving square, of different lengths and sizes, and 24 stills.
+
+    The frames are square: so small a budget of pixels would resize others once more when they come back.
+    """
     folder, random, paths = tmp_path_factory.mktemp("files"), np.random.default_rng(0), []
     for number in range(24):
-        height, width = (64, 96) if number % 2 else (96, 64)
+        side = 64 if number % 2 else 96
         count = 8 + number % 9
-        frames = random.integers(0, 96, (count, height, width, 3), dtype=np.uint8)
+        frames = random.integers(0, 96, (count, side, side, 3), dtype=np.uint8)
         for t in range(count):
-            left = (number + t * (1 + number % 4)) % (width - 16)
+            left = (number + t * (1 + number % 4)) % (side - 16)
             frames[t, 8 : 8 + 16 + number, left : left + 16] = random.integers(128, 256, 3)
         path = folder / f"{number:02d}.mp4"
         write_mp4(path, frames, fps=4 + number % 3)
@@ -96,9 +100,12 @@ def subject(
     """A vLLM of one kind, started as training starts it."""
     part, mode = request.param.split("-")
     model, encoder = policy
-    weights = PolicyWeights(model, Accelerator(cpu=True))
     with contextlib.ExitStack() as stack:
         environment = stack.enter_context(pytest.MonkeyPatch.context())
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # which a colocated vLLM sets
+            environment.delenv(name, raising=False)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        weights = PolicyWeights(model, Accelerator(cpu=True))
         for name, value in ENGINE.items():
             environment.setenv(name, value)
         if part == "played":
@@ -126,10 +133,7 @@ def start_colocated(weights: PolicyWeights, **changes: Any) -> ColocatedVLLM:
 
 
 def stop_colocated(vllm: ColocatedVLLM) -> None:
-    """Free a real engine's memory."""
-    engine = vllm._engine.llm_engine
-    if hasattr(engine, "engine_core"):
-        engine.engine_core.shutdown()
+    """Free an engine's memory. (Its own end would end torch's process group, which others here use.)"""
     del vllm._engine
     gc.collect()
 
