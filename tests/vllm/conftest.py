@@ -102,8 +102,6 @@ def subject(
     model, encoder = policy
     with contextlib.ExitStack() as stack:
         environment = stack.enter_context(pytest.MonkeyPatch.context())
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # which a colocated vLLM sets
-            environment.delenv(name, raising=False)
         AcceleratorState._reset_state(reset_partial_state=True)
         weights = PolicyWeights(model, Accelerator(cpu=True))
         for name, value in ENGINE.items():
@@ -129,11 +127,20 @@ def subject(
 
 def start_colocated(weights: PolicyWeights, **changes: Any) -> ColocatedVLLM:
     arguments = {"dtype": "float32", "max_model_len": LENGTH, "max_num_batched_tokens": 4096, "max_num_seqs": 16}
-    return ColocatedVLLM(weights, True, **(arguments | {"logprobs_mode": "raw_logprobs"} | changes))
+    vllm = ColocatedVLLM(weights, True, **(arguments | {"logprobs_mode": "raw_logprobs"} | changes))
+    forget_ranks()
+    return vllm
+
+
+def forget_ranks() -> None:
+    """What a colocated vLLM sets for its own start would make the next trainer in this process one of several."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
 
 
 def stop_colocated(vllm: ColocatedVLLM) -> None:
     """Free an engine's memory. (Its own end would end torch's process group, which others here use.)"""
+    forget_ranks()
     del vllm._engine
     gc.collect()
 
