@@ -26,9 +26,14 @@ def tokens(llm: Any, prompts: list[dict[str, Any]], subject: Subject) -> list[li
     return [list(output.outputs[0].token_ids) for output in llm.generate(prompts, sampling, use_tqdm=False)]
 
 
-def test_frames_through_vllms_processor(llm: Any, subject: Subject, items: list[Item]) -> None:
+def test_frames_through_vllms_processor(
+    llm: Any, subject: Subject, items: list[Item], request: pytest.FixtureRequest
+) -> None:
     if llm is None:
         return
+    if subject.encoder.family.time_in_text:
+        reason = "V14: vLLM 0.32, like transformers 5.17, keeps a pair of vision tokens around Qwen3-VL's timed blocks"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     prompts = []
     for item in items:
         text = subject.encoder.render(QUESTION, OPTIONS, "multiple_choice", item.clip.kind)
@@ -38,7 +43,12 @@ def test_frames_through_vllms_processor(llm: Any, subject: Subject, items: list[
         count, fps = len(item.clip.frames), item.clip.fps
         about = {"total_num_frames": count, "fps": fps, "frames_indices": list(range(count)), "duration": count / fps}
         about |= {"video_backend": "opencv", "do_sample_frames": False}
-        prompts.append({"prompt": text, "multi_modal_data": {"video": [(item.clip.frames, about)]}})
+        prompt = {"prompt": text, "multi_modal_data": {"video": [(item.clip.frames, about)]}}
+        if subject.encoder.family.time_in_text:  # whose budget is for all frames together, as `vllm_arguments` says
+            video = subject.encoder.video
+            edges = {"shortest_edge": video.min_pixels, "longest_edge": video.max_pixels * count}
+            prompt["mm_processor_kwargs"] = {"size": edges}
+        prompts.append(prompt)
     ours = sample(subject.model, subject.encoder, [item.prompt for item in items], GREEDY)
     assert tokens(llm, prompts, subject) == [group[0].token_ids for group in ours]
 
