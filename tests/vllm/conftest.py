@@ -139,8 +139,7 @@ def forget_ranks() -> None:
 
 
 def stop_colocated(vllm: ColocatedVLLM) -> None:
-    """Free an engine's memory. (Its own end would end torch's process group, which others here use.)"""
-    forget_ranks()
+    """End an engine: a process can hold one at a time."""
     del vllm._engine
     gc.collect()
 

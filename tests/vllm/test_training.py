@@ -17,7 +17,7 @@ from vthink.components.grpo.rollouts import prompt_rows
 from vthink.components.grpo.train import trl_arguments
 from vthink.components.grpo.trainer import VideoGRPOTrainer
 from vthink.tests.unit.components.grpo.tiny_training import SETTINGS, G, inputs_for, rows_of_kind
-from vthink.tests.vllm.conftest import stop_colocated
+from vthink.tests.vllm.conftest import forget_ranks
 from vthink.tests.vllm.subject import Subject
 
 REWARDS = {"temporal": {}, "extra": {"vthink.tests.unit.components.grpo.tiny_training:brevity": 1.0}}
@@ -50,6 +50,10 @@ def test_four_steps_train_on_what_was_sampled_with_the_policys_own_weights(
     if subject.encoder.video != prepared.video:  # frames are prepared for one family
         assert subject.encoder.family.time_in_text
         return
+    started: dict[str, Any] = {}
+    if subject.mode == "colocate":  # a process can hold one engine: the subject's, with the trainer's weights
+        engine = subject.engine.vllm._engine  # type: ignore[attr-defined]
+        monkeypatch.setattr("vllm.LLM", lambda **arguments: started.update(arguments) or engine)
     trainer = build(subject, prepared, tmp_path)
     vllm: Any = trainer.generator.engine.vllm  # type: ignore[attr-defined]
     counts: list[list[int]] = []
@@ -64,9 +68,13 @@ def test_four_steps_train_on_what_was_sampled_with_the_policys_own_weights(
         before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
         trainer.train()
     finally:
-        if subject.mode == "colocate":
-            stop_colocated(vllm)
+        subject.engine._weights_of_step = None
+        forget_ranks()
     gaps = [entry["grpo/sampler_gap"] for entry in trainer.state.log_history if "grpo/sampler_gap" in entry]
     assert len(gaps) == trainer.state.global_step == 4
     assert max(gaps) < 1e-3
+    if started:
+        assert (started["dtype"], started["enable_sleep_mode"]) == ("float32", False)
+        assert started["max_num_seqs"] == sum(counts[0])
+        assert max(map(len, batch.prompts)) + 12 <= started["max_model_len"] < 300
     assert not all(map(torch.equal, before, trainer.model.parameters()))
