@@ -2,11 +2,12 @@
 
 PYTHON ?= python3.11
 VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
 WORKERS ?= 2
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 
-.PHONY: help install demo test test-all crds seeds bench lint format ir clean
+.PHONY: help install demo test test-all crds vllm test-vllm seeds bench bench-vllm lint format ir clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
@@ -35,13 +36,22 @@ test-all: $(installed)  ## all tests
 crds:  ## released CRDs and KFP's API, which tests need; another place than GitHub: make crds FROM=folder-or-address
 	$(PYTHON) tests/released.py $(if $(FROM),--from $(FROM))
 
+vllm:  ## an environment with the real vLLM, in $(VENV_VLLM); kept while its pins are the same
+	$(PYTHON) tests/vllm/environment.py $(VENV_VLLM)
+
+test-vllm: vllm  ## the tests of tests/vllm against the real engine, on the CPU
+	$(VENV_VLLM)/bin/python -m pytest tests/vllm
+
 seeds: $(installed)  ## does the demo learn? three seeds with controls; writes the README's table
 	$(bin)/python tests/bench/bench_seeds.py --readme README.md
 
 bench: $(installed)  ## how fast, against the stock way on the same work; writes .vthink/bench.json
 	@set -e; for script in tests/bench/bench_*.py; do \
-		case $$script in */bench_seeds.py) continue;; esac; \
+		case $$script in */bench_seeds.py|*/bench_vllm.py) continue;; esac; \
 		echo "$$script"; $(bin)/python $$script; done
+
+bench-vllm: vllm  ## our own engine against vLLM, both on the CPU
+	$(VENV_VLLM)/bin/python tests/bench/bench_vllm.py
 
 lint: $(installed)  ## format, lint, types, and the rules of the house
 	$(bin)/ruff format --check .
@@ -59,4 +69,4 @@ ir: $(installed)  ## compile the pipeline to pipelines/vthink.yaml
 	$(bin)/vthink compile --output pipelines/vthink.yaml
 
 clean:  ## remove the environment and what runs wrote
-	rm -rf $(VENV) .vthink
+	rm -rf $(VENV) $(VENV_VLLM) .vthink

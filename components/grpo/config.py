@@ -17,19 +17,25 @@ class VLLMConfig(Section):
 
     mode: Literal["colocate", "server"] = "colocate"
     """Inside each training process, or on servers of their own (see `components/grpo/vllm/`)."""
-    server_url: str | None = None
-    """Where the server is, e.g. ``http://rollouts:8000``."""
+    server_urls: tuple[str, ...] = ()
+    """Where the servers are, e.g. ``http://rollouts:8000``; they take turns."""
+    weights_folder: str | None = None
+    """In server mode send new weights as a file in this folder, which the servers must see under the same path; null:
+    by NCCL where GRPO trains on GPUs, else in this machine's folder for temporary files."""
     gpu_memory_utilization: float = Field(default=0.3, gt=0, le=1)
     """Part of the GPU's memory that vLLM takes in colocate mode."""
+    max_model_len: int | None = Field(default=None, ge=1)
+    """In colocate mode, most tokens of a prompt and its completion, for which vLLM must have memory; null: what the
+    longest question, the most frames and ``grpo.max_new_tokens`` come to."""
     sleep: bool = True
-    """In colocate mode give that memory back while training."""
+    """In colocate mode give that memory back while training; not on a CPU, where vLLM cannot."""
     importance_cap: float = Field(default=2.0, ge=1)
     """Token losses are weighted by min(π_trainer / π_sampler, cap), for the two compute slightly different numbers."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.mode == "server") != (self.server_url is not None):
-            raise ValueError("server_url belongs to mode=server, and mode=server needs it")
+        if (self.mode == "server") != bool(self.server_urls):
+            raise ValueError("server_urls belong to mode=server, and mode=server needs them")
         return self
 
 
@@ -118,6 +124,20 @@ class GRPOConfig(TrainingConfig):
                 f"({self.num_iterations}), so that a checkpoint never lies between two updates on one rollout"
             )
         return self
+
+    @model_validator(mode="after")
+    def _vllm_reports_comparable_log_probs(self) -> Self:
+        if self.vllm is not None and self.temperature != 1 and (self.top_p != 1 or self.top_k):
+            raise ValueError(
+                f"temperature {self.temperature:g} with top_p {self.top_p:g} or top_k {self.top_k}: vLLM then tells no "
+                "log-probability to compare with the trainer's; set temperature to 1, or top_p to 1 and top_k to 0"
+            )
+        return self
+
+    @property
+    def logprobs_mode(self) -> str:
+        """vLLM's log-probabilities that are of the trainer's distribution: at the temperature, without a nucleus."""
+        return "raw_logprobs" if self.temperature == 1 else "processed_logprobs"
 
     @property
     def num_shuffled(self) -> int:

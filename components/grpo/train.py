@@ -18,10 +18,13 @@ from .trainer import VideoGRPOTrainer
 def train_grpo(job: TrainingJob) -> None:
     """Improve the policy to the end, from the newest checkpoint if there is one; rank 0 writes the manifest last."""
     config = GRPOConfig.load(job.config, "job")
+    if config.vllm is not None and job.node.rollout_url is not None:
+        servers = config.vllm.model_copy(update={"server_urls": (job.node.rollout_url,)})
+        config = config.model_copy(update={"vllm": servers})
     run = TrainingRun(job, config)
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_accuracy", "greater_is_better": True}
     trainer = VideoGRPOTrainer(
-        args=TRLConfig(**run.arguments(), **trl_arguments(config, job.node.rollout_url), **best),
+        args=TRLConfig(**run.arguments(), **trl_arguments(config), **best),
         train_dataset=prompt_rows(run.rows),
         eval_dataset=prompt_rows(run.validation.rows),
         settings=config,
@@ -34,13 +37,10 @@ def train_grpo(job: TrainingJob) -> None:
     run.complete(trainer, counts={"prompts": len(run.rows)})
 
 
-def trl_arguments(config: GRPOConfig, rollout_url: str | None = None) -> dict[str, Any]:
-    """What TRL's sampler, reference model and vLLM need to know; rewards, loss and requests are ours.
-
-    Args: ``rollout_url``: of the rollout server, where it is another than the configuration's.
-    """
+def trl_arguments(config: GRPOConfig) -> dict[str, Any]:
+    """What TRL's sampler and reference model need to know; rollouts, rewards and loss are ours."""
     batch = config.prompts_per_step * config.num_generations
-    arguments: dict[str, Any] = {
+    return {
         "per_device_train_batch_size": batch,
         "per_device_eval_batch_size": batch,
         "shuffle_dataset": config.shuffle,
@@ -50,12 +50,3 @@ def trl_arguments(config: GRPOConfig, rollout_url: str | None = None) -> dict[st
         "beta": config.kl_coefficient,  # whether there is a reference model
         "num_iterations": config.num_iterations,
     }
-    if config.vllm is not None:
-        arguments |= {
-            "use_vllm": True,
-            "vllm_mode": config.vllm.mode,
-            "vllm_server_base_url": rollout_url or config.vllm.server_url,
-            "vllm_gpu_memory_utilization": config.vllm.gpu_memory_utilization,
-            "vllm_enable_sleep_mode": config.vllm.sleep and config.vllm.mode == "colocate",
-        }
-    return arguments

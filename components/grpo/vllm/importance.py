@@ -32,8 +32,8 @@ def importance_weights(
     """Truncated importance sampling per token, min(π_trainer / π_sampler, C): TRL's ``token_truncate``.
 
     Rollouts come from vLLM's kernels and types, gradients from the trainer's; the same weights give other
-    probabilities there. The ratio corrects for it, the cap keeps its variance finite. With a nucleus below 1 the
-    sampler's probabilities are those within the nucleus, so ratios lie a little below 1 and the gap is never 0.
+    probabilities there. The ratio corrects for it, the cap keeps its variance finite. Both are of the whole
+    distribution, not of the nucleus that was sampled from, so that the ratio of an unchanged policy is 1.
 
     Args:
         trainer: log-probabilities of the sampled tokens under the weights they were sampled with, at the same

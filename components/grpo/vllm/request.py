@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 
-from ...common.errors import UserError
 from ...common.model.chat import ChatEncoder
 from ...common.model.generation import Sampling
 from ...common.model.prompt import TEXT, EncodedPrompt
@@ -55,19 +54,16 @@ class Request:
     items: list[VisionItem]
     sampling: dict[str, Any]
     """Arguments of vLLM's ``SamplingParams``."""
-    cache_salt: str
 
 
 def make_request(
-    prompt: EncodedPrompt, encoder: ChatEncoder, sampling: Sampling, n: int, key: int, salt: str, dtype: torch.dtype
+    prompt: EncodedPrompt, encoder: ChatEncoder, sampling: Sampling, n: int, key: int, dtype: torch.dtype
 ) -> Request:
     """The request by which vLLM completes exactly ``prompt``.
 
     Args:
         key: with ``sampling.seed`` it determines the completions.
-        salt: names the weights; nothing cached under another salt is used.
-        dtype: of the patches sent: the policy's, whose vision tower rounds them to it in any case, or uint8, as they
-            were before normalisation, for a vLLM that normalises.
+        dtype: of the patches sent.
 
     Raises:
         BlindInputError: placeholders and pixels do not match.
@@ -75,7 +71,7 @@ def make_request(
     encoder.check_sighted(prompt)
     return Request(
         token_ids=prompt.input_ids.tolist(),
-        items=_vision_items(prompt, encoder, salt, dtype),
+        items=_vision_items(prompt, encoder, dtype),
         sampling={
             "n": n,
             "temperature": sampling.temperature,
@@ -91,14 +87,13 @@ def make_request(
             "logprobs": 0,
             "detokenize": False,
         },
-        cache_salt=salt,
     )
 
 
-def _vision_items(prompt: EncodedPrompt, encoder: ChatEncoder, salt: str, dtype: torch.dtype) -> list[VisionItem]:
+def _vision_items(prompt: EncodedPrompt, encoder: ChatEncoder, dtype: torch.dtype) -> list[VisionItem]:
     vision = (prompt.mm_token_type_ids != TEXT).tolist()
     starts = [i for i, here in enumerate(vision) if here and not (i and vision[i - 1])]
-    patches = prompt.pixel_values.to(dtype) if dtype != torch.uint8 else _bytes(prompt, encoder)
+    patches = prompt.pixel_values.to(dtype)
     t, h, w = (int(size) for size in prompt.grid_thw)
     if prompt.kind == "video" and not encoder.family.time_in_text:
         runs, modality, seconds = [(t, h, w)], "video", prompt.second_per_grid_s
@@ -118,23 +113,11 @@ def _vision_items(prompt: EncodedPrompt, encoder: ChatEncoder, salt: str, dtype:
                 patches=part,
                 grid_thw=torch.tensor(grid),
                 seconds=seconds,
-                key=f"{salt}-{digest.hexdigest()}",
+                key=digest.hexdigest(),
             )
         )
         first += count
     return items
-
-
-def _bytes(prompt: EncodedPrompt, encoder: ChatEncoder) -> torch.Tensor:
-    """(N, D) uint8: the patches before normalisation, which rounding recovers exactly."""
-    if encoder.normalisation["video"] != encoder.normalisation["image"]:
-        raise UserError(
-            "vLLM normalises videos like images, but this model's processors differ; "
-            "start vLLM with mm_device_do_normalize off"
-        )
-    mean, std = (torch.tensor(values).view(1, -1, 1) * 255 for values in encoder.normalisation[prompt.kind])
-    channels = prompt.pixel_values.view(len(prompt.pixel_values), mean.shape[1], -1)
-    return (channels * std + mean).round().clamp(0, 255).to(torch.uint8).view_as(prompt.pixel_values)
 
 
 def _vllm_item(item: VisionItem) -> Any:
@@ -169,7 +152,6 @@ def engine_request(request: Request) -> tuple[Any, Any]:
         MultiModalKwargsItems({modality: [_vllm_item(item) for item in request.items]}),
         {modality: [item.key for item in request.items]},
         {modality: [PlaceholderRange(offset=item.offset, length=item.length) for item in request.items]},
-        cache_salt=request.cache_salt,
     )
     return prompt, SamplingParams(**request.sampling, output_kind=RequestOutputKind(_FINAL_ONLY))
 
@@ -187,7 +169,6 @@ def server_payload(request: Request) -> dict[str, Any]:
             "kwargs_data": {modality: [encode_mm_kwargs_item(_vllm_item(item)) for item in request.items]},
         },
         "sampling_params": request.sampling | {"output_kind": _FINAL_ONLY},
-        "cache_salt": request.cache_salt,
         "return_token_ids": True,
         "stream": False,
     }

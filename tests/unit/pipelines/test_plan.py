@@ -299,7 +299,7 @@ def test_vllm_decodes_faster_and_takes_its_share_of_the_memory():
     assert awake.memory.rollouts == 0
     assert awake.memory.reference - asleep.memory.reference == pytest.approx(share)
     assert awake.memory.total > asleep.memory.total
-    server = plan("grpo.vllm.mode=server", "grpo.vllm.server_url=http://rollouts:8000")
+    server = plan("grpo.vllm.mode=server", "grpo.vllm.server_urls=[http://rollouts:8000]")
     assert (server.memory.rollouts, server.memory.reference) == (0, asleep.memory.reference)
     # 8.3 B parameters in bfloat16 are 15.4 GiB: a tenth of 79 GiB cannot hold them.
     assert not plan("grpo.vllm.mode=colocate", "grpo.vllm.gpu_memory_utilization=0.1").fits

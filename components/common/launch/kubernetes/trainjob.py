@@ -61,6 +61,8 @@ def for_another_namespace(job: TrainingJob, home: str) -> TrainingJob:
         "storage": storage.model_copy(update={"endpoint_url": endpoint}),
     }
     return job.model_copy(update={"run": job.run.model_copy(update=stores)})
+
+
 def node_requests(launch: LaunchConfig, resources: NodeResources | None) -> dict[str, str]:
     """What a training node's pod asks for; ``resources`` are None where the model's size is not known beforehand."""
     cluster, processes = launch.cluster, launch.processes

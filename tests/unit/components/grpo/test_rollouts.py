@@ -177,12 +177,11 @@ class PlaysVLLM:
     def policy(self, step: int) -> Any:
         return nullcontext()
 
-    def generate(self, prompts: Any, sampling: Sampling, n: list[int], keys: Any) -> list[list[SampledCompletion]]:
+    def generate(self, prompts: Any, sampling: Sampling, counts: Any, keys: Any) -> list[list[SampledCompletion]]:
         trainer, groups = self.trainer, []
-        self.asked.append((list(prompts), n))
-        for prompt, group in zip(
-            prompts, sample(trainer.model, trainer.encoder, prompts, sampling, n, keys=keys), strict=True
-        ):
+        self.asked.append((list(prompts), list(counts)))
+        for prompt, n, key in zip(prompts, counts, keys, strict=True):
+            (group,) = sample(trainer.model, trainer.encoder, [prompt], sampling, n, keys=[key])
             with torch.no_grad():
                 values, _ = trainer.log_probs.plain_forward(
                     trainer.model, [prompt] * len(group), [c.token_ids for c in group]

@@ -40,11 +40,11 @@ def prompt_of(encoder: ChatEncoder, clip: Clip) -> EncodedPrompt:
 
 
 def ask(encoder: ChatEncoder, prompt: EncodedPrompt, key: int = 1, **changes: Any) -> Request:
-    arguments = {"n": 3, "salt": "weights-1", "dtype": torch.float32} | changes
+    arguments = {"n": 3, "dtype": torch.float32} | changes
     return make_request(prompt, encoder, SAMPLING, key=key, **arguments)
 
 
-def run(engine: Any, encoder: ChatEncoder, prompts: list[EncodedPrompt], n: int = 2) -> list:
-    rollouts = VLLMEngine(engine, encoder)
+def run(vllm: Any, encoder: ChatEncoder, prompts: list[EncodedPrompt], n: int = 2) -> list:
+    rollouts = VLLMEngine(vllm, encoder, torch.float32)
     with rollouts.policy(0):
-        return rollouts.generate(prompts, SAMPLING, n, keys=list(range(len(prompts))))
+        return rollouts.generate(prompts, SAMPLING, [n] * len(prompts), keys=list(range(len(prompts))))

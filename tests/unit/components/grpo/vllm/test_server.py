@@ -1,27 +1,32 @@
-"""A vLLM server, played by a fake over real HTTP."""
+"""Servers that answer in every form, and those that cannot be used: a fake over real HTTP.
+
+Whole rollouts on servers, played and real: tests/vllm.
+"""
 
 import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from vthink.components.common.errors import UserError
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.grpo.vllm import server as server_module
-from vthink.components.grpo.vllm.engine import VLLMEngine
+from vthink.components.grpo.vllm.server import VLLMServers
+from vthink.components.grpo.vllm.weights import PolicyWeights
 from vthink.tests.unit.components.grpo.vllm.prompts import ask, clip_of, prompt_of, run
 
 
 class FakeServer:
-    """Plays the two endpoints of ``vllm serve`` that are used."""
+    """Answers completions by a function, and says what it was told to of itself."""
 
-    def __init__(self, answer: Callable[[dict[str, Any]], tuple[int, Any]], logprobs_mode: str) -> None:
+    def __init__(self, answer: Callable[[dict[str, Any]], tuple[int, Any]], version: str, settings: Any) -> None:
         self.bodies: list[dict[str, Any]] = []
-        model = {"logprobs_mode": logprobs_mode, "multimodal_config": {"mm_device_do_normalize": False}}
+        model = {"logprobs_mode": "raw_logprobs", "dtype": "torch.float32"} | settings
+        model.setdefault("multimodal_config", {"mm_device_do_normalize": False})
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -33,11 +38,15 @@ class FakeServer:
                 self.wfile.write(data)
 
             def do_GET(self) -> None:
-                known = self.path.startswith("/server_info?config_format=json")
-                self.respond(200 if known else 404, {"vllm_config": {"model_config": model}})
+                path = self.path.partition("?")[0]
+                bodies = {"/version": {"version": version}, "/server_info": {"vllm_config": {"model_config": model}}}
+                self.respond(200 if path in bodies else 404, bodies.get(path))
 
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or b"null")
+                if body is None or "token_ids" not in body:  # new weights, and caches to be emptied
+                    self.respond(200, {"success": True} if "prefix" in self.path else b"")
+                    return
                 fake.bodies.append(body)
                 self.respond(*answer(body))
 
@@ -46,24 +55,26 @@ class FakeServer:
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-        self.engine = SimpleNamespace(
-            mode="server",
-            server_base_url=f"http://127.0.0.1:{self.http.server_port}",
-            accelerator=SimpleNamespace(wait_for_everyone=lambda: None),
-            sync_weights=lambda: None,
-            model=torch.nn.Linear(1, 1),
-        )
+        self.servers = servers_at(f"http://127.0.0.1:{self.http.server_port}")
+
+
+def servers_at(url: str) -> VLLMServers:
+    return VLLMServers([url], PolicyWeights(torch.nn.Linear(1, 1), Accelerator(cpu=True)), None)
 
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FakeServer]]:
     servers: list[FakeServer] = []
 
-    def start(answer: Callable[[dict[str, Any]], tuple[int, Any]], mode: str = "processed_logprobs") -> FakeServer:
-        servers.append(FakeServer(answer, mode))
+    def start(
+        answer: Callable[[dict[str, Any]], tuple[int, Any]] = lambda body: (200, {}),
+        version: str = "0.32.0",
+        **settings: Any,
+    ) -> FakeServer:
+        servers.append(FakeServer(answer, version, settings))
         return servers[-1]
 
-    # The features are in vLLM's own serialisation; `TestWithVLLM` checks the real body.
+    # The features are in vLLM's own serialisation, which is not installed here.
     monkeypatch.setattr(
         server_module, "server_payload", lambda asked: {"token_ids": asked.token_ids, "seed": asked.sampling["seed"]}
     )
@@ -73,24 +84,35 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FakeServer]
         server.http.server_close()
 
 
-def choice(index: int, *token_ids: int, tokens: tuple[int, ...] | None = None) -> dict[str, Any]:
-    entries = [{"token": f"token_id:{token}", "logprob": -token / 100} for token in tokens or token_ids]
+def old(token: int) -> dict[str, Any]:
+    return {"token": f"token_id:{token}"}
+
+
+def new(token: int) -> dict[str, Any]:
+    return {"token_id": token}
+
+
+def choice(
+    index: int, *token_ids: int, tokens: tuple[int, ...] | None = None, form: Callable[[int], dict[str, Any]] = new
+) -> dict[str, Any]:
+    entries = [form(token) | {"logprob": -token / 100} for token in tokens or token_ids]
     return {"index": index, "token_ids": list(token_ids), "finish_reason": "stop", "logprobs": {"content": entries}}
 
 
-def test_a_server_completes_several_prompts_in_their_order(
-    encoder: ChatEncoder, serve: Callable[..., FakeServer]
+@pytest.mark.parametrize("form", [old, new])
+def test_a_server_completes_several_prompts_in_their_order_in_the_form_of_each_version(
+    encoder: ChatEncoder, serve: Callable[..., FakeServer], form: Callable[[int], dict[str, Any]]
 ) -> None:
     prompts = [prompt_of(encoder, clip_of(encoder, seed=seed)) for seed in range(3)]
 
     def answer(body: dict[str, Any]) -> tuple[int, Any]:
         return 200, {
             "prompt_token_ids": body["token_ids"],
-            "choices": [choice(1, 20), choice(0, 10 + body["seed"] % 7)],
+            "choices": [choice(1, 20, form=form), choice(0, 10 + body["seed"] % 7, form=form)],
         }
 
     server = serve(answer)
-    groups = run(server.engine, encoder, prompts)  # type: ignore[arg-type]
+    groups = run(server.servers, encoder, prompts)
     seeds = [ask(encoder, prompt, key).sampling["seed"] for key, prompt in enumerate(prompts)]
     assert [group[0].token_ids for group in groups] == [[10 + seed % 7] for seed in seeds]
     assert [group[1].log_probs for group in groups] == [[-0.2]] * 3
@@ -114,17 +136,36 @@ def test_a_server_that_cannot_be_used_is_an_error_that_says_what_to_do(
 ) -> None:
     server = serve(lambda body: answer)
     with pytest.raises(UserError) as error:
-        run(server.engine, encoder, [prompt_of(encoder, clip_of(encoder))])  # type: ignore[arg-type]
+        run(server.servers, encoder, [prompt_of(encoder, clip_of(encoder))])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_server_that_is_down_or_returns_other_log_probabilities_is_refused(
-    encoder: ChatEncoder, serve: Callable[..., FakeServer]
+@pytest.mark.parametrize(
+    ("version", "settings", "message"),
+    [
+        ("0.32.0", {"logprobs_mode": "processed_logprobs"}, "start the vLLM server with --logprobs-mode raw_logprobs"),
+        ("0.32.0", {"dtype": "torch.bfloat16"}, "start the vLLM server with --dtype float32"),
+        ("0.32.0", {"multimodal_config": {"mm_device_do_normalize": True}}, "with --no-mm-device-do-normalize"),
+        ("0.32.0", {"multimodal_config": None}, "/server_info has another form"),
+        ("0.30.2", {}, "is vLLM 0.30.2; GRPO's rollouts work with 0.31 to 0.33"),
+        ("0.34.0", {}, "is vLLM 0.34.0"),
+        ("dev", {}, "is vLLM dev"),
+    ],
+)
+def test_a_server_under_which_rollouts_would_be_wrong_is_refused_at_the_start(
+    serve: Callable[..., FakeServer], version: str, settings: dict[str, Any], message: str
 ) -> None:
-    server = serve(lambda body: (200, {}), mode="raw_logprobs")
-    with pytest.raises(UserError, match="start it with --logprobs-mode processed_logprobs"):
-        VLLMEngine(server.engine, encoder)
-    engine = SimpleNamespace(mode="server", server_base_url="http://127.0.0.1:9")
+    with pytest.raises(UserError) as error:
+        serve(version=version, **settings).servers.check(torch.float32, "raw_logprobs")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("version", ["0.31.0", "0.32.0+cpu", "0.33.1"])
+def test_supported_versions_with_the_right_settings_are_taken(serve: Callable[..., FakeServer], version: str) -> None:
+    serve(version=version).servers.check(torch.float32, "raw_logprobs")
+
+
+def test_a_server_that_is_down_is_an_error() -> None:
     with pytest.raises(UserError, match="is the vLLM server up"):
-        VLLMEngine(engine, encoder)
+        servers_at("http://127.0.0.1:9").check(torch.float32, "raw_logprobs")
