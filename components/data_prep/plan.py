@@ -124,7 +124,8 @@ def plan_data(run: str, config: str, video: str) -> list[str]:
             log(f"prepare {fp}: plan reused")
             return [shard.to_json() for shard in earlier.shards]
         if source is not None:
-            rows, base = read_rows(source.path, task.config.format, task.config.roots), source.base
+            section, base = task.config, source.base
+            rows = read_rows(source.path, section.format, section.roots, section.columns)
         else:
             base = join(prefix, "world/")
             rows = read_rows(_make_world(task, world, base), None, task.config.roots)

@@ -147,7 +147,7 @@ def curate(
     are. The exit code is 3 when something is left to do.
     """
     config = load(preset, overrides)
-    storage, rows = Storage(config.storage), (row_format or config.data.format, config.data.roots)
+    storage, rows = Storage(config.storage), (row_format or config.data.format, config.data.roots, config.data.columns)
     if dry_run:
         total = estimate(source, output, config.curation, storage, *rows)
         print(f"{total.items} videos or questions, {total.items - total.decided} of them to do")
