@@ -19,7 +19,7 @@ from ruamel.yaml.error import YAMLError
 from ..components.common.config import ConfigError, Section, describe, key_path
 from ..components.common.launch.config import LaunchConfig
 from ..components.common.model.config import ModelConfig
-from ..components.common.model.families.registry import FAMILIES
+from ..components.common.model.families import FAMILIES
 from ..components.common.storage.config import StorageConfig
 from ..components.common.tracking.config import TrackingConfig
 from ..components.common.video.config import VideoConfig

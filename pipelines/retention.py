@@ -10,8 +10,7 @@ from datetime import UTC, datetime, timedelta
 from ..components.common.config import STAGES
 from ..components.common.storage.manifest import Manifest
 from ..components.common.storage.names import MANIFEST, StorageError, as_prefix
-from ..components.common.storage.objects import ObjectInfo
-from ..components.common.storage.s3 import Storage
+from ..components.common.storage.s3 import ObjectInfo, Storage
 from ..components.common.tracking.config import TrackingConfig
 
 _FOLDERS = ("models", *STAGES)

@@ -12,7 +12,7 @@ import pytest
 from vthink.components.common.compat.torchvision import declare_torchvision_operators
 from vthink.components.common.context import RunContext
 from vthink.components.common.launch.config import LaunchConfig
-from vthink.components.common.launch.s3_server import start_s3
+from vthink.components.common.launch.workspace import start_s3
 from vthink.components.common.rows.prepared import PreparedSet
 from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.storage.s3 import Storage

@@ -5,7 +5,6 @@ Each stage and each subject owns its sections in a ``config.py`` of its own; ``p
 
 from __future__ import annotations
 
-import difflib
 import json
 import typing
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .errors import UserError
+from .errors import UserError, did_you_mean
 
 Stage = Literal["prepare", "sft", "grpo", "evaluate", "gate", "register", "deploy"]
 
@@ -32,11 +31,8 @@ class Section(BaseModel):
 
     @classmethod
     def load(cls, data: str | Mapping[str, Any], source: str = "configuration") -> Self:
-        """Read a section from JSON text or a mapping.
-
-        Raises:
-            ConfigError: in one line, naming ``source``, the key and the nearest known key.
-        """
+        """Read a section from JSON text or a mapping; a `ConfigError` names ``source``, the key and the nearest known
+        one."""
         if isinstance(data, str):
             try:
                 data = json.loads(data)
@@ -56,20 +52,16 @@ class Section(BaseModel):
 
 def known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
     """The keys that are allowed at ``path`` below ``model`` (empty when the path leaves the typed part)."""
-    current: Any = model
+    current: type[BaseModel] | None = model
     for part in path:
         if isinstance(part, int):  # of a list of sections
             continue
-        if not (isinstance(current, type) and issubclass(current, BaseModel)):
+        if current is None or part not in current.model_fields:
             return []
-        field = current.model_fields.get(part)
-        if field is None:
-            return []
-        candidates = [field.annotation, *typing.get_args(field.annotation)]
+        annotation = current.model_fields[part].annotation
+        candidates = [annotation, *typing.get_args(annotation)]
         current = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-    if isinstance(current, type) and issubclass(current, BaseModel):
-        return list(current.model_fields)
-    return []
+    return [] if current is None else list(current.model_fields)
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
@@ -85,12 +77,9 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in path)
     if first["type"] == "extra_forbidden":
         known = known_keys(model, path[:-1])
-        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(known)}"
-        return f"unknown key '{key}'; {hint}"
+        return f"unknown key '{key}'; {did_you_mean(str(path[-1]), known, 'known keys here')}"
     message = first["msg"].removeprefix("Value error, ")
-    value = repr(first.get("input"))
-    return f"'{key}': {message} (got {value[:80]})" if key else message
+    return f"'{key}': {message} (got {first.get('input')!r:.80})" if key else message
 
 
 def key_path(model: type[BaseModel], location: tuple[str | int, ...]) -> tuple[str | int, ...]:

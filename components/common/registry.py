@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar, cast
 
-from .errors import UserError
+from .errors import UserError, did_you_mean
 
 T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Entries of one kind by name.
-
-    Besides the registered names, ``"my_module:THING"`` is the entry that somebody's own module holds.
-    """
+    """Entries of one kind by name; ``"my_module:THING"`` is the one that somebody's own module holds."""
 
     def __init__(self, kind: str, entry_type: Any, entries: Mapping[str, T] | None = None):
         """``kind`` names an entry in messages; those from outside must be of ``entry_type``, a class or `Callable`."""
@@ -32,18 +28,12 @@ class Registry(Generic[T]):
         return entry
 
     def get(self, name: str, outside: bool = True) -> T:
-        """The entry of this name, or (``outside``) the one at ``my_module:THING``.
-
-        Raises:
-            UserError: there is none; names the nearest, or says what is wrong with the module.
-        """
+        """The entry of this name, or (``outside``) the one at ``my_module:THING``; a `UserError` for none."""
         if name in self._entries:
             return self._entries[name]
         if outside and ":" in name:
             return self._load(name)
-        near = difflib.get_close_matches(name, self._entries, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(self._entries)}"
-        raise UserError(f"unknown {self.kind} '{name}'; {hint}")
+        raise UserError(f"unknown {self.kind} '{name}'; {did_you_mean(name, self._entries)}")
 
     def check(self, name: str) -> str:
         """The name itself, for a pydantic validator: a `ValueError` where `get` knows none; imports nothing."""
@@ -59,8 +49,8 @@ class Registry(Generic[T]):
         try:
             value: Any = importlib.import_module(module_name)
         except (ImportError, ValueError) as error:
-            hint = "is it installed, or its folder on PYTHONPATH?"
-            raise UserError(f"{self.kind} '{name}': cannot import {module_name!r} ({error}); {hint}") from error
+            problem = f"cannot import {module_name!r} ({error}); is it installed, or its folder on PYTHONPATH?"
+            raise UserError(f"{self.kind} '{name}': {problem}") from error
         for part in path.split("."):
             if not hasattr(value, part):
                 raise UserError(f"{self.kind} '{name}': {module_name} has no {path!r}")
@@ -69,10 +59,6 @@ class Registry(Generic[T]):
             expected = getattr(self._type, "__name__", self._type)
             raise UserError(f"{self.kind} '{name}' is a {type(value).__name__}, not a {expected}")
         return cast(T, value)
-
-    def names(self) -> tuple[str, ...]:
-        """The registered names, in the order in which they were added."""
-        return tuple(self._entries)
 
     def items(self) -> Iterator[tuple[str, T]]:
         """The registered names and entries, in the order in which they were added."""

@@ -16,12 +16,9 @@ T = TypeVar("T")
 class Backoff:
     """Pauses that double, up to a limit, with a random part that keeps many callers from returning at once."""
 
-    first_s: float = 0.5
-    """The longest that the first pause may be."""
-    longest_s: float = 15.0
-    """No pause is longer, unless the other side asks for it."""
-    jitter: float = 0.5
-    """The part of a pause that is random: 0 for none, 1 for "full jitter"."""
+    first_s: float = 0.5  # the longest that the first pause may be
+    longest_s: float = 15.0  # no pause is longer, unless the other side asks for it
+    jitter: float = 0.5  # the part of a pause that is random: 0 for none, 1 for "full jitter"
 
     def pause_s(self, failures: int, at_least_s: float = 0.0) -> float:
         """Seconds to wait after so many failures (>= 1); ``at_least_s`` is what the other side asked for."""
@@ -52,19 +49,16 @@ def retry(
         on_retry: told of each failure before the pause: the exception, how many there were, and the seconds left.
         sleep: waits; a test's or a stoppable one.
     """
-    backoff = backoff or Backoff()
     failures, failing_since = 0, 0.0
     while True:
         try:
             return call()
         except Exception as error:
-            failures += 1
-            now = time.monotonic()
-            if failures == 1:
-                failing_since = now
+            failures, now = failures + 1, time.monotonic()
+            failing_since = now if failures == 1 else failing_since
             left_s = failing_since + limit_s - now
             if failures >= attempts or left_s <= 0 or not transient(error):
                 raise
             on_retry(error, failures, left_s)
-            pause_s = backoff.pause_s(failures, retry_after_s(error) or 0.0)
+            pause_s = (backoff or Backoff()).pause_s(failures, retry_after_s(error) or 0.0)
         sleep(min(pause_s, left_s))

@@ -26,11 +26,9 @@ _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.cons
 class YamlDocument:
     """Settings, nested, and where each stands."""
 
-    source: str
-    """What a message calls it: a file's name, for example."""
+    source: str  # what a message calls it: a file's name, for example
     values: Mapping[str, Any]
-    lines: Mapping[tuple[str, ...], int]
-    """Line (from 1) of each key, by its path."""
+    lines: Mapping[tuple[str, ...], int]  # line (from 1) of each key, by its path
 
     def place(self, path: Sequence[str | int]) -> str | None:
         """``source:line`` of ``path`` (or of its longest known parent); None where the document does not set it."""
@@ -47,11 +45,7 @@ class YamlDocument:
 
 
 def read_yaml(text: str, source: str) -> YamlDocument:
-    """Read a document of ``key: value`` lines; an empty one has no values.
-
-    Raises:
-        ConfigError: not YAML, not a mapping, or a key is given twice; one line with source and line.
-    """
+    """Read a document of ``key: value`` lines (or none); mistakes are a `ConfigError` with source and line."""
     try:
         lines = dict(_key_lines(_yaml().compose(text), source))
         values = parse_yaml(text)
@@ -68,11 +62,7 @@ def read_yaml(text: str, source: str) -> YamlDocument:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text, in plain types.
-
-    Raises:
-        YAMLError: not YAML.
-    """
+    """The value of a YAML text, in plain types; a `YAMLError` where it is none."""
     return _yaml().load(text)
 
 

@@ -12,7 +12,7 @@ from ..common.config import Section
 from ..common.rows.sample import Media, Sample
 from ..common.storage.names import fingerprint, join
 from ..common.storage.s3 import Storage
-from ..common.video.clip import MediaKind
+from ..common.video.config import MediaKind
 
 LAYOUT = 2  # version of what is written; part of the fingerprint
 
@@ -149,7 +149,7 @@ class FileOutcome(Section):
     width: int  # of its frames, upright, in pixels
     height: int
     duration_s: float  # its whole length; 0 for an image
-    signature: str  # `common.video.signature`, in base64
+    signature: str  # `common.video.clip.signature`, in base64
 
 
 class PartOutcome(Record):

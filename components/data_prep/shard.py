@@ -15,8 +15,7 @@ from pathlib import Path
 from ..common.progress import progress_bar
 from ..common.storage.names import join, sha256_file
 from ..common.storage.s3 import Storage
-from ..common.video.clip import DecodeError, DecodeLimitError, FileRequest
-from ..common.video.codec import DecodedFile
+from ..common.video.clip import DecodedFile, DecodeError, DecodeLimitError, FileRequest
 from ..common.video.workers import Decoder, map_in_order
 from .dataset.parquet import GroupedFile, media_file, send_by_content
 from .records import FileOutcome, MediaOutcome, PartOutcome, Reason, Shard, ShardFile, ShardOutcome

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.context import RunContext
-from ..common.launch.lifetime import end_with_owner
+from ..common.launch.process import end_with_owner
 from ..common.storage.s3 import Storage
 from ..common.video.config import VideoConfig
 from .config import SYNTHESIZE, DataPrepConfig

@@ -16,9 +16,8 @@ from pydantic import BaseModel, ValidationError
 
 from ..common.answers.responses import Segment, parse_response
 from ..common.chat_endpoint.config import ChatEndpointConfig
-from ..common.chat_endpoint.endpoint import BlockingEndpoint, CallFailedError
+from ..common.chat_endpoint.endpoint import BlockingEndpoint, CallFailedError, ChatReply
 from ..common.chat_endpoint.media import data_url, media_part, text_part
-from ..common.chat_endpoint.reply import ChatReply
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 

@@ -23,9 +23,7 @@ from ..common.chat_endpoint.endpoint import EndpointError
 from ..common.context import RunContext
 from ..common.errors import UserError
 from ..common.launch.kubernetes.client import Cluster
-from ..common.launch.lifetime import end_with_owner
-from ..common.launch.process import LaunchError, free_port, spawn, tail, wait_until_ready
-from ..common.launch.threads import limit_threads
+from ..common.launch.process import LaunchError, end_with_owner, free_port, limit_threads, spawn, tail, wait_until_ready
 from ..common.provenance import git_commit
 from ..common.storage.manifest import Manifest
 from ..common.storage.names import fingerprint, join, stage_prefix

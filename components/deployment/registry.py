@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from ..common.context import RunContext
 from ..common.errors import UserError
-from ..common.launch.lifetime import end_with_owner
+from ..common.launch.process import end_with_owner
 from ..common.storage.manifest import Manifest
 from ..common.storage.names import as_prefix, fingerprint, stage_prefix
 from ..common.storage.s3 import Storage

@@ -1,17 +1,55 @@
-"""Asking a model the questions of a benchmark, video by video."""
+"""Asking a model the questions of a benchmark, video by video: together, then apart where that fails."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from ..common.errors import UserError
 from ..common.rows.sample import Sample
-from .answers import Answer, Predict, answer_all, check_systemic, failed_answer
 from .benchmarks.benchmark import QuestionSet
 from .conditions import CONDITIONS, ORDERED, clip_key, other_videos, video_of
 
+logger = logging.getLogger(__name__)
+
+SYSTEMIC = 8
+"""So many failures in one batch, and nothing but failures, are a broken machine and not broken items."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A response as a model gave it."""
+
+    text: str
+    token_ids: Sequence[int]
+    """Empty where a server does not give them."""
+    finish_reason: str
+    """``stop`` or ``length``."""
+
+
+Predict = Callable[[Sequence[Sample], Sequence[Any]], Sequence[Completion | Exception]]
+"""Answers questions about clips (or files, for an endpoint); an error in place of an answer is of that question
+alone, one that is raised may be of any."""
 Media = Callable[[Iterable[Sample]], Iterator[Any]]
 """Gives what a model is shown of each sample's video, in order: a clip, a file, or the error of reading it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model answered to one question, before any grading."""
+
+    id: str
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    finish_reason: str = ""
+    duration_s: float = 0.0
+    """Length of the clip that was shown."""
+    error: str | None = None
+    """Why there is no answer."""
+
+
 Keep = Callable[[str, Sequence[Sample], Sequence[Answer]], None]
 """Takes the answers to some questions under a condition."""
 
@@ -48,35 +86,36 @@ def ask(
     """Ask what has not been asked, video by video, so that the questions about one share its prefill.
 
     Args:
-        questions: what to ask.
-        media: gives the videos.
         conditions: names, of `CONDITIONS`.
         predict: gives the model's predictor; called only when something is left to ask.
-        keep: takes answers, batch by batch.
         asked: whether a question has been asked under a condition.
         batch_size: questions that are decoded and asked together; a video is not divided.
         seed: of shuffled frames and exchanged videos.
 
     Raises:
-        UserError: a whole batch failed, which says nothing about the model.
-    """
+        UserError: a whole batch failed, which says nothing about the model."""
 
     def left(condition: str, samples: Sequence[Sample]) -> list[Sample]:
         return [sample for sample in to_ask(samples, condition) if not asked(condition, sample)]
 
-    def ask_batch(batch: Sequence[tuple[Sequence[Sample], Any]], condition: str) -> None:
+    def ask_batch(batch: Sequence[_Group], condition: str) -> None:
         samples: list[Sample] = []
         shown: list[Any] = []
         for group, medium in batch:
             wanted = left(condition, group)
             if isinstance(medium, Exception):
-                keep(condition, wanted, [failed_answer(sample, medium) for sample in wanted])
+                keep(condition, wanted, [_failed(sample, medium) for sample in wanted])
             elif wanted:
                 samples += wanted
                 shown += [CONDITIONS.get(condition).show(medium, clip_key_of(group[0]), seed)] * len(wanted)
         if samples:
             answers = answer_all(samples, shown, predict())
-            check_systemic(answers)
+            errors = [answer.error for answer in answers if answer.error is not None]
+            if len(errors) == len(answers) >= SYSTEMIC:
+                raise UserError(
+                    f"all {len(errors)} items of a batch failed ({errors[-1]}); nothing of it was recorded: "
+                    "remove the cause and run again"
+                )
             keep(condition, samples, answers)
 
     for condition in conditions:
@@ -95,10 +134,12 @@ def ask(
                 ask_batch(batch, name)
 
 
-def _batches(
-    groups: Iterable[tuple[Sequence[Sample], Any]], batch_size: int
-) -> Iterator[list[tuple[Sequence[Sample], Any]]]:
-    batch: list[tuple[Sequence[Sample], Any]] = []
+_Group = tuple[Sequence[Sample], Any]
+"""Questions about a clip, and the clip."""
+
+
+def _batches(groups: Iterable[_Group], batch_size: int) -> Iterator[list[_Group]]:
+    batch: list[_Group] = []
     for group, medium in groups:
         # A video is not divided: its questions would be taken in twice.
         if batch and sum(len(other) for other, _ in batch) + len(group) > batch_size:
@@ -107,3 +148,53 @@ def _batches(
         batch.append((group, medium))
     if batch:
         yield batch
+
+
+def answer_all(samples: Sequence[Sample], media: Sequence[Any], predict: Predict) -> list[Answer]:
+    """As many answers: all questions are asked at once, where that fails video by video, then one by one.
+
+    ``media`` are the clip (or file) of each; questions about the same one share the object. A question that fails by
+    itself gets an answer with its error."""
+    answers: dict[int, Answer] = {}
+    same: dict[int, list[int]] = {}
+    for place, medium in enumerate(media):
+        same.setdefault(id(medium), []).append(place)
+    everything = list(range(len(samples)))
+    tried: list[list[int]] = [[]]
+    for wanted in [everything, *same.values(), *([place] for place in everything)]:
+        if (wanted and wanted[0] in answers) or wanted in tried:
+            continue
+        tried.append(wanted)
+        try:
+            completions = predict([samples[place] for place in wanted], [media[place] for place in wanted])
+            if len(completions) != len(wanted):
+                raise UserError(f"{len(completions)} completions for {len(wanted)} questions")
+        except Exception as error:
+            if len(wanted) == 1:
+                answers[wanted[0]] = _failed(samples[wanted[0]], error)
+            else:
+                logger.warning("a batch of %d failed (%s); asking smaller ones", len(wanted), one_line(error))
+            continue
+        answers |= {
+            place: _answer(samples[place], media[place], completion)
+            for place, completion in zip(wanted, completions, strict=True)
+        }
+    return [answers[place] for place in everything]
+
+
+def _answer(sample: Sample, medium: Any, completion: Completion | Exception) -> Answer:
+    if isinstance(completion, Exception):
+        return _failed(sample, completion)
+    duration_s = float(getattr(medium, "duration_s", 0.0))
+    return Answer(sample.id, completion.text, tuple(completion.token_ids), completion.finish_reason, duration_s)
+
+
+def _failed(sample: Sample, error: Exception) -> Answer:
+    logger.warning("item '%s' failed and counts as wrong: %s", sample.id, one_line(error))
+    return Answer(id=sample.id, error=one_line(error))
+
+
+def one_line(error: BaseException) -> str:
+    """Kind and message of an error, short enough for a table."""
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

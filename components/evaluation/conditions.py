@@ -1,8 +1,7 @@
 """What a model is shown with a question: the registry of conditions, and the choices that a seed makes.
 
 Adding a condition is one `Condition` here, or in a module of one's own that ``evaluation.conditions`` names
-(``my_module:CONDITION``).
-"""
+(``my_module:CONDITION``)."""
 
 from __future__ import annotations
 
@@ -40,15 +39,7 @@ class Condition:
     """Whether the clip is that of another video."""
 
 
-def _shuffled(clip: Clip, key: str, seed: int) -> Clip:
-    return clip.permuted(frame_order(key, len(clip.frames), seed))
-
-
-def _reversed(clip: Clip, key: str, seed: int) -> Clip:
-    return clip.permuted(np.arange(len(clip.frames))[::-1])
-
-
-def _single_frame(clip: Clip, key: str, seed: int) -> Clip:
+def _single_frame(clip: Clip) -> Clip:
     middle = slice(len(clip.frames) // 2, len(clip.frames) // 2 + 1)
     return replace(clip, frames=clip.frames[middle], times_s=clip.times_s[middle])
 
@@ -58,12 +49,20 @@ ORDERED = "ordered"
 
 _LIST = (
     Condition(ORDERED, "in order", "the video as it is", lambda clip, key, seed: clip),
-    Condition("shuffled", "shuffled", "its frames in a random order, the same for all questions about it", _shuffled),
     Condition(
-        "other_video", "another video's", "the frames of another video", lambda clip, key, seed: clip, other_video=True
+        "shuffled",
+        "shuffled",
+        "its frames in a random order, the same for all questions about it",
+        lambda clip, key, seed: clip.permuted(frame_order(key, len(clip.frames), seed)),
     ),
-    Condition("reversed", "backwards", "the video played backwards", _reversed),
-    Condition("single_frame", "one frame", "its middle frame alone", _single_frame),
+    Condition("other_video", "another video's", "the frames of another video", lambda clip, key, seed: clip, True),
+    Condition(
+        "reversed",
+        "backwards",
+        "the video played backwards",
+        lambda clip, *_: clip.permuted(np.arange(len(clip.frames))[::-1]),
+    ),
+    Condition("single_frame", "one frame", "its middle frame alone", lambda clip, *_: _single_frame(clip)),
     Condition("blind", "no video", "the question alone", lambda clip, key, seed: NO_VIDEO),
 )
 
@@ -76,20 +75,19 @@ RELIANCE = ("shuffled", "reversed", "single_frame", "blind")
 """Conditions under which a model that needs the video, in order, must do worse."""
 
 
-def add_conditions(references: Iterable[str]) -> tuple[str, ...]:
-    """The names of conditions, registered ones or ``my_module:CONDITION``, which are registered.
+def add_entries(registry: Registry[Any], references: Iterable[str]) -> tuple[str, ...]:
+    """The names of entries, registered ones or ``my_module:THING``, which are registered under their own name.
 
-    Raises:
-        UserError: there is no such condition, or another one has its name.
-    """
+    Raises `UserError`: there is no such entry, or another one has its name."""
     names = []
     for reference in references:
-        condition = CONDITIONS.get(reference)
-        if condition.name not in CONDITIONS:
-            CONDITIONS.register(condition.name, condition)
-        elif CONDITIONS.get(condition.name) is not condition:
-            raise UserError(f"condition '{reference}': there is another '{condition.name}'; choose another name")
-        names.append(condition.name)
+        entry = registry.get(reference)
+        if entry.name not in registry:
+            registry.register(entry.name, entry)
+        elif registry.get(entry.name) is not entry:
+            kind = registry.kind
+            raise UserError(f"{kind} '{reference}': there is another {kind} '{entry.name}'; choose another name")
+        names.append(entry.name)
     return tuple(dict.fromkeys(names))
 
 
@@ -99,12 +97,7 @@ def condition_title(name: str) -> str:
 
 
 def which_conditions(wanted: Iterable[str], samples: Sequence[Sample]) -> tuple[list[str], dict[str, str]]:
-    """The conditions that questions are asked under, and why others are left out.
-
-    Args:
-        wanted: names, besides ``ordered``.
-        samples: the questions.
-    """
+    """The conditions that questions are asked under (``wanted``, besides ``ordered``), and why others are left out."""
     videos = {video_of(sample) for sample in samples if sample.media.kind == "video"}
     asked: list[str] = [ORDERED]
     left_out: dict[str, str] = {}
@@ -120,9 +113,6 @@ def which_conditions(wanted: Iterable[str], samples: Sequence[Sample]) -> tuple[
         else:
             asked.append(name)
     return asked, left_out
-
-
-# -- choices that depend on a seed ---------------------------------------------------------------------------
 
 
 def seed_of(*parts: object) -> int:
@@ -153,13 +143,8 @@ def other_videos(samples: Iterable[Sample], seed: int) -> Mapping[str, Sample]:
 
 def choose_items(samples: Sequence[Sample], limit: int | None, seed: int) -> list[int]:
     """Indices of the items to ask: all, or ``limit`` of them drawn by the seed, in the order of the set."""
-    indices = list(range(len(samples)))
-    if limit is None or limit >= len(indices):
-        return indices
+    indices = range(len(samples))
     return sorted(sorted(indices, key=lambda index: seed_of(seed, "item", samples[index].id))[:limit])
-
-
-# -- names ---------------------------------------------------------------------------------------------------
 
 
 def video_of(sample: Sample) -> str:

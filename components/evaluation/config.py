@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ..common.config import Section
 from ..common.errors import UserError
 from .benchmarks.registry import BENCHMARKS
-from .conditions import DEFAULT_CONDITIONS, ORDERED, add_conditions
-from .metrics import add_metrics
-from .rules import DEFAULT_GATE, GateRule, check_evaluated, translate_expression
+from .conditions import CONDITIONS, DEFAULT_CONDITIONS, ORDERED, add_entries
+from .metrics import METRICS
+from .rules import DEFAULT_GATE, GateRule, check_evaluated
 from .statistics import Resampling
 
 
@@ -83,35 +82,23 @@ class EvaluationConfig(Section):
     gate: tuple[GateRule, ...] = DEFAULT_GATE
     """Rules that must all hold before a model is registered (`evaluation/rules.py`)."""
 
-    @field_validator("conditions")
+    @field_validator("conditions", "metrics", "benchmarks")
     @classmethod
-    def _check_conditions(cls, references: tuple[str, ...]) -> tuple[str, ...]:
-        with _as_mistake():
-            add_conditions(references)
+    def _check_names(cls, references: Any, info: ValidationInfo) -> Any:
+        try:
+            if info.field_name == "benchmarks":
+                for name in references:
+                    BENCHMARKS.get(name)
+            else:
+                add_entries(CONDITIONS if info.field_name == "conditions" else METRICS, references)
+        except UserError as error:
+            raise ValueError(str(error)) from None
         return references
-
-    @field_validator("metrics")
-    @classmethod
-    def _check_metrics(cls, references: tuple[str, ...]) -> tuple[str, ...]:
-        with _as_mistake():
-            add_metrics(references)
-        return references
-
-    @field_validator("benchmarks")
-    @classmethod
-    def _check_benchmarks(cls, benchmarks: dict[str, str]) -> dict[str, str]:
-        with _as_mistake():
-            for name in benchmarks:
-                BENCHMARKS.get(name)
-        return benchmarks
 
     @field_validator("gate", mode="before")
     @classmethod
-    def _refuse_expressions(cls, rules: Any) -> Any:
-        for rule in [rules] if isinstance(rules, str) else rules if isinstance(rules, Sequence) else ():
-            if isinstance(rule, str):
-                raise ValueError(translate_expression(rule))
-        return rules
+    def _list_rules(cls, rules: Any) -> Any:
+        return [rules] if isinstance(rules, str) else rules  # an expression, which `GateRule` answers
 
     @model_validator(mode="after")
     def _check_gate(self) -> Self:
@@ -122,18 +109,9 @@ class EvaluationConfig(Section):
     @property
     def condition_names(self) -> tuple[str, ...]:
         """The conditions that are wanted, ``ordered`` first."""
-        return tuple(dict.fromkeys((ORDERED, *add_conditions(self.conditions))))
+        return tuple(dict.fromkeys((ORDERED, *add_entries(CONDITIONS, self.conditions))))
 
     @property
     def resampling(self) -> Resampling:
         """How sure numbers are to be."""
         return Resampling(self.confidence, self.bootstrap_resamples, self.seed)
-
-
-@contextmanager
-def _as_mistake() -> Iterator[None]:
-    """Lets an unknown name be a mistake of its field."""
-    try:
-        yield
-    except UserError as error:
-        raise ValueError(str(error)) from None

@@ -2,46 +2,57 @@
 
 Every model is asked every question with frames in order, and every question about a video again under the other
 conditions of the configuration. Answers are kept in the store by model and settings, so that a killed evaluation loses
-a batch, and another gate, or other statistics, ask nothing again.
-"""
+a batch, and another gate, or other statistics, ask nothing again."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ... import __version__
 from ..common.context import RunContext
 from ..common.errors import UserError
-from ..common.launch.lifetime import end_with_owner
-from ..common.launch.threads import limit_threads
+from ..common.launch.process import end_with_owner, limit_threads
 from ..common.model.config import ModelConfig
 from ..common.model.prompts import get_template
 from ..common.provenance import git_commit
+from ..common.rows.sample import Sample
 from ..common.storage.manifest import Manifest
 from ..common.storage.names import fingerprint, join, stage_prefix
 from ..common.storage.s3 import Storage
 from ..common.video.config import VideoConfig
-from .captions import left_out_metrics
-from .conditions import ORDERED, video_of, which_conditions
+from .ask import Media
+from .benchmarks.benchmark import Benchmark, QuestionSet
+from .conditions import ORDERED, choose_items, video_of, which_conditions
 from .config import EvaluationConfig
 from .evaluate_benchmark import folder_media, open_questions
-from .finished import EvaluationManifest
-from .grounding import baseline_items, mean_span
-from .held_out import HeldOutSplit
-from .item import Item
-from .journal import Journal, StoreLog
+from .item import Item, Journal, StoreLog
 from .measure import conclude, failed_items, measure, settings_of
-from .models.local import LocalModel
-from .models.model import ModelIdentity
-from .records import flat_metrics, item_traces, items_table, result_table
-from .results import BenchmarkResult, DataReference, EvaluatedModel, EvaluationResult, parse_benchmark
+from .metrics import baseline_items, left_out_metrics, mean_span
+from .models import LocalModel
+from .results import (
+    HELD_OUT,
+    BenchmarkResult,
+    DataReference,
+    EvaluatedModel,
+    EvaluationResult,
+    ModelIdentity,
+    parse_benchmark,
+    stage_files,
+)
 from .rules import check_evaluated
-from .summary import comparisons, summarize
+from .scores import ACCURACY
+from .summary import comparisons, flat_metrics, item_traces, items_table, result_table, summarize
+
+if TYPE_CHECKING:
+    from ..common.rows.prepared import PreparedSet
+    from ..common.video.clip import Clip
 
 
 def evaluate_models(
@@ -57,23 +68,19 @@ def evaluate_models(
     """Evaluate the base model and what SFT and GRPO made of it.
 
     Args:
-        run_json: `RunContext`.
-        config_json: `EvaluationConfig`.
-        model_json: `ModelConfig` of the base model.
+        run_json, config_json, model_json: `RunContext`, `EvaluationConfig`, and `ModelConfig` of the base model.
         data_uri: manifest of the prepared data.
-        sft_uri: manifest of SFT; empty where the pipeline has none.
-        grpo_uri: manifest of GRPO; empty where the pipeline has none.
+        sft_uri, grpo_uri: manifests of the stages; empty where the pipeline has none.
         report_path: also write the HTML report to this file.
         log_metric: also tell this function every metric.
 
     Returns:
-        URI of the evaluation's manifest (`EvaluationManifest`).
+        URI of the evaluation's manifest (`results.read_stage`).
 
     Raises:
         ConfigError: a mistake in a section.
         UserError: nothing to evaluate, or a machine that fails every item.
-        StorageError: the store or something in it is not as expected.
-    """
+        StorageError: the store or something in it is not as expected."""
     end_with_owner()
     context = RunContext.load(run_json, "run")
     limit_threads(context.launch)
@@ -114,6 +121,27 @@ def evaluate_models(
     return manifest.manifest_uri
 
 
+def _held_out(prepared: PreparedSet, config: EvaluationConfig) -> tuple[QuestionSet, Callable[[str], Clip]]:
+    """The questions of the split that are asked, and what gives the prepared clip of each by its id."""
+    split = prepared.split(config.split)
+    samples: Sequence[Sample] = split.samples
+    if not samples:
+        raise UserError(f"split '{config.split}' is empty; name another (evaluation.split)")
+    index = {samples[place].id: place for place in choose_items(samples, config.max_items, config.seed)}
+    about: dict[str, Any] = {"title": f"split “{config.split}”", "asks": "", "source": "the prepared data"}
+    benchmark = Benchmark(name=HELD_OUT, scores={"accuracy": ACCURACY}, **about)
+    questions = QuestionSet(benchmark, [samples[place] for place in index.values()], {}, {})
+    return questions, lambda item_id: split[index[item_id]].clip
+
+
+def _media(clip: Callable[[str], Clip], samples: Iterable[Sample]) -> Iterator[Clip | Exception]:
+    for sample in samples:
+        try:
+            yield clip(sample.id)
+        except Exception as error:
+            yield error
+
+
 @dataclass(frozen=True, slots=True)
 class _Stage:
     context: RunContext
@@ -126,37 +154,39 @@ class _Stage:
 
     def carry_out(self, prefix: str, identity: str, inputs: dict[str, str]) -> Manifest:
         """Measure, summarize, report and record."""
-        from ..common.model.store import ensure_base_model
+        from ..common.model.store import ensure_base_model, fetch_model
         from ..common.rows.prepared import PreparedSet
         from ..common.tracking.run import Tracker
         from .report.pages import benchmark_page, evaluation_page
 
         started = time.monotonic()
-        config, storage = self.config, self.storage
-        with Tracker.start(self.context, "evaluate", identity, config.model_dump(mode="json"), inputs) as tracker:
+        config, storage, prompt = self.config, self.storage, get_template(self.model.prompt).name
+        settings = config.model_dump(mode="json")
+        with Tracker.start(self.context, "evaluate", identity, settings, inputs) as tracker:
             prepared = PreparedSet.open(storage, self.data.manifest_uri, self.work_dir / "data")
-            split = HeldOutSplit(prepared.split(config.split), config.split, config.max_items, config.seed)
+            questions, clip = _held_out(prepared, config)
+            samples, media = questions.samples, partial(_media, clip)
+            conditions, left_out = which_conditions(config.condition_names, samples)
+            left_out |= left_out_metrics(samples)
+            typical = mean_span(prepared.split("train").samples) if "train" in prepared.split_names else None
+            if typical is None and any(sample.evidence for sample in samples):
+                left_out["mean_training_span"] = "the data have no split 'train' with evidence"
             base = ensure_base_model(storage, self.model, prepared.video)
-            models = {"base": ModelIdentity(kind="s3", uri=base, fingerprint=base.rstrip("/").rsplit("/", 1)[-1])}
+            about = ModelIdentity(kind="s3", uri=base, fingerprint=base.rstrip("/").rsplit("/", 1)[-1], prompt=prompt)
+            models = {"base": about}
             for name, trained in self.trained.items():
-                models[name] = ModelIdentity(kind="s3", uri=trained.files["model"], fingerprint=trained.fingerprint)
-            conditions, left_out = which_conditions(config.condition_names, split.questions.samples)
+                changed = {"uri": trained.files["model"], "fingerprint": trained.fingerprint}
+                models[name] = about.model_copy(update=changed)
             on_split, on_benchmarks = [], []
             for name, about in models.items():
-                about = about.model_copy(update={"prompt": get_template(self.model.prompt).name})
-                model = LocalModel(lambda uri=about.uri: self._fetch(uri), self.model, config, about)  # type: ignore[misc]
-                on_split.append(self._measure_split(name, model, split, conditions, prepared.video))
-                on_benchmarks += [
-                    self._measure_benchmark(name, model, benchmark, where)
-                    for benchmark, where in config.benchmarks.items()
-                ]
+                model = LocalModel(partial(fetch_model, storage, about.uri, self.work_dir), self.model, config, about)
+                on_split.append(self._measure_split(name, model, (questions, media), conditions, prepared.video))
+                on_benchmarks += [self._measure_benchmark(name, model, *where) for where in config.benchmarks.items()]
                 model.release()
-            samples = split.questions.samples
-            ordered = [item for result in on_split for item in result.items[ORDERED]]
-            durations_s = {item.id: 0.0 for item in ordered}
-            for item in ordered:  # of the models that were shown it
-                durations_s[item.id] = max(durations_s[item.id], item.duration_s)
-            baselines = baseline_items(samples, durations_s, mean_span(prepared.split("train").samples))
+            durations_s: dict[str, float] = {}
+            for item in (item for result in on_split for item in result.items[ORDERED]):  # of models that were shown it
+                durations_s[item.id] = max(durations_s.get(item.id, 0.0), item.duration_s)
+            baselines = baseline_items(samples, durations_s, typical)
             result = EvaluationResult(
                 models={
                     one.model: EvaluatedModel(
@@ -164,33 +194,28 @@ class _Stage:
                         fingerprint=models[one.model].fingerprint,
                         **one.result.conditions,
                         **{
-                            other.key: {
-                                condition: cell.with_scores_as_metrics()
-                                for condition, cell in other.result.conditions.items()
-                            }
+                            other.key: {n: cell.with_scores_as_metrics() for n, cell in other.result.conditions.items()}
                             for other in on_benchmarks
                             if other.model == one.model
                         },
                     )
                     for one in on_split
                 },
-                baselines={
-                    name: {ORDERED: summarize(items, {}, config.resampling)} for name, items in baselines.items()
-                },
+                baselines={name: {ORDERED: summarize(cell, {}, config.resampling)} for name, cell in baselines.items()},
                 comparisons=tuple(comparisons(on_split, config.resampling, held_out=True)),
                 candidate=on_split[-1].model,
                 failed=tuple(failed for one in on_split for failed in failed_items(one.items)),
                 split=config.split,
                 items=len(samples),
                 videos=len({video_of(sample) for sample in samples}),
-                left_out=left_out | left_out_metrics(samples),
+                left_out=left_out,
                 data=DataReference(uri=self.data.manifest_uri, fingerprint=self.data.fingerprint),
-                prompt=get_template(self.model.prompt).name,
-                settings=config.model_dump(mode="json", exclude={"gate"}),
+                prompt=prompt,
+                settings={name: value for name, value in settings.items() if name != "gate"},
             )
             items = [item for one in on_split for cell in one.items.values() for item in cell]
-            html = evaluation_page(result, on_split, on_benchmarks, split.clip, config)
-            files = EvaluationManifest.files_at(prefix, on_benchmarks)
+            html = evaluation_page(result, on_split, on_benchmarks, clip, config)
+            files = stage_files(prefix, on_benchmarks)
             if on_benchmarks:
                 page = benchmark_page(on_benchmarks, config)
                 storage.write_bytes(files["benchmarks"], page.encode())
@@ -207,20 +232,16 @@ class _Stage:
             tracker.log_table("evaluation_items", items_table(items))
             tracker.log_html("evaluation_report", html)
             tracker.log_traces(item_traces(on_split[-1].items[ORDERED], config.report_items, config.seed))
+            counts = {"items": result.items, "videos": result.videos}
             manifest = Manifest(
                 stage="evaluate",
                 fingerprint=identity,
                 uri=prefix,
                 inputs=inputs | {"base": base},
-                counts={
-                    "items": result.items,
-                    "videos": result.videos,
-                    "asked": len(items),
-                    "failed": len(result.failed),
-                },
+                counts=counts | {"asked": len(items), "failed": len(result.failed)},
                 metrics=metrics,
                 files=files,
-                config=config.model_dump(mode="json"),
+                config=settings,
                 details={"candidate": result.candidate, "data_fingerprint": self.data.fingerprint},
                 mlflow_run_id=tracker.run_id,
                 seconds=seconds,
@@ -229,23 +250,23 @@ class _Stage:
             manifest.write(storage)
             return manifest
 
-    def _fetch(self, uri: str) -> Path:
-        from ..common.model.store import fetch_model
-
-        return fetch_model(self.storage, uri, self.work_dir)
-
     def _measure_split(
-        self, name: str, model: LocalModel, split: HeldOutSplit, conditions: Sequence[str], video: VideoConfig
+        self,
+        name: str,
+        model: LocalModel,
+        data: tuple[QuestionSet, Media],
+        conditions: Sequence[str],
+        video: VideoConfig,
     ) -> BenchmarkResult:
+        questions, media = data
         began = time.monotonic()
         with Journal(StoreLog(self.storage, self._answers_prefix(model.about))) as journal:
-            items = measure(split.questions, split.media, model, journal, conditions, self.config, name)
+            items = measure(questions, media, model, journal, conditions, self.config, name)
         for condition, cell in items.items():
-            right = sum(item.correct for item in cell)
-            print(f"evaluate: {name}, {condition}: {right} of {len(cell)} right", flush=True)
+            print(f"evaluate: {name}, {condition}: {sum(i.correct for i in cell)} of {len(cell)} right", flush=True)
         print(f"evaluate: {name}: {time.monotonic() - began:.1f} s", flush=True)
-        settings = settings_of(split.questions, model, video, self.config)
-        return BenchmarkResult(name, "", conclude(split.questions, items, settings, self.config), items)
+        settings = settings_of(questions, model, video, self.config)
+        return BenchmarkResult(name, "", conclude(questions, items, settings, self.config), items)
 
     def _measure_benchmark(self, name: str, model: LocalModel, benchmark: str, data: str) -> BenchmarkResult:
         """A model on a public benchmark; what was measured before is read again."""

@@ -19,16 +19,15 @@ from ..common.tracking.config import TrackingConfig
 from ..common.video.config import VideoConfig
 from .ask import Media
 from .benchmarks.benchmark import QuestionSet
-from .benchmarks.folder import load_questions
+from .benchmarks.folder import LocalFile, Source, load_questions
 from .benchmarks.registry import find_benchmark
-from .captions import left_out_metrics
 from .conditions import ORDERED, RELIANCE, choose_items
 from .config import PROTOCOLS, EvaluationConfig
-from .journal import FileLog, Journal
+from .item import FileLog, Journal
 from .measure import conclude, measure, settings_of
-from .models.open import open_model
+from .metrics import left_out_metrics
+from .models import open_model
 from .results import Result, Settings
-from .source import LocalFile, Source
 
 
 def evaluate_benchmark(
@@ -48,7 +47,7 @@ def evaluate_benchmark(
     storage: Storage | None = None,
     tracking: TrackingConfig | None = None,
 ) -> Result:
-    """Measure a model on a benchmark; what was asked before is not asked again.
+    """Measure a model on a benchmark; what was asked before is not asked again. Returns what ``result.json`` holds.
 
     Args:
         name: of the benchmark, ``my_module:BENCHMARK``, or a YAML file that describes a set of one's own.
@@ -56,22 +55,14 @@ def evaluate_benchmark(
         model: see `models.open.open_model`.
         output: folder for ``result.json`` and ``items.jsonl``.
         config: how to ask, and how sure the numbers are to be.
-        model_config: for models that do not bring a prompt.
-        work_dir: scratch space.
-        video: for models that do not bring one.
+        model_config, video: for models that do not bring a prompt, or how videos become frames.
         protocol: a paper's frames, pixels and sampling, of `PROTOCOLS`; None: as the model was trained, and ``config``.
         num_frames: in place of the protocol's (or the model's).
         reliance: ask under the conditions of `RELIANCE` too.
         retry_failed: ask the items that failed again.
-        storage: for models and data that are not on this machine.
-        tracking: for models of the registry.
+        storage, tracking: for models and data that are not on this machine, and models of the registry.
 
-    Returns:
-        The contents of ``result.json``.
-
-    Raises:
-        UserError, StorageError: in one line.
-    """
+    Raises `UserError`, `StorageError`: in one line."""
     config, override = under_protocol(config, protocol, num_frames)
     questions, source = open_questions(name, data, config, storage, work_dir)
     asked_model = open_model(model, model_config, config, work_dir, storage, tracking, video, override)
@@ -94,19 +85,11 @@ def evaluate_benchmark(
             items = measure(questions, media, asked_model, journal, conditions, config)
         finally:
             asked_model.release()
-        result = conclude(
-            questions,
-            items,
-            settings,
-            config,
-            data=str(data),
-            left_out=left_out,
-            asked_now=len(journal.items) - before,
-            seconds=round(time.monotonic() - started, 3),
-        )
-        others = [item for (condition, _), item in journal.items.items() if condition not in conditions]
+        took = {"asked_now": len(journal.items) - before, "seconds": round(time.monotonic() - started, 3)}
+        result = conclude(questions, items, settings, config, data=str(data), left_out=left_out, **took)
         kept = [item for condition in conditions for item in items[condition]]
-        _write(output / "items.jsonl", b"".join(item.to_line() for item in [*kept, *others]))
+        kept += [item for (condition, _), item in journal.items.items() if condition not in conditions]
+        _write(output / "items.jsonl", b"".join(item.to_line() for item in kept))
         _write(output / "result.json", result.model_dump_json(by_alias=True, indent=1).encode())
     return result
 
@@ -116,9 +99,7 @@ def open_questions(
 ) -> tuple[QuestionSet, Source]:
     """The questions of a benchmark that are to be asked, and where their videos are.
 
-    Raises:
-        UserError: no such benchmark, or files that are not as published.
-    """
+    Raises `UserError`: no such benchmark, or files that are not as published."""
     benchmark = find_benchmark(name)
     source = Source.open(data, storage, work_dir, benchmark.hub)
     fetched: list[LocalFile] = []  # annotation files are needed until they are read
@@ -134,8 +115,7 @@ def open_questions(
 
 def folder_media(source: Source, video: VideoConfig | None, workers: int) -> Media:
     """What a model is shown of the videos of a folder: decoded clips, or the files; read ahead of their use."""
-    from ..common.video.clip import DecodeError
-    from ..common.video.codec import stored
+    from ..common.video.clip import DecodeError, stored
     from ..common.video.workers import Decoder, map_in_order
 
     def media(samples: Iterable[Sample]) -> Iterator[Any]:
@@ -159,22 +139,15 @@ def folder_media(source: Source, video: VideoConfig | None, workers: int) -> Med
 def under_protocol(
     config: EvaluationConfig, protocol: str | None, num_frames: int | None
 ) -> tuple[EvaluationConfig, dict[str, Any]]:
-    """The settings of generation, and those of `VideoConfig` in place of the model's.
-
-    Raises:
-        UserError: no such protocol.
-    """
+    """The settings of generation, and those of `VideoConfig` in place of the model's; a `UserError`: no protocol."""
     override: dict[str, Any] = {}
     if protocol is not None:
         if protocol not in PROTOCOLS:
             raise UserError(f"unknown protocol '{protocol}'; there are: {', '.join(PROTOCOLS)}")
         chosen = PROTOCOLS[protocol]
-        sampling = ("temperature", "top_p", "max_new_tokens")
-        config = config.model_copy(update={key: getattr(chosen, key) for key in sampling})
+        config = config.model_copy(update=chosen.model_dump(include={"temperature", "top_p", "max_new_tokens"}))
         override = {"num_frames": chosen.num_frames, "fps": None, "max_pixels": chosen.max_pixels}
-    if num_frames is not None:
-        override |= {"num_frames": num_frames, "fps": None}
-    return config, override
+    return config, override | ({"num_frames": num_frames, "fps": None} if num_frames is not None else {})
 
 
 def _check_settings(path: Path, settings: Settings, begun: bool) -> None:
@@ -185,10 +158,8 @@ def _check_settings(path: Path, settings: Settings, begun: bool) -> None:
             before = json.loads(path.read_text("utf-8"))
             changed = [name for name in type(settings).model_fields if before.get(name) != wanted.get(name)]
             if changed:
-                raise UserError(
-                    f"{path.parent} holds another evaluation ({', '.join(changed)} differ): give another --output, "
-                    "or delete it"
-                )
+                differ = f"{path.parent} holds another evaluation ({', '.join(changed)} differ)"
+                raise UserError(f"{differ}: give another --output, or delete it")
             return
     if begun:
         raise UserError(f"{path} is missing or damaged: give another --output, or delete {path.parent}")

@@ -12,17 +12,52 @@ from ..common.provenance import git_commit
 from ..common.rows.sample import Sample
 from ..common.storage.names import fingerprint
 from ..common.video.config import VideoConfig
-from .answers import Answer
-from .ask import Media, ask, to_ask
-from .benchmarks.benchmark import QuestionSet
-from .conditions import ORDERED, video_of
+from .ask import Answer, Media, ask, to_ask
+from .benchmarks.benchmark import Benchmark, QuestionSet
+from .conditions import ORDERED, kind_of, video_of
 from .config import EvaluationConfig
-from .grade import answer_of, grade_answer
-from .item import Item
-from .journal import Journal
-from .models.model import Model
+from .item import Item, Journal
+from .metrics import Response, measure_response
+from .models import Model
 from .results import BenchmarkResult, FailedItem, Result, Settings
 from .summary import compare, summarize
+
+
+def grade_answer(
+    sample: Sample, answer: Answer, model: str, condition: str, answer_format: str, benchmark: Benchmark
+) -> Item:
+    """The item of an answer, whose value is that in the headline. One that failed has every metric at its worst.
+
+    ``condition`` is what the model was shown, ``answer_format`` what it was asked to write; the benchmark's own rules
+    grade the questions that name one."""
+    response = Response(sample, answer.text, answer_format, benchmark.grade)
+    item = Item(
+        id=sample.id,
+        video=video_of(sample),
+        model=model,
+        condition=condition,
+        problem_type=sample.problem_type,
+        kind=kind_of(sample),
+        groups=dict(sample.metadata.get("groups") or {}),
+        response=answer.text,
+        token_ids=answer.token_ids,
+        finish_reason=answer.finish_reason,
+        answer=response.parsed.answer,
+        truth=sample.answer,
+        question=sample.question,
+        options=tuple(sample.options),
+        clip=(sample.media.start_s, sample.media.end_s),
+        evidence=tuple((span.start_s, span.end_s, span.caption) for span in sample.evidence),
+        metrics=measure_response(response, failed=answer.error is not None),
+        duration_s=answer.duration_s,
+        error=answer.error,
+    )
+    return item.model_copy(update={"value": benchmark.scores[benchmark.headline].value(item)})
+
+
+def answer_of(item: Item) -> Answer:
+    """What was answered, from the item that was kept."""
+    return Answer(item.id, item.response or "", item.token_ids, item.finish_reason, item.duration_s, item.error)
 
 
 def measure(
@@ -34,54 +69,36 @@ def measure(
     config: EvaluationConfig,
     name: str = "model",
 ) -> dict[str, list[Item]]:
-    """Ask a model what the journal does not hold, and grade everything.
+    """Ask a model (``name`` in items) what the journal does not hold, and grade everything.
 
-    Args:
-        questions: what to ask.
-        media: gives the videos.
-        model: to ask.
-        journal: where items are kept.
-        conditions: names, of `CONDITIONS`.
-        config: batch size and seed.
-        name: of the model, in items.
-
-    Returns:
-        The items of every condition, in the order of the questions.
-
-    Raises:
-        UserError: a whole batch failed, which says nothing about the model.
-    """
+    Returns the items of every condition, in the order of the questions. Raises `UserError`: a whole batch failed, which
+    says nothing about the model."""
     answer_format = model.answer_format
 
     def graded(sample: Sample, answer: Answer, condition: str) -> Item:
         return grade_answer(sample, answer, name, condition, answer_format, questions.benchmark)
 
-    wanted = [(condition, sample.id) for condition in conditions for sample in to_ask(questions.samples, condition)]
+    def asked(condition: str, sample: Sample) -> bool:
+        return (condition, sample.id) in journal
+
+    wanted = [(condition, sample) for condition in conditions for sample in to_ask(questions.samples, condition)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task(f"{name}, {questions.benchmark.title}", total=len(wanted))
-        progress.advance(task, sum(key in journal for key in wanted))
+        progress.advance(task, sum(asked(*question) for question in wanted))
 
         def keep(condition: str, samples: Sequence[Sample], answers: Sequence[Answer]) -> None:
             pairs = zip(samples, answers, strict=True)
             journal.append(graded(sample, answer, condition) for sample, answer in pairs)
             progress.advance(task, len(samples))
 
-        ask(
-            questions,
-            media,
-            conditions,
-            model.predict,
-            keep,
-            lambda condition, sample: (condition, sample.id) in journal,
-            batch_size=config.batch_size,
-            seed=config.seed,
-        )
+        batch_size, seed = config.batch_size, config.seed
+        ask(questions, media, conditions, model.predict, keep, asked, batch_size=batch_size, seed=seed)
     return {
         condition: [
             graded(sample, answer_of(journal.items[condition, sample.id]), condition)
             for sample in questions.samples
-            if (condition, sample.id) in journal
+            if asked(condition, sample)
         ]
         for condition in conditions
     }
@@ -95,18 +112,13 @@ def settings_of(
     protocol: str | None = None,
 ) -> Settings:
     """Everything that the answers depend on; ``video`` is of the frames, None where the model is given the files."""
-    rows = [[s.id, s.question, list(s.options), s.answer] for s in questions.samples]
     return Settings(
         benchmark=questions.benchmark.name,
         model=model.about,
         protocol=protocol,
         video=video.model_dump(mode="json") if video else None,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        max_new_tokens=config.max_new_tokens,
-        seed=config.seed,
-        max_items=config.max_items,
-        questions=fingerprint("questions", rows),
+        **{name: getattr(config, name) for name in ("temperature", "top_p", "max_new_tokens", "seed", "max_items")},
+        questions=fingerprint("questions", [[s.id, s.question, list(s.options), s.answer] for s in questions.samples]),
         files=dict(questions.files),
     )
 
@@ -122,26 +134,14 @@ def conclude(
     config: EvaluationConfig,
     **more: Any,
 ) -> Result:
-    """The result of a model on a benchmark.
-
-    Args:
-        questions: what was asked.
-        items: by condition.
-        settings: what the answers depend on.
-        config: how sure the numbers are to be.
-        more: further fields of `Result`.
-    """
+    """The result of a model on a benchmark, from its items by condition; ``more``: further fields of `Result`."""
     benchmark, samples = questions.benchmark, questions.samples
     cells = {name: summarize(cell, benchmark.scores, config.resampling) for name, cell in items.items() if cell}
     abilities = {name: e for name, e in cells[ORDERED].metrics.items() if name.startswith(_ABILITIES)}
     result = Result(
         benchmark=benchmark.name,
-        title=benchmark.title,
-        asks=benchmark.asks,
-        source=benchmark.source,
-        traps=benchmark.traps,
+        **{name: getattr(benchmark, name) for name in ("title", "asks", "source", "traps", "headline")},
         model=settings.model,
-        headline=benchmark.headline,
         metrics=cells[ORDERED].scores | abilities,
         definitions={name: score.definition for name, score in benchmark.scores.items()},
         conditions=cells,
@@ -156,15 +156,12 @@ def conclude(
         **more,
     )
     one = BenchmarkResult("model", "", result, items)
-    pairs = {name: compare(one, one, one.headline, config.resampling, (ORDERED, name)) for name in items}
-    return result.model_copy(update={"reliance": {name: pair for name, pair in pairs.items() if name != ORDERED}})
+    others = [name for name in items if name != ORDERED]
+    pairs = {name: compare(one, one, one.headline, config.resampling, (ORDERED, name)) for name in others}
+    return result.model_copy(update={"reliance": pairs})
 
 
 def failed_items(items: Mapping[str, Sequence[Item]]) -> tuple[FailedItem, ...]:
     """The questions that got no answer."""
-    return tuple(
-        FailedItem(id=item.id, model=item.model, condition=item.condition, error=item.error)
-        for cell in items.values()
-        for item in cell
-        if item.error is not None
-    )
+    failed = (item for cell in items.values() for item in cell if item.error is not None)
+    return tuple(FailedItem(id=i.id, model=i.model, condition=i.condition, error=str(i.error)) for i in failed)

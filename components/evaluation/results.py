@@ -1,32 +1,33 @@
 """What an evaluation leaves, as typed values: `Result` of one model on one benchmark, `EvaluationResult` of the stage.
 
-``result.json`` and ``items.jsonl`` may come from anywhere, so nothing in them is believed before it is checked.
-"""
+``result.json`` and ``items.jsonl`` may come from anywhere, so nothing in them is believed before it is checked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass as checked
 
 from ..common.errors import UserError
-from ..common.storage.names import fingerprint
+from ..common.storage.names import fingerprint, join
 from .benchmarks.registry import BENCHMARKS, benchmark_key
 from .conditions import CONDITIONS, ORDERED
-from .item import Item, first_mistake, read_items
-from .models.model import ModelIdentity
+from .item import Item, parse_record, read_items
 from .scores import Score, metric_score
 from .statistics import Difference, Estimate
+
+if TYPE_CHECKING:
+    from ..common.storage.manifest import Manifest
+    from ..common.storage.s3 import Storage
 
 HELD_OUT = "held-out"
 """Name of the held-out split as a benchmark."""
 MAX_RESULT_BYTES = 64 * 2**20
 """Largest ``result.json`` that is read."""
-
 Estimates = dict[str, Estimate]
 """By metric or score."""
 Group = tuple[str, str]
@@ -37,6 +38,30 @@ class _Record(BaseModel):
     """A part of a file: other keys are left out."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False, populate_by_name=True)
+
+
+class ModelIdentity(_Record):
+    """What identifies a model, for ``result.json``."""
+
+    kind: str = ""
+    """``folder``, ``s3``, ``registry``, ``hub`` or ``endpoint``."""
+    uri: str = ""
+    fingerprint: str = ""
+    prompt: str = ""
+    """Name of its prompt template."""
+    name: str | None = None
+    """As its server calls it."""
+    version: int | None = None
+    """In the registry."""
+    source: str | None = None
+    """Where the registry has it from."""
+    frames: str | None = None
+    """Who chooses the frames, where it is not us."""
+
+    @property
+    def label(self) -> str:
+        """What it is called where nobody says."""
+        return (self.name or self.uri).rstrip("/").rsplit("/", 1)[-1][:60] or "model"
 
 
 class Cell(_Record):
@@ -61,8 +86,8 @@ class Cell(_Record):
     @property
     def groups(self) -> dict[Group, Estimates]:
         """Metrics by kind and by problem type."""
-        parts = {"by_type": self.by_type, "by_kind": self.by_kind}
-        return {(by, name): estimates for by, groups in parts.items() for name, estimates in groups.items()}
+        parts = (("by_type", self.by_type), ("by_kind", self.by_kind))
+        return {(by, name): estimates for by, groups in parts for name, estimates in groups.items()}
 
     def with_scores_as_metrics(self) -> Cell:
         """The same, with scores in place of the metrics of their names."""
@@ -76,35 +101,25 @@ class Cell(_Record):
         return self.scores.get(metric) or self.metrics.get(metric)
 
 
-def _checked_conditions(cells: dict[str, Cell]) -> dict[str, Cell]:
-    for name in cells:
-        if name not in CONDITIONS:
-            raise ValueError(f"'{name[:40]}' is not a condition")
-    if ORDERED not in cells:
-        raise ValueError(f"'{ORDERED}' is missing")
-    return cells
+def _is_condition(name: str) -> str:
+    if name not in CONDITIONS:
+        raise ValueError(f"'{name[:40]}' is not a condition")
+    return name
 
 
 class FailedItem(_Record):
     """A question that got no answer."""
 
     id: str
-    condition: str = Field(validation_alias="frames", serialization_alias="frames")
+    condition: Annotated[str, AfterValidator(_is_condition)] = Field(
+        validation_alias="frames", serialization_alias="frames"
+    )
     error: str
     model: str | None = None
-
-    @field_validator("condition")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in CONDITIONS:
-            raise ValueError(f"'{name[:40]}' is not a condition")
-        return name
 
 
 class Settings(_Record):
     """Everything that the answers of a model to a benchmark depend on."""
-
-    model_config = ConfigDict(extra="ignore")
 
     benchmark: str = ""
     model: ModelIdentity = ModelIdentity()
@@ -156,7 +171,11 @@ class Result(_Record):
     @field_validator("conditions")
     @classmethod
     def _known(cls, cells: dict[str, Cell]) -> dict[str, Cell]:
-        return _checked_conditions(cells)
+        for name in cells:
+            _is_condition(name)
+        if ORDERED not in cells:
+            raise ValueError(f"'{ORDERED}' is missing")
+        return cells
 
     @model_validator(mode="after")
     def _headline_is_a_score(self) -> Self:
@@ -208,47 +227,33 @@ class BenchmarkResult:
 
 
 def read_benchmark(folder: str | Path, model: str | None = None) -> BenchmarkResult:
-    """Read what ``vthink evaluate --benchmark … --output FOLDER`` left.
+    """Read what ``vthink evaluate --benchmark … --output FOLDER`` left (``model``: what to call the model).
 
-    Args:
-        folder: with ``result.json`` and ``items.jsonl``.
-        model: what to call the model; None: its name in the result.
-
-    Raises:
-        UserError: nothing there, or not what the command writes.
-    """
+    Raises `UserError`: nothing there, or not what the command writes."""
     folder = Path(folder)
-    contents = []
-    for name in ("result.json", "items.jsonl"):
-        try:
-            contents.append((folder / name).read_bytes())
-        except OSError as error:
-            raise UserError(
-                f"{folder / name}: {error.strerror or error}; give a folder that `vthink evaluate --benchmark … "
-                "--output` wrote"
-            ) from None
+    try:
+        contents = [(folder / name).read_bytes() for name in ("result.json", "items.jsonl")]
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: {error.strerror or error}; give a folder that `vthink evaluate --benchmark … --output` "
+            "wrote"
+        ) from None
     return parse_benchmark(contents[0], contents[1], f"{folder}/", model)
 
 
 def parse_benchmark(result_json: bytes, items_jsonl: bytes, where: str, model: str | None = None) -> BenchmarkResult:
     """`read_benchmark` of the contents of both files; ``where`` is for messages."""
-    path, items_path = f"{where}result.json", f"{where}items.jsonl"
+    path = f"{where}result.json"
     if len(result_json) > MAX_RESULT_BYTES:
         raise UserError(f"{path}: larger than {MAX_RESULT_BYTES // 2**20} MiB; not a result of vthink evaluate")
-    try:
-        result = Result.model_validate_json(result_json)
-    except ValidationError as error:
-        raise UserError(f"{path}{first_mistake(error)}; not what `vthink evaluate --benchmark` writes") from None
+    result = parse_record(Result, result_json, path, "not what `vthink evaluate --benchmark` writes")
+    items_path = f"{where}items.jsonl"
     items = items_by_condition(read_items(items_jsonl, items_path), result.conditions, items_path)
     return BenchmarkResult(model or result.model.label, where, result, items)
 
 
 def items_by_condition(items: Iterable[Item], conditions: Iterable[str], where: str) -> dict[str, list[Item]]:
-    """Items of one model by the conditions that are wanted.
-
-    Raises:
-        UserError: one is there twice.
-    """
+    """Items of one model by the conditions that are wanted; a `UserError` where one is there twice."""
     cells: dict[str, list[Item]] = {name: [] for name in conditions}
     for item in items:
         if item.condition in cells:
@@ -257,9 +262,6 @@ def items_by_condition(items: Iterable[Item], conditions: Iterable[str], where: 
         if len({item.id for item in cell}) != len(cell):
             raise UserError(f"{where}: an item is there twice under '{name}'; evaluate again")
     return cells
-
-
-# -- the stage -----------------------------------------------------------------------------------------------
 
 
 class EvaluatedModel(_Record):
@@ -325,17 +327,11 @@ class EvaluationResult(_Record):
         return fingerprint(self.data.fingerprint, self.split, {name: self.settings.get(name) for name in names})
 
     def on_split(self, model: str, items: Iterable[Item], where: str) -> BenchmarkResult:
-        """One model on the held-out split, as a benchmark.
-
-        Args:
-            model: its name.
-            items: of all models, from ``items.jsonl``.
-            where: for messages.
-        """
+        """One model on the held-out split, as a benchmark; ``items`` are of all models, ``where`` is for messages."""
         about = self.models[model]
-        named: dict[str, Any] = {
-            name: self.settings.get(name) for name in ("temperature", "top_p", "max_new_tokens", "max_items")
-        }
+        names = ("temperature", "top_p", "max_new_tokens", "max_items")
+        named: dict[str, Any] = {name: self.settings.get(name) for name in names}
+        named |= {"seed": int(self.settings.get("seed") or 0), "questions": self.questions}
         identity = ModelIdentity(kind="s3", uri=about.uri, fingerprint=about.fingerprint, prompt=self.prompt)
         result = Result(
             benchmark=HELD_OUT,
@@ -348,25 +344,39 @@ class EvaluationResult(_Record):
             items=self.items,
             videos=self.videos,
             left_out=self.left_out,
-            settings=Settings(
-                benchmark=HELD_OUT,
-                model=identity,
-                seed=int(self.settings.get("seed") or 0),
-                questions=self.questions,
-                **named,
-            ),
+            settings=Settings(benchmark=HELD_OUT, model=identity, **named),
         )
         mine = (item for item in items if item.model == model)
         return BenchmarkResult(model, where, result, items_by_condition(mine, about.conditions, where))
 
 
 def read_evaluation(result_json: bytes, where: str) -> EvaluationResult:
-    """The stage's ``result.json``; ``where`` is for messages.
+    """The stage's ``result.json``; a `UserError` that names ``where`` where it is none."""
+    return parse_record(EvaluationResult, result_json, where)
 
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        return EvaluationResult.model_validate_json(result_json)
-    except ValidationError as error:
-        raise UserError(f"{where}{first_mistake(error)}; evaluate again") from None
+
+_FILES = {"result": "result.json", "items": "items.jsonl", "report": "report.html", "benchmarks": "benchmarks.html"}
+
+
+def stage_files(prefix: str, benchmarks: Iterable[BenchmarkResult]) -> dict[str, str]:
+    """Where the files of an evaluation are: ``result``, ``items``, ``report``; with benchmarks a page, and a folder for
+    each."""
+    folders = {f"benchmarks/{one.model}/{one.key}": one.where for one in benchmarks}
+    return {name: join(prefix, file) for name, file in _FILES.items() if folders or name != "benchmarks"} | folders
+
+
+def read_stage(storage: Storage, manifest: Manifest) -> tuple[dict[str, dict[str, BenchmarkResult]], str]:
+    """A finished evaluation: by model and benchmark its results with their items; and the name of the candidate.
+
+    Raises `UserError`: a file is not as the stage writes it."""
+    files = manifest.files
+    result = read_evaluation(storage.read_bytes(files["result"]), files["result"])
+    items = list(read_items(storage.read_bytes(files["items"]), files["items"]))
+    results = {name: {HELD_OUT: result.on_split(name, items, manifest.uri)} for name in result.models}
+    for file, prefix in files.items():
+        if file.startswith("benchmarks/"):
+            model = file.split("/")[1]
+            contents = [storage.read_bytes(join(prefix, name)) for name in ("result.json", "items.jsonl")]
+            one = parse_benchmark(contents[0], contents[1], prefix, model)
+            results[model][one.benchmark] = one
+    return results, result.candidate

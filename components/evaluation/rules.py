@@ -1,6 +1,4 @@
-"""Gate rules: what a candidate must reach, as data that a person can read.
-
-A rule names a metric of the candidate, and compares it in one of five words::
+"""Gate rules: what a candidate must reach, as data. A rule names a metric and compares it in one of five words::
 
     {metric: format_rate, at_least: 0.9}                       # the mean itself
     {metric: accuracy, condition: shuffled, at_most: 0.5}
@@ -11,25 +9,24 @@ A rule names a metric of the candidate, and compares it in one of five words::
 
 ``at_least`` and ``at_most`` look at the mean, ``above`` and ``below`` at an end of its interval. With a model or
 condition ``above``, ``below`` and ``not_worse_than`` look at the interval of the *paired* difference over the same
-questions (`statistics.paired_difference`): it is above ``by``, below ``-by``, or above ``-by``. So ``above`` says the
-same of a number and of a model: it would be so again with other videos. The value alone tells which is meant; a second
-key for the model (``above: 0.02, of: champion``) would make the number a level in one rule and a margin in the next.
+questions (`statistics.paired_difference`): it is above ``by``, below ``-by``, or above ``-by``.
 
-Mistakes are found when a rule is read: unknown names, with the nearest known one, and levels that no result can miss or
-reach (accuracy at least 50). `check_evaluated` finds what will not be evaluated, before anything runs.
+Mistakes are found when a rule is read: unknown names, and levels that no result can miss or reach (accuracy at least
+50). `check_evaluated` finds what will not be evaluated, before anything runs.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-import re
+import typing
 from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, Strict, field_validator, model_serializer, model_validator
+import pydantic
+from pydantic import Field, Strict, ValidationError
 
-from ..common.config import ConfigError, Section
+from ..common.config import ConfigError, Section, describe
 from .benchmarks.registry import BENCHMARKS
 from .conditions import CONDITIONS, ORDERED
 from .metrics import METRICS, metric_named
@@ -39,7 +36,7 @@ MODELS = ("base", "sft", "champion")
 
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Comparison = Literal["at_least", "at_most", "above", "below", "not_worse_than"]
-_COMPARISONS: tuple[Comparison, ...] = ("at_least", "at_most", "above", "below", "not_worse_than")
+_COMPARISONS: tuple[Comparison, ...] = typing.get_args(Comparison)
 
 
 def nearest(name: str, known: Collection[str]) -> str:
@@ -79,20 +76,29 @@ class GateRule(Section):
     by: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Margin of a comparison with a model or condition, in units of the metric (0.02: two points)."""
 
-    @field_validator("above", "below", mode="before")
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _no_expression(cls, rule: Any) -> Any:
+        if isinstance(rule, str):  # as rules once were
+            raise ValueError(
+                "a rule is no expression: write {metric: accuracy, above: base} or {metric: accuracy, at_least: 0.5} "
+                "(components/evaluation/README.md)"
+            )
+        return rule
+
+    @pydantic.field_validator("above", "below", mode="before")
     @classmethod
     def _number_or_name(cls, value: Any) -> Any:
         if not isinstance(value, float | int | str | None) or isinstance(value, bool):
             raise ValueError("expected a number, a model or a condition")
         return value
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
         words = [word for word in _COMPARISONS if getattr(self, word) is not None]
         if len(words) != 1:
-            raise ValueError(
-                f"a rule has exactly one of {', '.join(_COMPARISONS)}; it has {', '.join(words) or 'none'}"
-            )
+            there = ", ".join(words) or "none"
+            raise ValueError(f"a rule has exactly one of {', '.join(_COMPARISONS)}; it has {there}")
         if self.by_kind is not None and self.by_type is not None:
             raise ValueError("by_kind and by_type are both there: leave one out")
         if self.benchmark is None or self.benchmark in BENCHMARKS:
@@ -107,20 +113,18 @@ class GateRule(Section):
                 raise ValueError("not_worse_than needs a margin, such as by: 0.02; without a loss at all: above")
         elif self.by:
             raise ValueError("'by' belongs to a comparison with a model or condition")
-        else:
-            self._check_possible(words[0])
+        if (level := self.level) is not None:  # one that every result, or none, is on the right side of says nothing
+            bounded = metric_named(self.metric).bounded
+            most = 1.0 if bounded else math.inf
+            if not (0 < level <= most if words[0] in ("at_least", "below") else 0 <= level < most):
+                ends = "between 0 and 1; metrics are fractions: 0.5, not 50" if bounded else "0 or more"
+                raise ValueError(
+                    f"{words[0]} {level:g} holds or fails whatever is measured, since {self.metric} is {ends}"
+                )
         return self
 
-    def _check_possible(self, word: Comparison) -> None:
-        """A level that every result, or none, is on the right side of says nothing."""
-        level, bounded = float(getattr(self, word)), metric_named(self.metric).bounded
-        most = 1.0 if bounded else math.inf
-        if not (0 < level <= most if word in ("at_least", "below") else 0 <= level < most):
-            ends = "between 0 and 1; metrics are fractions: 0.5, not 50" if bounded else "0 or more"
-            raise ValueError(f"{word} {level:g} holds or fails whatever is measured, since {self.metric} is {ends}")
-
-    @model_serializer(mode="wrap")
-    def _only_what_is_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    @pydantic.model_serializer(mode="wrap")
+    def _only_what_is_set(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = handler(self)
         return {key: value for key, value in written.items() if value != type(self).model_fields[key].default}
 
@@ -132,8 +136,7 @@ class GateRule(Section):
     @property
     def level(self) -> float | None:
         """The number that is compared with; None where it is a model or condition."""
-        value = getattr(self, self.comparison)
-        return None if isinstance(value, str) else float(value)
+        return None if self.other is not None else float(getattr(self, self.comparison))
 
     @property
     def other(self) -> str | None:
@@ -168,14 +171,11 @@ DEFAULT_GATE = (
 
 
 def read_rule(data: Any, source: str) -> GateRule:
-    """A rule from a mapping.
-
-    Raises:
-        ConfigError: a mistake in it; for an expression, as rules once were, with the rule that says the same.
-    """
-    if isinstance(data, str):
-        raise ConfigError(f"{source}: {translate_expression(data)}")
-    return GateRule.load(data, source)
+    """A rule from a mapping. Raises `ConfigError`: a mistake in it."""
+    try:
+        return GateRule.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {describe(error, GateRule)}") from None
 
 
 def check_evaluated(
@@ -185,78 +185,22 @@ def check_evaluated(
     conditions: Collection[str] | None = None,
     benchmarks: Collection[str] | None = None,
 ) -> None:
-    """Check, before anything is asked, that all that rules name will be evaluated.
+    """Check, before anything is asked, that all that rules name will be evaluated; None: not known yet.
 
-    Args:
-        rules: of a gate.
-        models: those of the evaluation, the candidate last; None: not known yet.
-        conditions: of the held-out split (benchmarks are asked with frames in order); None: not known yet.
-        benchmarks: those of the evaluation; None: not known yet.
-
-    Raises:
-        ValueError: a rule names something else; says what is evaluated.
-    """
+    The last one of ``models`` is the candidate; ``conditions`` are those of the held-out split (benchmarks are asked
+    with frames in order). Raises `ValueError`: a rule names something else; says what is evaluated."""
     for rule in rules:
         of_split = conditions if rule.benchmark is None else (ORDERED,)
         checks = [("condition", rule.condition, of_split), ("condition", rule.other_condition, of_split)]
-        if rule.benchmark is not None:
-            checks.append(("benchmark", rule.benchmark, benchmarks))
-        if rule.other_model not in (None, "champion"):
-            checks.append(("model", rule.other_model, models))
+        checks += [("benchmark", rule.benchmark, benchmarks)] if rule.benchmark is not None else []
+        checks += [("model", rule.other_model, models)] if rule.other_model not in (None, "champion") else []
         for what, name, evaluated in checks:
             if evaluated is not None and name not in evaluated:
-                there = ", ".join(evaluated) or "none"
                 raise ValueError(
-                    f"rule '{rule}': {what} '{name}' will not be evaluated; evaluated are: {there}; evaluate it too, "
-                    "or leave the rule out of evaluation.gate"
+                    f"rule '{rule}': {what} '{name}' will not be evaluated; evaluated are: "
+                    f"{', '.join(evaluated) or 'none'}; evaluate it too, or leave the rule out of evaluation.gate"
                 )
         if models and rule.other_model == list(models)[-1]:
             raise ValueError(
                 f"rule '{rule}': {rule.other_model} is the candidate itself; leave the rule out of evaluation.gate"
             )
-
-
-# -- rules as they were ---------------------------------------------------------------------------------------
-
-_EXPRESSION = re.compile(
-    r"(?P<bound>lower_bound\()?(?P<path>[a-z][\w.]*)( ?- ?(?P<minus>[a-z][\w.]*))?(?(bound)\)) ?"
-    r"(?P<sign>[<>]=?) ?((?P<number>-?\d*\.?\d+)|(?P<other>[a-z][\w.]*))"
-)
-"""The shapes of expression that gates had: a metric or a difference of two, against a number or a model."""
-
-
-def translate_expression(text: str) -> str:
-    """What to write instead of a rule that is an expression, as rules were before they were data."""
-    text = " ".join(text.split())
-    rule = _translated(text) if len(text) <= 200 else None
-    written = rule or "{metric: accuracy, above: base}, {metric: accuracy, at_least: 0.5} …"
-    return f"rules are no expressions any more: for '{text[:100]}' write {written} (components/evaluation/README.md)"
-
-
-def _translated(text: str) -> str | None:
-    match = _EXPRESSION.fullmatch(text)
-    if match is None or match["path"].startswith(("base.", "champion.")):  # rules are about the candidate
-        return None
-    names = [name for name in match["path"].split(".") if name not in ("candidate", "grpo", "sft", "value", ORDERED)]
-    ends = {"low", "high"} & set(names)
-    fields: dict[str, Any] = {"metric": next((name for name in reversed(names) if name not in ends), "")}
-    names = names[: -1 - len(ends)]
-    for place, name in enumerate(names):
-        if name in ("by_kind", "by_type"):
-            fields[name] = ".".join(names[place + 1 :])
-            break
-        fields |= {"condition": name} if name in CONDITIONS else {"benchmark": name.replace("_", "-")}
-    other, number = (match["minus"] or match["other"] or "").split(".")[0], float(match["number"] or 0)
-    if other and (number < 0 or (other == "champion" and match["other"])):
-        fields |= {"not_worse_than": other, "by": -number or 0.02}
-    elif other:
-        fields |= {"above": other} | ({"by": number} if number else {})
-    elif ">" in match["sign"]:
-        fields["above" if match["bound"] or "low" in ends else "at_least"] = number
-    else:
-        fields["below" if "high" in ends else "at_most"] = number
-    try:
-        GateRule.model_validate(fields)
-    except ValueError:
-        return None
-    return "{" + ", ".join(f"{key}: {value}" for key, value in fields.items()) + "}"

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from .item import Item
 from .metrics import metric_named
-from .statistics import Estimate, Resampling, cluster_mean, t_quantile
+from .statistics import Estimate, Resampling, cluster_mean, widened
 
 Part = tuple[str, str]
 """A group, and a part of it."""
@@ -39,14 +38,7 @@ class Score:
         videos = [item.video for item, _ in counted]
         parts = [self.part(item) if self.part else ("", "") for item, _ in counted]
         if len(set(parts)) == 1 or len(set(videos)) < 2 or np.ptp(values) == 0:
-            return cluster_mean(
-                values,
-                videos,
-                confidence=resampling.confidence,
-                resamples=resampling.resamples,
-                seed=resampling.seed,
-                bounds=(0.0, 1.0) if self.bounded else None,
-            )
+            return cluster_mean(values, videos, **asdict(resampling), bounds=(0.0, 1.0) if self.bounded else None)
         return _mean_of_means(values, parts, videos, resampling)
 
     def weights(self, items: Sequence[Item]) -> np.ndarray | None:
@@ -54,24 +46,25 @@ class Score:
         if self.part is None or not items:
             return None
         parts = [self.part(item) for item in items]
-        groups = {group for group, _ in parts}
-        sizes = {group: len({part for part in parts if part[0] == group}) for group in groups}
-        counts: dict[Part, int] = {}
-        for part in parts:
-            counts[part] = counts.get(part, 0) + 1
-        return np.array([1 / len(groups) / sizes[part[0]] / counts[part] for part in parts])
+        counts, shares = Counter(parts), _shares(set(parts))
+        return np.array([shares[part] / counts[part] for part in parts])
+
+
+def _shares(parts: Iterable[Part]) -> dict[Part, float]:
+    """What each part counts: all groups alike, and the parts of a group alike."""
+    parts = list(parts)
+    sizes = Counter(group for group, _ in parts)
+    return {part: 1 / len(sizes) / sizes[part[0]] for part in parts}
 
 
 def _mean_of_means(
     values: np.ndarray, items_parts: Sequence[Part], videos: Sequence[str], resampling: Resampling
 ) -> Estimate:
     """`cluster_mean` for a mean of group means: whole videos are drawn, and every mean is taken anew."""
-    parts = list(dict.fromkeys(items_parts))
-    groups = list(dict.fromkeys(group for group, _ in parts))
-    weights = np.array([1 / len(groups) / sum(other == group for other, _ in parts) for group, _ in parts])
+    shares = _shares(dict.fromkeys(items_parts))
+    parts, weights = list(shares), np.array(list(shares.values()))
     names = list(dict.fromkeys(videos))
-    video_place = {video: place for place, video in enumerate(names)}
-    part_place = {part: place for place, part in enumerate(parts)}
+    video_place, part_place = ({key: place for place, key in enumerate(keys)} for keys in (names, parts))
     index = ([video_place[video] for video in videos], [part_place[part] for part in items_parts])
     sums, counts = np.zeros((2, len(names), len(parts)))
     np.add.at(sums, index, values)
@@ -83,10 +76,7 @@ def _mean_of_means(
     present = np.isfinite(means) * weights
     drawn = (np.nan_to_num(means) * present).sum(1) / present.sum(1)
     mean = float(sums.sum(0) / counts.sum(0) @ weights)
-    # Widened as in `cluster_mean` (Hesterberg 2015, §5.3).
-    wide = t_quantile((1 + resampling.confidence) / 2, len(names) - 1) * math.sqrt(len(names) / (len(names) - 1))
-    tail = NormalDist().cdf(-wide)
-    low, high = (float(q) for q in np.quantile(drawn, [tail, 1 - tail]))
+    low, high = widened(drawn, len(names), resampling.confidence)
     return Estimate(mean, min(low, mean), max(high, mean), len(values))
 
 
@@ -94,9 +84,6 @@ def estimates(scores: Mapping[str, Score], items: Sequence[Item], resampling: Re
     """Every score that some item counts for."""
     made = {name: score.estimate(items, resampling) for name, score in scores.items()}
     return {name: estimate for name, estimate in made.items() if estimate is not None}
-
-
-# -- what scores are made of ---------------------------------------------------------------------------------
 
 
 def metric_score(name: str) -> Score:

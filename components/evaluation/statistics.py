@@ -8,10 +8,8 @@
   does not reject, so that test and interval never disagree (Hartigan 1969, "Using Subsample Values as Typical
   Values": its ends are quantiles of the means over random halves of the videos).
 - `mcnemar_mid_p`, which ignores the videos, is for information only.
-- `over_runs`: mean and spread over repeated trainings.
 
-`tests/unit/components/evaluation/test_statistics.py` measures coverage and false positives by simulation.
-"""
+`tests/unit/components/evaluation/test_statistics.py` measures coverage and false positives by simulation."""
 
 from __future__ import annotations
 
@@ -58,9 +56,7 @@ class Resampling:
     confidence: float = 0.95
     """Coverage of the intervals."""
     resamples: int = 2000
-    """Draws."""
     seed: int = 0
-    """Of the draws."""
 
 
 @checked(frozen=True, config=ConfigDict(strict=True))
@@ -68,11 +64,8 @@ class Estimate:
     """A mean over items with its interval; ``result.json`` holds it to six decimals, an end without bound as null."""
 
     value: _Finite
-    """The mean."""
     low: _Low
-    """Lower end of the interval."""
     high: _High
-    """Upper end of the interval."""
     n: int
     """Items averaged."""
 
@@ -97,9 +90,6 @@ class Difference(Estimate):
         return "higher" if self.low > 0 else "lower" if self.high < 0 else NO_DIFFERENCE
 
 
-# -- one model -----------------------------------------------------------------------------------------------
-
-
 def cluster_mean(
     values: Sequence[float] | np.ndarray,
     clusters: Sequence[Hashable],
@@ -114,33 +104,35 @@ def cluster_mean(
     Args:
         values: (N,) one number per item.
         clusters: (N,) what each item belongs to (its video).
-        confidence: coverage wanted, e.g. 0.95.
-        resamples: bootstrap samples.
         seed: of the resampling; equal seeds and cluster counts share their draws.
         bounds: the range a value can have. Where every value lies at one end of it the bootstrap would claim
             certainty; then the interval is Wilson's for that many videos. None: no such range.
 
-    Raises:
-        ValueError: no values, lengths that differ, or a value that is not finite.
-    """
+    Raises `ValueError`: no values, lengths that differ, or a value that is not finite."""
     numbers, groups, num_clusters = _grouped(values, clusters)
     mean = float(numbers.mean())
-    if bounds is not None and float(np.ptp(numbers)) == 0 and mean in bounds:
-        return _at_the_edge(mean, bounds, num_clusters, len(numbers), confidence)
-    if num_clusters < 2:
-        low, high = bounds if bounds is not None else (-math.inf, math.inf)
+    least, most = bounds if bounds is not None else (-math.inf, math.inf)
+    if mean in (least, most) and float(np.ptp(numbers)) == 0:
+        z = NormalDist().inv_cdf((1 + confidence) / 2)
+        margin = (most - least) * z**2 / (num_clusters + z**2)
+        low, high = (mean, least + margin) if mean == least else (most - margin, mean)
         return Estimate(mean, low, high, len(numbers))
+    if num_clusters < 2:
+        return Estimate(mean, least, most, len(numbers))
     sums = np.bincount(groups, numbers - mean, minlength=num_clusters)
     counts = np.bincount(groups, minlength=num_clusters)
     drawn = _product(_bootstrap_draws, num_clusters, resamples, seed, np.stack([sums, counts], axis=1))
-    means = mean + drawn[:, 0] / drawn[:, 1]
-    tail = (1 - confidence) / 2
-    wide = t_quantile(1 - tail, num_clusters - 1) * math.sqrt(num_clusters / (num_clusters - 1))
-    tail = NormalDist().cdf(-wide)
-    if bounds is not None:
-        means = means.clip(*bounds)  # sums can leave them by a rounding error
-    low, high = (float(q) for q in np.quantile(means, [tail, 1 - tail]))
+    means = (mean + drawn[:, 0] / drawn[:, 1]).clip(least, most)  # sums can leave them by a rounding error
+    low, high = widened(means, num_clusters, confidence)
     return Estimate(mean, min(low, mean), max(high, mean), len(numbers))
+
+
+def widened(means: np.ndarray, num_clusters: int, confidence: float) -> tuple[float, float]:
+    """Ends of the expanded percentile interval of resampled means (Hesterberg 2015, §5.3)."""
+    wide = t_quantile((1 + confidence) / 2, num_clusters - 1) * math.sqrt(num_clusters / (num_clusters - 1))
+    tail = NormalDist().cdf(-wide)
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def _grouped(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray, int]:
@@ -155,21 +147,11 @@ def _grouped(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable])
     return numbers, groups, len(index)
 
 
-def _at_the_edge(mean: float, bounds: tuple[float, float], clusters: int, n: int, confidence: float) -> Estimate:
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    margin = (bounds[1] - bounds[0]) * z**2 / (clusters + z**2)
-    low, high = (mean, bounds[0] + margin) if mean == bounds[0] else (bounds[1] - margin, mean)
-    return Estimate(mean, low, high, n)
-
-
 def t_quantile(probability: float, degrees: int) -> float:
     """Quantile of Student's t."""
     from scipy.special import stdtrit  # only here, so that reading a gate's rules does not load scipy
 
     return float(stdtrit(degrees, probability))
-
-
-# -- draws ---------------------------------------------------------------------------------------------------
 
 
 Draw = Callable[[np.random.Generator, int, int], np.ndarray]
@@ -207,9 +189,6 @@ def _product(draw: Draw, num_clusters: int, resamples: int, seed: int, totals: n
     return np.concatenate([block.astype(np.float64) @ totals for block in blocks])
 
 
-# -- two models ----------------------------------------------------------------------------------------------
-
-
 def paired_difference(
     first: Sequence[float] | np.ndarray,
     second: Sequence[float] | np.ndarray,
@@ -226,17 +205,12 @@ def paired_difference(
     interval has no ends (±1 where no difference exceeds that).
 
     Args:
-        first: (N,) one model's number per item.
-        second: (N,) the other's.
+        first, second: (N,) each model's number per item.
         clusters: (N,) what each item belongs to (its video).
-        confidence: coverage wanted, e.g. 0.95.
         resamples: patterns of signs, where there are too many to try all.
-        seed: of the patterns.
         weights: (N,) what each item counts, for scores that are means of means; None: all alike.
 
-    Raises:
-        ValueError: lengths that differ, no items, or a value that is not finite.
-    """
+    Raises `ValueError`: lengths that differ, no items, or a value that is not finite."""
     if len(first) != len(second) or (weights is not None and len(weights) != len(first)):
         raise ValueError(f"paired values must have the same length, got {len(first)} and {len(second)}")
     one, two = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
@@ -281,8 +255,7 @@ def _detectable(sums: np.ndarray, num_clusters: int, confidence: float, power: f
 def mcnemar_mid_p(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float | None:
     """McNemar's mid-p for paired right-or-wrong answers (Fagerland, Lydersen, Laake 2013), two-sided.
 
-    None where a score is neither 0 nor 1.
-    """
+    None where a score is neither 0 nor 1."""
     one, two = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if not (np.isin(one, (0, 1)).all() and np.isin(two, (0, 1)).all()):
         return None
@@ -296,9 +269,6 @@ def mcnemar_mid_p(first: Sequence[float] | np.ndarray, second: Sequence[float] |
     return 2 * below + float(bdtr(fewer, changed, 0.5)) - below
 
 
-# -- several runs --------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Runs:
     """One metric over repeated runs: trainings with other seeds, or evaluations with a temperature."""
@@ -307,18 +277,13 @@ class Runs:
     spread: float | None
     """Standard deviation over the runs (unbiased variance); null for one run."""
     low: float | None
-    """Lower end of Student's interval for the mean over runs."""
     high: float | None
-    """Upper end."""
+    """Ends of Student's interval for the mean over runs."""
     runs: int
 
 
 def over_runs(values: Sequence[float], confidence: float = 0.95) -> Runs:
-    """Mean and spread of one metric over runs.
-
-    Raises:
-        ValueError: no runs, or a value that is not finite.
-    """
+    """Mean and spread of one metric over runs; a `ValueError` without runs, or for a value that is not finite."""
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1 or not len(numbers) or not np.isfinite(numbers).all():
         raise ValueError("expected one finite number per run and at least one run")

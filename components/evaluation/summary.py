@@ -1,14 +1,17 @@
-"""From items to numbers: estimates per condition and group, and paired comparisons."""
+"""From items to numbers: estimates per condition and group, paired comparisons, and what MLflow gets of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
-from .conditions import CONDITIONS, ORDERED
+from ..common.tracking.run import Trace
+from .conditions import CONDITIONS, ORDERED, seed_of
 from .item import Item
-from .results import BenchmarkResult, Cell, Comparison, Estimates, Group
+from .results import BenchmarkResult, Cell, Comparison, Estimates, EvaluationResult, Group
 from .scores import Score, estimates, metric_score
-from .statistics import Difference, Resampling, paired_difference
+from .statistics import Difference, Estimate, Resampling, paired_difference
 
 _GROUPED_BY = {"by_type": "problem_type", "by_kind": "kind"}
 
@@ -43,31 +46,26 @@ def summarize(items: Sequence[Item], scores: Mapping[str, Score], resampling: Re
     )
 
 
+# -- paired comparisons ----------------------------------------------------------------------------------------
+
+
 def difference_of_items(
     first: Iterable[Item], second: Iterable[Item], score: Score, resampling: Resampling
 ) -> Difference | None:
     """The paired difference first − second over the items that both have, clustered by video.
 
-    None where they share fewer than two videos.
-    """
+    None where they share fewer than two videos."""
     others = {item.id: score.value(item) for item in second}
     shared = [
         (item, value, other)
         for item in first
         if (value := score.value(item)) is not None and (other := others.get(item.id)) is not None
     ]
-    items = [item for item, _, _ in shared]
-    if len({item.video for item in items}) < 2:
+    if len({item.video for item, _, _ in shared}) < 2:
         return None
-    return paired_difference(
-        [value for _, value, _ in shared],
-        [other for _, _, other in shared],
-        [item.video for item in items],
-        confidence=resampling.confidence,
-        resamples=resampling.resamples,
-        seed=resampling.seed,
-        weights=score.weights(items),
-    )
+    items, values, theirs = zip(*shared, strict=True)
+    videos = [item.video for item in items]
+    return paired_difference(values, theirs, videos, **asdict(resampling), weights=score.weights(items))
 
 
 def compare(
@@ -78,23 +76,16 @@ def compare(
     conditions: tuple[str, str] = (ORDERED, ORDERED),
     group: Group | None = None,
 ) -> Difference | None:
-    """The paired difference first − second; None where they share no questions or fewer than two videos.
+    """The paired difference first − second by a score or metric, under a condition of each, over the items of a group.
 
-    Args:
-        first: one model.
-        second: the other, on the same benchmark.
-        metric: a score or metric.
-        resampling: confidence, resamples and seed.
-        conditions: of both.
-        group: only these items.
-    """
+    None where they share no questions or fewer than two videos."""
     if not first.same_questions(second):
         return None
-    sides = [
+    ours, theirs = (
         [item for item in result.items.get(condition, ()) if in_group(item, group)]
         for result, condition in zip((first, second), conditions, strict=True)
-    ]
-    return difference_of_items(sides[0], sides[1], first.score(metric), resampling)
+    )
+    return difference_of_items(ours, theirs, first.score(metric), resampling)
 
 
 def comparisons(
@@ -102,11 +93,7 @@ def comparisons(
 ) -> list[Comparison]:
     """Models on one benchmark: each over those before it by the headline, and neighbours by kind of question.
 
-    Args:
-        results: in the order of models.
-        resampling: confidence, resamples and seed.
-        held_out: of the held-out split: by kind for every pair, and ordered over the other conditions, too.
-    """
+    ``held_out``: of the held-out split: by kind for every pair, and ordered over the other conditions, too."""
     pairs = [
         ((later, ORDERED), (earlier, ORDERED))
         for place, later in enumerate(results)
@@ -120,18 +107,67 @@ def comparisons(
         kinds = dict.fromkeys(item.kind for item in first.items[condition] if item.kind is not None)
         closest = held_out or (first is results[-1] and second is results[-2])
         for kind in [None, *(kinds if closest and len(kinds) > 1 else ())]:
-            metric = first.headline if kind is None else "accuracy"
-            group = None if kind is None else ("by_kind", kind)
+            metric, group = (first.headline, None) if kind is None else ("accuracy", ("by_kind", kind))
             difference = compare(first, second, metric, resampling, (condition, other), group)
             if difference is not None:
-                made.append(
-                    Comparison(
-                        **{name: getattr(difference, name) for name in Difference.__dataclass_fields__},
-                        first=f"{first.model}.{condition}",
-                        second=f"{second.model}.{other}",
-                        metric=metric,
-                        kind=kind,
-                        benchmark=None if held_out else first.key,
-                    )
-                )
+                sides: dict[str, Any] = {"first": f"{first.model}.{condition}", "second": f"{second.model}.{other}"}
+                benchmark = None if held_out else first.key
+                made.append(Comparison(**asdict(difference), **sides, metric=metric, kind=kind, benchmark=benchmark))
     return made
+
+
+# -- what is recorded ------------------------------------------------------------------------------------------
+
+
+def _estimates(result: EvaluationResult) -> Iterator[tuple[str, str, Group | None, str, Estimate]]:
+    """(model, condition, group, metric, estimate) of everything that was measured on the held-out split."""
+    for model, about in result.models.items():
+        for condition in CONDITIONS:
+            if (cell := about.conditions.get(condition)) is not None:
+                for group, measured in [(None, cell.metrics), *cell.groups.items()]:
+                    for metric, estimate in measured.items():
+                        yield model, condition, group, metric, estimate
+
+
+def flat_metrics(result: EvaluationResult) -> dict[str, float]:
+    """``evaluation/model/condition/metric[/group]`` → value."""
+    suffix = {"by_type": "/", "by_kind": "/kind_"}
+    return {
+        f"evaluation/{model}/{condition}/{metric}{suffix[group[0]] + group[1] if group else ''}": estimate.value
+        for model, condition, group, metric, estimate in _estimates(result)
+    }
+
+
+def result_table(result: EvaluationResult) -> dict[str, list[Any]]:
+    """``result.json`` as columns: one row per model, condition, metric and group."""
+    names = ("model", "frames", "group", "metric", "value", "low", "high", "n")
+    rows = [
+        (model, condition, ".".join(group or ("all",)), metric, e.value, e.low, e.high, e.n)
+        for model, condition, group, metric, e in _estimates(result)
+    ]
+    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
+
+
+def items_table(items: Sequence[Item]) -> dict[str, list[Any]]:
+    """Every item, without its token ids."""
+    names = ("id", "model", "problem_type", "kind", "response", "answer", "truth", "score", "correct", "error")
+    table: dict[str, list[Any]] = {name: [getattr(item, name) for item in items] for name in names}
+    return {"id": table["id"], "model": table["model"], "frames": [item.condition for item in items]} | table
+
+
+def item_traces(items: Sequence[Item], count: int, seed: int) -> list[Trace]:
+    """Question and answer of some of the candidate's items, drawn by the seed."""
+    inputs, outputs = ("question", "options", "video", "clip"), ("response", "answer", "truth", "score", "correct")
+    return [
+        Trace(
+            name=item.id,
+            inputs={name: getattr(item, name) for name in inputs},
+            outputs={name: getattr(item, name) for name in (*outputs, "error")},
+            tags={
+                "vthink.model": item.model,
+                "vthink.kind": item.kind or item.problem_type,
+                "vthink.outcome": item.outcome,
+            },
+        )
+        for item in sorted(items, key=lambda item: seed_of(seed, "shown", item.id))[:count]
+    ]

@@ -15,8 +15,7 @@ from markupsafe import Markup
 from ..common.html.images import frame_strip
 from ..common.html.page import page, template_block
 from ..common.tracking.run import Tracker
-from ..common.video.clip import Clip
-from ..common.video.codec import encode_frames
+from ..common.video.clip import Clip, encode_frames
 from ..common.video.config import VideoConfig
 from .rollouts import Rollouts
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Option
 
-from ...components.common.tracking.links import experiment_url
+from ...components.common.tracking.pipeline import experiment_url
 from ...components.common.tracking.server import start_ui
 from .. import retention
 from ..config import load

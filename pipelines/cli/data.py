@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Argument, Exit, Option
 
 from ...components.common.errors import UserError
-from ...components.common.launch.threads import limit_threads
+from ...components.common.launch.process import limit_threads
 from ...components.common.progress import progress_bar
 from ...components.common.rows.prepared import PreparedSet
 from ...components.common.storage.config import StorageConfig

@@ -11,19 +11,19 @@ from rich.console import Console
 from typer import Argument, Exit, Option
 
 from ...components.common.errors import UserError
-from ...components.common.launch.threads import limit_threads
+from ...components.common.launch.process import limit_threads
 from ...components.common.storage.manifest import Manifest
 from ...components.evaluation.benchmarks.registry import BENCHMARKS, find_benchmark
 from ...components.evaluation.config import EvaluationConfig
 from ...components.evaluation.evaluate import evaluate_models
 from ...components.evaluation.evaluate_benchmark import evaluate_benchmark
-from ...components.evaluation.models.open import needs_store
-from ...components.evaluation.report.folder_clips import FolderClips
+from ...components.evaluation.gate import judge
+from ...components.evaluation.models import needs_store
+from ...components.evaluation.report.items import folder_clips
 from ...components.evaluation.report.pages import benchmark_page
 from ...components.evaluation.results import HELD_OUT, BenchmarkResult, Result, read_benchmark
 from ...components.evaluation.rules import GateRule, read_rule
 from ...components.evaluation.summary import compare as compare_results
-from ...components.evaluation.verdict import judge
 from ..config import Config, load
 from ..run.session import find_data, find_manifest, session
 from .display import accuracy_table, table
@@ -141,7 +141,7 @@ def compare(
     measured = [_read_result(argument) for argument in results]
     _print_comparison(measured, config)
     if report is not None:
-        with FolderClips(measured) as clips:
+        with folder_clips(measured) as clips:
             page = benchmark_page(measured, config, clips)
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(page, "utf-8")

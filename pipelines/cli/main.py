@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from ... import __version__
 from ...components.common.errors import UserError
-from ...components.common.launch.lifetime import skip_garbage_collection_at_exit
+from ...components.common.launch.process import skip_garbage_collection_at_exit
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""

@@ -15,7 +15,7 @@ from typer import Argument, BadParameter, Option, echo
 from ...components.common.chat_endpoint.endpoint import BlockingEndpoint
 from ...components.common.errors import UserError
 from ...components.common.launch.kubernetes.client import INFERENCE_SERVICE, Cluster, Object
-from ...components.common.launch.threads import limit_threads
+from ...components.common.launch.process import limit_threads
 from ...components.deployment.ask import FileQuestion, served_endpoint
 from ...components.deployment.ask import ask as ask_server
 from ...components.deployment.deploy import deploy_registered

@@ -18,8 +18,7 @@ from ...components.common.compat.kfp import TaskFailedError, run_here
 from ...components.common.config import STAGES, Stage
 from ...components.common.context import RunContext
 from ...components.common.errors import UserError
-from ...components.common.launch.lifetime import end_with_owner
-from ...components.common.launch.process import spawn
+from ...components.common.launch.process import end_with_owner, spawn
 from ...components.common.storage.manifest import Manifest
 from ...components.common.storage.names import fingerprint
 from ...components.common.storage.s3 import Storage

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from ...components.common.context import RunContext
 from ...components.common.errors import UserError
-from ...components.common.launch.s3_server import S3Endpoint
-from ...components.common.launch.workspace import Workspace
+from ...components.common.launch.workspace import S3Endpoint, Workspace
 from ...components.common.storage.manifest import Manifest
 from ...components.common.storage.names import MANIFEST, as_prefix, join
 from ...components.common.storage.s3 import Storage

@@ -28,7 +28,7 @@ os.environ.setdefault("FORCE_QWENVL_VIDEO_READER", "decord")
 import numpy as np
 from recording import Measurement, interleave, record
 from vthink.components.common.context import RunContext
-from vthink.components.common.launch.s3_server import start_s3
+from vthink.components.common.launch.workspace import start_s3
 from vthink.components.common.rows.prepared import PreparedSet
 from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.storage.manifest import Manifest

@@ -16,17 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from recording import Measurement, interleave, record
-from vthink.components.common.model.card import ModelCard
 from vthink.components.common.model.config import TinyModelConfig
-from vthink.components.common.model.folder import save_model
+from vthink.components.common.model.folder import ModelCard, save_model
 from vthink.components.common.model.load import load_model
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.rows.sample import Media, Sample
 from vthink.components.common.video.clip import Clip
 from vthink.components.common.video.config import VideoConfig
-from vthink.components.evaluation.answers import Completion, Predict
+from vthink.components.evaluation.ask import Completion, Predict
 from vthink.components.evaluation.config import EvaluationConfig
-from vthink.components.evaluation.models.local import predictor
+from vthink.components.evaluation.models import predictor
 
 QUESTIONS = 18
 """VSI-Bench: 5,130 questions on 288 videos."""

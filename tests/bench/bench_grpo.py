@@ -26,8 +26,7 @@ declare_torchvision_operators()  # before transformers is imported
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.generation import Sampling, sample
-from vthink.components.common.model.load import tokens_per_second
-from vthink.components.common.model.patch_embedding import PatchEmbedding
+from vthink.components.common.model.load import PatchEmbedding, tokens_per_second
 from vthink.components.common.model.prompt import EncodedPrompt
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.video.clip import Clip

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from vthink.components.common.context import RunContext
+from vthink.components.common.launch.kubernetes.backend import workflow_of_this_pod
 from vthink.components.common.launch.kubernetes.client import WORKFLOW, Cluster
-from vthink.components.common.launch.kubernetes.workflow import WorkflowOwner
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.s3 import Storage
 from vthink.tests.cluster.jobs import KEY, context_of, job_of
@@ -121,8 +121,8 @@ def test_an_owner_in_another_namespace_is_left_out(
     hand.workflow("run-3")
     monkeypatch.setenv("KFP_POD_NAME", "run-3-launcher")
     monkeypatch.setenv("VTHINK_POD_NAMESPACE", cluster.namespace)
-    found = WorkflowOwner.find(cluster)
+    found = workflow_of_this_pod(cluster)
     assert found is not None
-    assert found.reference["name"] == "run-3"
+    assert found["name"] == "run-3"
     monkeypatch.setenv("VTHINK_POD_NAMESPACE", "another")
-    assert WorkflowOwner.find(cluster) is None
+    assert workflow_of_this_pod(cluster) is None

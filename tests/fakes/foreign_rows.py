@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vthink.components.common.answers.responses import parse_response
-from vthink.components.common.answers.spans import format_span
+from vthink.components.common.answers.responses import format_span, parse_response
 from vthink.components.common.rows.files import to_line
 from vthink.components.common.rows.sample import Sample
 from vthink.components.data_prep.formats.read import NESTED

@@ -23,7 +23,7 @@ declare_torchvision_operators()
 load_to_numbered_cpus()
 from trl import GRPOConfig as TRLConfig
 from vthink.components.common.compat.deepspeed import repartition
-from vthink.components.common.launch.lifetime import skip_garbage_collection_at_exit
+from vthink.components.common.launch.process import skip_garbage_collection_at_exit
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.load import tokens_per_second

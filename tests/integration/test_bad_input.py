@@ -18,7 +18,7 @@ from vthink.components.common.launch.process import free_port
 from vthink.components.common.rows.prepared import PreparedSet
 from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.storage.manifest import Manifest
-from vthink.components.common.video.codec import stored
+from vthink.components.common.video.clip import stored
 from vthink.components.common.video.decode import read_clip
 from vthink.components.data_prep.world.synthesize import write_mp4
 

@@ -401,7 +401,7 @@ def mlflow(tracking: TrackingConfig, tmp_path: Path) -> Iterator[MlflowServer]:
 def test_a_training_goes_on_without_mlflow_and_delivers_everything_once_later(
     context: RunContext, mlflow: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("vthink.components.common.tracking.outbox._AWAY_S", 1.0)
+    monkeypatch.setattr("vthink.components.common.tracking.run._AWAY_S", 1.0)
     tracking = context.tracking.model_copy(update={"uri": mlflow.uri, "outage_s": 60.0})
     context = context.model_copy(update={"tracking": tracking})
     root = join(context.storage.root_uri, "mlflow")

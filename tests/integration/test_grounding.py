@@ -9,7 +9,7 @@ import pytest
 from vthink.components.common.answers.responses import parse_response
 from vthink.components.common.context import RunContext
 from vthink.components.common.model.config import ModelConfig
-from vthink.components.common.model.generation import Sampling, generate
+from vthink.components.common.model.generation import Sampling, sample
 from vthink.components.common.model.load import load_model
 from vthink.components.common.model.store import fetch_model
 from vthink.components.common.rows.prepared import PreparedSet
@@ -20,7 +20,7 @@ from vthink.components.common.tracking.config import TrackingConfig
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.data_prep.config import DataPrepConfig, SynthesizeConfig
 from vthink.components.data_prep.prepare import prepare_data
-from vthink.components.evaluation.grounding import baseline_items, grounding, mean_span
+from vthink.components.evaluation.metrics import baseline_items, grounding, mean_span
 from vthink.components.sft.component import sft
 from vthink.components.sft.config import SFTConfig
 
@@ -62,7 +62,8 @@ def test_predicted_spans_beat_the_whole_clip_and_the_mean_span(
     loaded = load_model(fetch_model(storage, Manifest.read(storage, trained).files["model"], tmp_path))
     prompts = [loaded.encoder.encode_sample(item) for item in items]
     scores = []
-    for item, (completion,) in zip(items, generate(loaded, prompts, Sampling(max_new_tokens=64)), strict=True):
+    answers = sample(loaded.model, loaded.encoder, prompts, Sampling(max_new_tokens=64))
+    for item, (completion,) in zip(items, answers, strict=True):
         spans = [(s.start_s, s.end_s) for s in parse_response(completion.text).segments]
         assert len(spans) <= 4, "a model must not win by naming every span there is"
         scores.append(grounding(spans, item.sample)["miou"])

@@ -166,7 +166,7 @@ def test_a_benchmark_is_fetched_and_unpacked(hub: Hub, tmp_path: Path) -> None:
     with zipfile.ZipFile(repository / "videos.zip", "w") as archive:
         archive.writestr("film0.mp4", b"film")
     done = hub.run(
-        "from pathlib import Path\nfrom vthink.components.evaluation.source import Source\n"
+        "from pathlib import Path\nfrom vthink.components.evaluation.benchmarks.folder import Source\n"
         "source = Source.open('hub', None, Path('work'), 'TencentARC/Video-Holmes')\n"
         "print(*sorted(name for name in source.folder.names if not name.startswith('.')))",
         tmp_path,

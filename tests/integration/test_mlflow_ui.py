@@ -12,7 +12,7 @@ import pytest
 from vthink.components.common.launch.process import free_port
 from vthink.components.common.tracking.client import registry_client
 from vthink.components.common.tracking.config import TrackingConfig
-from vthink.components.common.tracking.links import model_version_url, run_url
+from vthink.components.common.tracking.pipeline import model_version_url, run_url
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900)]
 

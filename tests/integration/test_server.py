@@ -28,7 +28,7 @@ from vthink.components.common.rows.files import write_samples
 from vthink.components.common.rows.sample import Sample
 from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.storage.s3 import Storage
-from vthink.components.common.video.codec import stored
+from vthink.components.common.video.clip import stored
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.workers import Decoder
 from vthink.components.data_prep.config import SynthesizeConfig
@@ -122,7 +122,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]
 
 def in_process(loaded: LoadedModel, folder: Path, samples: list[Sample]) -> list[list[int]]:
     """What generation gives in this process, in batches, for the same files."""
-    from vthink.components.common.model.generation import Sampling, generate
+    from vthink.components.common.model.generation import Sampling, sample
 
     with Decoder(loaded.video) as decoder:
         clips = [stored(decoder.read(folder / s.media.uri, s.media.kind), loaded.video) for s in samples]
@@ -130,7 +130,7 @@ def in_process(loaded: LoadedModel, folder: Path, samples: list[Sample]) -> list
         loaded.encoder.encode(s.question, s.options, s.problem_type, clip)
         for s, clip in zip(samples, clips, strict=True)
     ]
-    found = generate(loaded, prompts, Sampling(max_new_tokens=NEW_TOKENS), batch_size=16)
+    found = sample(loaded.model, loaded.encoder, prompts, Sampling(max_new_tokens=NEW_TOKENS), batch_size=16)
     return [completions[0].token_ids for completions in found]
 
 

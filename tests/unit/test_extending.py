@@ -15,7 +15,8 @@ from vthink.components.data_prep.formats.read import read_rows
 from vthink.components.evaluation.benchmarks.folder import DataFolder, load_questions
 from vthink.components.evaluation.benchmarks.registry import find_benchmark
 from vthink.components.evaluation.config import EvaluationConfig
-from vthink.components.evaluation.metrics import METRICS, Response, measure
+from vthink.components.evaluation.measure import measure
+from vthink.components.evaluation.metrics import METRICS, Response
 from vthink.components.evaluation.rules import read_rule
 from vthink.pipelines.config import Config, load
 
@@ -66,8 +67,8 @@ def test_a_prompt_template_asks_and_its_answer_format_writes_and_checks(config: 
 
 
 def test_a_reward_counts_with_its_weight(config: Config, sample: Sample):
-    from vthink.components.grpo.rewards.group import Group
-    from vthink.components.grpo.rewards.score import reward_functions, score_group
+    from vthink.components.grpo.rewards import Group, reward_functions
+    from vthink.components.grpo.rollouts import score_group
 
     group = Group(sample=sample, texts=("ball", "a ball, I think"), token_counts=(1, 4))
     rewards = score_group(group, reward_functions(config.grpo.reward_config))

@@ -1,18 +1,16 @@
-"""Responses of a model: segments, reasoning and answer in either paper's format, or in none."""
+"""What a response says, in either paper's format or in none: segments, reasoning, answer; and spans of time."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import chain
 
-from .spans import Span, parse_spans
-from .values import MAX_ANSWER_CHARS, extract_letter
+from .grading import MAX_ANSWER_CHARS, extract_letter
 
-MAX_SEGMENTS = 1_000
-"""Further segments of a response are not read."""
-
+MAX_SEGMENTS = 1_000  # further segments of a response are not read
 TAGS = frozenset({"time", "caption", "think", "answer"})
 """Every tag of either format."""
 
@@ -36,45 +34,37 @@ class ParsedResponse:
     """What a response says."""
 
     segments: tuple[Segment, ...]
-    reasoning: str
-    """Everything thought outside the segments, tagged or not."""
+    reasoning: str  # everything thought outside the segments, tagged or not
     answer: str | None
-    text: str
-    """The response itself."""
-    tagged: bool = False
-    """Whether ``answer`` comes from ``<answer>`` tags, not from a fallback."""
+    text: str  # the response itself
+    tagged: bool = False  # whether the answer comes from `<answer>` tags, not from a fallback
 
 
-class Block(NamedTuple):
-    """A tag with its content, or text between tags (``tag`` empty), or a tag without its partner ("?")."""
+def blocks(text: str, tags: frozenset[str] = TAGS) -> Iterator[tuple[str, str]]:
+    """The text as a flat row of tags with their content; text between tags has the tag "".
 
-    tag: str
-    content: str
-
-
-def blocks(text: str, tags: frozenset[str] = TAGS) -> Iterator[Block]:
-    """The text as a flat row of blocks. A tag that opens inside another ends that one, as damaged."""
+    A tag that opens inside another ends that one. One without its partner is the content of a "?".
+    """
     open_tag, position = "", 0
     for match in _TAG.finditer(text):
-        name = match[2].lower()
+        closing, name = bool(match[1]), match[2].lower()
         if name not in tags:
             continue
-        closing = bool(match[1])
-        content = text[position : match.start()]
+        content = text[position : match.start()].strip()
         position = match.end()
         if open_tag and closing and name == open_tag:
-            yield Block(name, content.strip())
+            yield name, content
             open_tag = ""
         else:
-            if content.strip():
-                yield Block("", content.strip())
+            if content:
+                yield "", content
             if open_tag or closing:
-                yield Block("?", name)
+                yield "?", name
             open_tag = "" if closing else name
     if text[position:].strip():
-        yield Block("", text[position:].strip())
+        yield "", text[position:].strip()
     if open_tag:
-        yield Block("?", open_tag)
+        yield "?", open_tag
 
 
 def without_tags(text: str) -> str:
@@ -92,39 +82,27 @@ def parse_response(text: str | None) -> ParsedResponse:
         return ParsedResponse((), "", None, "")
     segments: list[Segment] = []
     thoughts: list[str] = []
-    # The segment being read is complete with its <think>, or when the next one begins.
     spans: list[Span] = []
     caption: str | None = None
     answer: str | None = None
     before = ""
-
-    def complete(thought: str = "") -> None:
-        nonlocal spans, caption
-        segments.extend(Segment(start, end, caption or "", thought) for start, end in spans)
-        spans, caption = [], None
-
-    for block in blocks(text):
-        if block.tag == "time":
-            complete()
-            spans = parse_spans(block.content) if len(segments) < MAX_SEGMENTS else []
-        elif block.tag == "caption" and caption is None:
-            caption = block.content
-        elif block.tag == "think":
-            if spans:
-                complete(block.content)
-            else:
-                thoughts.append(block.content)
-        elif block.tag == "answer":
-            if not _EXAMPLE.search(before[-20:]):  # a prompt that is repeated brings its own example
-                answer = block.content
-        elif block.tag == "":
-            thoughts.append(block.content)
-        before = "" if block.tag else block.content
-    complete()
-    tagged = answer is not None
-    if answer is None:
-        answer = _untagged_answer(text)
-    return ParsedResponse(tuple(segments), "\n".join(t for t in thoughts if t), answer, text, tagged)
+    for tag, content in chain(blocks(text), [("time", "")]):
+        # A segment is complete with its <think>, where the next one begins, and at the end.
+        if tag == "time" or (tag == "think" and spans):
+            thought = content if tag == "think" else ""
+            segments += [Segment(start, end, caption or "", thought) for start, end in spans]
+            spans = parse_spans(content) if tag == "time" and len(segments) < MAX_SEGMENTS else []
+            caption = None
+        elif tag in ("think", ""):
+            thoughts.append(content)
+        elif tag == "caption" and caption is None:
+            caption = content
+        elif tag == "answer" and not _EXAMPLE.search(before[-20:]):  # a repeated prompt brings its own example
+            answer = content
+        before = "" if tag else content
+    reasoning = "\n".join(filter(None, thoughts))
+    final = _untagged_answer(text) if answer is None else answer
+    return ParsedResponse(tuple(segments), reasoning, final, text, tagged=answer is not None)
 
 
 def _untagged_answer(text: str) -> str | None:
@@ -132,8 +110,7 @@ def _untagged_answer(text: str) -> str | None:
     if not ends:
         if text.lstrip().startswith("<"):
             return None
-        first_line = text.strip().split("\n", 1)[0]
-        return extract_letter(first_line) or extract_letter(text)
+        return extract_letter(text.strip().split("\n", 1)[0]) or extract_letter(text)
     rest = text[ends[-1] : ends[-1] + MAX_ANSWER_CHARS].strip()
     return rest.splitlines()[0].strip() if rest else None
 
@@ -146,3 +123,66 @@ def published_answer(text: str | None) -> str | None:
     end = text.find("</answer>", start)
     content = text[start + len("<answer>") : end].strip() if 0 <= start < end else ""
     return content or text
+
+
+# --- time spans
+
+Span = tuple[float, float]
+"""Start and end in seconds."""
+
+_POINT = r"(?:(?:[0-9]{1,4}:)?[0-9]{1,4}:[0-9]{1,2}(?:\.[0-9]{1,6})?|[0-9]{1,6}(?:\.[0-9]{1,6})?)"
+_RANGE = re.compile(
+    rf"(?<![0-9.:])({_POINT})\s{{0,4}}(?:s|sec|seconds)?\s{{0,4}}(?:-|–|—|~|to)\s{{0,4}}({_POINT})(?![0-9:])",
+    re.IGNORECASE,
+)
+
+
+def parse_spans(text: str) -> list[Span]:
+    """The time ranges in ``text``, in seconds: ``00:01-00:03``, ``1:02:03 - 1:02:10``, ``0.0-5.0 seconds``.
+
+    Ranges that end before they start, and impossible times such as ``00:75``, are left out.
+    """
+    spans = [(_seconds(match[1]), _seconds(match[2])) for match in _RANGE.finditer(text[:1000])]
+    return [(start, end) for start, end in spans if start is not None and end is not None and start <= end]
+
+
+def _seconds(point: str) -> float | None:
+    parts = [float(part) for part in point.split(":")]
+    if any(part >= 60 for part in parts[1:]):
+        return None
+    return sum(part * 60**power for power, part in enumerate(reversed(parts)))
+
+
+def format_span(start_s: float, end_s: float) -> str:
+    """``00:01-00:03`` (from an hour on ``01:00:01-01:00:03``) for whole seconds, else ``0.5-2.25 seconds``, rounded to
+    hundredths."""
+    if start_s == int(start_s) and end_s == int(end_s):
+        return f"{_clock(int(start_s))}-{_clock(int(end_s))}"
+    return f"{round(float(start_s), 2)}-{round(float(end_s), 2)} seconds"
+
+
+def _clock(seconds: int) -> str:
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02d}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"
+
+
+def span_iou(a: Span, b: Span) -> float:
+    """Intersection over union of two time spans (seconds)."""
+    if not all(map(math.isfinite, (*a, *b))) or a[0] > a[1] or b[0] > b[1]:
+        return 0.0
+    intersection = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
+    union = (a[1] - a[0]) + (b[1] - b[0]) - intersection
+    return intersection / union if union > 0 else 0.0
+
+
+def grounding_scores(predicted: Sequence[Span], truth: Sequence[Span]) -> dict[str, float]:
+    """How well predicted spans cover the true ones, of which there must be one: the best IoU of each true span.
+
+    ``miou`` is their mean; ``r@0.3``, ``r@0.5``, ``r@0.7`` the share of true spans whose best IoU reaches that.
+    """
+    if not truth:
+        raise ValueError("grounding needs at least one true span")
+    best = [max((span_iou(span, guess) for guess in predicted), default=0.0) for span in truth]
+    recall = {f"r@{k}": sum(iou >= k for iou in best) / len(best) for k in (0.3, 0.5, 0.7)}
+    return {"miou": sum(best) / len(best)} | recall

@@ -71,9 +71,5 @@ def may_carry_key(url: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_private
     except ValueError:
-        return "." not in host or host.endswith(_CLUSTER_SUFFIXES) or _is_service(host)
-
-
-def _is_service(host: str) -> bool:
-    """Whether a name is that of a Service in another namespace of the cluster, ``name.namespace.svc…``."""
-    return host.split(".")[2:3] == ["svc"]
+        service = host.split(".")[2:3] == ["svc"]  # in another namespace of the cluster
+        return "." not in host or host.endswith(_CLUSTER_SUFFIXES) or service

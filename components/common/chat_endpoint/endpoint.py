@@ -11,7 +11,8 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -23,18 +24,18 @@ from anyio.from_thread import start_blocking_portal
 from ..errors import UserError
 from ..retry import Backoff
 from .config import ChatEndpointConfig, is_loopback, may_carry_key
-from .reply import AttemptError, ChatReply, StreamReader, parse_reply, refusal_reason
 
 T = TypeVar("T")
+Messages = Sequence[Mapping[str, Any]]
+OnDelta = Callable[[str], object]
 
-MAX_REPLY_BYTES = 4 * 2**20
-"""A longer body is not read to its end."""
-
+MAX_REPLY_BYTES = 4 * 2**20  # a longer body is not read to its end
+_MAX_TOKENS_COUNTED = 10**9
 _CONNECT_S = 10.0
-
 _TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
-
 _WRONG_SETTINGS = frozenset({401, 402, 403, 404, 405})
+_SHAPE_ERRORS = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What reading a body of another shape raises."""
 
 
 class EndpointError(UserError):
@@ -49,6 +50,34 @@ class CallFailedError(EndpointError):
     """One call that the server refused, or that failed at every attempt."""
 
 
+class _AttemptError(Exception):
+    """An attempt that failed: what the server did, as the end of a sentence that begins with its name."""
+
+    def __init__(self, problem: str, after_s: float = 0.0, *, final: bool = False) -> None:
+        """``after_s``: how long the server asked to wait; ``final``: another attempt is of no use."""
+        super().__init__(problem)
+        self.after_s, self.final = after_s, final
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatReply:
+    """A model's answer."""
+
+    text: str  # empty where there are no words
+    finish_reason: str  # `stop`, `length` (cut off at `max_tokens`), …; empty where the server does not say
+    input_tokens: int | None = None  # as the server counts; None: it does not say, or no number that can be true
+    output_tokens: int | None = None
+    token_ids: tuple[int, ...] | None = None
+    """Of the answer, where they were requested (``return_token_ids``) and the server gives them."""
+    model: str = ""  # its name by the server
+    extension: Any = None  # what this package's own server adds (`vthink`), not checked
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer came to its end, rather than being cut off."""
+        return self.finish_reason in ("stop", "")
+
+
 class ChatEndpoint:
     """One model of one server. An asynchronous context manager; see `BlockingEndpoint` for threads."""
 
@@ -61,18 +90,10 @@ class ChatEndpoint:
         attempt: Callable[[], contextlib.AbstractAsyncContextManager[object]] = contextlib.nullcontext,
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """Check the settings.
+        """Check the settings; an `EndpointUnusableError` without URL or key, or where a key would travel unencrypted.
 
-        Args:
-            config: the server.
-            name: what the server is to the caller, for messages (``the teacher``).
-            setting: where ``config`` stands in the configuration, for messages (``curation.teacher``).
-            attempt: a context around each attempt of a call, for example to count what it may cost; an exception on
-                entering it ends the call.
-            pause: waits so many seconds before another attempt.
-
-        Raises:
-            EndpointUnusableError: no URL, or no key where one is named, or a key that would travel unencrypted.
+        ``name`` (``the teacher``) and ``setting`` (``curation.teacher``) are for messages. ``attempt`` is a context
+        around each attempt of a call, for example to count what it may cost; an exception on entering it ends the call.
         """
         self.config = config
         self._setting = f"{setting}." if setting else ""
@@ -112,22 +133,13 @@ class ChatEndpoint:
         await self._client.__aexit__(*error)
 
     async def complete(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        parameters: Mapping[str, Any] | None = None,
-        on_delta: Callable[[str], object] | None = None,
+        self, messages: Messages, parameters: Mapping[str, Any] | None = None, on_delta: OnDelta | None = None
     ) -> ChatReply:
-        """One answered call; waits its turn, and repeats what failed in a way that may pass.
+        """One answered call; waits its turn, and repeats what failed in a way that may pass before it gives up.
 
-        Args:
-            messages: the conversation, in OpenAI's form (`media` makes its parts).
-            parameters: further fields of the request; those that are None are left out.
-            on_delta: called with each piece of the text as it comes; without, the answer comes whole. A call is not
-                repeated once a piece came.
-
-        Raises:
-            EndpointUnusableError: the server cannot be used at all.
-            CallFailedError: the server refused this call, or failed at every attempt.
+        ``messages`` are in OpenAI's form (`media` makes their parts), ``parameters`` further fields of the request, of
+        which those that are None are left out. ``on_delta`` gets each piece of the text as it comes (without, the
+        answer comes whole); a call is not repeated once a piece came.
         """
         body = {"model": self.config.model or None, "messages": list(messages), **(parameters or {})}
         if on_delta is not None:
@@ -137,12 +149,7 @@ class ChatEndpoint:
             return await self._until_answered(partial(self._chat, data, on_delta))
 
     async def models(self) -> list[Mapping[str, Any]]:
-        """What the server says about the models that it serves (``GET /v1/models``).
-
-        Raises:
-            EndpointUnusableError: it does not list any.
-            CallFailedError: it refused, or failed at every attempt.
-        """
+        """What the server says about the models that it serves (``GET /v1/models``); an `EndpointError` for none."""
         return await self._until_answered(self._list_models)
 
     async def _until_answered(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -154,7 +161,7 @@ class ChatEndpoint:
             async with self._attempt():
                 try:
                     return await call()
-                except AttemptError as error:
+                except _AttemptError as error:
                     problem = error
             failures += 1
             if problem.final or failures > self.config.retries:
@@ -166,22 +173,15 @@ class ChatEndpoint:
     def _bounded_s(self, after_s: float) -> float:
         return min(after_s, 10 * self.config.max_backoff_s)
 
-    async def _chat(self, data: bytes, on_delta: Callable[[str], object] | None) -> ChatReply:
+    async def _chat(self, data: bytes, on_delta: OnDelta | None) -> ChatReply:
         if on_delta is None:
-            return parse_reply(await self._exchange("POST", "/chat/completions", data))
-        reader, begun = StreamReader(), False
-
-        def take(chunk: bytes) -> None:
-            nonlocal begun
-            for piece in reader.feed(chunk):
-                begun = True
-                on_delta(piece)
-
+            return _parse_reply(await self._exchange("POST", "/chat/completions", data))
+        reader = _StreamReader(on_delta)
         try:
-            await self._exchange("POST", "/chat/completions", data, take)
+            await self._exchange("POST", "/chat/completions", data, reader.feed)
             return reader.reply()
-        except AttemptError as error:
-            error.final |= begun  # pieces that were passed on cannot be taken back
+        except _AttemptError as error:
+            error.final |= bool(reader.pieces)  # what was passed on cannot be taken back
             raise
 
     async def _list_models(self) -> list[Mapping[str, Any]]:
@@ -190,7 +190,7 @@ class ChatEndpoint:
             models = json.loads(body)["data"]
             if not models or not all(isinstance(model, Mapping) for model in models):
                 raise TypeError
-        except (ValueError, LookupError, TypeError, RecursionError):
+        except _SHAPE_ERRORS:
             problem = "does not list its models like an OpenAI-compatible server"
             raise EndpointUnusableError(f"{self._name} {problem}") from None
         return list(models)
@@ -207,18 +207,18 @@ class ChatEndpoint:
                     async for chunk in response.aiter_bytes():
                         length += len(chunk)
                         if length > MAX_REPLY_BYTES:
-                            raise AttemptError(f"sent more than {MAX_REPLY_BYTES} bytes")
+                            raise _AttemptError(f"sent more than {MAX_REPLY_BYTES} bytes")
                         if take is not None and response.status_code == 200:
                             take(chunk)
                             deadline.reschedule(loop.time() + limit_s)
                         else:
                             body += chunk
         except httpx.ConnectError as error:
-            raise AttemptError(f"cannot be reached ({error}); is the server running?") from None
+            raise _AttemptError(f"cannot be reached ({error}); is the server running?") from None
         except (TimeoutError, httpx.TimeoutException):
-            raise AttemptError(f"did not answer within {limit_s:g} s") from None
+            raise _AttemptError(f"did not answer within {limit_s:g} s") from None
         except httpx.TransportError as error:
-            raise AttemptError(f"broke off ({error or type(error).__name__})") from None
+            raise _AttemptError(f"broke off ({error or type(error).__name__})") from None
         except httpx.InvalidURL as error:
             raise EndpointUnusableError(f"'{self.config.url}' is not a server's address ({error})") from None
         if response.status_code != 200:
@@ -227,13 +227,13 @@ class ChatEndpoint:
 
     def _refuse(self, response: httpx.Response, body: bytes) -> None:
         status, key = response.status_code, self.config.api_key_env
-        problem = f"answered HTTP {status}: {refusal_reason(body)}"
+        problem = f"answered HTTP {status}: {_refusal_reason(body)}"
         if status in _TRANSIENT:
             after_s = _retry_after_s(response.headers.get("Retry-After"))
             if status == 429 and after_s:
                 # Who is told to wait would be told so again: all calls of this server wait.
                 self._not_before_s = max(self._not_before_s, time.monotonic() + self._bounded_s(after_s))
-            raise AttemptError(problem, after_s)
+            raise _AttemptError(problem, after_s)
         if status in _WRONG_SETTINGS or response.is_redirect:
             sent = f"the key comes from {key}" if key else "no key is sent"
             raise EndpointUnusableError(
@@ -263,10 +263,7 @@ class BlockingEndpoint:
         self._stack.__exit__(*error)
 
     def complete(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        parameters: Mapping[str, Any] | None = None,
-        on_delta: Callable[[str], object] | None = None,
+        self, messages: Messages, parameters: Mapping[str, Any] | None = None, on_delta: OnDelta | None = None
     ) -> ChatReply:
         """See `ChatEndpoint.complete`."""
         return self._portal.call(self._endpoint.complete, messages, parameters, on_delta)
@@ -288,3 +285,99 @@ def _retry_after_s(value: str | None) -> float:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError, IndexError, OverflowError):
         return 0.0
+
+
+@contextlib.contextmanager
+def _chat_completion() -> Iterator[None]:
+    """What reading something else raises becomes an error of the attempt."""
+    try:
+        yield
+    except _SHAPE_ERRORS:
+        raise _AttemptError("sent something that is not a chat completion") from None
+
+
+class _StreamReader:
+    """Puts a reply together from the bytes of its server-sent events, and passes its pieces on."""
+
+    def __init__(self, on_delta: OnDelta) -> None:
+        self._on_delta = on_delta
+        self._line: list[bytes] = []
+        self.pieces: list[str] = []
+        self._last: Any = None
+        self._usage: Any = None
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes; pass on the pieces of text that are complete with them."""
+        self._line.append(data)
+        if b"\n" not in data:
+            return
+        *lines, rest = b"".join(self._line).split(b"\n")
+        self._line = [rest]
+        for line in lines:
+            event = line.removeprefix(b"data:").strip()
+            if not line.startswith(b"data:") or event == b"[DONE]":
+                continue
+            with _chat_completion():
+                pieces = self._read(json.loads(event))
+            for piece in pieces:
+                self.pieces.append(piece)
+                self._on_delta(piece)
+
+    def _read(self, chunk: Any) -> list[str]:
+        if "error" in chunk:
+            raise _AttemptError(f"gave up: {_reason(chunk)}", final=True)
+        self._usage = chunk.get("usage") or self._usage
+        if any(choice.get("finish_reason") is not None for choice in chunk["choices"]):
+            self._last = chunk
+        pieces = [choice["delta"].get("content") for choice in chunk["choices"]]
+        return [piece + "" for piece in pieces if piece]  # only text can be added to
+
+    def reply(self) -> ChatReply:
+        """The whole, after the last bytes."""
+        if self._last is None:
+            raise _AttemptError("broke off in the middle of the answer")
+        with _chat_completion():
+            return _reply("".join(self.pieces), self._last, self._usage)
+
+
+def _parse_reply(body: bytes) -> ChatReply:
+    """Read a ``chat.completion`` object."""
+    with _chat_completion():
+        answer = json.loads(body)
+        return _reply(answer["choices"][0]["message"]["content"], answer, answer.get("usage"))
+
+
+def _reply(text: Any, answer: Any, usage: Any) -> ChatReply:
+    choice = answer["choices"][0]
+    tokens = choice.get("token_ids")
+    if not isinstance(text, str | None) or not all(type(token) is int for token in tokens or ()):
+        raise TypeError
+    counts = [(usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
+    known = [count if type(count) is int and 0 <= count <= _MAX_TOKENS_COUNTED else None for count in counts]
+    return ChatReply(
+        text=text or "",
+        finish_reason=str(choice.get("finish_reason") or "")[:40],
+        input_tokens=known[0],
+        output_tokens=known[1],
+        token_ids=None if tokens is None else tuple(tokens),
+        model=str(answer.get("model") or "")[:200],
+        extension=answer.get("vthink"),
+    )
+
+
+def _refusal_reason(body: bytes) -> str:
+    """The reason in the body of an error, as one printable line."""
+    try:
+        return _line(_reason(json.loads(body)))
+    except _SHAPE_ERRORS:
+        return _line(body[:2000].decode("utf-8", "replace"))
+
+
+def _reason(answer: Any) -> str:
+    error = answer.get("error", answer)
+    return _line(str(error.get("message", error) if isinstance(error, dict) else error))
+
+
+def _line(text: str) -> str:
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[:2000]).split())
+    return line[:200] or "no reason given"

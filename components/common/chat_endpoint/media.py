@@ -29,11 +29,7 @@ def media_part(url: str, kind: Literal["video", "image"]) -> Part:
 
 
 def data_url(path: Path, kind: Literal["video", "image"]) -> str:
-    """A file as a data URL.
-
-    Raises:
-        UserError: it cannot be read, or is empty.
-    """
+    """A file as a data URL; a `UserError` where it cannot be read or is empty."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -56,11 +52,7 @@ class DataUrls:
         self._lock = threading.Lock()
 
     def take(self, path: Path, kind: Literal["video", "image"]) -> str:
-        """The URL for one more of the questions about a file.
-
-        Raises:
-            UserError: it cannot be read, or is empty.
-        """
+        """The URL for one more of the questions about a file (see `data_url`)."""
         with self._lock:
             self._left[path] -= 1
             if path not in self._urls:

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-REPEAT_AFTER_S = 0.3
-"""First pause before a reading request is repeated; each is twice the one before."""
+REPEAT_AFTER_S = 0.3  # first pause before a reading request is repeated; each is twice the one before
 
 # --- the client ---------------------------------------------------------------------------------------------------
 
@@ -54,13 +53,7 @@ def connect(
 ) -> KfpApis:
     """``kfp.Client``, sending nothing yet; every request has a time limit, and reading ones are repeated.
 
-    Args:
-        host: address of the API, with its scheme.
-        namespace: the team's.
-        ssl_ca_cert: file of a certificate authority.
-        credentials: further arguments of ``kfp.Client``.
-        timeout_s: to connect, and to read.
-        on_web_page: what is raised when a web page is the answer.
+    ``timeout_s``: to connect, and to read. ``on_web_page``: what is raised when a web page is the answer.
     """
     import kfp
     import urllib3
@@ -87,13 +80,9 @@ def connect(
         raise_on_status=False, respect_retry_after_header=False,
     )  # fmt: skip
     return KfpApis(
-        health=client._healthz_api,
-        pipelines=client._pipelines_api,
-        uploads=client._upload_api,
-        experiments=client._experiment_api,
-        runs=client._run_api,
-        recurring_runs=client._recurring_run_api,
-    )
+        health=client._healthz_api, pipelines=client._pipelines_api, uploads=client._upload_api,
+        experiments=client._experiment_api, runs=client._run_api, recurring_runs=client._recurring_run_api,
+    )  # fmt: skip
 
 
 # --- kfp.local ----------------------------------------------------------------------------------------------------
@@ -113,8 +102,7 @@ class TaskEvent:
     """A task of ``kfp.local`` began or ended."""
 
     task: str
-    succeeded: bool | None
-    """None: it began."""
+    succeeded: bool | None  # None: it began
 
 
 class TaskFailedError(RuntimeError):
@@ -124,8 +112,7 @@ class TaskFailedError(RuntimeError):
 def run_here(pipeline: Callable[..., Any], arguments: Mapping[str, Any], root: Path) -> None:
     """Run a pipeline by ``kfp.local``, each task in a process of this environment.
 
-    Raises:
-        TaskFailedError: a task failed; every other exception is a fault of KFP or of the pipeline.
+    Every exception but a `TaskFailedError` is a fault of KFP or of the pipeline.
     """
     from kfp import local
 
@@ -148,9 +135,8 @@ def task_event(line: str) -> TaskEvent | None:
     """What a plain line of ``kfp.local`` tells about a task."""
     if match := _EXECUTING.search(line):
         return TaskEvent(match[1], None)
-    if match := _FINISHED.search(line):
-        return TaskEvent(match[1], match[2] == "SUCCESS")
-    return None
+    match = _FINISHED.search(line)
+    return TaskEvent(match[1], match[2] == "SUCCESS") if match else None
 
 
 def is_noise(line: str) -> bool:

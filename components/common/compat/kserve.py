@@ -42,7 +42,7 @@ def serve_routes(
     grace_period_s: int,
     predict_hint: str,
 ) -> None:
-    """Serve routes beside KServe's own (health, metadata, metrics) until the process is told to stop.
+    """Serve routes before KServe's own (health, metadata, metrics) until the process is told to stop.
 
     Must be called in the main thread, once per process.
 
@@ -58,19 +58,14 @@ def serve_routes(
     kserve: Any = import_kserve()
 
     class RegisteredModel(kserve.Model):
-        """The model in KServe's registry."""
-
         def __init__(self) -> None:
             super().__init__(model_name)
             self.ready = True
 
         async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> Any:
-            """Not offered."""
             raise kserve.errors.InvalidInput(predict_hint)
 
     class Server(kserve.ModelServer):
-        """Listens on the configured address."""
-
         async def _serve(self) -> None:
             self._rest_server.config.host = host  # made by `start`, not yet listening
             await super()._serve()

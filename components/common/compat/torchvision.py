@@ -16,9 +16,8 @@ _library: Any = None
 def declare_torchvision_operators() -> None:
     """Let torchvision be imported beside a CPU build of torch, by declaring the operators that it describes.
 
-    To be called before transformers, trl or peft are imported. It does nothing where torch has an accelerator build,
-    where torchvision is not installed, and where it can be imported as it is. `torchvision.ops.nms` and the codecs
-    stay unavailable; nothing here uses them.
+    To be called before transformers, trl or peft are imported; it does nothing where torchvision is not there or can be
+    imported as it is. `torchvision.ops.nms` and the codecs stay unavailable; nothing here uses them.
     """
     global _library
     import torch

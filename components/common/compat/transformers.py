@@ -15,11 +15,7 @@ from ..errors import UserError
 
 
 def load_weights(model: Any, folder: Path) -> None:
-    """Load a saved model's weights into ``model``, all of them.
-
-    Raises:
-        UserError: a weight is missing or left over.
-    """
+    """Load a saved model's weights into ``model``; a `UserError` where one is missing or left over."""
     source, info = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
     if info["missing_keys"] or info["unexpected_keys"]:
         odd = sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"]]))

@@ -17,19 +17,16 @@ class Cell:
     """A table cell that is sorted by something else than what it shows."""
 
     content: Markup | str
-    sort: float | str | None
-    """None: sorted last."""
+    sort: float | str | None  # None: last
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Filter:
     """A row of buttons of which one is pressed."""
 
-    key: str
-    """Lower-case name, as in `FilteredItem.values`."""
+    key: str  # lower-case name, as in `FilteredItem.values`
     label: str
-    choices: Sequence[tuple[str, str]]
-    """(value without spaces, text on the button); "all" is added."""
+    choices: Sequence[tuple[str, str]]  # (value without spaces, text on the button); "all" is added
 
 
 def table(
@@ -42,34 +39,25 @@ def table(
 ) -> Markup:
     """A table that scrolls sideways where it is too wide; numbers are right-aligned and rounded for reading.
 
-    Args:
-        columns: headings.
-        rows: cells: text, `Markup`, numbers or `Cell`.
-        caption: above the table.
-        sortable: a click on a heading sorts by that column.
-        filters: buttons that choose among the rows.
-        values: per row, for each filter's key the values under which it is shown.
+    Cells are text, `Markup`, numbers or `Cell`. With ``sortable``, a click on a heading sorts by that column.
+    ``filters`` choose among the rows: ``values`` are, per row and filter's key, those under which it is shown.
     """
-    body = [
-        [
-            (
-                cell.content if isinstance(cell, Cell) else cell,
-                isinstance(cell, int | float | np.number) and not isinstance(cell, bool),
-                cell.sort if isinstance(cell, Cell) else cell,
-            )
-            for cell in row
-        ]
-        for row in rows
-    ]
+    body = [[_shown(cell) for cell in row] for row in rows]
     numeric = [bool(body) and all(row[i][1] for row in body) for i in range(len(columns))]
     heads = list(zip(columns, numeric, strict=True))
     shown = list(zip(body, values or [{}] * len(body), strict=True))
     inner = template_block("table", columns=heads, rows=shown, caption=caption, sortable=sortable)
     if not filters:
         return inner
-    return template_block(
-        "filtered", filters=list(filters), counts=_counts(filters, values), total=len(body), content=inner
-    )
+    counts = _counts(filters, values)
+    return template_block("filtered", filters=list(filters), counts=counts, total=len(body), content=inner)
+
+
+def _shown(cell: Any) -> tuple[Any, bool, Any]:
+    """What a cell shows, whether that is a number, and by what it is sorted."""
+    if isinstance(cell, Cell):
+        return cell.content, False, cell.sort
+    return cell, isinstance(cell, int | float | np.number) and not isinstance(cell, bool), cell
 
 
 def _counts(filters: Sequence[Filter], values: Sequence[Mapping[str, Sequence[str]]]) -> dict[tuple[str, str], int]:
@@ -89,8 +77,7 @@ class FilteredItem:
     """One entry of a list."""
 
     content: Markup
-    values: Mapping[str, Sequence[str]]
-    """For each filter's key the values under which the entry is shown."""
+    values: Mapping[str, Sequence[str]]  # for each filter's key those under which the entry is shown
 
 
 def filtered_list(filters: Sequence[Filter], items: Sequence[FilteredItem]) -> Markup:

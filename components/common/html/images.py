@@ -26,12 +26,7 @@ def jpeg(frame: np.ndarray, max_height: int = 144, quality: int = 80) -> bytes:
 
 
 def frame_strip(frames: np.ndarray | Sequence[bytes], times_s: Sequence[float] | np.ndarray | None = None) -> Markup:
-    """Frames side by side, with their times below where given.
-
-    Args:
-        frames: (T, H, W, 3) uint8, or T encoded pictures.
-        times_s: (T,) seconds.
-    """
+    """Frames, (T, H, W, 3) uint8 or T encoded pictures, side by side; their times, (T,) seconds, below."""
     pictures = [jpeg(frame) if isinstance(frame, np.ndarray) else bytes(frame) for frame in frames]
     times = [""] * len(pictures) if times_s is None else [f"{float(t):.1f} s" for t in times_s]
     return template_block("frame_strip", frames=list(zip(pictures, times, strict=True)))

@@ -21,12 +21,9 @@ _COMPONENTS = Path(__file__).resolve().parents[2]
 
 @cache
 def _environment() -> jinja2.Environment:
+    loader, strict = jinja2.FileSystemLoader(_COMPONENTS), jinja2.StrictUndefined
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_COMPONENTS),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["picture"] = data_uri
     environment.globals["number"] = number
@@ -63,27 +60,16 @@ def page(
     script: str | None = None,
     style: str | None = None,
 ) -> str:
-    """A whole HTML document.
+    """A whole HTML document: title and one line below it; sections, each a heading (or "") with its contents.
 
-    Args:
-        title: of the document and its first heading.
-        sections: (heading, contents) in order; an empty heading gives none.
-        subtitle: one line below the title.
-        script: ``<stage>/<name>.js`` that the page needs besides its own.
-        style: ``<stage>/<name>.css``, likewise.
+    ``script`` and ``style`` are files, ``<stage>/<name>.js`` and ``.css``, that the page needs besides its own.
     """
     style = _source("common/html/page.css") + (_source(style) if style else "")
     script = _source("common/html/page.js") + (_source(script) if script else "")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return render(
-        "common/html/page.jinja",
-        title=title,
-        subtitle=subtitle,
-        sections=list(sections),
-        style=Markup(style),
-        script=Markup(script),
-        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-    )
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    parts = {"sections": list(sections), "style": Markup(style), "script": Markup(script), "policy": policy}
+    return render("common/html/page.jinja", title=title, subtitle=subtitle, **parts)
 
 
 @cache

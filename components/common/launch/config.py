@@ -10,9 +10,7 @@ from ..config import Section, Stage
 
 POOL_LABEL = "vthink.dev/pool"
 """Label, and taint, of a pool's nodes."""
-
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
+QUEUE_LABEL, PRIORITY_LABEL = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 
 DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 """A name in Kubernetes: lower-case letters, digits and '-'."""
@@ -106,20 +104,13 @@ class LaunchConfig(Section):
     """What a cluster needs to know besides."""
 
     def placement(self, stage: Stage, queued: bool = True) -> Placement:
-        """Where a stage's pods go.
-
-        Args:
-            stage: the stage; without a pool it goes anywhere.
-            queued: whether a queue applies to this kind of object (never to a served model).
-        """
+        """Where a stage's pods go: anywhere without a pool. A queue never applies to a served model (``queued``)."""
         pool = self.pool.get(stage)
         if pool is None:
             return Placement()
         if queued and self.cluster.queues:
-            labels = {QUEUE_LABEL: pool}
-            if self.cluster.priority is not None:
-                labels[PRIORITY_LABEL] = self.cluster.priority
-            return Placement(labels=labels)
+            priority = self.cluster.priority
+            return Placement(labels={QUEUE_LABEL: pool} | ({PRIORITY_LABEL: priority} if priority is not None else {}))
         tolerations = [Toleration(key=POOL_LABEL, value=pool, effect="NoSchedule")]
         if self.cluster.accelerator is not None:
             tolerations.append(Toleration(key=self.cluster.accelerator, operator="Exists", effect="NoSchedule"))

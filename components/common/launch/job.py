@@ -1,9 +1,12 @@
-"""The job file: everything that a training process is told, and how a process that has it is started."""
+"""A training's job file, with everything that its processes are told, and what it leaves: a manifest, or why not."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field
@@ -14,15 +17,24 @@ from ..storage.config import StorageConfig
 from ..storage.manifest import Manifest
 from ..storage.names import as_prefix, join
 from ..storage.s3 import Storage
+from .process import LaunchError
 
 STORAGE = "VTHINK_STORAGE"
 """Environment variable with the storage section (JSON), by which a training process finds its job."""
+WORK_DIR, ROLLOUT_URL = "VTHINK_WORK_DIR", "VTHINK_ROLLOUT_URL"
+"""Environment variables of a training node, see `NodeSettings`."""
+_EXCEPTION = re.compile(r"(?:^|\s)((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)): (.+)$")
 
-WORK_DIR = "VTHINK_WORK_DIR"
-"""Environment variable of a training node, see `NodeSettings.work_dir`."""
-
-ROLLOUT_URL = "VTHINK_ROLLOUT_URL"
-"""Environment variable of a training node, see `NodeSettings.rollout_url`."""
+_ADVICE = (
+    (re.compile(r"out of memory|OutOfMemoryError|DefaultCPUAllocator: can't allocate", re.I),
+     "out of memory: lower the batch, the number of frames or video.max_pixels, or use more processes"),
+    (re.compile(r"No space left on device", re.I), "the disk is full: free space under the work folder"),
+    (re.compile(r"NCCL (error|timeout)|ncclUnhandled|ncclSystemError|collective operation timeout", re.I),
+     "the GPUs stopped talking to each other: see which rank printed an error first, then NCCL_DEBUG=INFO"),
+    (re.compile(r"Cannot re-initialize CUDA|no CUDA-capable device|CUDA driver version", re.I),
+     "the GPU cannot be used: check the driver and CUDA_VISIBLE_DEVICES"),
+    (re.compile(r"No module named", re.I), "a package is missing: install vthink[train]"),
+)  # fmt: skip
 
 
 class NodeSettings(Section):
@@ -90,6 +102,13 @@ class TrainingJob(Section):
         manifest = Manifest.find(storage, self.prefix)
         return manifest if manifest is not None and manifest.fingerprint == self.fingerprint else None
 
+    def required_result(self, storage: Storage, printed: Iterable[str]) -> Manifest:
+        """`result` of a training that has ended well, and has ``printed`` these lines."""
+        if (manifest := self.result(storage)) is None:
+            what = f"the training ended without writing its manifest to {self.prefix}"
+            raise LaunchError(f"{self.stage}: {what}", printed)
+        return manifest
+
     def environment(self) -> dict[str, str]:
         """The variables that a training process needs, here and in a TrainJob, besides credentials."""
         env = {STORAGE: self.run.storage.to_json(), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -100,3 +119,40 @@ class TrainingJob(Section):
     def worker_command(self) -> list[str]:
         """What torchrun is told to start, here and in a TrainJob."""
         return ["-m", self.worker, "--job", self.uri]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a training failed; empty parts are not known."""
+
+    reason: str
+    """What happened."""
+    advice: str
+    """What to do about it."""
+    machines_lost: bool = False
+    """The machines were taken away; the training itself did nothing wrong, and another attempt may succeed."""
+
+    def __str__(self) -> str:
+        return "; ".join(filter(None, [self.reason, self.advice]))
+
+
+def explain_failure(code: int, lines: Sequence[str]) -> str:
+    """One line about why a training failed, from its exit code and what it printed."""
+    failure = explain_output(lines)
+    killed = code == 128 + signal.SIGKILL or any(re.search(r"exitcode\s*:\s*-9|Signal 9 ", line) for line in lines)
+    if killed and not failure.reason:
+        advice = failure.advice or "often the machine or container ran out of memory"
+        failure = Failure("a worker was killed (SIGKILL)", advice)
+    return "; ".join(filter(None, [f"the training failed with exit code {code}", str(failure)]))
+
+
+def explain_output(lines: Sequence[str]) -> Failure:
+    """The last error that a training printed, and what to do about it."""
+    reason = ""
+    for line in lines:
+        match = _EXCEPTION.search(line)
+        # torchrun reports the worker's failure once more, in its own words.
+        if match and "torch.distributed.elastic" not in line and not match[1].endswith("ChildFailedError"):
+            reason = f"{match[1].rpartition('.')[2]}: {match[2].strip()}"
+    advice = (text for pattern, text in _ADVICE if any(pattern.search(line) for line in lines))
+    return Failure(reason, next(advice, ""))

@@ -1,46 +1,50 @@
-"""Commands under supervision."""
+"""Processes of ours: commands under supervision, when this one ends, and how many threads it uses."""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import gc
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Self
 
 from ..errors import UserError
-from . import supervisor as supervisor_program
-from .supervisor import identity
+from . import supervisor as program
+from .config import LaunchConfig
 
 TAIL_LINES = 40
 """How many of a process's last lines an error shows."""
+
+_watching: tuple[str, str] | None = None
+"""Which process (a fork is another one) already watches which owner."""
 
 
 class LaunchError(UserError):
     """A process could not be started or failed."""
 
-    def __init__(self, message: str, lines: Sequence[str] = ()):
+    def __init__(self, message: str, lines: Iterable[str] = ()):
         super().__init__(message)
-        self.lines = tuple(lines)
+        self.lines = tuple(lines)[-TAIL_LINES:]
         """The last lines it printed."""
 
 
-class Process:
+class Process(contextlib.AbstractContextManager["Process"]):
     """A command under supervision. As a context manager it is stopped at the end of the block."""
 
     def __init__(self, supervisor: subprocess.Popen[str], command: Sequence[str], log: Path | None):
-        self.command = tuple(command)
-        self.log = log
-        self._supervisor = supervisor
-
-    @property
-    def pid(self) -> int:
+        self.command, self.log, self._supervisor = tuple(command), log, supervisor
+        self.pid = supervisor.pid
         """Id of the supervisor."""
-        return self._supervisor.pid
+        self.poll = supervisor.poll
+        """Gives the exit code, 128 + signal for a killed command, or None while it runs."""
 
     @property
     def lines(self) -> Iterator[str]:
@@ -49,16 +53,8 @@ class Process:
         for line in self._supervisor.stdout:
             yield line.rstrip("\r\n")
 
-    def poll(self) -> int | None:
-        """The exit code, 128 + signal for a killed command, or None while it runs."""
-        return self._supervisor.poll()
-
     def wait(self, timeout_s: float | None = None) -> int:
-        """Wait for the end; returns the exit code.
-
-        Raises:
-            TimeoutError: it still runs after ``timeout_s``.
-        """
+        """Wait for the end, at most ``timeout_s`` (then TimeoutError); returns the exit code."""
         try:
             return self._supervisor.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -66,7 +62,7 @@ class Process:
 
     def terminate(self) -> None:
         """Ask the command to end (SIGTERM). Asked a second time, it and everything below it is killed."""
-        if self._supervisor.poll() is None:
+        if self.poll() is None:
             self._supervisor.terminate()
 
     def stop(self, grace_s: float = 10.0) -> int:
@@ -81,39 +77,27 @@ class Process:
             if self._supervisor.stdout is not None:
                 self._supervisor.stdout.close()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.stop()
 
 
-def spawn(
-    command: Sequence[str],
-    env: Mapping[str, str] | None = None,
-    log: Path | None = None,
-    cwd: Path | str | None = None,
-) -> Process:
+def spawn(command: Sequence[str], env: Mapping[str, str] | None = None, log: Path | None = None) -> Process:
     """Start a command that ends, with everything it started, when this process ends, even by SIGKILL.
 
     Args:
         command: program and arguments.
-        env: its whole environment; default: this process's. ``VTHINK_OWNER`` is set to the supervisor, so
-            that our own programs below it can watch it.
+        env: its whole environment; default: this process's. ``VTHINK_OWNER`` is set to the supervisor, so that our own
+            programs below it can watch it.
         log: file to which its output is appended; without one the output is read from ``Process.lines``.
-        cwd: where it runs.
     """
     if shutil.which(command[0], path=(env or os.environ).get("PATH")) is None:
         raise LaunchError(f"cannot start {command[0]}: no such program")
-    sink: IO[bytes] | int = subprocess.PIPE
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
-        sink = open(log, "ab")  # noqa: SIM115 (closed below, after the child has it)
-    try:
+    with open(log, "ab") if log is not None else contextlib.nullcontext(subprocess.PIPE) as sink:
         supervisor = subprocess.Popen(
-            [sys.executable, "-I", "-S", supervisor_program.__file__, identity(), *command],
+            [sys.executable, "-I", "-S", program.__file__, program.identity(), *command],
             env=dict(os.environ if env is None else env),
-            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
@@ -123,26 +107,17 @@ def spawn(
             errors="replace",
             bufsize=-1,
         )
-    finally:
-        if not isinstance(sink, int):
-            sink.close()
     return Process(supervisor, command, log)
 
 
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that is free at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def wait_until_ready(process: Process, name: str, ready: Callable[[], bool], timeout_s: float) -> None:
-    """Wait until ``ready()`` is true.
-
-    Raises:
-        LaunchError: the process ended first, or time ran out; says what it printed last.
-    """
+    """Wait until ``ready()``; LaunchError with what it printed last when the process ended first or time ran out."""
     start = time.monotonic()
     while not ready():
         code = process.poll()
@@ -155,11 +130,77 @@ def wait_until_ready(process: Process, name: str, ready: Callable[[], bool], tim
         time.sleep(0.05)
 
 
-def tail(path: Path, count: int = TAIL_LINES) -> list[str]:
-    """The last lines of a log file that are not empty."""
+def tail(path: Path) -> list[str]:
+    """The last lines of a log file that are not empty, up to `TAIL_LINES`."""
     if not path.exists():
         return []
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - 64 * 1024))
-        text = file.read().decode(errors="replace")
-    return [line for line in text.splitlines() if line.strip()][-count:]
+        lines = file.read().decode(errors="replace").splitlines()
+    return [line for line in lines if line.strip()][-TAIL_LINES:]
+
+
+# --- this process ---
+
+
+def skip_garbage_collection_at_exit() -> None:
+    """Let this process, one of ours alone, end without collecting garbage: beside torch that took it two seconds."""
+    atexit.register(gc.freeze)
+
+
+def end_with_owner() -> None:
+    """End this process and all below it as soon as the process named in ``VTHINK_OWNER`` is gone.
+
+    Called at the start of our own processes, which then also `skip_garbage_collection_at_exit`; again it does nothing.
+    Only this process and its descendants are killed, not the process group: an executor of ``kfp.local`` shares its
+    group with `make` or the shell that called `vthink run`.
+    """
+    global _watching
+    owner, me = os.environ.get(program.OWNER), program.identity()
+    if not owner or owner == me or _watching == (me, owner):
+        return
+    if not program.is_alive(owner):
+        os._exit(128 + signal.SIGKILL)
+    _watching = (me, owner)
+    skip_garbage_collection_at_exit()
+    registered = program.register(owner, sys.argv)
+
+    def watch() -> None:
+        while program.is_alive(owner):
+            time.sleep(program.POLL_S)
+        for pid in program.descendants(os.getpid()):
+            program.send_signal(pid, signal.SIGKILL)
+        program.unregister(registered)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="end-with-owner", daemon=True).start()
+
+
+@contextlib.contextmanager
+def on_sigterm(handler: Callable[[], None]) -> Iterator[None]:
+    """Call ``handler`` at the first SIGTERM in the block; later ones are ignored. In the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def receive(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        handler()
+
+    before = signal.signal(signal.SIGTERM, receive)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def limit_threads(launch: LaunchConfig) -> None:
+    """Let torch, here and in what this process starts, use ``launch.threads`` CPU threads; 0: the library's default.
+
+    torchrun's workers get the same by their environment. Without it a process takes a thread per core, and two of them
+    on one machine wait for each other: an evaluation beside other work took 32 minutes instead of one.
+    """
+    if launch.threads:
+        os.environ["OMP_NUM_THREADS"] = str(launch.threads)  # read when torch is imported, which may be never
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.set_num_threads(launch.threads)

@@ -19,13 +19,10 @@ from pathlib import Path
 
 OWNER = "VTHINK_OWNER"
 """Environment variable with the identity of the process that ours must not outlive."""
-
 PROCESSES = "VTHINK_PROCESSES"
 """Environment variable with the folder in which a workspace's processes register."""
-
 POLL_S = 0.2
 """Seconds between two looks at whether the owner still lives."""
-
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -89,11 +86,10 @@ def register(owner: str, command: Sequence[str], pid: int | None = None) -> Path
         return None
     process = identity(pid)
     path = Path(folder) / (process.replace(":", "-") + ".json")
-    text = json.dumps({"process": process, "owner": owner, "host": host_identity(), "command": list(command)})
-    partial = path.with_suffix(".part")
+    entry = {"process": process, "owner": owner, "host": host_identity(), "command": list(command)}
     with contextlib.suppress(OSError):
-        partial.write_text(text)
-        partial.replace(path)
+        path.with_suffix(".part").write_text(json.dumps(entry))
+        path.with_suffix(".part").replace(path)
     return path
 
 
@@ -139,51 +135,35 @@ def _supervise(owner: str, command: list[str]) -> int:
         print(f"cannot start {command[0]}: {error.strerror}", flush=True)
         return 127
     registered.append(register(me, command, child.pid))
-    code: int | None = None
     terminated = False
-    while code is None:
+    while (code := _reap(child.pid)) is None:
         received = signal.sigtimedwait(watched, POLL_S)
-        code = _reap(child.pid)
-        if code is not None:
-            break
-        number = received.si_signo if received is not None else None
-        if number in {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}:
+        if received is not None and received.si_signo != signal.SIGCHLD:
             if terminated:
                 break
             terminated = True
             send_signal(child.pid, signal.SIGTERM)
         elif not is_alive(owner):
             break
-    ended = _end_descendants(child.pid)
-    code = ended if code is None else code
+    while below := descendants(os.getpid()):
+        for pid in below:
+            send_signal(pid, signal.SIGKILL)
+        ended = _reap(child.pid)
+        code = ended if code is None else code
+        time.sleep(0.01)
     for path in registered:
         unregister(path)
-    return code
+    return 128 + signal.SIGKILL if code is None else code
 
 
 def _reap(child: int) -> int | None:
     """Collect ended children, also adopted ones; the exit code of ``child`` if it is among them."""
     code = None
     with contextlib.suppress(ChildProcessError):
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                break
-            if pid == child:
-                code = os.waitstatus_to_exitcode(status)
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] == child:
+                code = os.waitstatus_to_exitcode(ended[1])
                 code = 128 - code if code < 0 else code
-    return code
-
-
-def _end_descendants(child: int) -> int:
-    """Kill everything below this process and wait until it is gone; the exit code of ``child``."""
-    code = 128 + signal.SIGKILL
-    while below := descendants(os.getpid()):
-        for pid in below:
-            send_signal(pid, signal.SIGKILL)
-        ended = _reap(child)
-        code = ended if ended is not None else code
-        time.sleep(0.01)
     return code
 
 

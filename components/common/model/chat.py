@@ -1,8 +1,7 @@
 """From a question and a clip to the model's input: one encoding for SFT, rollouts, evaluation and the server.
 
-The processor's own ``__call__`` does the same work prompt by prompt; here the pixels of a whole group are laid out
-in one step and the text is tokenised once per question. ``tests/unit/components/common/test_chat.py`` holds the two
-equal, token for token and pixel for pixel.
+The processor's own ``__call__`` does the same work prompt by prompt; here a clip's pixels are laid out once for all
+questions about it. The tests of this module hold the two equal, token for token and pixel for pixel.
 """
 
 from __future__ import annotations
@@ -10,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ..video.config import VideoConfig
-from .families.registry import family_of
-from .positions import patchify, rope_positions
-from .prompt import IMAGE, TEXT, VIDEO, BlindInputError, EncodedPrompt
+from ..video.config import MediaKind, VideoConfig
+from .families import family_of
+from .prompt import IMAGE, TEXT, VIDEO, BlindInputError, EncodedPrompt, PromptKind, patchify, rope_positions
 from .prompts import Prompt, build_messages, get_template
 
 if TYPE_CHECKING:
@@ -33,32 +31,23 @@ class ChatEncoder:
         """An encoder for one model.
 
         Args:
-            processor: a Qwen2.5-VL or Qwen3-VL processor.
+            processor: of one of the `FAMILIES`.
             prompt: the prompt template, or its name.
             video: how clips are sampled.
-            tokens_per_second: M-RoPE positions per second (Qwen2.5-VL's ``vision_config.tokens_per_second``).
+            tokens_per_second: M-RoPE positions per second (`load.tokens_per_second`).
         """
-        self.processor = processor
-        self.tokenizer = processor.tokenizer
-        self.prompt = prompt
-        self.template = get_template(prompt)
-        self.video = video
+        self.processor, self.tokenizer, self.family = processor, processor.tokenizer, family_of(processor)
+        self.prompt, self.template = prompt, get_template(prompt)
+        self.video, self.tokens_per_second = video, tokens_per_second
         layout = processor.video_processor
         self.patch, self.merge = int(layout.patch_size), int(layout.merge_size)
         self.temporal_patch = int(layout.temporal_patch_size)
-        images = processor.image_processor
-        self.normalisation = {
-            "video": (list(layout.image_mean), list(layout.image_std)),
-            "image": (list(images.image_mean), list(images.image_std)),
-        }
+        kinds = {"video": layout, "image": processor.image_processor}
+        self.normalisation = {kind: (list(of.image_mean), list(of.image_std)) for kind, of in kinds.items()}
         """Mean and standard deviation per channel; Qwen3-VL's differ between images and videos."""
-        if video.size_multiple % (self.patch * self.merge):
-            raise ValueError(
-                f"video.size_multiple is {video.size_multiple}, but this model needs a multiple of "
-                f"{self.patch * self.merge} (patch {self.patch} × merge {self.merge})"
-            )
-        self.family = family_of(processor)
-        self.tokens_per_second = tokens_per_second
+        if video.size_multiple % (side := self.patch * self.merge):
+            needed = f"a multiple of {side} (patch {self.patch} × merge {self.merge})"
+            raise ValueError(f"video.size_multiple is {video.size_multiple}, but this model needs {needed}")
         vocabulary = self.tokenizer.get_vocab()
         names = [f"<|{name}|>" for name in ("image_pad", "video_pad", "vision_start", "vision_end", "vision_pad")]
         self.vision_token_ids = sorted(vocabulary[name] for name in names if name in vocabulary)
@@ -70,13 +59,10 @@ class ChatEncoder:
         self._specials = sorted({str(t) for t in added if t.special or str(t).startswith("<|")}, key=len, reverse=True)
         self._tokenize = lru_cache(maxsize=65536)(self._tokenize_text)
 
-    # -- text ---------------------------------------------------------------------------------------------------------
-
     def plain(self, text: str) -> str:
         """``text`` with the spelling of control tokens broken, so that a question cannot forge a turn or a frame."""
         for special in self._specials:
-            if special in text:
-                text = text.replace(special, special.replace("<|", "< |"))
+            text = text.replace(special, special.replace("<|", "< |"))
         return text
 
     def _tokenize_text(self, text: str) -> tuple[int, ...]:
@@ -93,13 +79,10 @@ class ChatEncoder:
         mean, std = self.normalisation[clip.kind]
         return patchify(clip.frames, mean, std, self.patch, self.merge, self.temporal_patch)
 
-    def render(
-        self, question: str, options: Sequence[str], problem_type: str, kind: Literal["video", "image"] | None
-    ) -> str:
+    def render(self, question: str, options: Sequence[str], problem_type: str, kind: MediaKind | None) -> str:
         """The prompt as text, with one unexpanded media placeholder (None: without any)."""
-        messages = build_messages(
-            self.plain(question), [self.plain(o) for o in options], problem_type, kind, self.template
-        )
+        harmless = [self.plain(option) for option in options]
+        messages = build_messages(self.plain(question), harmless, problem_type, kind, self.template)
         return str(self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def encode(self, question: str, options: Sequence[str], problem_type: str, clip: Clip) -> EncodedPrompt:
@@ -109,54 +92,41 @@ class ChatEncoder:
     def encode_many(self, questions: Sequence[tuple[str, Sequence[str], str]], clip: Clip) -> list[EncodedPrompt]:
         """Encode several questions (text, options, problem type) about one clip; they share its pixels."""
         pixels, grid = self._patches(clip)
-        return [self._encode(*question, clip, pixels, grid) for question in questions]
-
-    def _encode(
-        self,
-        question: str,
-        options: Sequence[str],
-        problem_type: str,
-        clip: Clip,
-        pixels: torch.Tensor,
-        grid: torch.Tensor,
-    ) -> EncodedPrompt:
-        text = self.render(question, options, problem_type, clip.kind)
-        placeholder = f"<|vision_start|><|{clip.kind}_pad|><|vision_end|>"
-        head, separator, tail = text.partition(placeholder)
-        if not separator:
-            raise BlindInputError(f"the chat template left no place for the {clip.kind}")
-        ids = torch.tensor(self._tokenize(head + self._vision_text(clip.kind, grid, clip.times_s) + tail))
-        types = torch.where(ids == self.video_token_id, VIDEO, torch.where(ids == self.image_token_id, IMAGE, TEXT))
+        vision = self._vision_text(clip.kind, grid, clip.times_s)
         second_per_grid_s = self.temporal_patch / clip.fps if clip.kind == "video" else 0.0
+        prompts = []
+        for question in questions:
+            placeholder = f"<|vision_start|><|{clip.kind}_pad|><|vision_end|>"
+            head, separator, tail = self.render(*question, clip.kind).partition(placeholder)
+            if not separator:
+                raise BlindInputError(f"the chat template left no place for the {clip.kind}")
+            prompts.append(self._prompt(head + vision + tail, pixels, grid, second_per_grid_s, clip.kind))
+            self.check_sighted(prompts[-1])
+        return prompts
+
+    def _prompt(
+        self, text: str, pixels: torch.Tensor, grid: torch.Tensor, second_per_grid_s: float, kind: PromptKind
+    ) -> EncodedPrompt:
+        ids = torch.tensor(self._tokenize(text))
+        types = torch.where(ids == self.video_token_id, VIDEO, torch.where(ids == self.image_token_id, IMAGE, TEXT))
         time_step = 0.0 if self.family.time_in_text else second_per_grid_s * self.tokens_per_second
-        prompt = EncodedPrompt(
+        return EncodedPrompt(
             input_ids=ids,
             mm_token_type_ids=types,
             pixel_values=pixels,
             grid_thw=grid,
             position_ids=rope_positions(types, grid, self.merge, time_step),
             second_per_grid_s=second_per_grid_s,
-            kind=clip.kind,
+            kind=kind,
         )
-        self.check_sighted(prompt)
-        return prompt
 
     def encode_blind(self, question: str, options: Sequence[str], problem_type: str) -> EncodedPrompt:
         """A question without its video, for evaluation to see what its words give away.
 
         `check_sighted` refuses it, and with it every batch of training; only `collate` with ``blind`` takes it.
         """
-        ids = torch.tensor(self._tokenize(self.render(question, options, problem_type, None)))
-        types = torch.zeros_like(ids)
-        return EncodedPrompt(
-            input_ids=ids,
-            mm_token_type_ids=types,
-            pixel_values=torch.empty(0, 0),
-            grid_thw=torch.zeros(3, dtype=torch.long),
-            position_ids=rope_positions(types, torch.zeros(3), self.merge, 0.0),
-            second_per_grid_s=0.0,
-            kind="text",
-        )
+        text = self.render(question, options, problem_type, None)
+        return self._prompt(text, torch.empty(0, 0), torch.zeros(3, dtype=torch.long), 0.0, "text")
 
     def encode_sample(self, item: PreparedSample) -> EncodedPrompt:
         """Encode a prepared sample's question and clip."""
@@ -177,37 +147,23 @@ class ChatEncoder:
         """Text of a response; special tokens are left out."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
-    # -- batches ------------------------------------------------------------------------------------------------------
-
     def check_sighted(self, prompt: EncodedPrompt) -> None:
-        """Refuse a prompt whose placeholders and pixels do not match.
-
-        Raises:
-            BlindInputError: there are no pixels, or not one placeholder per merged patch.
-        """
+        """BlindInputError for a prompt that has no pixels, or not one placeholder per merged patch."""
         placeholders = int((prompt.mm_token_type_ids != TEXT).sum())
         patches = int(prompt.grid_thw.prod())
-        if prompt.pixel_values is None or prompt.pixel_values.shape[0] != patches or patches == 0:
-            rows = 0 if prompt.pixel_values is None else prompt.pixel_values.shape[0]
+        rows = 0 if prompt.pixel_values is None else prompt.pixel_values.shape[0]
+        if rows != patches or patches == 0:
             raise BlindInputError(f"prompt has {placeholders} vision placeholders and {rows} of {patches} patches")
         if placeholders != patches // self.merge**2:
             raise BlindInputError(f"{placeholders} vision placeholders for {patches // self.merge**2} vision tokens")
 
     def collate(
-        self,
-        prompts: Sequence[EncodedPrompt],
-        completions: Sequence[Sequence[int]] | None = None,
-        blind: bool = False,
+        self, prompts: Sequence[EncodedPrompt], completions: Sequence[Sequence[int]] | None = None, blind: bool = False
     ) -> dict[str, torch.Tensor]:
-        """Batch prompts (padded left) and completions (padded right) into the model's keyword arguments.
+        """Batch B prompts (padded left) and their completions (padded right) into the model's keyword arguments.
 
-        Args:
-            prompts: B prompts.
-            completions: B lists of token ids, or None for prompts alone.
-            blind: the prompts are those of `encode_blind`.
-
-        Returns:
-            ``input_ids``, ``attention_mask`` (B, P+C), ``position_ids`` (3, B, P+C), and `media` unless blind.
+        ``input_ids``, ``attention_mask`` (B, P+C), ``position_ids`` (3, B, P+C), and `media` unless ``blind``, as the
+        prompts of `encode_blind` are.
 
         Raises:
             BlindInputError: a prompt lacks its pixels, or one that is asked blind has any.
@@ -218,9 +174,8 @@ class ChatEncoder:
             elif prompt.kind != "text":
                 raise BlindInputError("prompts with and without a video do not go together")
         completions = completions if completions is not None else [[] for _ in prompts]
-        longest_prompt = max(len(p) for p in prompts)
-        longest_completion = max(len(c) for c in completions)
-        shape = (len(prompts), longest_prompt + longest_completion)
+        longest_prompt = max(map(len, prompts))
+        shape = (len(prompts), longest_prompt + max(map(len, completions)))
         ids = torch.full(shape, self.pad_token_id)
         mask = torch.zeros(shape, dtype=torch.long)
         positions = torch.zeros(3, *shape, dtype=torch.long)
@@ -245,7 +200,5 @@ class ChatEncoder:
 
     def media(self, prompts: Sequence[EncodedPrompt]) -> dict[str, torch.Tensor]:
         """Pixels and grids of all prompts in their order, as the model's keyword arguments (see `model_ids`)."""
-        return {
-            "pixel_values_videos": torch.cat([p.pixel_values for p in prompts]),
-            "video_grid_thw": torch.stack([p.grid_thw for p in prompts]),
-        }
+        pixels, grids = torch.cat([p.pixel_values for p in prompts]), torch.stack([p.grid_thw for p in prompts])
+        return {"pixel_values_videos": pixels, "video_grid_thw": grids}

@@ -8,7 +8,7 @@ from pydantic import field_validator
 
 from ..config import Section
 from ..errors import UserError
-from .families.registry import FAMILIES
+from .families import FAMILIES
 from .prompts import Prompt, resolve_prompt
 
 

@@ -9,7 +9,7 @@ other prompts share its batch.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -70,12 +70,9 @@ def inference(model: Any) -> Iterator[None]:
 
 def uniforms(seed: int, key: int, n: int, length: int) -> torch.Tensor:
     """(n, length) uniform numbers that depend on (seed, key) alone; row i does not depend on n."""
-    generator = torch.Generator()
-    rows = []
-    for index in range(n):
-        generator.manual_seed(zlib.crc32(f"{seed}/{key}/{index}".encode()))
-        rows.append(torch.rand(length, generator=generator, dtype=torch.float64))
-    return torch.stack(rows)
+    seeds = [zlib.crc32(f"{seed}/{key}/{index}".encode()) for index in range(n)]
+    generators = [torch.Generator().manual_seed(row_seed) for row_seed in seeds]
+    return torch.stack([torch.rand(length, generator=generator, dtype=torch.float64) for generator in generators])
 
 
 def pick_tokens(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> torch.Tensor:
@@ -96,13 +93,11 @@ def pick_tokens(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor)
 
 def _clip_owners(prompts: Sequence[EncodedPrompt]) -> list[int]:
     """For each prompt the first one that starts with the same text and the same clip (often the prompt itself)."""
-    first: dict[tuple[int, tuple[int, ...]], int] = {}
     if prompts[0].kind == "text":
         return list(range(len(prompts)))
-    return [
-        first.setdefault((id(prompt.pixel_values), tuple(prompt.input_ids[: prompt.vision_end].tolist())), index)
-        for index, prompt in enumerate(prompts)
-    ]
+    first: dict[tuple[int, tuple[int, ...]], int] = {}
+    starts = [(id(prompt.pixel_values), tuple(prompt.input_ids[: prompt.vision_end].tolist())) for prompt in prompts]
+    return [first.setdefault(start, index) for index, start in enumerate(starts)]
 
 
 def _prefill(
@@ -110,9 +105,8 @@ def _prefill(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Fill ``cache`` with the prompts (a row each), reading what several questions on one clip share only once.
 
-    Returns:
-        The last logits (B, V), the next position (B,), and the mask of the cache's columns (B, L): prompts of
-        different lengths are padded on the left.
+    Returns the last logits (B, V), the next position (B,), and the mask of the cache's columns (B, L): prompts of
+    different lengths are padded on the left.
     """
     device = next(model.parameters()).device
     owners = _clip_owners(prompts)
@@ -121,14 +115,10 @@ def _prefill(
     heads = [_first_tokens(prompts[i], prompts[i].vision_end) if shared else prompts[i] for i in leaders]
     batch = {name: tensor.to(device) for name, tensor in encoder.collate(heads, blind=blind).items()}
     mask = batch.pop("attention_mask")
-    padded = bool((mask == 0).any())
-    # Positions are the encoder's: those of the model are module state, and differ from what it was trained with.
-    outputs = model(
-        **batch, attention_mask=mask if padded else None, past_key_values=cache, use_cache=True, logits_to_keep=1
-    )
     next_position = torch.tensor([prompt.next_position for prompt in prompts], device=device)
+    logits = _forward(model, cache, mask if bool((mask == 0).any()) else None, **batch)
     if not shared:
-        return outputs.logits[:, -1], next_position, mask
+        return logits, next_position, mask
     rows = torch.tensor([leaders.index(owner) for owner in owners], device=device)
     cache.batch_select_indices(rows)
     tails = [len(prompt) - prompt.vision_end for prompt in prompts]
@@ -139,24 +129,21 @@ def _prefill(
         tail_mask[row, -length:] = 1
         positions[:, row, -length:] = prompt.position_ids[:, -length:]
     mask = torch.cat([mask[rows], tail_mask.to(device)], 1)
-    outputs = model(
-        input_ids=ids.to(device),
-        attention_mask=mask if bool((mask == 0).any()) else None,
-        position_ids=positions.to(device),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return outputs.logits[:, -1], next_position, mask
+    tail = {"input_ids": ids.to(device), "position_ids": positions.to(device)}
+    return _forward(model, cache, mask if bool((mask == 0).any()) else None, **tail), next_position, mask
+
+
+def _forward(model: Any, cache: DynamicCache, mask: torch.Tensor | None, **inputs: torch.Tensor) -> torch.Tensor:
+    """The last logits (R, V) of ``inputs`` behind what is in the cache; ``mask`` is of both, None where nothing is
+    padded. Positions are the encoder's: the model's are module state, and differ from what it was trained with."""
+    outputs = model(**inputs, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return outputs.logits[:, -1]
 
 
 def _first_tokens(prompt: EncodedPrompt, length: int) -> EncodedPrompt:
-    return replace(
-        prompt,
-        input_ids=prompt.input_ids[:length],
-        mm_token_type_ids=prompt.mm_token_type_ids[:length],
-        position_ids=prompt.position_ids[:, :length],
-    )
+    ids, types, positions = prompt.input_ids, prompt.mm_token_type_ids, prompt.position_ids
+    positions = positions[:, :length]
+    return replace(prompt, input_ids=ids[:length], mm_token_type_ids=types[:length], position_ids=positions)
 
 
 def _decode(
@@ -168,10 +155,8 @@ def _decode(
     keys: Sequence[int],
     blind: bool = False,
 ) -> Iterator[list[tuple[int, int]]]:
-    """Prefill ``prompts`` once, branch each ``n`` times, and yield after each step the (row, token) pairs sampled.
-
-    Row ``i * n + j`` is completion j of prompt i.
-    """
+    """Prefill ``prompts`` once, branch each ``n`` times, and yield after each step the (row, token) pairs sampled; row
+    ``i * n + j`` is completion j of prompt i."""
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config.get_text_config())
@@ -199,13 +184,8 @@ def _decode(
             cache.batch_select_indices(keep)
             rows, tokens, mask, next_position = rows[keep], tokens[keep], mask[keep], next_position[keep]
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-        logits = model(
-            input_ids=tokens[:, None],
-            attention_mask=mask if padded else None,
-            position_ids=next_position.view(1, -1, 1).expand(3, -1, 1),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
+        positions = next_position.view(1, -1, 1).expand(3, -1, 1)
+        logits = _forward(model, cache, mask if padded else None, input_ids=tokens[:, None], position_ids=positions)
         next_position = next_position + 1
 
 
@@ -217,7 +197,6 @@ def sample(
     n: int = 1,
     batch_size: int = 64,
     keys: Sequence[int] | None = None,
-    on_batch: Callable[[int], None] | None = None,
     blind: bool = False,
 ) -> list[list[Completion]]:
     """Sample ``n`` completions for each prompt.
@@ -228,7 +207,6 @@ def sample(
             `ChatEncoder.encode_many` are kept together, and their clip is read once.
         batch_size: rows (prompts × n) decoded at once.
         keys: a number per prompt that, with ``sampling.seed``, determines its completions; default: its index.
-        on_batch: called with the number of prompts finished, after each batch.
         blind: the prompts are those of `ChatEncoder.encode_blind`. Without it, a prompt without pixels is refused.
 
     Returns:
@@ -253,28 +231,12 @@ def sample(
             for position, index in enumerate(chosen):
                 ids = token_ids[position * n : (position + 1) * n]
                 results[index] = [_completion(encoder, row) for row in ids]
-            if on_batch is not None:
-                on_batch(len(chosen))
     return results
 
 
 def _completion(encoder: ChatEncoder, token_ids: list[int]) -> Completion:
-    stopped = bool(token_ids) and token_ids[-1] == encoder.eos_token_id
-    return Completion(
-        token_ids=token_ids, text=encoder.decode(token_ids), finish_reason="stop" if stopped else "length"
-    )
-
-
-def generate(
-    model: LoadedModel,
-    prompts: Sequence[EncodedPrompt],
-    sampling: Sampling,
-    n: int = 1,
-    batch_size: int = 64,
-    on_batch: Callable[[int], None] | None = None,
-) -> list[list[Completion]]:
-    """`sample` for a loaded model."""
-    return sample(model.model, model.encoder, prompts, sampling, n, batch_size, on_batch=on_batch)
+    reason: Literal["stop", "length"] = "stop" if token_ids[-1:] == [encoder.eos_token_id] else "length"
+    return Completion(token_ids=token_ids, text=encoder.decode(token_ids), finish_reason=reason)
 
 
 def stream(model: LoadedModel, prompt: EncodedPrompt, sampling: Sampling) -> Iterator[str | Completion]:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
 from ..config import Section
 from ..errors import UserError
 from ..registry import Registry
+from ..video.config import MediaKind
 
 
 class PromptTemplate(Section):
@@ -40,7 +41,6 @@ class PromptTemplate(Section):
 
 Prompt = str | PromptTemplate
 """A template of ours by name, or all of another one."""
-
 _TYPE_HINTS = {
     "multiple_choice": "Put only the letter of your choice inside <answer></answer>.",
     "numerical": "Put only the number inside <answer></answer>, for example <answer>3</answer>.",
@@ -73,10 +73,7 @@ TEMPLATES = Registry[PromptTemplate]("prompt template", PromptTemplate, {t.name:
 def get_template(prompt: Prompt | Mapping[str, Any]) -> PromptTemplate:
     """The template of this name, or with these fields, as a model's card or a server gives them.
 
-    Nothing is imported or read for it: cards come from outside.
-
-    Raises:
-        UserError: naming the nearest template there is.
+    Nothing is imported or read for it: cards come from outside. A UserError names the nearest template there is.
     """
     if isinstance(prompt, PromptTemplate):
         return prompt
@@ -84,14 +81,7 @@ def get_template(prompt: Prompt | Mapping[str, Any]) -> PromptTemplate:
 
 
 def resolve_prompt(prompt: str) -> Prompt:
-    """What a configuration's ``model.prompt`` stands for: a name stays, what lies outside is read.
-
-    Args:
-        prompt: a name, ``my_module:TEMPLATE``, or the path of a YAML or JSON file with a template's fields.
-
-    Raises:
-        UserError: there is no such template, or it is not one.
-    """
+    """What a configuration's ``model.prompt`` (see there) stands for: a name stays, what lies outside is read."""
     if not prompt.endswith((".yaml", ".yml", ".json")):
         template = TEMPLATES.get(prompt)
         return template if ":" in prompt else prompt
@@ -112,11 +102,7 @@ def question_text(question: str, options: Sequence[str], problem_type: str, temp
 
 
 def build_messages(
-    question: str,
-    options: Sequence[str],
-    problem_type: str,
-    kind: Literal["video", "image"] | None,
-    template: PromptTemplate,
+    question: str, options: Sequence[str], problem_type: str, kind: MediaKind | None, template: PromptTemplate
 ) -> list[dict[str, Any]]:
     """The conversation up to the model's turn, as chat-template messages with one media placeholder (None: without)."""
     messages: list[dict[str, Any]] = []

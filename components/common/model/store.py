@@ -7,29 +7,23 @@ import time
 from pathlib import Path
 
 from ..errors import UserError
-from ..storage.names import fingerprint, join
+from ..storage.names import as_prefix, fingerprint, join
 from ..storage.s3 import Storage
 from ..video.config import VideoConfig
-from .card import Lineage, ModelCard
 from .config import ModelConfig
-from .folder import WEIGHTS_THAT_RUN_CODE, check_folder, copy_safe
+from .folder import WEIGHTS_THAT_RUN_CODE, Lineage, ModelCard, check_folder, copy_safe, save_model
 from .tiny import build_tiny
 
 
 def ensure_base_model(storage: Storage, config: ModelConfig, video: VideoConfig, wait_s: float | None = None) -> str:
-    """Bring the base model into the store, once, and return its prefix.
+    """Bring the base model into the store, once, and return its prefix ``s3://…/models/<fingerprint>/``.
 
     The prefix is named by the contents of the configuration, so every stage that asks gets the same bytes.
 
     Args:
-        storage: the store.
-        config: which model.
         video: how its videos become frames.
         wait_s: somebody else brings it; wait so long for that. Two that bring it at once would each find the other's
             half.
-
-    Returns:
-        ``s3://…/models/<fingerprint>/``, complete.
 
     Raises:
         UserError: unsupported, unsafe or unreachable model, or nobody brought it in time.
@@ -46,16 +40,14 @@ def ensure_base_model(storage: Storage, config: ModelConfig, video: VideoConfig,
         raise UserError(f"{prefix}: the first process did not bring the base model within {wait_s:g} s; see its log")
     with tempfile.TemporaryDirectory(prefix="vthink-model-") as scratch:
         folder = Path(scratch) / "model"
-        folder.mkdir()
+        lineage = Lineage(base=config.name, revision=config.revision, fingerprint=key)
+        card = ModelCard(prompt=config.prompt, video=video, lineage=lineage)
         if config.name == "tiny":
-            model, processor = build_tiny(config.tiny, video, config.seed)
-            model.save_pretrained(folder)
-            processor.save_pretrained(folder)
+            save_model(folder, *build_tiny(config.tiny, video, config.seed), card)
         else:
             copy_safe(_local_copy(storage, config, Path(scratch)), folder)
+            card.write(folder)
         check_folder(folder)
-        lineage = Lineage(base=config.name, revision=config.revision, fingerprint=key)
-        ModelCard(prompt=config.prompt, video=video, lineage=lineage).write(folder)
         if not storage.is_complete(prefix):  # another run may have brought it meanwhile
             storage.upload_dir(folder, prefix)
     return prefix
@@ -63,37 +55,30 @@ def ensure_base_model(storage: Storage, config: ModelConfig, video: VideoConfig,
 
 def _local_copy(storage: Storage, config: ModelConfig, scratch: Path) -> Path:
     if config.name.startswith("s3://"):
-        source = scratch / "source"
-        prefix = config.name if config.name.endswith("/") else config.name + "/"
-        objects = [o for o in storage.list(prefix) if "/" not in o.uri.removeprefix(prefix) and o.size]
-        if not objects:
+        source, prefix = scratch / "source", as_prefix(config.name)
+        names = [item.uri.removeprefix(prefix) for item in storage.list(prefix) if item.size]
+        names = [name for name in names if "/" not in name]
+        if not names:
             raise UserError(f"{prefix}: nothing there")
         source.mkdir()
-        for item in objects:
-            name = item.uri.removeprefix(prefix)
+        for name in names:
             if Path(name).suffix not in WEIGHTS_THAT_RUN_CODE:
-                storage.download_file(item.uri, source / name)
+                storage.download_file(prefix + name, source / name)
         return source
     if Path(config.name).is_dir():
         return Path(config.name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja", "merges.txt", "vocab.json"]
+    hub = scratch / "hub"
     try:
-        return Path(
-            snapshot_download(
-                config.name,
-                revision=config.revision,
-                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "merges.txt", "vocab.json"],
-                local_dir=scratch / "hub",
-            )
-        )
+        return Path(snapshot_download(config.name, revision=config.revision, allow_patterns=wanted, local_dir=hub))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(
-            f"model '{config.name}' is neither a folder here nor reachable on the hub ({reason}); "
-            "give a folder, an s3://…/ prefix, or the name of a model you can reach"
-        ) from error
+        what = f"model '{config.name}' is neither a folder here nor reachable on the hub ({reason})"
+        how = "give a folder, an s3://…/ prefix, or the name of a model you can reach"
+        raise UserError(f"{what}; {how}") from error
 
 
 def fetch_model(storage: Storage, uri: str, cache_dir: Path) -> Path:
@@ -101,5 +86,5 @@ def fetch_model(storage: Storage, uri: str, cache_dir: Path) -> Path:
     if not uri.startswith("s3://"):
         return Path(uri)
     folder = cache_dir / "models" / fingerprint(uri)
-    storage.download_dir(uri if uri.endswith("/") else uri + "/", folder)
+    storage.download_dir(as_prefix(uri), folder)
     return folder

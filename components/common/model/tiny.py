@@ -9,8 +9,7 @@ import torch
 from ..compat.torchvision import declare_torchvision_operators
 from ..video.config import VideoConfig
 from .config import TinyModelConfig
-from .families.family import ModelFamily
-from .families.registry import FAMILIES
+from .families import FAMILIES
 
 CHAT_TEMPLATE = """{%- for message in messages %}
 {{- '<|im_start|>' + message['role'] + '\\n' }}
@@ -27,7 +26,6 @@ CHAT_TEMPLATE = """{%- for message in messages %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
-
 _SPECIAL_TOKENS = [
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
     "<|image_pad|>", "<|video_pad|>",
@@ -53,12 +51,9 @@ def _tiny_tokenizer() -> Any:
 
     tokenizer = Tokenizer(models.BPE())
     pieces = Regex(r"\d\d:\d\d| ?[^\W\d]+|\d|\s+(?=\S)|\s+| ?[^\w\s]+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(pieces, behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(pieces, behavior="isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     times = [f"{s // 60:02d}:{s % 60:02d}" for s in range(32)]
     corpus = [form for word in [*_WORDS.split(), *times] for form in (word, f" {word}", word.capitalize(), f" {word}")]
@@ -79,42 +74,33 @@ def _tiny_tokenizer() -> Any:
     )
 
 
-def _tiny_processor(family: ModelFamily, video: VideoConfig) -> Any:
-    from transformers import Qwen2VLImageProcessor
+def build_tiny(config: TinyModelConfig, video: VideoConfig, seed: int) -> tuple[Any, Any]:
+    """A randomly initialised small model of a real architecture (float32), and its processor.
 
-    layout: dict[str, Any] = {
-        "size": {"shortest_edge": video.min_pixels, "longest_edge": video.max_pixels},
-        "patch_size": video.size_multiple // 2,
-        "merge_size": 2,
-    }
-    return family.build_processor(
-        video=layout | {"do_sample_frames": False},
-        image_processor=Qwen2VLImageProcessor(**layout),
+    The same arguments give the same weights.
+    """
+    declare_torchvision_operators()
+    import transformers
+
+    family = FAMILIES.get(config.family)
+    pixels = {"shortest_edge": video.min_pixels, "longest_edge": video.max_pixels}
+    layout: dict[str, Any] = {"size": pixels, "patch_size": video.size_multiple // 2, "merge_size": 2}
+    make_video_processor = getattr(transformers, family.video_processor)
+    processor = getattr(transformers, f"{family.classes}Processor")(
+        video_processor=make_video_processor(**layout, do_sample_frames=False, **family.video_options),
+        image_processor=transformers.Qwen2VLImageProcessor(**layout),
         tokenizer=_tiny_tokenizer(),
         chat_template=CHAT_TEMPLATE,
     )
-
-
-def build_tiny(config: TinyModelConfig, video: VideoConfig, seed: int) -> tuple[Any, Any]:
-    """A randomly initialised small model of a real architecture, and its processor.
-
-    Returns:
-        (model in float32, processor). The same arguments give the same weights.
-    """
-    declare_torchvision_operators()
-    family = FAMILIES.get(config.family)
-    processor = _tiny_processor(family, video)
     tokenizer = processor.tokenizer
     head_dim = config.hidden_size // config.num_heads
     quarter = head_dim // 8 * 2  # M-RoPE: about a quarter of the rotary pairs for time, the rest for height and width
-    sections = [
-        quarter,
-        (head_dim // 2 - quarter) // 2,
-        head_dim // 2 - quarter - (head_dim // 2 - quarter) // 2,
-    ]
+    rest = head_dim // 2 - quarter
+    sections = [quarter, rest // 2, rest - rest // 2]
+    common = {"hidden_size": config.hidden_size, "initializer_range": config.initializer_range}
     text: dict[str, Any] = {
+        **common,
         "vocab_size": -(-len(tokenizer) // 64) * 64,
-        "hidden_size": config.hidden_size,
         "intermediate_size": config.hidden_size * 3,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
@@ -123,27 +109,23 @@ def build_tiny(config: TinyModelConfig, video: VideoConfig, seed: int) -> tuple[
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        "initializer_range": config.initializer_range,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections},
     }
     vision: dict[str, Any] = {
+        **common,
         "depth": config.num_vision_layers,
-        "hidden_size": config.hidden_size,
         "intermediate_size": config.hidden_size * 2,
         "num_heads": config.num_heads,
         "out_hidden_size": config.hidden_size,
         "patch_size": video.size_multiple // 2,
         "spatial_merge_size": 2,
-        "initializer_range": config.initializer_range,
     }
-    ids = {
-        "image_token_id": processor.image_token_id,
-        "video_token_id": processor.video_token_id,
-        "vision_start_token_id": tokenizer.convert_tokens_to_ids("<|vision_start|>"),
-        "vision_end_token_id": tokenizer.convert_tokens_to_ids("<|vision_end|>"),
-    }
+    marks = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{mark}|>") for name, mark in marks.items()}
+    family.complete_tiny(text, vision)
+    make_config = getattr(transformers, f"{family.classes}Config")
+    make_model = getattr(transformers, f"{family.classes}ForConditionalGeneration")
     torch.manual_seed(seed)
-    model = family.build_tiny(text, vision, ids)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model = make_model(make_config(text_config=text, vision_config=vision, **ids, tie_word_embeddings=False))
+    model.generation_config.update(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
     return model.float(), processor

@@ -7,35 +7,32 @@ and reading goes on. Neither torch nor, at import, pyarrow is needed.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from pydantic import ValidationError
 
 from ..config import describe
-from ..errors import UserError
-from .arrow import rows_schema, to_record, write_records
+from ..errors import UserError, first_line
+from ..whole_file import whole_file
 from .sample import Sample
 
-MAX_LINE_BYTES = 16 * 2**20
-"""A longer line of JSONL is not a row."""
-
+MAX_LINE_BYTES = 16 * 2**20  # a longer line of JSONL is not a row
 _RAW_CHARACTERS = 2000
+_BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """A row that is not a `Sample`."""
+    """A row that is not a `Sample`: its line of the JSONL file or row of the Parquet file, from 1; what is wrong; and
+    the row as it was found, its first 2,000 characters."""
 
     line: int
-    """Line of the JSONL file, or row of the Parquet file, from 1."""
     reason: str
-    """What is wrong with it."""
     raw: str
-    """The row as it was found, its first 2,000 characters."""
 
     def __str__(self) -> str:
         return f"line {self.line}: {self.reason}"
@@ -44,26 +41,15 @@ class RowError:
 def read_samples(source: str | Path | IO[bytes] | IO[str]) -> Iterator[Sample | RowError]:
     """The rows of a ``.jsonl`` or ``.parquet`` file, one at a time; an open file is read as JSONL.
 
-    Raises:
-        UserError: the file is missing, of another kind, or a damaged Parquet file.
+    A file that is missing, of another kind, or damaged Parquet is a `UserError`.
     """
-    for _, row in numbered_samples(source):
-        yield row
-
-
-def numbered_samples(source: str | Path | IO[bytes] | IO[str]) -> Iterator[tuple[int, Sample | RowError]]:
-    """`read_samples`, each with its line (JSONL) or row (Parquet), from 1."""
     for number, value in numbered_objects(source):
-        yield number, value if isinstance(value, RowError) else parse_row(value, number)
+        yield value if isinstance(value, RowError) else parse_row(value, number)
 
 
 def numbered_objects(source: str | Path | IO[bytes] | IO[str]) -> Iterator[tuple[int, Any]]:
-    """What the lines of a JSONL or the rows of a Parquet file hold, as Python values; a `RowError` for a line that is
-    no JSON. Each with its line or row, from 1.
-
-    Raises:
-        UserError: as `read_samples`.
-    """
+    """What the lines or rows of a file (see `read_samples`) hold, as Python values; a `RowError` for a line that is no
+    JSON. Each with its line or row, from 1."""
     if not isinstance(source, str | Path):
         yield from _from_jsonl(source)
         return
@@ -89,7 +75,7 @@ def _from_jsonl(file: IO[bytes] | IO[str]) -> Iterator[tuple[int, Any]]:
             rest: bytes | str = line
             while rest and rest[-1:] not in (b"\n", "\n"):
                 rest = file.readline(MAX_LINE_BYTES)
-            yield (number, RowError(number, f"longer than {MAX_LINE_BYTES} bytes", raw_text(data[:_RAW_CHARACTERS])))
+            yield number, RowError(number, f"longer than {MAX_LINE_BYTES} bytes", raw_text(data[:_RAW_CHARACTERS]))
             continue
         if number == 1:
             data = data.removeprefix(b"\xef\xbb\xbf")
@@ -101,13 +87,14 @@ def _parse_line(data: bytes, number: int) -> Any:
     try:
         return json.loads(data.decode("utf-8"), parse_constant=refuse_constant)
     except json.JSONDecodeError as error:
-        return RowError(number, f"not JSON ({error.msg}, column {error.colno})", raw_text(data))
+        reason = f"not JSON ({error.msg}, column {error.colno})"
     except UnicodeDecodeError as error:
-        return RowError(number, f"not UTF-8 (byte {error.start + 1})", raw_text(data))
+        reason = f"not UTF-8 (byte {error.start + 1})"
     except RecursionError:
-        return RowError(number, "JSON nested too deeply", raw_text(data))
+        reason = "JSON nested too deeply"
     except ValueError as error:
-        return RowError(number, str(error), raw_text(data))
+        reason = str(error)
+    return RowError(number, reason, raw_text(data))
 
 
 def refuse_constant(name: str) -> float:
@@ -122,45 +109,39 @@ def _from_parquet(path: Path) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
-            for batch in file.iter_batches(batch_size=1024, use_threads=False):
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
                 for row in batch.to_pylist():
                     number += 1
-                    # The first is ours (prepared rows say where their frames are), the others are pandas's.
-                    yield (
-                        number,
-                        {k: v for k, v in row.items() if k != "media_id" and not k.startswith("__index_level_")},
-                    )
+                    # Prepared rows say where their frames are; pandas writes its index.
+                    added = {k for k in row if k == "media_id" or k.startswith("__index_level_")}
+                    yield number, {k: v for k, v in row.items() if k not in added}
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: not a readable Parquet file ({first_line(error)})") from None
 
 
 def parse_row(row: Any, number: int) -> Sample | RowError:
-    """A row as JSON gives it, as a `Sample`; null counts as not there, because Arrow fills what is not there
-    with null.
-
-    ``metadata`` may be JSON text, as it is in Parquet files of ours.
-    """
-    if not isinstance(row, Mapping):
-        return RowError(number, f"expected an object, got {type(row).__name__}", raw_text(row))
+    """A row as JSON gives it, as a `Sample`. Null counts as not there: Arrow fills with it. ``metadata`` may be JSON
+    text."""
     try:
-        plain = {key: _without_nulls(value) for key, value in row.items() if value is not None}
+        if not isinstance(row, Mapping):
+            raise ValueError(f"expected an object, got {type(row).__name__}")
+        plain = _without_nulls(row)
         if isinstance(metadata := plain.get("metadata"), str):
             plain["metadata"] = json.loads(metadata, parse_constant=refuse_constant)
         return Sample.model_validate(plain)
     except ValidationError as error:
-        return RowError(number, describe(error, Sample), raw_text(row))
+        reason = describe(error, Sample)
     except json.JSONDecodeError as error:
-        return RowError(number, f"metadata is text, but not JSON ({error.msg})", raw_text(row))
+        reason = f"metadata is text, but not JSON ({error.msg})"
     except (ValueError, RecursionError) as error:
-        return RowError(number, str(error)[:200] or type(error).__name__, raw_text(row))
+        reason = str(error)[:200] or type(error).__name__
+    return RowError(number, reason, raw_text(row))
 
 
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
-        return [_without_nulls(item) for item in value]
-    return value
+    return [_without_nulls(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def raw_text(row: Any) -> str:
@@ -168,30 +149,22 @@ def raw_text(row: Any) -> str:
     if isinstance(row, bytes):
         return row[: 4 * _RAW_CHARACTERS].decode("utf-8", "replace").rstrip("\r\n")[:_RAW_CHARACTERS]
     try:
-        text = json.dumps(row, default=repr)
+        return json.dumps(row, default=repr)[:_RAW_CHARACTERS]
     except (ValueError, RecursionError):
-        text = type(row).__name__
-    return text[:_RAW_CHARACTERS]
+        return type(row).__name__
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
 
 
 def write_samples(path: str | Path, samples: Iterable[Sample]) -> int:
-    """Write rows as ``.jsonl`` or ``.parquet``; the file appears under its name when it is whole. Returns
-    their number.
-
-    Equal rows give equal bytes (JSONL).
-    """
+    """Write rows as ``.jsonl`` (equal rows: equal bytes) or ``.parquet``, whole or not at all; returns their number."""
     path = Path(path)
-    if path.suffix.lower() not in (".jsonl", ".ndjson", ".parquet"):
+    suffix = path.suffix.lower()
+    if suffix not in (".jsonl", ".ndjson", ".parquet"):
         raise UserError(f"{path}: rows are written as .jsonl or .parquet, not as '{path.suffix}'")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        count = (
-            _write_parquet(partial, samples) if path.suffix.lower() == ".parquet" else _write_jsonl(partial, samples)
-        )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return count
+    with whole_file(path) as partial:
+        return _write_parquet(partial, samples) if suffix == ".parquet" else _write_jsonl(partial, samples)
 
 
 def to_line(sample: Sample) -> str:
@@ -212,15 +185,56 @@ def _write_jsonl(path: Path, samples: Iterable[Sample]) -> int:
 def _write_parquet(path: Path, samples: Iterable[Sample]) -> int:
     import pyarrow.parquet as pq
 
-    count = 0
+    count, records = 0, (to_record(sample, None) for sample in samples)
     with pq.ParquetWriter(path, rows_schema()) as writer:
-        batch: list[dict[str, Any]] = []
-        for sample in samples:
-            count += 1
-            batch.append(to_record(sample, None))
-            if len(batch) == 1024:
-                write_records(writer, batch)
-                batch = []
-        if batch:
+        while batch := list(islice(records, _BATCH_ROWS)):
             write_records(writer, batch)
+            count += len(batch)
     return count
+
+
+def to_record(sample: Sample, media_id: str | None) -> dict[str, Any]:
+    """A row of `rows_schema`."""
+    metadata = json.dumps(sample.metadata, ensure_ascii=False, sort_keys=True)
+    return {**sample.model_dump(mode="json"), "media_id": media_id, "metadata": metadata}
+
+
+def write_records(writer: Any, records: list[dict[str, Any]]) -> None:
+    """Write records of the writer's schema as one row group."""
+    import pyarrow as pa
+
+    writer.write_table(pa.Table.from_pylist(records, schema=writer.schema))
+
+
+def rows_schema() -> Any:
+    """Arrow schema of rows. The columns are fixed, so that no row gains keys that only others have."""
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.float64()
+    media = pa.struct([("kind", text), ("uri", text), ("sha256", text), ("start_s", number), ("end_s", number)])
+    evidence = pa.list_(pa.struct([("start_s", number), ("end_s", number), ("caption", text)]))
+    names = ["id", "media_id", "media", "question", "options", "problem_type", "answer", "reasoning", "evidence"]
+    special = {"media": media, "options": pa.list_(text), "evidence": evidence}
+    return pa.schema([(name, special.get(name, text)) for name in [*names, "source", "split", "metadata"]])
+
+
+def media_schema() -> Any:
+    """Arrow schema of prepared media: frames once per video or image, whatever the number of its questions.
+
+    Where the frames would be larger than the file that they are from, ``frames`` is empty and the file itself is kept:
+    in ``original``, or, for a further part of the same video, in ``original`` of the entry ``original_id``.
+    """
+    import pyarrow as pa
+
+    text, number, whole = pa.string(), pa.float64(), pa.int32()
+    medium = [*((name, text) for name in ("media_id", "kind", "uri", "sha256")), ("start_s", number), ("end_s", number)]
+    pictures = [("frames", pa.list_(pa.binary())), ("original", pa.binary()), ("original_id", text)]
+    shape = [("times_s", pa.list_(number)), ("duration_s", number), ("height", whole), ("width", whole)]
+    return pa.schema([*medium, *pictures, *shape])
+
+
+def index_schema() -> Any:
+    """Arrow schema of the index of a prepared set: in which file and row group, at which place, a medium stands."""
+    import pyarrow as pa
+
+    return pa.schema([("media_id", pa.string()), ("file", pa.string()), ("group", pa.int32()), ("row", pa.int32())])

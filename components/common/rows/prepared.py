@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import json
 import shutil
+import tempfile
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, cast, overload
 
 import numpy as np
 
 from ..config import Section
 from ..errors import UserError
 from ..storage.manifest import Manifest
+from ..storage.names import join
 from ..storage.s3 import Storage
-from ..video.clip import Clip
-from ..video.config import VideoConfig
-from .clips import ClipReader
-from .row_groups import RowFiles
+from ..video.clip import Clip, EncodedClip, stored
+from ..video.config import MediaKind, VideoConfig
+from ..video.workers import Decoder
+from .files import RowError, parse_row
+from .parquet import PerProcess, RemoteSource, RowGroups
 from .sample import Sample
+
+_VERIFIED = ".verified.json"
+_ROW_GROUPS_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,36 +42,22 @@ class PreparedSample:
 class PreparedFiles(Section):
     """What the manifest of a prepared set says in its ``files``: URIs."""
 
-    data: str
-    """The set's prefix."""
-    quarantine: str
-    """Every row that is left out, with its reason."""
-    card: str
-    """What is in it, in numbers."""
-    contamination: str
-    """What training and evaluation share."""
-    report: str
-    """All of this as an HTML page."""
+    data: str  # the set's prefix
+    quarantine: str  # every row that is left out, with its reason
+    card: str  # what is in it, in numbers
+    contamination: str  # what training and evaluation share
+    report: str  # all of this as an HTML page
 
 
 class PreparedDetails(Section):
     """What the manifest of a prepared set says in its ``details``."""
 
-    video: VideoConfig
-    """How its videos became frames."""
-    index: str
-    """The file that says where each medium stands."""
-    files: dict[str, tuple[int, str]]
-    """Size and SHA-256 of every file, by its name in the set."""
-    codec: str | None = None
-    """How frames are stored."""
-    format: str | None = None
-    """The format of the rows that it was made from."""
-    source_sha256: str | None = None
-    """Of those rows' file."""
-
-
-_VERIFIED = ".verified.json"
+    video: VideoConfig  # how its videos became frames
+    index: str  # the file that says where each medium stands
+    files: dict[str, tuple[int, str]]  # size and SHA-256 of every file, by its name in the set
+    codec: str | None = None  # how frames are stored
+    format: str | None = None  # the format of the rows that it was made from
+    source_sha256: str | None = None  # of those rows' file
 
 
 class PreparedSet:
@@ -78,12 +72,11 @@ class PreparedSet:
     def __init__(
         self, folder: Path, manifest: Manifest, cache_bytes: int = 2**30, remote: tuple[Storage, str] | None = None
     ):
-        """Args: ``remote``: store and prefix of the frames, where they are not in ``folder``."""
-        self.folder = folder
-        self.manifest = manifest
+        """``remote``: store and prefix of the frames, where they are not in ``folder``."""
+        self.folder, self.manifest = folder, manifest
         self.details = PreparedDetails.load(manifest.details, manifest.manifest_uri)
         self.video = self.details.video
-        self._clips = ClipReader(folder, self.details.index, self.video, cache_bytes, remote)
+        self._clips = _ClipReader(folder, self.details.index, self.video, cache_bytes, remote)
         self._splits: dict[str, Split] = {}
 
     @classmethod
@@ -95,15 +88,11 @@ class PreparedSet:
         cache_bytes: int = 2**30,
         stream: bool | None = None,
     ) -> PreparedSet:
-        """Fetch the set (once, verified) to ``cache_dir`` and open it.
+        """Fetch the set (once, verified) to ``cache_dir`` and open it; a `StorageError` where it is not whole.
 
-        Args:
-            stream: fetch the rows alone, and read frames from the store when they are asked for (checked by the CRC of
-                each page instead of the file's SHA-256). None: when the set would fill more than half of what is free
-                below ``cache_dir``.
-
-        Raises:
-            StorageError: missing, unfinished or damaged.
+        With ``stream`` only the rows are fetched, and frames are read from the store when they are asked for (checked
+        by the CRC of each page instead of the file's SHA-256); None: when the set would fill more than half of what is
+        free there.
         """
         manifest = Manifest.read(storage, manifest_uri)
         folder = Path(cache_dir) / manifest.fingerprint
@@ -121,27 +110,22 @@ class PreparedSet:
                 (folder / _VERIFIED).write_text(json.dumps(_found(folder, names)))
         return cls(folder, manifest, cache_bytes, (storage, manifest.uri) if stream else None)
 
+    def _row_paths(self) -> list[Path]:
+        """The files of rows that the manifest vouches for; an attempt that was cut off may have left others."""
+        return sorted(self.folder / name for name in self.details.files if name.startswith("rows/"))
+
     @property
     def split_names(self) -> list[str]:
         """The splits there are."""
         return sorted({path.name.split("-", 1)[0] for path in self._row_paths()})
 
-    def _row_paths(self) -> list[Path]:
-        """The files of rows that the manifest vouches for; an attempt that was cut off may have left others."""
-        return sorted(self.folder / name for name in self.details.files if name.startswith("rows/"))
-
     def split(self, name: str) -> Split:
-        """The rows of a split, in the order of the set.
-
-        Raises:
-            UserError: there is no such split.
-        """
+        """The rows of a split, in the order of the set."""
         if name not in self._splits:
             paths = [path for path in self._row_paths() if path.name.split("-", 1)[0] == name]
             if not paths:
                 raise UserError(f"no split '{name}' in {self.manifest.uri}; there are: {', '.join(self.split_names)}")
-            rows = RowFiles(paths)
-            self._splits[name] = Split(Rows(rows, np.arange(rows.count)), self._clips)
+            self._splits[name] = Split(Rows(paths), self._clips)
         return self._splits[name]
 
 
@@ -151,21 +135,30 @@ def _found(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
     return {name: [state.st_size, state.st_mtime_ns] for name, state in sorted(states.items())}
 
 
-def _noted(folder: Path) -> dict[str, list[int]] | None:
+def _noted(folder: Path) -> Any:
     """What `_found` gave when the files had been verified."""
     try:
-        noted: dict[str, list[int]] = json.loads((folder / _VERIFIED).read_text())
-        return noted
+        return json.loads((folder / _VERIFIED).read_text())
     except (OSError, ValueError):
         return None
 
 
 class Rows(Sequence[Sample]):
-    """Rows without their frames, parsed when they are asked for."""
+    """Rows of Parquet files without their frames, parsed when they are asked for."""
 
-    def __init__(self, files: RowFiles, indices: np.ndarray):
-        self._files = files
-        self._indices = indices
+    def __init__(self, paths: Sequence[Path]):
+        import pyarrow.parquet as pq
+
+        self._folder = paths[0].parent
+        self._groups = RowGroups(paths, None, _ROW_GROUPS_KEPT)
+        self._places: list[tuple[int, int]] = []  # file and row group
+        sizes: list[int] = []
+        for number, path in enumerate(paths):
+            with pq.ParquetFile(path) as file:
+                self._places += [(number, group) for group in range(file.num_row_groups)]
+                sizes += [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        self._ends = np.cumsum(sizes, dtype=np.int64)
+        self._indices = np.arange(sum(sizes))
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -179,29 +172,51 @@ class Rows(Sequence[Sample]):
     def __getitem__(self, index: int | slice) -> Sample | Rows:
         if isinstance(index, slice):
             return self.select(range(*index.indices(len(self))))
-        return self._files.row(int(self._indices[index]))
+        row = int(self._indices[index])
+        table, place = self._find(row)
+        return self._parse(table.slice(place, 1).to_pylist()[0], row)
 
     def __iter__(self) -> Iterator[Sample]:
-        if len(self) and (np.diff(self._indices) > 0).all():
-            yield from self._files.ascending(self._indices)
-        else:
+        if (np.diff(self._indices) <= 0).any():
             yield from (self[index] for index in range(len(self)))
+            return
+        # In the order of the files: their groups are taken apart once, not row by row.
+        last, values = None, []
+        for row in map(int, self._indices):
+            table, place = self._find(row)
+            if table is not last:
+                last, values = table, table.to_pylist()
+            yield self._parse(values[place], row)
+
+    def _find(self, row: int) -> tuple[Any, int]:
+        """The table that holds a row, and its place there."""
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        table = self._groups.table(*self._places[number])
+        return table, row - int(self._ends[number]) + table.num_rows
+
+    def _parse(self, values: dict[str, Any], row: int) -> Sample:
+        sample = parse_row({key: value for key, value in values.items() if key != "media_id"}, row + 1)
+        if isinstance(sample, RowError):
+            raise UserError(f"{self._folder}: {sample}")
+        return sample
 
     def select(self, indices: Iterable[int]) -> Rows:
         """Some of the rows, in the given order."""
-        return Rows(self._files, self._indices[np.fromiter(indices, dtype=np.int64)])
+        chosen = copy.copy(self)
+        chosen._indices = self._indices[np.fromiter(indices, dtype=np.int64)]
+        return chosen
 
     def media_id(self, index: int) -> str:
         """The id of what a row is about."""
-        return self._files.media_id(int(self._indices[index]))
+        table, place = self._find(int(self._indices[index]))
+        return str(table["media_id"][place].as_py())
 
 
 class Split(Sequence[PreparedSample]):
-    """Rows with their frames; frames are decoded when a row is taken out."""
+    """Rows (``samples``) with their frames, which are decoded when a row is taken out."""
 
-    def __init__(self, samples: Rows, clips: ClipReader):
+    def __init__(self, samples: Rows, clips: _ClipReader):
         self.samples = samples
-        """The rows without frames."""
         self._clips = clips
 
     def __len__(self) -> int:
@@ -221,3 +236,80 @@ class Split(Sequence[PreparedSample]):
     def select(self, indices: Iterable[int]) -> Split:
         """Some of the rows, in the given order; frames and cache are shared."""
         return Split(self.samples.select(indices), self._clips)
+
+
+class _ClipReader(PerProcess):
+    """Frames by media id, from Parquet files here or in the store, with a cache of decoded clips."""
+
+    KEPT = ("_groups", "_video", "_cache_bytes", "_ids", "_places")
+
+    def __init__(
+        self, folder: Path, index: str, video: VideoConfig, cache_bytes: int, remote: tuple[Storage, str] | None
+    ):
+        import pyarrow.parquet as pq
+
+        self._video, self._cache_bytes = video, cache_bytes
+        table = pq.read_table(folder / index, memory_map=True)
+        names = sorted(set(table["file"].to_pylist()))
+        sources: list[Path | RemoteSource] = [folder / name for name in names]
+        if remote is not None:
+            storage, prefix = remote
+            tree = storage.tree(prefix)
+            sources = [(storage, join(prefix, name), tree.files[name].size) for name in names]
+        columns = ["media_id", "kind", "start_s", "end_s", "frames", "original", "original_id"]
+        columns += ["times_s", "duration_s", "height", "width"]
+        self._groups = RowGroups(sources, columns, keep=1 if remote is None else 8)
+        # 8 bytes and three numbers per medium; a dictionary of texts would take twenty times as much.
+        ids = np.fromiter((int(i, 16) for i in table["media_id"].to_pylist()), np.uint64, table.num_rows)
+        number = {name: n for n, name in enumerate(names)}
+        files = np.fromiter((number[name] for name in table["file"].to_pylist()), np.int32, table.num_rows)
+        order = np.argsort(ids)
+        self._ids = ids[order]
+        self._places = np.stack([files, table["group"].to_numpy(), table["row"].to_numpy()], axis=1)[order]
+        self._forget()
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._cache: OrderedDict[str, Clip] = OrderedDict()
+        self._cached_bytes = 0
+        self._decoder: Decoder | None = None
+
+    def get(self, media_id: str) -> Clip:
+        """The frames of a medium; those used last are kept. They are shared: not to be written to."""
+        self._forget_after_fork()
+        with self._lock:
+            if media_id in self._cache:
+                self._cache.move_to_end(media_id)
+                return self._cache[media_id]
+        clip = self._read(media_id)
+        clip.frames.setflags(write=False)
+        with self._lock:
+            if media_id not in self._cache:
+                self._cache[media_id] = clip
+                self._cached_bytes += clip.frames.nbytes
+            while self._cached_bytes > self._cache_bytes and self._cache:
+                self._cached_bytes -= self._cache.popitem(last=False)[1].frames.nbytes
+        return clip
+
+    def _record(self, media_id: str) -> dict[str, Any]:
+        place = int(np.searchsorted(self._ids, np.uint64(int(media_id, 16))))
+        number, group, row = (int(value) for value in self._places[place])
+        record: dict[str, Any] = self._groups.table(number, group).slice(row, 1).to_pylist()[0]
+        if record["media_id"] != media_id:
+            raise UserError(f"the index of the prepared set names another medium than {media_id}; prepare it again")
+        return record
+
+    def _read(self, media_id: str) -> Clip:
+        record = self._record(media_id)
+        kind = cast(MediaKind, record["kind"])
+        if record["frames"]:
+            times_s = np.asarray(record["times_s"], dtype=np.float64)
+            height, width = record["height"], record["width"]
+            return EncodedClip(record["frames"], times_s, record["duration_s"], height, width, kind).decode()
+        original = record["original"] or self._record(record["original_id"])["original"]
+        with self._lock:
+            self._decoder = self._decoder or Decoder(self._video)
+        with tempfile.NamedTemporaryFile(prefix="vthink-original-") as file:
+            file.write(original)
+            file.flush()
+            return stored(self._decoder.read(file.name, kind, record["start_s"], record["end_s"]), self._video)

@@ -1,7 +1,4 @@
-"""The canonical row: one question about one video or image, its answer, and what is known about why.
-
-Everything downstream knows only `Sample`; data sets and benchmarks are adapters into it.
-"""
+"""The canonical row, a question about a video or image. Data sets and benchmarks are adapters into `Sample`."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ..config import Section
-from ..video.clip import MediaKind
+from ..video.config import MediaKind
 
 ProblemType = Literal["multiple_choice", "numerical", "ocr", "free_form", "regression"]
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
@@ -25,15 +22,13 @@ class Media(Section):
     """The video or image that a question is about."""
 
     kind: MediaKind
-    """``video`` or ``image``."""
     uri: str = Field(min_length=1, max_length=4096)
     """Where it is: a path (relative ones count from the file of rows) or an ``s3://`` URI."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of the file, in hex; checked where it is given, filled in by preparation."""
     start_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """Only the part of the video from here is shown; null: from its start."""
+    """Only the part of the video from here to ``end_s`` is shown; null: from its start, to its end."""
     end_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Only the part of the video to here is shown; null: to its end."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -48,12 +43,9 @@ class Media(Section):
 class Evidence(Section):
     """A part of the video that the answer rests on, and what is seen there."""
 
-    start_s: float = Field(ge=0, allow_inf_nan=False)
-    """Start in seconds, counted from the start of the part that is shown (``media.start_s``)."""
+    start_s: float = Field(ge=0, allow_inf_nan=False)  # from the start of the part that is shown (`media.start_s`)
     end_s: float = Field(ge=0, allow_inf_nan=False)
-    """End in seconds, counted likewise."""
-    caption: str
-    """What is seen there."""
+    caption: str  # what is seen there
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -66,28 +58,17 @@ class Evidence(Section):
 class Sample(Section):
     """One question about one video or image."""
 
-    id: str = Field(max_length=1024)
-    """Unique within a data set."""
+    id: str = Field(max_length=1024)  # unique within a data set
     media: Media
-    """What it is about."""
-    question: str
-    """The question, without its options."""
-    options: tuple[str, ...] = ()
-    """Texts of the options, without letters; for ``multiple_choice`` only, 2 to 26 of them."""
-    problem_type: ProblemType
-    """How the answer is given and graded."""
-    answer: str
-    """The true answer; for ``multiple_choice`` its letter, for ``numerical`` and ``regression`` a number."""
-    reasoning: str | None = None
-    """A line of thought that leads to the answer, where one is known."""
-    evidence: tuple[Evidence, ...] = ()
-    """The parts of the video that the answer rests on, where they are known."""
-    source: str = ""
-    """The data set that the row is from."""
-    split: str = "train"
-    """``train``, ``validation``, ``test`` or another name; a video is in one split only."""
-    metadata: dict[str, Any] = Field(default={})
-    """Anything else that the source says, as JSON values."""
+    question: str  # without its options
+    options: tuple[str, ...] = ()  # without letters; for `multiple_choice` only, 2 to 26 of them
+    problem_type: ProblemType  # how the answer is given and graded
+    answer: str  # the true one; for `multiple_choice` its letter, for `numerical` and `regression` a number
+    reasoning: str | None = None  # a line of thought that leads to the answer, where one is known
+    evidence: tuple[Evidence, ...] = ()  # the parts of the video that the answer rests on, where they are known
+    source: str = ""  # the data set that the row is from
+    split: str = "train"  # or `validation`, `test` or another name; a video is in one split only
+    metadata: dict[str, Any] = Field(default={})  # anything else that the source says, as JSON values
 
     @field_validator("split")
     @classmethod

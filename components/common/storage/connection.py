@@ -18,8 +18,7 @@ from .names import StorageError
 
 T = TypeVar("T")
 
-PARALLEL_FILES = 4
-"""Files of a folder that are sent or fetched at once."""
+PARALLEL_FILES = 4  # files of a folder that are sent or fetched at once
 _PARTS_PER_FILE = 4
 _PART_BYTES = 32 * 2**20
 
@@ -28,7 +27,7 @@ _BAD_KEYS = frozenset(
 )
 _UNEXPLAINED = frozenset({"400", "403"})
 _BUSY = frozenset({"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestTimeTooSkewed"})
-_MISSING = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchBucket"})
+_MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 
 _log = logging.getLogger(__name__)
 
@@ -40,53 +39,43 @@ class Connection:
         self.config = config
         self._lock = threading.Lock()
         self._connected: Any = None
-        self._reached = False
-        """Whether the store has answered anything yet."""
-        self._worked = False
-        """Whether it has taken our keys yet."""
+        self._reached = False  # whether the store has answered anything yet
+        self._worked = False  # whether it has taken our keys yet
 
     @property
     def client(self) -> Any:
         """The boto3 client. Its first use fails within seconds when the endpoint is down or the keys are missing."""
-        if self._connected is None:
-            with self._lock:
-                if self._connected is None:
-                    from botocore.exceptions import ClientError
+        from botocore.exceptions import ClientError
 
-                    session = _session()
-                    with contextlib.suppress(ClientError):
-                        probe = _connect(session, self.config, attempts=2, connect_timeout_s=3, read_timeout_s=5)
-                        probe.head_bucket(Bucket=self.config.bucket)
-                    self._connected = _connect(
-                        session, self.config, attempts=3, connect_timeout_s=10, read_timeout_s=60
-                    )
-                    self._reached = True
-        return self._connected
+        with self._lock:
+            if self._connected is None:
+                session = _session()
+                with contextlib.suppress(ClientError):
+                    probe = _connect(session, self.config, attempts=2, connect_s=3, read_s=5)
+                    probe.head_bucket(Bucket=self.config.bucket)
+                self._connected = _connect(session, self.config, attempts=3, connect_s=10, read_s=60)
+                self._reached = True
+            return self._connected
 
     def request(
         self, uri: str, action: Callable[[Any], T], missing_ok: bool = False, ok: Collection[str] = ()
     ) -> T | Any:
         """Ask the store for something, again and again while it is out of order, `StorageConfig.outage_s` at most.
 
-        Args:
-            uri: what it is about, for the message.
-            action: gets the boto3 client. Whatever it does may happen twice, which no request here minds.
-            missing_ok: None is returned when the object is not there.
-            ok: error codes for which None is returned as well.
-
-        Raises:
-            StorageError: what boto3 raised, in one line.
+        ``action`` gets the boto3 client, perhaps twice, which no request here minds. None is returned for the error
+        codes in ``ok``, and with ``missing_ok`` where the object is not there; what else boto3 raises becomes a
+        `StorageError` of one line about ``uri``.
         """
         import boto3.exceptions
         from botocore.exceptions import BotoCoreError, ClientError
 
-        accepted = {*ok, *(_MISSING - {"NoSuchBucket"} if missing_ok else ())}
+        accepted = {*ok, *(_MISSING if missing_ok else ())}
 
         def call() -> T | None:
             try:
                 result = action(self.client)
             except ClientError as error:
-                if error_code(error) not in accepted:
+                if _code(error) not in accepted:
                     raise
                 result = None
             self._worked = True
@@ -94,24 +83,20 @@ class Connection:
 
         def warn(error: Exception, failures: int, left_s: float) -> None:
             if failures == 1:
-                _log.warning("%s; trying for another %.0f s", self.describe(_cause(error), uri), left_s)
+                _log.warning("%s; trying for another %.0f s", self._describe(_cause(error), uri), left_s)
 
         try:
-            return retry(
-                call,
-                transient=lambda error: self._transient(_cause(error)),
-                limit_s=self.config.outage_s,
-                on_retry=warn,
-            )
+            return retry(call, transient=self._transient, limit_s=self.config.outage_s, on_retry=warn)
         except (ClientError, BotoCoreError, boto3.exceptions.Boto3Error, ValueError, OSError) as error:
-            raise StorageError(self.describe(_cause(error), uri)) from error
+            raise StorageError(self._describe(_cause(error), uri)) from error
 
-    def _transient(self, error: BaseException) -> bool:
+    def _transient(self, raised: Exception) -> bool:
         """Whether an error may go away by itself. Refused keys are read anew: somebody may renew them."""
         from botocore import exceptions as boto
 
+        error = _cause(raised)
         if isinstance(error, boto.ClientError):
-            code, status = error_code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            code, status = _code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             if self._worked and (code in _BAD_KEYS or (code in _UNEXPLAINED and self._keys_are_refused())):
                 self._connected = None
                 return True
@@ -128,68 +113,56 @@ class Connection:
 
         try:
             self.client.list_objects_v2(Bucket=self.config.bucket, MaxKeys=1)
-        except ClientError as error:
-            return error_code(error) in _BAD_KEYS
-        except BotoCoreError:
-            return False
+        except (ClientError, BotoCoreError) as error:
+            return isinstance(error, ClientError) and _code(error) in _BAD_KEYS
         return False
 
-    def describe(self, error: BaseException, uri: str) -> str:
+    def _describe(self, error: BaseException, uri: str) -> str:
         """What went wrong, in one line for a person."""
         from botocore import exceptions as boto
 
-        endpoint = self.config.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or "of AWS"
-        if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.ProfileNotFound):
-            return (
-                f"no usable S3 credentials ({first_line(error)}); set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the pod an identity"
-            )
-        if isinstance(error, boto.SSLError):
-            return f"TLS with the S3 endpoint {endpoint} failed ({first_line(error)}); see storage.ca_bundle"
-        if isinstance(error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError):
-            return (
-                f"cannot reach the S3 endpoint {endpoint} ({first_line(error)}); is it running, and is "
-                "storage.endpoint_url right?"
-            )
+        line = first_line(error)
+        store = f"the S3 endpoint {self.config.endpoint_url or os.environ.get('AWS_ENDPOINT_URL_S3') or 'of AWS'}"
         if isinstance(error, boto.ClientError):
-            code = error_code(error)
-            if code in _BAD_KEYS:
-                return (
-                    f"the S3 endpoint {endpoint} refused the credentials ({code}); check AWS_ACCESS_KEY_ID, "
-                    "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the profile or identity in use"
-                )
-            if code == "RequestTimeTooSkewed":
-                return f"the S3 endpoint {endpoint} finds this machine's clock wrong; set the clock"
-            if code in {"403", "AccessDenied", "Forbidden"}:
-                return f"the S3 endpoint {endpoint} denied access to {uri}; check the keys and their rights"
-            if code == "NoSuchBucket":
-                return f"the bucket of {uri} does not exist at the S3 endpoint {endpoint}"
-            if code in _MISSING:
-                return f"{uri} does not exist"
-            message = error.response["Error"].get("Message", "")
-            return f"{uri}: the S3 endpoint {endpoint} answered {code}: {message}"
+            return self._describe_answer(error, uri, store)
+        if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.ProfileNotFound):
+            hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the pod an identity"
+            return f"no usable S3 credentials ({line}); {hint}"
+        if isinstance(error, boto.SSLError):
+            return f"TLS with {store} failed ({line}); see storage.ca_bundle"
+        if isinstance(error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError):
+            return f"cannot reach {store} ({line}); is it running, and is storage.endpoint_url right?"
         if isinstance(error, OSError):
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            return f"{uri}: {first_line(error)}" + ("; free space on this machine's disk" if full else "")
-        return f"{uri}: S3 endpoint {endpoint}: {first_line(error)}"
+            return f"{uri}: {line}" + ("; free space on this machine's disk" if full else "")
+        return f"{uri}: {store[4:]}: {line}"
+
+    def _describe_answer(self, error: Any, uri: str, store: str) -> str:
+        code = _code(error)
+        if code in _BAD_KEYS:
+            keys = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
+            return f"{store} refused the credentials ({code}); check {keys}, or the profile or identity in use"
+        if code == "RequestTimeTooSkewed":
+            return f"{store} finds this machine's clock wrong; set the clock"
+        if code in {"403", "AccessDenied", "Forbidden"}:
+            return f"{store} denied access to {uri}; check the keys and their rights"
+        if code == "NoSuchBucket":
+            return f"the bucket of {uri} does not exist at {store}"
+        if code in _MISSING:
+            return f"{uri} does not exist"
+        return f"{uri}: {store} answered {code}: {error.response['Error'].get('Message', '')}"
 
 
-def error_code(error: Any) -> str:
+def _code(error: Any) -> str:
     """The code with which S3 answered."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def _cause(error: BaseException) -> BaseException:
     """What boto3's and s3transfer's own errors are about."""
-    while True:
-        within = getattr(error, "last_exception", None) or (
-            error.__cause__ or error.__context__
-            if type(error).__module__.startswith(("boto3.", "s3transfer."))
-            else None
-        )
-        if within is None:
-            return error
-        error = within
+    of_boto = type(error).__module__.startswith(("boto3.", "s3transfer."))
+    within = getattr(error, "last_exception", None) or (of_boto and (error.__cause__ or error.__context__))
+    return _cause(within) if within else error
 
 
 @functools.cache
@@ -210,33 +183,26 @@ def _session() -> Any:
     return boto3.session.Session(botocore_session=session)
 
 
-def _connect(
-    session: Any, config: StorageConfig, attempts: int, connect_timeout_s: float, read_timeout_s: float
-) -> Any:
+def _connect(session: Any, config: StorageConfig, attempts: int, connect_s: float, read_s: float) -> Any:
     from botocore.config import Config
 
-    return session.client(
-        "s3",
-        endpoint_url=config.endpoint_url,
-        region_name=config.region,
-        verify=config.ca_bundle,
-        config=Config(
-            connect_timeout=connect_timeout_s,
-            read_timeout=read_timeout_s,
-            retries={"mode": "standard", "total_max_attempts": attempts},
-            max_pool_connections=PARALLEL_FILES * _PARTS_PER_FILE + 4,
-            s3={"addressing_style": "path" if config.path_style else "auto"},
-            # The newer default adds trailing checksums, which several S3-compatible servers refuse.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        ),
+    settings = Config(
+        connect_timeout=connect_s,
+        read_timeout=read_s,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        max_pool_connections=PARALLEL_FILES * _PARTS_PER_FILE + 4,
+        s3={"addressing_style": "path" if config.path_style else "auto"},
+        # The newer default adds trailing checksums, which several S3-compatible servers refuse.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
     )
+    place = {"endpoint_url": config.endpoint_url, "region_name": config.region, "verify": config.ca_bundle}
+    return session.client("s3", config=settings, **place)
 
 
 def transfer_config() -> Any:
     """How boto3 sends and fetches a file: a large one in parts, several at once."""
     from boto3.s3.transfer import TransferConfig
 
-    return TransferConfig(
-        multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=_PARTS_PER_FILE
-    )
+    size = _PART_BYTES
+    return TransferConfig(multipart_threshold=size, multipart_chunksize=size, max_concurrency=_PARTS_PER_FILE)

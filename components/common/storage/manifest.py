@@ -7,52 +7,29 @@ from typing import Annotated, Any, Self
 
 from pydantic import AllowInfNan, Field, field_validator
 
+from .... import __version__
 from ..config import ConfigError, Section
 from .names import MANIFEST, StorageError, as_prefix, digest, join, split_uri
 from .s3 import Storage
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _version() -> str:
-    from .... import __version__
-
-    return __version__
 
 
 class Manifest(Section):
     """What a finished stage says about its output. Written last, it is the stage's completion marker."""
 
     stage: str
-    """Which stage."""
-    fingerprint: str
-    """Identity of the stage's configuration and inputs."""
-    uri: str
-    """Prefix of the output, ending in ``/``; the manifest itself is ``manifest.json`` below it."""
-    inputs: dict[str, str] = Field(default_factory=dict)
-    """URIs of what went in, by name."""
-    counts: dict[str, int] = Field(default_factory=dict)
-    """Whole numbers worth telling, such as rows in and out."""
-    metrics: dict[str, Annotated[float, AllowInfNan(False)]] = Field(default_factory=dict)
-    """Final measurements."""
-    files: dict[str, str] = Field(default_factory=dict)
-    """URIs of what came out, by name; a folder's ends in ``/``."""
-    config: dict[str, Any] = Field(default_factory=dict)
-    """The stage's section of the configuration."""
-    details: dict[str, Any] = Field(default_factory=dict)
-    """Anything else that later stages or a person need."""
+    fingerprint: str  # identity of the stage's configuration and inputs
+    uri: str  # prefix of the output, ending in `/`; the manifest itself is `manifest.json` below it
+    inputs: dict[str, str] = Field(default_factory=dict)  # URIs of what went in, by name
+    counts: dict[str, int] = Field(default_factory=dict)  # whole numbers worth telling, such as rows in and out
+    metrics: dict[str, Annotated[float, AllowInfNan(False)]] = Field(default_factory=dict)  # final measurements
+    files: dict[str, str] = Field(default_factory=dict)  # URIs of what came out, by name; a folder's ends in `/`
+    config: dict[str, Any] = Field(default_factory=dict)  # the stage's section of the configuration
+    details: dict[str, Any] = Field(default_factory=dict)  # anything else that later stages or a person need
     mlflow_run_id: str | None = None
-    """The stage's MLflow run."""
-    seconds: float = 0.0
-    """How long the stage took."""
-    created: str = Field(default_factory=_now)
-    """When, in UTC (ISO 8601)."""
-    version: str = Field(default_factory=_version)
-    """Version of this package."""
-    git_commit: str | None = None
-    """Commit of this package's source, when known."""
+    seconds: float = 0.0  # how long the stage took
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))  # in UTC, ISO 8601
+    version: str = __version__  # of this package
+    git_commit: str | None = None  # of this package's source, when known
 
     @field_validator("uri")
     @classmethod
@@ -73,11 +50,7 @@ class Manifest(Section):
 
     @classmethod
     def read(cls, storage: Storage, manifest_uri: str) -> Self:
-        """Read and check a manifest.
-
-        Raises:
-            StorageError: it is missing, cut off or altered.
-        """
+        """Read a manifest; one that is missing, cut off or altered is a `StorageError`."""
         data = storage.read_json(manifest_uri)
         recorded = data.pop("sha256", None) if isinstance(data, dict) else None
         if recorded is None or recorded != digest(data):
@@ -91,8 +64,7 @@ class Manifest(Section):
     def find(cls, storage: Storage, prefix_uri: str) -> Self | None:
         """The manifest below a prefix, or None when the stage did not finish there.
 
-        One that was cut off while being written counts as not there; a store that cannot be asked is an
-        error.
+        One that was cut off while being written counts as not there; a store that cannot be asked is an error.
         """
         uri = join(as_prefix(prefix_uri), MANIFEST)
         if not storage.exists(uri):

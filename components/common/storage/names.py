@@ -12,14 +12,9 @@ from pydantic import BaseModel
 from ..context import RunContext
 from ..errors import UserError
 
-COMPLETE = "_COMPLETE.json"
-"""Marker of a finished folder; written after everything it lists."""
-
-JOURNAL = "_UPLOAD.json"
-"""What an unfinished upload has sent so far; gone once the folder is complete."""
-
-MANIFEST = "manifest.json"
-"""Marker of a finished stage."""
+COMPLETE = "_COMPLETE.json"  # marker of a finished folder; written after everything it lists
+JOURNAL = "_UPLOAD.json"  # what an unfinished upload has sent so far; gone once the folder is complete
+MANIFEST = "manifest.json"  # marker of a finished stage
 
 
 class StorageError(UserError):
@@ -27,11 +22,7 @@ class StorageError(UserError):
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """``s3://bucket/a/b`` as ``("bucket", "a/b")``.
-
-    Raises:
-        StorageError: it is not an S3 URI.
-    """
+    """``s3://bucket/a/b`` as ``("bucket", "a/b")``; another URI is a `StorageError`."""
     scheme, separator, rest = uri.partition("://")
     bucket, _, key = rest.partition("/")
     if scheme != "s3" or not separator or not bucket:
@@ -53,10 +44,10 @@ def as_prefix(uri: str) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON text that is equal for equal values.
+    """JSON text that is equal for equal values, with sorted keys.
 
-    Keys are sorted, and a float without a fraction is written as an integer: KFP turns the integers inside
-    lists into floats, and a fingerprint must not notice.
+    A float without a fraction is written as an integer: KFP turns the integers inside lists into floats, and a
+    fingerprint must not notice.
     """
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 

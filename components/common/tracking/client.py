@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import logging
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from ..errors import UserError
+from .. import errors
+from ..context import RunContext
 from ..provenance import git_commit
 from ..storage.config import StorageConfig
 from .config import TrackingConfig
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-_MAX_VALUE = 6000
-"""MLflow's limit for the text of a parameter."""
-
+_MAX_VALUE = 6000  # MLflow's limit for the text of a parameter
 GPU_HOURS = "resources/gpu_hours"
 """Metric of a stage's run, and summed up of the pipeline's: hours times the accelerators of the training."""
 
 
-class TrackingError(UserError):
+class TrackingError(errors.UserError):
     """MLflow cannot be used."""
 
 
@@ -43,19 +44,13 @@ def mlflow_environment(storage: StorageConfig | None = None) -> dict[str, str]:
     if storage is not None:
         env["AWS_DEFAULT_REGION"] = os.environ.get("AWS_DEFAULT_REGION", storage.region)
         env["MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE"] = "path" if storage.path_style else "auto"
-        if storage.endpoint_url:
-            env["MLFLOW_S3_ENDPOINT_URL"] = storage.endpoint_url
-        if storage.ca_bundle:
-            env["AWS_CA_BUNDLE"] = storage.ca_bundle
+        env |= {"MLFLOW_S3_ENDPOINT_URL": storage.endpoint_url} if storage.endpoint_url else {}
+        env |= {"AWS_CA_BUNDLE": storage.ca_bundle} if storage.ca_bundle else {}
     return env
 
 
 def tracking_uri(tracking: TrackingConfig) -> str:
-    """Where runs are recorded.
-
-    Raises:
-        TrackingError: neither the configuration nor the environment says.
-    """
+    """Where runs are recorded; a `TrackingError` where neither the configuration nor the environment says."""
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise TrackingError("no MLflow tracking URI: set tracking.uri or MLFLOW_TRACKING_URI")
@@ -63,14 +58,9 @@ def tracking_uri(tracking: TrackingConfig) -> str:
 
 
 def registry_client(tracking: TrackingConfig, storage: StorageConfig | None = None) -> Any:
-    """An ``MlflowClient`` for runs, artifacts and the model registry.
-
-    Raises:
-        TrackingError: the store cannot be opened.
-    """
+    """An ``MlflowClient`` for runs, artifacts and the model registry; a `TrackingError` where it cannot be opened."""
     os.environ.update(mlflow_environment(storage))
-    # Schema migrations are announced line by line otherwise.
-    for name in ("mlflow", "alembic"):
+    for name in ("mlflow", "alembic"):  # schema migrations are announced line by line otherwise
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
@@ -85,16 +75,13 @@ def registry_client(tracking: TrackingConfig, storage: StorageConfig | None = No
 
 
 def without_password(uri: str) -> str:
-    """A URI without the password that it may carry."""
-    scheme, separator, rest = uri.partition("://")
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
+    """A URI, or a text with URIs, without the names and passwords in them."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", uri)
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error, without a password in a URI that it quotes."""
-    lines = str(error).splitlines()
-    return re.sub(r"//[^/@\s]+@", "//", lines[0]) if lines else type(error).__name__
+    return without_password(errors.first_line(error, sys.maxsize))
 
 
 def s3_error_code(error: BaseException | None) -> str | None:
@@ -135,32 +122,33 @@ def ensure_experiment(client: Any, name: str, artifact_root: str | None = None) 
     """The id of the experiment; created, with its artifacts below ``artifact_root``, when there is none."""
     from mlflow.exceptions import MlflowException
 
-    for attempt in range(2):
-        experiment = client.get_experiment_by_name(name)
-        if experiment is not None:
-            if experiment.lifecycle_stage != "active":
-                client.restore_experiment(experiment.experiment_id)
-            return str(experiment.experiment_id)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
             return str(client.create_experiment(name, artifact_location=artifact_root))
         except MlflowException as error:
-            # Another process created it between the two calls.
-            if attempt or error.error_code != "RESOURCE_ALREADY_EXISTS":
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-    raise AssertionError("unreachable")
+            experiment = client.get_experiment_by_name(name)  # another process created it between the two calls
+    if experiment.lifecycle_stage != "active":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
+
+
+def our_experiment(client: Any, context: RunContext) -> str:
+    """The experiment of the configuration, with its artifacts in our store."""
+    return ensure_experiment(client, context.tracking.experiment, context.storage.root_uri + "mlflow")
 
 
 def find_run(client: Any, experiment: str, tags: Mapping[str, str]) -> Any:
     """The newest run with these tags, or None."""
     condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    runs = client.search_runs(
-        [experiment], filter_string=condition, order_by=["attributes.start_time DESC"], max_results=1
-    )
-    return runs[0] if runs else None
+    order = ["attributes.start_time DESC"]
+    return next(iter(client.search_runs([experiment], condition, order_by=order, max_results=1)), None)
 
 
 def reopen_run(client: Any, run_id: str, tags: Mapping[str, str]) -> Any:
-    """Reopen a run."""
+    """Reopen a run; returns it as it was."""
     run = client.get_run(run_id)
     if run.info.status != "RUNNING":
         client.update_run(run_id, status="RUNNING")
@@ -180,10 +168,7 @@ def origin_tags(source: str) -> dict[str, str]:
     tags = {"mlflow.source.name": source, "mlflow.source.type": "JOB"}
     if commit := git_commit():
         tags["vthink.git_commit"] = tags["mlflow.source.git.commit"] = commit
-    with contextlib.suppress(Exception):
-        # A container's user often has no name.
-        import getpass
-
+    with contextlib.suppress(Exception):  # a container's user often has no name
         tags["mlflow.user"] = getpass.getuser()
     for name in ("pipeline_run_id", "pipeline_run_url"):
         if value := os.environ.get(f"KFP_{name.upper()}"):

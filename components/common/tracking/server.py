@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+import httpx
 
 from ..launch.process import LaunchError, Process, free_port, spawn, wait_until_ready
 from ..storage.config import StorageConfig
@@ -33,17 +33,10 @@ class Ui:
 def start_ui(
     tracking: TrackingConfig, storage: StorageConfig, artifact_root: str, log: Path, port: int | None = None
 ) -> Ui:
-    """Serve MLflow's pages over the database and the store, on 127.0.0.1, and wait until they answer.
+    """Serve MLflow's pages over the database (``tracking.uri``) and the store, on 127.0.0.1; returns when they answer.
 
-    Args:
-        tracking: whose ``uri`` is the database (``sqlite:///…``).
-        storage: where the artifacts are; its keys come from this process's environment.
-        artifact_root: ``s3://…`` folder of the artifacts.
-        log: the server's log file.
-        port: default: a free one.
-
-    Raises:
-        LaunchError: the server does not start; says what it printed last.
+    The keys of ``storage`` come from this process's environment; ``artifact_root`` is the ``s3://…`` folder of the
+    artifacts. Where the server does not start, a `LaunchError` says what it printed last to ``log``.
     """
     uri = tracking_uri(tracking)
     if uri.startswith(("http://", "https://")):
@@ -56,8 +49,7 @@ def start_ui(
         "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
     ]  # fmt: skip
     env = {**os.environ, **mlflow_environment(storage)}
-    # It would make the server a client of another server.
-    env.pop("MLFLOW_TRACKING_URI", None)
+    env.pop("MLFLOW_TRACKING_URI", None)  # it would make the server a client of another server
     process = spawn(command, env=env, log=log)
     try:
         wait_until_ready(process, "MLflow", lambda: answers(f"{url}/health"), timeout_s=240)
@@ -69,9 +61,7 @@ def start_ui(
 
 def answers(url: str) -> bool:
     """Whether a server on this machine answers there; no proxy is asked."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=2) as response:
-            return bool(response.status == 200)
-    except (OSError, urllib.error.URLError):
+        return httpx.get(url, timeout=2, trust_env=False).status_code == 200
+    except httpx.HTTPError:
         return False

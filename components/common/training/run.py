@@ -13,9 +13,8 @@ from transformers import PrinterCallback, TrainerCallback
 
 from ..compat.deepspeed import repartition
 from ..launch.job import TrainingJob
-from ..model.card import Lineage
 from ..model.config import ModelConfig
-from ..model.folder import save_model
+from ..model.folder import Lineage, save_model
 from ..model.load import load_model, pick_dtype
 from ..model.store import ensure_base_model, fetch_model
 from ..provenance import git_commit

@@ -11,7 +11,7 @@ from ..compat.torch import load_to_numbered_cpus
 from ..compat.torchvision import declare_torchvision_operators
 from ..errors import UserError
 from ..launch.job import TrainingJob
-from ..launch.lifetime import end_with_owner
+from ..launch.process import end_with_owner
 
 
 def start(module: str, function: str) -> None:

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from ..config import Section
 
+MediaKind = Literal["video", "image"]
+
 
 class VideoConfig(Section):
     """How a video or image becomes frames. It travels with the prepared data and with every model trained on it."""

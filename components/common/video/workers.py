@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import queue
@@ -16,46 +17,36 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..errors import first_line
-from .clip import Clip, DecodeError, DecodeLimitError, FileRequest, MediaKind
-from .codec import DecodedFile, EncodedClip, encode_frames
-from .config import VideoConfig
+from .clip import Clip, DecodedFile, DecodeError, DecodeLimitError, EncodedClip, FileRequest
+from .config import MediaKind, VideoConfig
 from .decode import read_file
-from .signature import signature
 
 T = TypeVar("T")
 R = TypeVar("R")
 _START_LIMIT_S = 120.0
 
-_OF_FILE = ("width", "height", "duration_s", "num_frames")
-"""What a worker tells of a file besides its frames."""
 
+class Decoder(contextlib.AbstractContextManager["Decoder"]):
+    """Decodes files in worker processes, each of which is killed at a limit of time or memory and then replaced.
 
-class Decoder:
-    """Decodes files in worker processes, each of which is killed at a limit of time or memory and then
-    replaced.
-
-    Thread-safe: as many `read` calls run at once as there are workers; more wait. Workers start when first
-    needed and end with this object, or with the process that owns it.
+    Thread-safe: as many `read` calls run at once as there are workers; more wait. Workers start when first needed and
+    end with this object, or with the process that owns it.
     """
 
     def __init__(self, config: VideoConfig, workers: int = 1):
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
-        self.config = config
-        self.workers = workers
+        self.config, self.workers = config, workers
         self._all = [_Worker(config) for _ in range(workers)]
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         for worker in self._all:
             self._idle.put(worker)
         self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
@@ -69,61 +60,45 @@ class Decoder:
     def read(
         self, path: str | Path, kind: MediaKind = "video", start_s: float | None = None, end_s: float | None = None
     ) -> Clip:
-        """`read_clip` in a worker.
-
-        Raises:
-            DecodeError: as `read_clip`, and when the worker ran out of time or memory, or crashed.
-        """
-        request = FileRequest(path, kind, ((start_s, end_s),))
-        header, data = self._run(request, encode=False)
-        (part,) = header["parts"]
-        if "error" in part:
-            raise DecodeError(part["error"])
-        frames = np.frombuffer(bytearray(data), dtype=np.uint8).reshape(part["shape"])
-        return Clip(frames, np.asarray(part["times_s"], dtype=np.float64), part["duration_s"], kind)
+        """`read_clip` in a worker; DecodeError also when it ran out of time or memory, or crashed."""
+        return self._run(FileRequest(path, kind, ((start_s, end_s),)), encode=False).only_clip()
 
     def read_file(self, request: FileRequest) -> DecodedFile:
         """All parts of a file with their frames compressed, as a prepared set stores them, in a worker.
 
-        Raises:
-            DecodeError: none of the parts can be shown, as for `read`.
+        DecodeError as for `read`, when none of the parts can be shown.
         """
-        header, data = self._run(request, encode=True)
-        clips: list[EncodedClip | DecodeError] = []
-        position = 0
-        for part in header["parts"]:
-            if "error" in part:
-                clips.append(DecodeError(part["error"]))
-                continue
-            ends = [position + end for end in np.cumsum(part["sizes"]).tolist()]
-            frames = [data[end - size : end] for end, size in zip(ends, part["sizes"], strict=True)]
-            position = ends[-1]
-            times_s = np.asarray(part["times_s"], dtype=np.float64)
-            height, width = part["shape"][1:3]
-            clips.append(EncodedClip(frames, times_s, part["duration_s"], height, width, request.kind))
-        return DecodedFile(clips, signature=data[position:], **{name: header[name] for name in _OF_FILE})
+        return self._run(request, encode=True)
 
     def map_files(self, requests: Iterable[FileRequest]) -> Iterator[DecodedFile | DecodeError]:
-        """`read_file` for many files side by side; results come in the order of the requests, a failure as its error.
+        """`read_file` for many files side by side, a few per worker ahead; results in order, a failure as its error."""
 
-        Requests are taken from the iterable, and results kept, only a few per worker ahead.
-        """
-        return map_in_order(self._attempt, requests, self.workers, 4 * self.workers)
+        def attempt(request: FileRequest) -> DecodedFile | DecodeError:
+            try:
+                return self.read_file(request)
+            except DecodeError as error:
+                return error
 
-    def _attempt(self, request: FileRequest) -> DecodedFile | DecodeError:
-        try:
-            return self.read_file(request)
-        except DecodeError as error:
-            return error
+        return map_in_order(attempt, requests, self.workers, 4 * self.workers)
 
-    def _run(self, request: FileRequest, encode: bool) -> tuple[dict[str, Any], bytes]:
+    def _run(self, request: FileRequest, encode: bool) -> DecodedFile:
         worker = self._idle.get()
         try:
             if self._closed:
                 raise RuntimeError("the decoder is closed")
-            return worker.run(request, encode)
+            header, data = worker.run(request, encode)
         finally:
             self._idle.put(worker)
+        clips: list[EncodedClip | DecodeError] = []
+        stream = io.BytesIO(data)
+        for part in header.pop("clips"):
+            if "error" in part:
+                clips.append(DecodeError(part["error"]))
+                continue
+            frames = [stream.read(size) for size in part.pop("sizes")]
+            times_s = np.asarray(part.pop("times_s"), dtype=np.float64)
+            clips.append(EncodedClip(frames, times_s, **part, kind=request.kind))
+        return DecodedFile(clips, **header, signature=stream.read())
 
 
 def map_in_order(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Iterator[R]:
@@ -142,28 +117,24 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T], threads: int, a
 
 
 class _Worker:
-    """One process that decodes; started when needed, killed at a limit.
-
-    Requests and replies go through a socket pair. The process is a fresh interpreter, not a fork: a fork of a
-    process with torch's or CUDA's threads may hang, and would inherit its memory.
-    """
+    """One process that decodes, behind a socket pair; started when needed, killed at a limit. It is a fresh
+    interpreter: a fork of a process with torch's or CUDA's threads may hang, and would inherit its memory."""
 
     def __init__(self, config: VideoConfig):
         self._config = config
+        self._too_slow = f"decoding took longer than {config.decode_timeout_s:g} s (decode_timeout_s) and was stopped"
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
 
     def run(self, request: FileRequest, encode: bool) -> tuple[dict[str, Any], bytes]:
         connection = self._ready()
         message = {"path": os.fspath(request.path), "kind": request.kind, "parts": request.parts, "encode": encode}
-        limit_s = self._config.decode_timeout_s
         try:
             connection.send_bytes(json.dumps(message).encode())
-            # The worker's own alarm ends it at the limit; this waits a little longer, for one that cannot be
-            # ended.
-            if not connection.poll(limit_s + 5):
+            # The worker's own alarm ends it at the limit; this waits a little longer, for one that cannot be ended.
+            if not connection.poll(self._config.decode_timeout_s + 5):
                 self.stop()
-                raise DecodeLimitError(_too_slow(limit_s))
+                raise DecodeLimitError(self._too_slow)
             reply = json.loads(connection.recv_bytes())
             if "error" in reply:
                 raise (DecodeLimitError if reply.get("limit") else DecodeError)(reply["error"])
@@ -177,8 +148,7 @@ class _Worker:
         self.stop()
         ours, theirs = socket.socketpair()
         with theirs:
-            # -P: the working folder may hold modules with the names of ours. Not -m, which would import this
-            # twice.
+            # -P: the working folder may hold modules with the names of ours. Not -m, which would import this twice.
             code = f"from {__name__} import _serve; _serve({theirs.fileno()})"
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", code],
@@ -202,13 +172,12 @@ class _Worker:
     def _why_gone(self) -> str:
         """What ended the process that was decoding."""
         assert self._process is not None
-        try:
+        code = 0
+        with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            code = 0
         self.stop()
         if code == -signal.SIGALRM:
-            return _too_slow(self._config.decode_timeout_s)
+            return self._too_slow
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         return f"the decoder crashed ({how}), or needed more memory than {self._config.decode_memory_mib} MiB"
 
@@ -221,10 +190,6 @@ class _Worker:
                 process.wait(5)
         if connection is not None:
             connection.close()
-
-
-def _too_slow(limit_s: float) -> str:
-    return f"decoding took longer than {limit_s:g} s (decode_timeout_s) and was stopped"
 
 
 def _serve(descriptor: int) -> None:
@@ -247,8 +212,7 @@ def _serve(descriptor: int) -> None:
             request = json.loads(connection.recv_bytes())
         except (EOFError, OSError):
             return
-        # With the default action the kernel ends the process: that works in C code, and when the owner is
-        # gone.
+        # With the default action the kernel ends the process: that works in C code, and when the owner is gone.
         signal.setitimer(signal.ITIMER_REAL, config.decode_timeout_s)
         header, data = _answer(request, config)
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -261,26 +225,20 @@ def _serve(descriptor: int) -> None:
 
 
 def _answer(request: dict[str, Any], config: VideoConfig) -> tuple[dict[str, Any], bytes]:
-    kind, encode = request["kind"], request["encode"]
+    parts = [(start, end) for start, end in request["parts"]]
     try:
-        file = read_file(request["path"], config, kind, [(start, end) for start, end in request["parts"]], encode)
-        errors = [clip for clip in file.clips if isinstance(clip, DecodeError)]
-        if len(errors) == len(file.clips):
-            raise errors[0]
-        parts: list[dict[str, Any]] = []
+        file = read_file(request["path"], config, request["kind"], parts, request["encode"])
+        clips: list[dict[str, Any]] = []
         data: list[bytes] = []
         for clip in file.clips:
             if isinstance(clip, DecodeError):
-                parts.append({"error": str(clip)})
+                clips.append({"error": str(clip)})
                 continue
-            frames = encode_frames(clip, config) if encode else [clip.frames.tobytes()]
-            data += frames
-            about = {"times_s": clip.times_s.tolist(), "duration_s": clip.duration_s, "shape": clip.frames.shape}
-            parts.append({**about, "sizes": [len(frame) for frame in frames]})
-        if encode:
-            data.append(signature(file.frames, kind))
-        header = {"parts": parts} | {name: getattr(file, name) for name in _OF_FILE}
-        return header, b"".join(data)
+            data += clip.frames
+            about = {name: getattr(clip, name) for name in ("duration_s", "height", "width")}
+            clips.append({**about, "times_s": clip.times_s.tolist(), "sizes": [len(frame) for frame in clip.frames]})
+        about = {name: getattr(file, name) for name in ("width", "height", "duration_s", "num_frames")}
+        return {**about, "clips": clips}, b"".join([*data, file.signature])
     except DecodeError as error:
         return {"error": str(error)}, b""
     except MemoryError:

@@ -14,11 +14,9 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from ...common.answers.formats import ResponseError, write_response
+from ...common.answers.formats import ResponseError, is_video_r1_format, write_response
 from ...common.answers.grading import grade
-from ...common.answers.responses import parse_response
-from ...common.answers.spans import format_span
-from ...common.answers.video_r1 import is_video_r1_format
+from ...common.answers.responses import format_span, parse_response
 from ...common.config import Section, describe
 from ...common.model.prompts import get_template, question_text
 from ...common.rows.sample import Evidence, Media, Sample

@@ -1,7 +1,7 @@
 """Videos and images that are nearly the same, found by what they look like: another size, compression or container.
 
-`common.video.signature` reduces a file to 768 mean colours; here pairs of signatures with a small difference are found
-without comparing all with all, by locality-sensitive hashing for the Euclidean distance (Datar et al. 2004,
+`common.video.clip.signature` reduces a file to 768 mean colours; here pairs of signatures with a small difference are
+found without comparing all with all, by locality-sensitive hashing for the Euclidean distance (Datar et al. 2004,
 "Locality-sensitive hashing scheme based on p-stable distributions"). Not found: a crop, a mirror image, a cut of
 another length, other brightness.
 """

@@ -18,7 +18,7 @@ import numpy as np
 
 from ...common.config import Section
 from ...common.rows.sample import Sample
-from ...common.video.signature import SIGNATURE_BYTES
+from ...common.video.clip import SIGNATURE_BYTES
 from ..config import DataPrepConfig
 from ..records import PartOutcome, Reason, media_id
 from ..task import open_ledger

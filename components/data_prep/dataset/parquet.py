@@ -8,11 +8,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from ...common.rows.arrow import index_schema, media_schema, rows_schema, to_record, write_records
+from ...common.rows.files import index_schema, media_schema, rows_schema, to_record, write_records
 from ...common.rows.sample import Sample
 from ...common.storage.names import join, sha256_file
-from ...common.storage.objects import FileInfo
-from ...common.storage.s3 import Storage
+from ...common.storage.s3 import FileInfo, Storage
 
 GROUP_BYTES = 2**20
 GROUP_MEDIA = 32

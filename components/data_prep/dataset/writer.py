@@ -14,7 +14,7 @@ from .... import __version__
 from ...common.errors import UserError
 from ...common.rows.sample import Sample
 from ...common.storage.names import join, sha256_file
-from ...common.storage.objects import FileInfo
+from ...common.storage.s3 import FileInfo
 from ..records import PartOutcome, Plan, Quarantined, Reason, Shard, ShardOutcome, media_id
 from ..task import PrepareTask
 from .data_card import DATA_CARD, Contamination, DataCard, MediaCounts, RowCounts, SplitCounts, count_quarantine

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...common.answers.values import extract_letter
+from ...common.answers.grading import extract_letter
 
 Row = Mapping[str, Any]  # a row as a file holds it, or the fields of a `Sample`
 

@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ...common.answers.responses import parse_response
-from ...common.answers.spans import parse_spans
+from ...common.answers.responses import parse_response, parse_spans
 from ...common.registry import Registry
 from . import format as fields
 from .columns import MEDIA, NAMES, columns_of

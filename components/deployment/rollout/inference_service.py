@@ -10,7 +10,7 @@ from ...common.errors import UserError
 from ...common.launch.config import LaunchConfig
 from ...common.launch.kubernetes.client import INFERENCE_SERVICE, Object, condition, is_true, one_line
 from ...common.launch.kubernetes.trainjob import pod_placement
-from ...common.model.card import CARD, ModelCard
+from ...common.model.folder import CARD, ModelCard
 from ...common.model.prompts import Prompt, get_template
 from ...common.storage.names import canonical_json, join
 from ...common.storage.s3 import Storage

@@ -26,8 +26,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from ...common.video.clip import Clip, DecodeError
-from ...common.video.codec import stored
+from ...common.video.clip import Clip, DecodeError, stored
 from ...common.video.workers import Decoder
 from ..config import ServerConfig
 from .completion import ApiError, ChatQuestion, CompletionWriter, GeneratedAnswer, Headers, parse_request

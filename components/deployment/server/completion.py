@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ...common.rows.sample import ProblemType
-from ...common.video.clip import Clip, MediaKind
+from ...common.video.clip import Clip
+from ...common.video.config import MediaKind
 from ..ask import MediaView, StructuredAnswer
 from ..config import ServerConfig
 

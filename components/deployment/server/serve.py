@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...common.compat.kserve import log_like_kserve, serve_routes
 from ...common.errors import UserError
-from ...common.launch.lifetime import end_with_owner
+from ...common.launch.process import end_with_owner
 from ...common.storage.config import StorageConfig
 from ...common.storage.s3 import Storage
 from ..ask import API_KEY

@@ -1,20 +1,25 @@
-"""The files of a benchmark in a folder."""
+"""Where a benchmark's files are, a folder or a prefix in the store, and the questions in them."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ...common.errors import UserError
 from ...common.rows.sample import Sample
-from ...common.storage.names import sha256_file
-from .benchmark import CUT_ALREADY, Benchmark, QuestionSet
-from .entries import entries
+from ...common.storage.names import as_prefix, join, sha256_file
+from ...common.storage.s3 import Storage
+from .benchmark import Benchmark, QuestionSet, entries
 
+CUT_ALREADY = "_segment"
+"""Ending of folders (of lmms-eval's copy of MVBench) whose videos are the parts that are asked about."""
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".mpg", ".mpeg", ".gif")
-
-
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -25,19 +30,19 @@ class DataFolder:
         """Args: ``where``: for messages; ``names``: relative, with ``/`` between parts."""
         self.where = where
         self.names = sorted(names)
-        videos = [name for name in self.names if PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES]
-        images = [name for name in self.names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
-        self._known = {*videos, *images}
+        self._known: set[str] = set()
         self._by_stem: dict[str, list[str]] = {}
-        for name in videos:
-            self._by_stem.setdefault(_stem(name).rpartition("/")[2], []).append(name)
+        for name in self.names:
+            suffix = PurePosixPath(name).suffix.lower()
+            if suffix in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES):
+                self._known.add(name)
+            if suffix in VIDEO_SUFFIXES:
+                self._by_stem.setdefault(_stem(name).rpartition("/")[2], []).append(name)
 
     def annotations(self, alternatives: Sequence[Sequence[str]]) -> list[str]:
         """The annotation files of the first alternative that is there, wherever in the folder they lie.
 
-        Raises:
-            UserError: there is none.
-        """
+        Raises `UserError`: there is none."""
         for patterns in alternatives:
             matching = [name for name in self.names if any(PurePosixPath(name).match(p) for p in patterns)]
             if matching:
@@ -49,22 +54,17 @@ class DataFolder:
         """The video's (or, as it stands, an image's) name in the folder, or None.
 
         Tried in turn: the candidates as they stand, below other folders, with another ending. A file that only
-        shares its last name with a candidate is another video, and a name that several files have is nobody's.
-        """
+        shares its last name with a candidate is another video, and a name that several files have is nobody's."""
         for candidate in candidates:
             if candidate in self._known:
                 return candidate
         for candidate in candidates:
             stem = _stem(candidate)
-            alike = [
-                name
-                for name in self._by_stem.get(stem.rpartition("/")[2], [])
-                if f"/{_stem(name)}".endswith(f"/{stem}")
-            ]
-            same = [name for name in alike if name.endswith(candidate)]
-            for candidates_there in (same, alike):
-                if len(candidates_there) == 1:
-                    return candidates_there[0]
+            same_name = self._by_stem.get(stem.rpartition("/")[2], [])
+            alike = [name for name in same_name if f"/{_stem(name)}".endswith(f"/{stem}")]
+            for matching in ([name for name in alike if name.endswith(candidate)], alike):
+                if len(matching) == 1:
+                    return matching[0]
         return None
 
 
@@ -75,16 +75,9 @@ def _stem(name: str) -> str:
 
 
 def load_questions(benchmark: Benchmark, folder: DataFolder, local: Callable[[str], Path]) -> QuestionSet:
-    """Read a benchmark's annotation files and find its videos.
+    """Read a benchmark's annotation files (``local`` gives their paths on this machine) and find its videos.
 
-    Args:
-        benchmark: whose.
-        folder: what is there.
-        local: gives the path on this machine of a name in the folder.
-
-    Raises:
-        UserError: no annotation file, one that is not as published, or not one video.
-    """
+    Raises `UserError`: no annotation file, one that is not as published, or not one video."""
     samples: list[Sample] = []
     missing: dict[str, str] = {}
     files: dict[str, str] = {}
@@ -92,27 +85,135 @@ def load_questions(benchmark: Benchmark, folder: DataFolder, local: Callable[[st
     for name in folder.annotations(benchmark.files):
         path = local(name)
         files[name] = sha256_file(path)
-        for entry in entries(path, name):
-            for question in benchmark.read(entry):
-                sample = question.sample
-                seen[sample.id] = seen.get(sample.id, 0) + 1
-                if seen[sample.id] > 1:  # published ids repeat
-                    sample = sample.model_copy(update={"id": f"{sample.id}#{seen[sample.id]}"})
-                name_in_folder = folder.video(question.videos)
-                if name_in_folder is None:
-                    missing[sample.id] = f"no video: none of {', '.join(question.videos[:3])} in {folder.where}"
-                else:
-                    changed: dict[str, Any] = {"uri": name_in_folder}
-                    if PurePosixPath(name_in_folder).parent.name.endswith(CUT_ALREADY):
-                        changed |= {"start_s": None, "end_s": None}
-                    media = sample.media.model_copy(update=changed)
-                    sample = sample.model_copy(update={"media": media})
-                samples.append(sample)
+        for question in (question for entry in entries(path, name) for question in benchmark.read(entry)):
+            sample, video = question.sample, folder.video(question.videos)
+            seen[sample.id] = seen.get(sample.id, 0) + 1
+            if seen[sample.id] > 1:  # published ids repeat
+                sample = sample.model_copy(update={"id": f"{sample.id}#{seen[sample.id]}"})
+            if video is None:
+                missing[sample.id] = f"no video: none of {', '.join(question.videos[:3])} in {folder.where}"
+            else:
+                whole = PurePosixPath(video).parent.name.endswith(CUT_ALREADY)
+                changed = {"uri": video} | ({"start_s": None, "end_s": None} if whole else {})
+                sample = sample.model_copy(update={"media": sample.media.model_copy(update=changed)})
+            samples.append(sample)
     if not samples:
         raise UserError(f"{folder.where}: no question in {', '.join(files)}")
     if len(missing) == len(samples):
-        first = next(iter(missing.values()))
         raise UserError(
-            f"{folder.where}: none of the videos of {benchmark.title} is there ({first}); unpack the archives"
+            f"{folder.where}: none of the videos of {benchmark.title} is there ({next(iter(missing.values()))}); "
+            "unpack the archives"
         )
     return QuestionSet(benchmark, samples, missing, files)
+
+
+class LocalFile:
+    """A file on this machine; one that was fetched is removed when nobody holds this object any more."""
+
+    def __init__(self, path: Path, fetched: bool = False) -> None:
+        self.path = path
+        self._fetched = fetched
+
+    def __del__(self) -> None:
+        if self._fetched:
+            with suppress(OSError):
+                self.path.unlink()
+
+
+@dataclass
+class Source:
+    """Where a benchmark's files are: a folder, or a prefix in the store."""
+
+    folder: DataFolder
+    root: Path | str
+    storage: Storage | None
+    work_dir: Path
+
+    @classmethod
+    def open(cls, where: str, storage: Storage | None, work_dir: Path, hub: str = "") -> Source:
+        """List what is in a folder, ``s3://…/``, or ``hub``, which means the data set ``hub``.
+
+        Raises `UserError`: nothing is there."""
+        if where == "hub":
+            where = str(_from_hub(hub, work_dir))
+        if where.startswith("s3://"):
+            if storage is None:
+                raise UserError(f"{where}: no object store to look in")
+            prefix = as_prefix(where)
+            names = [item.uri.removeprefix(prefix) for item in storage.list(prefix)]
+            names = [name for name in names if ".." not in PurePosixPath(name).parts and not name.endswith("/")]
+            source = cls(DataFolder(prefix, names), prefix, storage, work_dir)
+        else:
+            root = Path(where)
+            if not root.is_dir():
+                raise UserError(f"{where}: there is no such folder")
+            source = cls(DataFolder(where, _names_below(root)), root, None, work_dir)
+        if not source.folder.names:
+            raise UserError(f"{where}: nothing there")
+        return source
+
+    def file(self, name: str) -> LocalFile:
+        """One of its files, on this machine."""
+        if self.storage is None:
+            return LocalFile(Path(self.root) / name)
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        descriptor, path = tempfile.mkstemp(prefix="fetched-", suffix=PurePosixPath(name).suffix, dir=self.work_dir)
+        os.close(descriptor)
+        file = LocalFile(Path(path), fetched=True)
+        self.storage.download_file(join(str(self.root), name), file.path)
+        return file
+
+
+def _from_hub(name: str, work_dir: Path) -> Path:
+    """A folder with a data set of the hub, its archives unpacked; fetched once."""
+    if not name:
+        raise UserError("a set of your own is not on the hub; give its folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    folder = work_dir / "hub" / name.replace("/", "--")
+    try:
+        snapshot_download(name, repo_type="dataset", local_dir=folder)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the data set {name} cannot be fetched from the hub ({reason}); give the folder it is in"
+        ) from None
+    for archive in sorted(folder.rglob("*.zip")):
+        unpack(archive)
+    return folder
+
+
+def unpack(archive: Path) -> Path:
+    """Unpack a zip archive into a folder of its name beside it, once; nothing is written outside of that folder.
+
+    Raises `UserError`: it is damaged, or there is no room for it."""
+    target = archive.with_suffix("")
+    done = archive.with_name(f".{archive.name}.unpacked")
+    if done.exists():
+        return target
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            wanted, free = sum(item.file_size for item in opened.infolist()), shutil.disk_usage(archive.parent).free
+            if wanted > free:
+                raise UserError(f"{archive}: needs {wanted / 2**30:.1f} GiB unpacked, {free / 2**30:.1f} are free")
+            opened.extractall(target)  # leaves out leading slashes and ".."
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{archive}: cannot be unpacked ({error}); delete it and run again") from None
+    done.touch()
+    return target
+
+
+def _names_below(root: Path) -> list[str]:
+    """Files below a folder; linked folders are followed, each once."""
+    names: list[str] = []
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        names += [Path(folder, name).relative_to(root).as_posix() for name in files]
+    return names

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from ...common.answers.responses import parse_response
 from ...common.html import images, page
-from ..answers import one_line
+from ..ask import one_line
 from ..conditions import CONDITIONS, ORDERED, clip_key, condition_title, frame_order, seed_of
 from ..config import EvaluationConfig
 from ..item import Item
-from .board import Board
+from .cells import Board
 
 if TYPE_CHECKING:
     from ...common.video.clip import Clip
+    from ..results import BenchmarkResult
 
 Clips = Callable[[Item], "Clip | None"]
 """The clip that an item was about; None where it cannot be had."""
@@ -160,3 +163,27 @@ def _chosen(questions: Sequence[_Question], candidate: str, config: EvaluationCo
     turns = [(turn, number) for number, group in enumerate(groups.values()) for turn in range(len(group))]
     listed = list(groups.values())
     return [listed[number][turn] for turn, number in sorted(turns)[: config.report_items]]
+
+
+NUM_FRAMES = 16
+"""Shown of a video, whatever the model was shown."""
+
+
+@contextmanager
+def folder_clips(results: Sequence[BenchmarkResult]) -> Iterator[Clips]:
+    """Gives clips of items, read in a worker process that hostile files cannot harm; None where the folder
+    of the benchmark is no longer there."""
+    from ...common.video.config import VideoConfig
+    from ...common.video.workers import Decoder
+
+    folders = [data for result in results if (data := result.result.data) and not data.startswith("s3://")]
+    roots = [Path(data).resolve() for data in dict.fromkeys(folders) if Path(data).is_dir()]
+    with Decoder(VideoConfig(num_frames=NUM_FRAMES, max_pixels=256 * 28 * 28)) as decoder:
+
+        def clip(item: Item) -> Clip | None:
+            name = Path(item.video)
+            inside = ".." not in name.parts and not name.is_absolute()  # a name may not lead out of the folder
+            path = next((root / name for root in roots if inside and (root / name).is_file()), None)
+            return None if path is None else decoder.read(path, "video", *item.clip)
+
+        yield clip

@@ -2,8 +2,7 @@
 
 `evaluation_page` shows the pipeline's evaluation (models of one run on the held-out split); `benchmark_page` compares
 finished benchmarks (folders of ``vthink evaluate --benchmark``), with the papers' published figures beside them. A page
-holds everything it needs and asks for nothing; items travel as data that its script shows page by page.
-"""
+holds everything it needs and asks for nothing; items travel as data that its script shows page by page."""
 
 from __future__ import annotations
 
@@ -17,8 +16,7 @@ from ..config import EvaluationConfig
 from ..results import BenchmarkResult, Comparison, EvaluationResult
 from ..summary import comparisons
 from . import tables
-from .board import Board
-from .cells import differences_table, how_sure
+from .cells import Board, differences_table, how_sure
 from .items import Clips, browser
 
 if TYPE_CHECKING:
@@ -34,13 +32,8 @@ def evaluation_page(
 ) -> str:
     """The report of the pipeline's evaluation.
 
-    Args:
-        result: its numbers.
-        results: every model on the held-out split.
-        benchmarks: of the same models; their items have a page of their own (`benchmark_page`).
-        clip: gives the clip of an item by its id.
-        config: of the evaluation; ``report_items`` of the items are shown with frames.
-    """
+    ``results`` are of every model on the held-out split, ``benchmarks`` of the same models (their items have a page of
+    their own, `benchmark_page`); ``clip`` gives the clip of an item by its id."""
     board = Board(results)
     sections: list[tuple[str, Markup | None]] = [
         ("Models", tables.conditions_table(board, result.left_out, config)),
@@ -65,13 +58,9 @@ def evaluation_page(
 def benchmark_page(results: Sequence[BenchmarkResult], config: EvaluationConfig, clips: Clips | None = None) -> str:
     """Models × benchmarks, with the published figures beside them.
 
-    Args:
-        results: in the order in which models shall stand; the first model is the one that marks compare with, the last
-            one the one whose regressions are shown. A model with several results of one benchmark has runs: their mean
-            and spread are shown, and the first stands for them elsewhere.
-        config: confidence, resamples and seed of comparisons; ``report_items`` of the items are shown with frames.
-        clips: gives the clip of an item; None: no pictures.
-    """
+    ``results`` are in the order in which models shall stand: marks compare with the first one, regressions are the last
+    one's. A model with several results of one benchmark has runs: their mean and spread are shown, and the first stands
+    for them elsewhere. ``clips`` gives the clip of an item; None: no pictures."""
     board = Board(results)
     differences = _comparisons(board, config)
     sections: list[tuple[str, Markup | None]] = [

@@ -17,9 +17,7 @@ from ..metrics import METRICS, metric_named
 from ..results import BenchmarkResult, Comparison, EvaluationResult
 from ..statistics import Difference, over_runs
 from ..summary import compare
-from .board import Board
-from .cells import bar, estimate_cell, legend, small
-from .published import PublishedModel, published
+from .cells import Board, PublishedModel, bar, benchmark_filter, estimate_cell, legend, published, small
 
 _BASELINES = {"whole_clip": "always the whole clip", "mean_training_span": "mean training span"}
 _ABILITIES = (
@@ -49,19 +47,10 @@ def conditions_table(board: Board, left_out: Mapping[str, str], config: Evaluati
                 difference = compare(result, first, metric, config.resampling) if compared else None
                 row.append(estimate_cell(cell.metrics.get(metric), metric, difference))
             table.append([*row, cell.metrics["accuracy"].n])
-    notes = [f"{_title(name)}: not measured, {why}." for name, why in left_out.items()]
+    notes = [f"{condition_title(name)}: not measured, {why}." for name, why in left_out.items()]
     columns = ["model", *(metric_named(name).title for name in names), "n"]
-    return page.joined(
-        [
-            blocks.table(columns, table, sortable=True),
-            legend(first.model, len(results) > 1),
-            *map(page.paragraph, notes),
-        ]
-    )
-
-
-def _title(name: str) -> str:
-    return condition_title(name) if name in CONDITIONS else name
+    shown = blocks.table(columns, table, sortable=True)
+    return page.joined([shown, legend(first.model, len(results) > 1), *map(page.paragraph, notes)])
 
 
 def benchmarks_table(board: Board, comparisons: Sequence[Comparison]) -> Markup:
@@ -87,33 +76,25 @@ def benchmarks_table(board: Board, comparisons: Sequence[Comparison]) -> Markup:
         for key, score, _ in columns:
             row.append(_runs_cell(board.runs.get((model, key), ()), score, against.get((model, key, score))))
         table.append(row)
-    of_ours = len(table)
-    for one in figures.models:
-        if any(f"{key}.{score}" in one.values for key, score, _ in columns):
-            name = f"{one.model} @{one.frames}"
-            label = Markup('<span class="soft">{}<br><small>published: {}</small></span>').format(name, one.source)
-            table.append(
-                [Cell(content=label, sort=name), *(_published_cell(one, f"{key}.{score}") for key, score, _ in columns)]
-            )
-    values = [{"source": ["ours" if place < of_ours else "published"]} for place in range(len(table))]
+    names = {f"{key}.{score}": heading for key, score, heading in columns}
+    for one in (one for one in figures.models if one.values.keys() & names.keys()):
+        name = f"{one.model} @{one.frames}"
+        label = Markup('<span class="soft">{}<br><small>published: {}</small></span>').format(name, one.source)
+        table.append([Cell(content=label, sort=name), *(_published_cell(one, figure) for figure in names)])
+    sources = ["ours"] * len(board.models) + ["published"] * (len(table) - len(board.models))
+    values = [{"source": [source]} for source in sources]
     filters = [Filter(key="source", label="source", choices=[("ours", "ours"), ("published", "published")])]
     notes = [
-        f"{heading}: {figures.unverified[f'{key}.{score}']} — unverified; compare the published figure with care."
-        for key, score, heading in columns
-        if f"{key}.{score}" in figures.unverified and any(f"{key}.{score}" in one.values for one in figures.models)
+        "Published figures are the papers' own, with their frames (@) and pixels; they have no interval and are not "
+        "re-measured here.",
+        *(
+            f"{heading}: {figures.unverified[name]} — unverified; compare the published figure with care."
+            for name, heading in names.items()
+            if name in figures.unverified and any(name in one.values for one in figures.models)
+        ),
     ]
-    headings = ["model", *(heading for _, _, heading in columns)]
-    return page.joined(
-        [
-            blocks.table(headings, table, sortable=True, filters=filters, values=values),
-            legend(reference, len(board.models) > 1),
-            small(
-                "Published figures are the papers' own, with their frames (@) and pixels; they have no interval and "
-                "are not re-measured here."
-            ),
-            *map(small, notes),
-        ]
-    )
+    shown = blocks.table(["model", *names.values()], table, sortable=True, filters=filters, values=values)
+    return page.joined([shown, legend(reference, len(board.models) > 1), *map(small, notes)])
 
 
 def _published_cell(one: PublishedModel, name: str) -> Any:
@@ -144,16 +125,13 @@ def kinds_table(board: Board) -> Markup:
     for key, results in board.by_benchmark.items():
         groups = dict.fromkeys(group for result in results for group in result.ordered.groups)
         for group in sorted(groups, key=lambda group: group[0] == "by_type"):
-            estimates = [
-                result.ordered.estimate("accuracy", group) if (result := board.get(model, key)) is not None else None
-                for model in board.models
-            ]
+            measured = [board.get(model, key) for model in board.models]
+            estimates = [one.ordered.estimate("accuracy", group) if one else None for one in measured]
             n = max((estimate.n for estimate in estimates if estimate), default=0)
             table.append([group[1], board.titles[key], *(estimate_cell(estimate) for estimate in estimates), n])
             values.append({"benchmark": [key], "group": [group[0]]})
     filters = [Filter(key="group", label="by", choices=[("by_kind", "kind"), ("by_type", "problem type")])]
-    if len(board.titles) > 1:
-        filters.append(Filter(key="benchmark", label="benchmark", choices=list(board.titles.items())))
+    filters += benchmark_filter(board.titles)
     columns = ["kind", "benchmark", *board.models, "n"]
     return blocks.table(columns, table, sortable=True, filters=filters, values=values)
 
@@ -211,8 +189,7 @@ def reliance_chart(board: Board) -> Markup:
         estimates = {name: e for name, cell in cells if cell and (e := cell.estimate(result.headline)) is not None}
         bars = [bar(condition_title(n), e, "accent" if n == ORDERED else "plain") for n, e in estimates.items()]
         if len(bars) > 1:
-            name = f"{result.model}, {result.result.title}" if len(board.titles) > 1 else result.model
-            columns.append((name, estimates[ORDERED].n, bars))
+            columns.append((board.label(result), estimates[ORDERED].n, bars))
     if not columns:
         return page.paragraph("Asked with frames in order only, so that this cannot be said.")
     note = "A model that answers from the words of the question does as well without the video, or with a wrong one."
@@ -234,18 +211,16 @@ def grounding_chart(result: EvaluationResult) -> Markup:
 
 def failures_table(board: Board) -> Markup | None:
     """The questions that got no answer."""
-    table = []
-    for result in board.firsts:
-        model = f"{result.model}, {result.result.title}" if len(board.titles) > 1 else result.model
-        table += [[row.id, model, condition_title(row.condition), row.error] for row in result.result.failed]
+    table = [
+        [row.id, board.label(result), condition_title(row.condition), row.error]
+        for result in board.firsts
+        for row in result.result.failed
+    ]
     if not table:
         return None
-    block = page.paragraph(f"{len(table)} items.") + blocks.table(
-        ["item", "model", "condition", "reason"], table[:_MAX_FAILURES], sortable=True
-    )
-    if len(table) > _MAX_FAILURES:
-        block += page.paragraph(f"and {len(table) - _MAX_FAILURES} more, in items.jsonl")
-    return block
+    columns, more = ["item", "model", "condition", "reason"], len(table) - _MAX_FAILURES
+    shown = page.paragraph(f"{len(table)} items.") + blocks.table(columns, table[:_MAX_FAILURES], sortable=True)
+    return shown + page.paragraph(f"and {more} more, in items.jsonl") if more > 0 else shown
 
 
 def regressions_table(board: Board) -> Markup | None:
@@ -253,34 +228,29 @@ def regressions_table(board: Board) -> Markup | None:
     if len(board.models) < 2:
         return None
     before, now = board.models[-2:]
-    table: list[tuple[str, str, str, int, int, int]] = []
+    tallies: dict[tuple[str, str, str], list[int]] = {}  # (what, name, benchmark): lost, gained, items
     for key in board.titles:
         earlier, later = board.get(before, key), board.get(now, key)
         if earlier is None or later is None:
             continue
         was_right = {item.id: item.correct for item in earlier.items[ORDERED]}
-        both = [item for item in later.items[ORDERED] if item.id in was_right]
-        for what in ("question", "video"):
-            tally: dict[str, list[int]] = {}
-            for item in both:
-                name = item.video if what == "video" else item.kind or item.problem_type
-                counts = tally.setdefault(name, [0, 0, 0])
-                counts[0] += was_right[item.id] and not item.correct
-                counts[1] += item.correct and not was_right[item.id]
-                counts[2] += 1
-            table += [(what, name, key, lost, won, n) for name, (lost, won, n) in tally.items() if lost > won]
-    if not table:
+        for item in (item for item in later.items[ORDERED] if item.id in was_right):
+            for what, name in (("question", item.kind or item.problem_type), ("video", item.video)):
+                tally = tallies.setdefault((what, name, key), [0, 0, 0])
+                tally[0] += was_right[item.id] and not item.correct
+                tally[1] += item.correct and not was_right[item.id]
+                tally[2] += 1
+    worse = [(*which, lost, gained, n) for which, (lost, gained, n) in tallies.items() if lost > gained]
+    if not worse:
         return page.paragraph(f"None: no kind of question lost more than it gained since {before}.")
-    table.sort(key=lambda row: (row[0], row[4] - row[3], row[1]))
     several = len(board.titles) > 1
+    button = Markup('<button type="button" data-show="{}">show</button>')
     rows = []
     for what in ("question", "video"):
-        for _, name, key, lost, gained, n in [row for row in table if row[0] == what][:_MAX_REGRESSIONS]:
+        worst = sorted((row for row in worse if row[0] == what), key=lambda row: (row[4] - row[3], row[1]))
+        for _, name, key, lost, gained, n in worst[:_MAX_REGRESSIONS]:
             wanted = {"change": "lost", "kind" if what == "question" else "video": name, "set": key}
-            show = Markup('<button type="button" data-show="{}">show</button>').format(
-                json.dumps(wanted, ensure_ascii=False)
-            )
-            shown = Cell(content=show, sort=None)
+            shown = Cell(content=button.format(json.dumps(wanted, ensure_ascii=False)), sort=None)
             rows.append([what, name, *([board.titles[key]] if several else []), lost, gained, gained - lost, n, shown])
     filters = [Filter(key="what", label="by", choices=[("question", "kind of question"), ("video", "video")])]
     columns = ["", "name", *(["benchmark"] if several else []), "lost", "gained", "net", "items", ""]
@@ -298,25 +268,11 @@ def settings_table(board: Board) -> Markup:
         per_second = f"{video['fps']} fps" if video.get("fps") else ""
         frames = video.get("num_frames") or per_second or result.model.frames or ""
         asked = (settings.temperature, settings.top_p, settings.max_new_tokens, settings.seed)
-        table.append(
-            [
-                run.model,
-                result.title,
-                settings.protocol or "",
-                str(frames),
-                str(video.get("max_pixels") or ""),
-                *("" if value is None else str(value) for value in asked),
-                result.model.prompt,
-                result.items,
-                result.videos,
-                result.missing_videos,
-                result.model.uri[-80:],
-                (result.git_commit or "")[:12],
-            ]
-        )
+        before = [run.model, result.title, settings.protocol, frames, video.get("max_pixels"), *asked]
+        row: list[Any] = ["" if value is None else str(value) for value in [*before, result.model.prompt]]
+        row += [result.items, result.videos, result.missing_videos]
+        table.append([*row, result.model.uri[-80:], (result.git_commit or "")[:12]])
         traps += [f"{result.title}: {trap}" for trap in result.traps]
     columns = ["model", "benchmark", "protocol", "frames", "pixels", "temperature", "top_p", "tokens", "seed", "prompt"]
     columns += ["questions", "videos", "missing", "from", "commit"]
-    return page.joined(
-        [blocks.table(columns, table, sortable=True), *(page.paragraph(text) for text in dict.fromkeys(traps))]
-    )
+    return page.joined([blocks.table(columns, table, sortable=True), *map(page.paragraph, dict.fromkeys(traps))])

@@ -211,7 +211,7 @@ TORCH_FREE = [
             "config",
             "context",
             "launch.kubernetes.backend",
-            "launch.local",
+            "launch.backend",
             "launch.workspace",
             "model.prompts",
             "storage.manifest",

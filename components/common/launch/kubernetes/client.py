@@ -1,7 +1,7 @@
 """The Kubernetes API, as the training launcher and the deployer use it: calls that are repeated, watches that resume.
 
-Objects are plain dictionaries, as in YAML. Authentication, TLS and transport are the official client's. It is imported
-only when a cluster is asked for, so that everything else works without it.
+Objects are plain dictionaries, as in YAML. Authentication, TLS and transport are the official client's, which is
+imported only when a cluster is asked for.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...retry import Backoff, retry
 from ..process import LaunchError
@@ -23,8 +22,13 @@ from ..process import LaunchError
 Object = dict[str, Any]
 """A Kubernetes object or list, as JSON."""
 
+Selector = Mapping[str, str] | None
+"""Labels or fields that objects must have."""
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_TRANSIENT = {429, 500, 502, 503, 504}
+_HINTS = {
+    401: "; the token is not accepted (expired?)",
+    403: "; the service account lacks the right (k8s/team grants it)",
+}
 
 
 class ClusterError(LaunchError):
@@ -38,8 +42,7 @@ class ClusterError(LaunchError):
         """When the server wants to be asked again, where it says so."""
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of object, and where the API keeps it."""
 
     name: str
@@ -54,7 +57,7 @@ class Kind:
 
     def path(self, namespace: str, name: str | None = None, below: str | None = None) -> str:
         """Path of a namespaced collection, object or subresource."""
-        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        root = f"/{'apis' if self.group else 'api'}/{self.api_version}"
         return "/".join(filter(None, [root, "namespaces", namespace, self.plural, name, below]))
 
 
@@ -66,10 +69,16 @@ POD = Kind("Pod", "", "v1", "pods")
 EVENT = Kind("Event", "", "v1", "events")
 
 
+def at(obj: Any, *path: str) -> Any:
+    """What is at a path in an object; None where something of it is missing or null."""
+    for key in path:
+        obj = (obj or {}).get(key)
+    return obj
+
+
 def condition(obj: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     """An object's condition; ``{}`` where it has none of this type."""
-    conditions = (obj.get("status") or {}).get("conditions") or []
-    return next((entry for entry in conditions if entry.get("type") == kind), {})
+    return next((entry for entry in at(obj, "status", "conditions") or [] if entry.get("type") == kind), {})
 
 
 def is_true(obj: Mapping[str, Any], kind: str) -> bool:
@@ -79,7 +88,7 @@ def is_true(obj: Mapping[str, Any], kind: str) -> bool:
 
 def phase(pod: Mapping[str, Any]) -> str | None:
     """A pod's phase; None before it has one."""
-    return (pod.get("status") or {}).get("phase")
+    return at(pod, "status", "phase")
 
 
 def one_line(text: object, limit: int = 1000) -> str:
@@ -107,11 +116,7 @@ class Cluster:
 
     @classmethod
     def connect(cls, namespace: str | None = None) -> Cluster:
-        """The cluster that ``KUBECONFIG`` names, or this pod's, or the kubeconfig's current context.
-
-        Raises:
-            ClusterError: there is none, or the client is not installed.
-        """
+        """The cluster that ``KUBECONFIG`` names, or this pod's, or the kubeconfig's current one; else ClusterError."""
         try:
             from kubernetes import client, config
         except ImportError:
@@ -126,31 +131,40 @@ class Cluster:
                 config.load_kube_config(file, client_configuration=configuration)
                 default = config.list_kube_config_contexts(file)[1]["context"].get("namespace")
         except (config.ConfigException, OSError, KeyError, TypeError) as error:
-            raise ClusterError(
-                f"no Kubernetes cluster: {one_line(error, 200)}; set KUBECONFIG, or run in a pod"
-            ) from error
+            reason = one_line(error, 200)
+            raise ClusterError(f"no Kubernetes cluster: {reason}; set KUBECONFIG, or run in a pod") from error
         configuration.retries = False  # repeated here, where the reason is known
         return cls(client.ApiClient(configuration), namespace or default or "default")
 
     # --- calls ---
 
-    def _once(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, Any],
-        body: Any = None,
-        timeout_s: float = 30.0,
-    ) -> Any:
-        """One request; the response, not yet read.
-
-        Raises:
-            ClusterError: with the status, if there was an answer.
-        """
+    @contextlib.contextmanager
+    def _errors(self, what: str = "") -> Iterator[None]:
+        """What the client raises becomes a `ClusterError`, with the status if there was an answer."""
         import urllib3
         from kubernetes.client.rest import ApiException
 
         try:
+            yield
+        except ApiException as error:
+            try:
+                message = json.loads(error.body)["message"]
+            except (TypeError, ValueError, KeyError):
+                message = error.body
+            try:
+                retry_after_s = min(float(error.headers["Retry-After"]), 60.0)
+            except (TypeError, KeyError, ValueError):
+                retry_after_s = None
+            text = f"{error.status} {one_line(message, 400) or error.reason}{_HINTS.get(error.status, '')}"
+            raise ClusterError(f"{what}: {text}", error.status or None, retry_after_s) from error
+        except (urllib3.exceptions.HTTPError, OSError, json.JSONDecodeError) as error:
+            reason = str(getattr(error, "reason", None) or error).rpartition(": ")[2][:200]
+            host = self.api_client.configuration.host
+            raise ClusterError(f"the Kubernetes API at {host} does not answer ({reason})") from error
+
+    def _once(self, method: str, path: str, query: Mapping[str, Any], body: Any = None, timeout_s: float = 30.0) -> Any:
+        """One request; the response, not yet read."""
+        with self._errors(f"{method} {path}"):
             return self.api_client.call_api(
                 path,
                 method,
@@ -162,28 +176,16 @@ class Cluster:
                 _return_http_data_only=True,
                 _request_timeout=(10.0, timeout_s),
             )
-        except ApiException as error:
-            raise ClusterError(
-                f"{method} {path}: {_message(error)}", error.status or None, _retry_after_s(error.headers)
-            ) from error
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise self._unreachable(error) from error
 
-    def _unreachable(self, error: Exception) -> ClusterError:
-        reason = str(getattr(error, "reason", None) or error).rpartition(": ")[2][:200]
-        return ClusterError(f"the Kubernetes API at {self.api_client.configuration.host} does not answer ({reason})")
-
-    def request(self, method: str, path: str, query: Mapping[str, Any] | None = None, **more: Any) -> Object:
+    def request(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Object:
         """A request, repeated while its failure may pass; the answer's JSON."""
-        import urllib3
 
         def call() -> Object:
-            response = self._once(method, path, query or {}, **more)
+            response = self._once(method, path, query or {}, body)
             try:
-                answer: Object = json.loads(response.read())
-                return answer
-            except (urllib3.exceptions.HTTPError, OSError, json.JSONDecodeError) as error:
-                raise self._unreachable(error) from error
+                with self._errors():
+                    answer: Object = json.loads(response.read())
+                    return answer
             finally:
                 response.release_conn()
 
@@ -192,7 +194,7 @@ class Cluster:
             transient=_may_pass,
             limit_s=self.patience_s,
             backoff=Backoff(first_s=0.25, longest_s=10.0),
-            retry_after_s=lambda error: error.retry_after_s if isinstance(error, ClusterError) else None,
+            retry_after_s=lambda error: getattr(error, "retry_after_s", None),
         )
 
     def get(self, kind: Kind, name: str) -> Object | None:
@@ -204,16 +206,14 @@ class Cluster:
                 return None
             raise
 
-    def find(
-        self, kind: Kind, labels: Mapping[str, str] | None = None, fields: Mapping[str, str] | None = None
-    ) -> list[Object]:
+    def find(self, kind: Kind, labels: Selector = None, fields: Selector = None) -> list[Object]:
         """The objects whose labels and fields are these."""
         return self._listed(kind, labels, fields)[0]
 
-    def _listed(
-        self, kind: Kind, labels: Mapping[str, str] | None = None, fields: Mapping[str, str] | None = None
-    ) -> tuple[list[Object], str]:
-        query = {"labelSelector": _selector(labels), "fieldSelector": _selector(fields), "limit": 500}
+    def _listed(self, kind: Kind, labels: Selector = None, fields: Selector = None) -> tuple[list[Object], str]:
+        query: Object = {"labelSelector": labels, "fieldSelector": fields, "limit": 500}
+        for name in ("labelSelector", "fieldSelector"):
+            query[name] = ",".join(f"{key}={value}" for key, value in (query[name] or {}).items()) or None
         objects: list[Object] = []
         while True:
             page = self.request("GET", kind.path(self.namespace), query)
@@ -223,36 +223,25 @@ class Cluster:
                 return objects, page["metadata"]["resourceVersion"]
 
     def create(self, kind: Kind, body: Mapping[str, Any]) -> Object:
-        """Create an object. A field that the API does not know is an error, not dropped in silence.
-
-        Raises:
-            ClusterError: status 409 when there is one of this name.
-        """
-        return self.request("POST", kind.path(self.namespace), {"fieldValidation": "Strict"}, body=body)
+        """Create an object; status 409 when there is one of this name. An unknown field is an error, not dropped."""
+        return self.request("POST", kind.path(self.namespace), {"fieldValidation": "Strict"}, body)
 
     def update(self, kind: Kind, name: str, change: Callable[[Object], Object]) -> Object:
-        """Read, change and write back an object, again when somebody else wrote in between.
-
-        Raises:
-            ClusterError: status 404 when it is gone.
-        """
+        """Read, change and write back an object, again when somebody else wrote in between; status 404: it is gone."""
+        path = kind.path(self.namespace, name)
         while True:
-            current = self.request("GET", kind.path(self.namespace, name))
+            current = self.request("GET", path)
             changed = change(copy.deepcopy(current))
             if changed == current:
                 return current
             try:
-                return self.request("PUT", kind.path(self.namespace, name), {"fieldValidation": "Strict"}, body=changed)
+                return self.request("PUT", path, {"fieldValidation": "Strict"}, changed)
             except ClusterError as error:
                 if error.status != 409:
                     raise
 
     def delete(self, kind: Kind, name: str, uid: str | None = None) -> None:
-        """Delete an object and what it owns; one that is gone, or another one of this name, is left.
-
-        Args:
-            uid: delete it only if it is this one.
-        """
+        """Delete an object and what it owns, with ``uid`` only if it is this one; one that is gone is no error."""
         options: Object = {"propagationPolicy": "Background"}
         if uid is not None:
             options["preconditions"] = {"uid": uid}
@@ -269,13 +258,8 @@ class Cluster:
     ) -> Iterator[Object | None]:
         """An object's states: at once, on every change, and unchanged after every ``tick_s``; None when it is gone.
 
-        It never gives up: an expired watch (410) begins anew with a list, an API that does not answer is waited for.
-
-        Args:
-            say: gets a line when the API stops answering, and when it answers again.
-
-        Raises:
-            ClusterError: the API refuses for good, for example for want of rights.
+        An expired watch (410) begins anew with a list, an API that does not answer is waited for without limit (``say``
+        gets a line when it stops and when it answers again); one that refuses for good is a ClusterError.
         """
         version: str | None = None
         current: Object | None = None
@@ -317,73 +301,33 @@ class Cluster:
             "allowWatchBookmarks": "true",
             "timeoutSeconds": max(1, round(timeout_s)),
         }
-        response = self._once("GET", kind.path(self.namespace), query, timeout_s=timeout_s + 15)
-        for line in self._lines(response):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:  # cut off in the middle
-                raise self._unreachable(error) from error
+        for line in self._lines(kind.path(self.namespace), query, timeout_s + 15):
+            with self._errors():  # cut off in the middle
+                change = json.loads(line)
+            yield change
 
-    def _lines(self, response: Any) -> Iterator[str]:
-        """The lines of a response as they come; a connection that breaks is a `ClusterError` without status."""
-        import urllib3
-
-        try:
+    def _lines(self, path: str, query: Mapping[str, Any], timeout_s: float) -> Iterator[str]:
+        """The lines of an answer as they come; a connection that breaks is a `ClusterError` without status."""
+        response = self._once("GET", path, query, timeout_s=timeout_s)
+        with self._errors(), contextlib.closing(response):
             for line in response:
                 if text := line.decode(errors="replace").removesuffix("\n"):
                     yield text
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise self._unreachable(error) from error
-        finally:
-            response.close()
-            response.release_conn()
 
     def logs(
         self, pod: str, container: str, since: str | None = None, follow: bool = True
     ) -> Iterator[tuple[str, str]]:
-        """The lines that a container prints, each with its time (RFC 3339), until it ends or the connection breaks.
+        """The lines that a container prints ``since`` that second, each with its time (RFC 3339).
 
-        Args:
-            since: only lines from this time on, to the second.
-            follow: wait for more.
+        With ``follow`` until it ends or the connection breaks.
         """
-        query = {
-            "container": container,
-            "follow": "true" if follow else None,
-            "timestamps": "true",
-            "sinceTime": since[:19] + "Z" if since else None,
-        }
-        path = POD.path(self.namespace, pod, "log")
-        for line in self._lines(self._once("GET", path, query, timeout_s=3600.0)):
+        query = {"container": container, "follow": "true" if follow else None, "timestamps": "true"}
+        query["sinceTime"] = since[:19] + "Z" if since else None
+        for line in self._lines(POD.path(self.namespace, pod, "log"), query, 3600.0):
             stamp, _, text = line.partition(" ")
             yield stamp, text
 
 
 def _may_pass(error: Exception) -> bool:
     """Whether the same call may succeed later: no answer, too many requests, a fault of the server."""
-    return isinstance(error, ClusterError) and (error.status is None or error.status in _TRANSIENT)
-
-
-def _selector(values: Mapping[str, str] | None) -> str | None:
-    return ",".join(f"{key}={value}" for key, value in values.items()) if values else None
-
-
-def _message(error: Any) -> str:
-    """What the API answered, in one line."""
-    try:
-        message = json.loads(error.body)["message"]
-    except (TypeError, ValueError, KeyError):
-        message = str(error.body or "")
-    hint = {
-        401: "; the token is not accepted (expired?)",
-        403: "; the service account lacks the right (k8s/team grants it)",
-    }.get(error.status, "")
-    return f"{error.status} {one_line(message, 400) or error.reason}{hint}"
-
-
-def _retry_after_s(headers: Any) -> float | None:
-    """``Retry-After``, at most a minute."""
-    try:
-        return min(float(headers["Retry-After"]), 60.0)
-    except (TypeError, KeyError, ValueError):
-        return None
+    return isinstance(error, ClusterError) and error.status in (None, 429, 500, 502, 503, 504)

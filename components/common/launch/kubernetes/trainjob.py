@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 
 from ..... import __version__
 from ...storage.names import fingerprint
@@ -12,18 +11,11 @@ from ..config import LaunchConfig, Placement
 from ..job import ROLLOUT_URL, WORK_DIR, TrainingJob
 from .client import TRAIN_JOB, Object
 
-MANAGER = "vthink.dev/launcher"
-"""Who wrote the part of ``runtimePatches`` that is ours; Kueue writes one of its own."""
-
 JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
-JOB_LABEL, ATTEMPT_LABEL, STAGE_LABEL = "vthink.dev/job", "vthink.dev/attempt", "vthink.dev/stage"
+JOB_LABEL, ATTEMPT_LABEL = "vthink.dev/job", "vthink.dev/attempt"
 
 SHAPE = "vthink.dev/shape"
 """Annotation: fingerprint of what a running job must not differ in."""
-
-RUN = "vthink.dev/run"
-"""Annotation with the run's id, which may be longer than a label's value."""
-
 _FORWARDED = ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_EC2_METADATA_DISABLED", "NO_PROXY",
               "HTTP_PROXY", "HTTPS_PROXY", "no_proxy", "http_proxy", "https_proxy", "VTHINK_GIT_COMMIT")  # fmt: skip
 _FORWARDED_PREFIXES = ("MLFLOW_", "NCCL_", "HF_")
@@ -55,22 +47,18 @@ def image(launch: LaunchConfig) -> str:
     return launch.cluster.image or default
 
 
-def environment(job: TrainingJob, environ: Mapping[str, str] = os.environ) -> list[Object]:
-    """The training container's variables: where the stores are, and which run it belongs to.
-
-    Keys are never copied into the object, which every reader of the namespace sees: they come from the secret.
-    """
+def _environment(job: TrainingJob) -> list[Object]:
+    """The training container's variables. Keys are never copied into the object, which every reader of the namespace
+    sees: they come from the secret."""
     cluster = job.run.launch.cluster
     values = {
         name: value
-        for name, value in environ.items()
+        for name, value in os.environ.items()
         if name in _FORWARDED or (name.startswith(_FORWARDED_PREFIXES) and not _SECRET.search(name))
     }
-    values |= job.environment()
-    values[WORK_DIR] = cluster.work_dir
     # Which rank of the whole job printed a line; torchrun's own mark counts per node.
-    values["TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"] = "[rank${rank}]:"
-    entries: list[Object] = [{"name": name, "value": value} for name, value in sorted(values.items())]
+    values |= {"TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[rank${rank}]:", WORK_DIR: cluster.work_dir}
+    entries: list[Object] = [{"name": k, "value": v} for k, v in sorted((values | job.environment()).items())]
     if cluster.s3_secret is not None:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             reference = {"name": cluster.s3_secret, "key": name, "optional": True}
@@ -78,12 +66,9 @@ def environment(job: TrainingJob, environ: Mapping[str, str] = os.environ) -> li
     return entries
 
 
-def torchrun_command(job: TrainingJob) -> list[str]:
-    """What a node runs. The nodes, this node's number and the meeting point come from the runtime (``PET_*``).
-
-    It is torchrun itself: ``accelerate launch`` and the ``trl`` command ignore those variables and would silently train
-    with one process.
-    """
+def _torchrun_command(job: TrainingJob) -> list[str]:
+    """What a node runs; the runtime's ``PET_*`` say how many nodes there are and where they meet. Only torchrun itself
+    heeds them: ``accelerate launch`` and the ``trl`` command would silently train with one process."""
     launch = job.run.launch
     # Workers get nearly all of the grace period to write their checkpoint; torchrun's own limit is 30 s.
     command = ["torchrun", "--max-restarts=0", f"--shutdown-timeout={max(10, launch.cluster.grace_period_s - 20)}"]
@@ -93,29 +78,18 @@ def torchrun_command(job: TrainingJob) -> list[str]:
 
 
 def train_job(job: TrainingJob, attempt: int, owner: Object | None = None) -> Object:
-    """The `TrainJob`.
-
-    Args:
-        job: what to train; its ``run.launch`` says how many nodes and processes, and where.
-        attempt: from 1.
-        owner: reference to the run's Workflow: when that is deleted, so is the job.
-    """
+    """The `TrainJob` of an attempt, from 1; when its ``owner`` (a reference) is deleted, so is the job."""
     launch, cluster = job.run.launch, job.run.launch.cluster
-    placement, command = launch.placement(job.stage), torchrun_command(job)
+    placement, command, env = launch.placement(job.stage), _torchrun_command(job), _environment(job)
     resources: Object = {"cpu": cluster.cpu, "memory": cluster.memory}
     if cluster.accelerator is not None:
         resources[cluster.accelerator] = launch.processes
-    pod: Object = {
-        "serviceAccountName": cluster.service_account,
-        "terminationGracePeriodSeconds": cluster.grace_period_s,
-        **pod_placement(placement),
-    }
-    template: Object = {"spec": pod}
+    grace = {"terminationGracePeriodSeconds": cluster.grace_period_s}
+    pod: Object = {"spec": {"serviceAccountName": cluster.service_account, **grace, **pod_placement(placement)}}
     if cluster.topology is not None and placement.labels:
-        template["metadata"] = {"annotations": {"kueue.x-k8s.io/podset-required-topology": cluster.topology}}
-    replicated = [{"name": "node", "template": {"spec": {"template": template}}}]
-    runtime, env = cluster.runtime, environment(job)
-    name = job_name(job)
+        pod["metadata"] = {"annotations": {"kueue.x-k8s.io/podset-required-topology": cluster.topology}}
+    replicated = [{"name": "node", "template": {"spec": {"template": pod}}}]
+    runtime, name = cluster.runtime, job_name(job)
     full_name = name if attempt == 1 else f"{name}-a{attempt}"
     if cluster.rollout_servers and job.stage == "grpo":
         # The second replicated job is the runtime's; a patch can place its pods and set variables. Not run here.
@@ -126,35 +100,34 @@ def train_job(job: TrainingJob, attempt: int, owner: Object | None = None) -> Ob
         if server:
             replicated.append({"name": "vllm", "template": {"spec": {"template": {"spec": server}}}})
         env.append({"name": ROLLOUT_URL, "value": f"http://{full_name}-vllm-0-0.{full_name}:8000"})
-    spec: Object = {
-        "runtimeRef": {"apiGroup": TRAIN_JOB.group, "kind": "ClusterTrainingRuntime", "name": runtime},
-        "trainer": {
-            "image": image(launch),
-            "numNodes": nodes(launch),
-            "numProcPerNode": launch.processes,
-            "command": command,
-            "env": env,
-            "resourcesPerNode": {"requests": resources, "limits": dict(resources)},
-        },
-        "runtimePatches": [
-            {"manager": MANAGER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": replicated}}}}
-        ],
-    }
     shape = [nodes(launch), launch.processes, image(launch), runtime, command, resources, placement.model_dump()]
-    metadata: Object = {
-        "name": full_name,
-        "labels": {
-            "app.kubernetes.io/part-of": "vthink",
-            JOB_LABEL: name,
-            STAGE_LABEL: job.stage,
-            ATTEMPT_LABEL: str(attempt),
-            **placement.labels,
+    labels = {JOB_LABEL: name, "vthink.dev/stage": job.stage, ATTEMPT_LABEL: str(attempt), **placement.labels}
+    # The run's id is an annotation: it may be longer than a label's value.
+    annotations = {SHAPE: fingerprint("shape", shape), "vthink.dev/run": job.run.run_id}
+    # The manager is who wrote a patch; Kueue writes one of its own.
+    patch = {"trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": replicated}}}}
+    return {
+        "apiVersion": TRAIN_JOB.api_version,
+        "kind": TRAIN_JOB.name,
+        "metadata": {
+            "name": full_name,
+            "labels": {"app.kubernetes.io/part-of": "vthink", **labels},
+            "annotations": annotations,
+            **({"ownerReferences": [owner]} if owner is not None else {}),
         },
-        "annotations": {SHAPE: fingerprint("shape", shape), RUN: job.run.run_id},
+        "spec": {
+            "runtimeRef": {"apiGroup": TRAIN_JOB.group, "kind": "ClusterTrainingRuntime", "name": runtime},
+            "trainer": {
+                "image": image(launch),
+                "numNodes": nodes(launch),
+                "numProcPerNode": launch.processes,
+                "command": command,
+                "env": env,
+                "resourcesPerNode": {"requests": resources, "limits": dict(resources)},
+            },
+            "runtimePatches": [{"manager": "vthink.dev/launcher", **patch}],
+        },
     }
-    if owner is not None:
-        metadata["ownerReferences"] = [owner]
-    return {"apiVersion": TRAIN_JOB.api_version, "kind": TRAIN_JOB.name, "metadata": metadata, "spec": spec}
 
 
 def pod_placement(placement: Placement) -> Object:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vthink.components.common.model.card import ModelCard
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
+from vthink.components.common.model.folder import ModelCard
 from vthink.components.common.model.generation import Sampling, sample
 from vthink.components.common.model.load import LoadedModel, tokens_per_second
 from vthink.components.common.model.tiny import build_tiny

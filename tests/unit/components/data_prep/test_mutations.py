@@ -21,8 +21,7 @@ from vthink.components.common.context import RunContext
 from vthink.components.common.rows.prepared import PreparedSet
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.s3 import Storage
-from vthink.components.common.video.clip import Clip, DecodeError
-from vthink.components.common.video.codec import stored
+from vthink.components.common.video.clip import Clip, DecodeError, stored
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.workers import Decoder
 from vthink.components.data_prep import prepare

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.names import join
-from vthink.components.common.video.codec import stored
+from vthink.components.common.video.clip import stored
 from vthink.components.common.video.decode import read_clip
 from vthink.components.data_prep import merge
 from vthink.components.data_prep import plan as plan_module

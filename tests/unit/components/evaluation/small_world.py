@@ -12,21 +12,20 @@ import numpy as np
 from vthink.components.common.rows.prepared import PreparedSample
 from vthink.components.common.rows.sample import Evidence, Media, Sample
 from vthink.components.common.video.clip import Clip
-from vthink.components.evaluation.answers import Answer
+from vthink.components.evaluation.ask import Answer
 from vthink.components.evaluation.benchmarks.benchmark import Benchmark, QuestionSet
 from vthink.components.evaluation.benchmarks.registry import BENCHMARKS
 from vthink.components.evaluation.conditions import NO_VIDEO
 from vthink.components.evaluation.config import EvaluationConfig
-from vthink.components.evaluation.grade import grade_answer
 from vthink.components.evaluation.item import Item
-from vthink.components.evaluation.measure import conclude, failed_items
-from vthink.components.evaluation.models.model import ModelIdentity
+from vthink.components.evaluation.measure import conclude, failed_items, grade_answer
 from vthink.components.evaluation.results import (
     HELD_OUT,
     BenchmarkResult,
     DataReference,
     EvaluatedModel,
     EvaluationResult,
+    ModelIdentity,
     Settings,
 )
 from vthink.components.evaluation.scores import ACCURACY

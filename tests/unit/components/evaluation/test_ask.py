@@ -4,8 +4,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 from vthink.components.common.errors import UserError
-from vthink.components.evaluation.answers import Answer
-from vthink.components.evaluation.ask import ask, by_video, clip_key_of
+from vthink.components.evaluation.ask import Answer, answer_all, ask, by_video, clip_key_of
 from vthink.components.evaluation.benchmarks.benchmark import QuestionSet
 from vthink.components.evaluation.conditions import frame_order
 
@@ -133,3 +132,34 @@ def test_questions_are_grouped_by_the_part_of_the_video_they_are_about(world: Wo
     media = samples[4].media.model_copy(update={"start_s": 1.0})
     samples[4] = samples[4].model_copy(update={"media": media})
     assert by_video(samples) == [samples[:2], samples[2:4], samples[4:]]
+
+
+def test_what_fails_together_is_asked_by_video_and_then_one_by_one(world: World):
+    calls: list[list[str]] = []
+
+    def predict(samples, clips):
+        calls.append([sample.id for sample in samples])
+        return Model(fail_on=frozenset({"v001-start"}))(samples, clips)
+
+    samples, clips = world.samples[:6], world.clips[:6]  # two questions on each of three videos
+    answers = answer_all(samples, clips, predict)
+    ids = [sample.id for sample in samples]
+    assert [answer.id for answer in answers] == ids
+    assert [answer.id for answer in answers if answer.error] == ["v001-start"]
+    assert calls == [ids, ids[:2], ids[2:4], ids[4:6], ids[2:3], ids[3:4]]
+
+
+def test_an_error_in_place_of_an_answer_is_of_that_question_alone(world: World):
+    calls = []
+
+    def predict(samples, clips):
+        calls.append(len(samples))
+        completions = Model()(samples, clips)
+        return [
+            OSError("gone") if sample.id == "v001-start" else completion
+            for sample, completion in zip(samples, completions, strict=True)
+        ]
+
+    answers = answer_all(world.samples[:6], world.clips[:6], predict)
+    assert [answer.error for answer in answers] == [None, None, None, "OSError: gone", None, None]
+    assert calls == [6]

@@ -8,7 +8,7 @@ from vthink.components.evaluation.conditions import (
     CONDITIONS,
     NO_VIDEO,
     Condition,
-    add_conditions,
+    add_entries,
     choose_items,
     frame_order,
     other_videos,
@@ -101,6 +101,6 @@ def test_a_condition_of_ones_own_is_named_by_its_module(monkeypatch: pytest.Monk
     monkeypatch.setattr(CONDITIONS, "_entries", dict(CONDITIONS.items()))
     config = EvaluationConfig(conditions=("blind", "my_conditions:DIM"), gate=())
     assert config.condition_names == ("ordered", "blind", "dim")
-    assert add_conditions(["my_conditions:DIM", "dim"]) == ("dim",)
-    with pytest.raises(UserError, match="there is another 'shuffled'; choose another name"):
-        add_conditions(["my_conditions:TWIN"])
+    assert add_entries(CONDITIONS, ["my_conditions:DIM", "dim"]) == ("dim",)
+    with pytest.raises(UserError, match="there is another condition 'shuffled'; choose another name"):
+        add_entries(CONDITIONS, ["my_conditions:TWIN"])

@@ -43,10 +43,10 @@ CONFIG = EvaluationConfig(batch_size=4, max_new_tokens=12, bootstrap_resamples=2
 class Stage:
     """One prepared set and one trained model, and the stage over them."""
 
-    def __init__(self, context: RunContext) -> None:
+    def __init__(self, context: RunContext, num_train: int = 6, num_validation: int = 2) -> None:
         self.context = context
         self.storage = Storage(context.storage)
-        synthesize = {"num_train": 6, "num_validation": 2, "num_test": 14, "images": 0.2}
+        synthesize = {"num_train": num_train, "num_validation": num_validation, "num_test": 14, "images": 0.2}
         synthesize["mix"] = {"direction": 2, "ocr": 1, "speed": 1, "describe": 1}
         texts = (context.to_json(), DataPrepConfig.load({"synthesize": synthesize}).to_json(), VIDEO.to_json())
         shards = plan_data(*texts)
@@ -107,6 +107,16 @@ def test_every_model_answers_every_item_under_every_condition(stage, evaluated):
     assert set(result["baselines"]) == {"whole_clip", "mean_training_span"}
 
 
+def test_data_without_a_train_split_are_evaluated_without_the_baseline_of_the_training_span(stage):
+    prefix = {"prefix": f"{stage.context.storage.prefix}test-alone/"}
+    context = stage.context.model_copy(update={"storage": stage.context.storage.model_copy(update=prefix)})
+    alone = Stage(context, num_train=0, num_validation=0)
+    manifest = alone.run(CONFIG.model_copy(update={"max_items": 8}))
+    result = alone.storage.read_json(manifest.files["result"])
+    assert set(result["baselines"]) == {"whole_clip"}
+    assert result["left_out"]["mean_training_span"] == "the data have no split 'train' with evidence"
+
+
 def test_the_models_differ_and_are_told_apart(stage, evaluated):
     said = {
         model: [
@@ -118,7 +128,7 @@ def test_the_models_differ_and_are_told_apart(stage, evaluated):
 
 
 def test_the_answers_are_those_of_the_engine_asked_directly(stage, evaluated, tmp_path):
-    from vthink.components.common.model.generation import Sampling, generate
+    from vthink.components.common.model.generation import Sampling, sample
     from vthink.components.common.model.load import load_model
     from vthink.components.common.model.store import fetch_model
     from vthink.components.common.rows.prepared import PreparedSet
@@ -127,7 +137,7 @@ def test_the_answers_are_those_of_the_engine_asked_directly(stage, evaluated, tm
     model = load_model(fetch_model(stage.storage, evaluated.inputs["base"], tmp_path))
     split = prepared.split("test")
     prompts = [model.encoder.encode_sample(split[index]) for index in range(4)]
-    completions = generate(model, prompts, Sampling(max_new_tokens=12))
+    completions = sample(model.model, model.encoder, prompts, Sampling(max_new_tokens=12))
     recorded = stage.items(evaluated)[:4]
     assert [row["id"] for row in recorded] == [split.samples[index].id for index in range(4)]
     assert [row["token_ids"] for row in recorded] == [group[0].token_ids for group in completions]

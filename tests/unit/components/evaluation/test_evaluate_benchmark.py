@@ -24,16 +24,15 @@ import torch
 from typer.testing import CliRunner
 from vthink.components.common.errors import UserError
 from vthink.components.common.model import generation
-from vthink.components.common.model.card import ModelCard
 from vthink.components.common.model.config import ModelConfig, TinyModelConfig
-from vthink.components.common.model.folder import save_model
+from vthink.components.common.model.folder import ModelCard, save_model
 from vthink.components.common.model.load import load_model
 from vthink.components.common.model.store import ensure_base_model
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.tracking.client import registry_client
 from vthink.components.common.tracking.config import TrackingConfig
-from vthink.components.common.video.codec import stored
+from vthink.components.common.video.clip import stored
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.workers import Decoder
 from vthink.components.data_prep.config import SynthesizeConfig
@@ -43,7 +42,7 @@ from vthink.components.evaluation.benchmarks.registry import BENCHMARKS
 from vthink.components.evaluation.conditions import RELIANCE
 from vthink.components.evaluation.config import PROTOCOLS, EvaluationConfig
 from vthink.components.evaluation.evaluate_benchmark import evaluate_benchmark, under_protocol
-from vthink.components.evaluation.models.open import open_model
+from vthink.components.evaluation.models import open_model
 from vthink.components.evaluation.results import Result
 from vthink.pipelines.cli.main import app
 
@@ -137,7 +136,8 @@ def test_answers_are_those_of_the_engine_asked_one_by_one(videos, tiny_model, tm
             clip = stored(decoder.read(tmp_path / "data" / "videos" / f"{row['video ID']}.mp4"), VIDEO)
             options = [text for text in row["Options"].values() if text]
             prompt = model.encoder.encode(row["Question"], options, "multiple_choice", clip)
-            [[completion]] = generation.generate(model, [prompt], generation.Sampling(max_new_tokens=6))
+            limit = generation.Sampling(max_new_tokens=6)
+            [[completion]] = generation.sample(model.model, model.encoder, [prompt], limit)
             assert found[f"{row['video ID']}-{row['Question ID']}"] == completion.token_ids
     assert len({tuple(ids) for ids in found.values()}) > 2  # equal tokens say something
 

@@ -7,13 +7,11 @@ from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.names import join
 from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.tracking.client import registry_client
-from vthink.components.evaluation.champion import find_champion
 from vthink.components.evaluation.config import EvaluationConfig
-from vthink.components.evaluation.finished import EvaluationManifest
-from vthink.components.evaluation.gate import gate_uri, judge_candidate, read_gate
-from vthink.components.evaluation.results import DataReference, EvaluatedModel, EvaluationResult
+from vthink.components.evaluation.gate import find_champion, gate_uri, judge_candidate, read_gate
+from vthink.components.evaluation.results import DataReference, EvaluatedModel, EvaluationResult, stage_files
 
-from .test_verdict import measured, share
+from .test_gate_verdict import measured, share
 
 NAME = "vthink"
 
@@ -41,7 +39,7 @@ def write_evaluation(storage: Storage, name: str, right: int, data: str = "data-
         settings={"max_items": None},
     )
     prefix = join(storage.config.root_uri, "evaluate", name + "/")
-    files = EvaluationManifest.files_at(prefix, ())
+    files = stage_files(prefix, ())
     storage.write_bytes(files["result"], result.model_dump_json(by_alias=True).encode())
     items = [item.to_line() for one in models.values() for cell in one.items.values() for item in cell]
     storage.write_bytes(files["items"], b"".join(items))

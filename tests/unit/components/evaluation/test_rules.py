@@ -7,7 +7,7 @@ from vthink.components.common.config import ConfigError
 from vthink.components.evaluation.benchmarks.registry import BENCHMARKS
 from vthink.components.evaluation.config import EvaluationConfig
 from vthink.components.evaluation.metrics import METRICS
-from vthink.components.evaluation.rules import GateRule, check_evaluated, read_rule, translate_expression
+from vthink.components.evaluation.rules import GateRule, check_evaluated, read_rule
 
 
 def rule(**fields: Any) -> GateRule:
@@ -167,8 +167,8 @@ def test_what_will_not_be_evaluated_is_found_before_anything_runs(fields, evalua
         ({"gate": [{"metric": "accuracy", "above": "blind"}]}, "condition 'blind' will not be evaluated"),
         ({"gate": [{"metric": "accuracy", "benchmark": "mmvu", "above": 0.3}]}, "benchmark 'mmvu' will not be evalu"),
         ({"gate": [{"metric": "accuracy", "benchmark": "mmvuu", "above": 0.3}]}, "benchmark 'mmvuu' will not be eval"),
-        ({"gate": ["candidate.accuracy > 0.1"]}, "write {metric: accuracy, at_least: 0.1}"),
-        ({"gate": "candidate.accuracy > 0.1"}, "write {metric: accuracy, at_least: 0.1}"),
+        ({"gate": ["candidate.accuracy > 0.1"]}, "write {metric: accuracy, above: base} or"),
+        ({"gate": "candidate.accuracy > 0.1"}, "write {metric: accuracy, above: base} or"),
         ({"gate": 3}, "'gate'"),
     ],
 )
@@ -193,53 +193,10 @@ def test_the_default_gate_asks_for_format_a_gain_over_base_and_no_loss_against_t
     ]
 
 
-@pytest.mark.parametrize(
-    ("expression", "written"),
-    [
-        ("candidate.ordered.format_rate.value >= 0.9", "{metric: format_rate, at_least: 0.9}"),
-        ("candidate.ordered.accuracy.low > base.ordered.accuracy.value", "{metric: accuracy, above: base}"),
-        ("candidate.accuracy > sft.accuracy", "{metric: accuracy, above: sft}"),
-        (
-            "candidate.ordered.accuracy.value >= champion.ordered.accuracy.low",
-            "{metric: accuracy, not_worse_than: champion, by: 0.02}",
-        ),
-        (
-            "lower_bound(video_holmes.accuracy - champion.video_holmes.accuracy) > -0.01",
-            "{metric: accuracy, benchmark: video-holmes, not_worse_than: champion, by: 0.01}",
-        ),
-        (
-            "lower_bound(grpo.by_kind.direction.accuracy - base.by_kind.direction.accuracy) > 0.3",
-            "{metric: accuracy, by_kind: direction, above: base, by: 0.3}",
-        ),
-        ("lower_bound(candidate.accuracy) > 0.4", "{metric: accuracy, above: 0.4}"),
-        ("sft.shuffled.accuracy <= 0.5", "{metric: accuracy, condition: shuffled, at_most: 0.5}"),
-        ("candidate.accuracy.high < 0.5", "{metric: accuracy, below: 0.5}"),
-        ("vsi_bench.overall\n > 0.3", "{metric: overall, benchmark: vsi-bench, at_least: 0.3}"),
-    ],
-)
-def test_an_expression_as_rules_once_were_is_answered_with_the_rule_that_says_the_same(expression, written):
-    message = translate_expression(expression)
-    assert f"write {written} " in message
-    assert "\n" not in message
-
-
-@pytest.mark.parametrize(
-    "expression",
-    [
-        "p_value(candidate.accuracy - base.accuracy) < 0.05",
-        "candidate.accuracy > 50",
-        "candidate.acuracy > 0.5",
-        "base.accuracy > 0.5",
-        "not candidate.accuracy > 0.9",
-        "-" * 400 + "1 > 0",
-        "a." * 400 + "b > 0",
-        "1.2.3 > 1.2.3",
-        "accuracy > 1.2.3",
-        "__import__('os').system('true') == 0",
-        "",
-    ],
-)
-def test_any_other_expression_is_answered_with_the_form_of_rules(expression):
-    message = translate_expression(expression)
-    assert "write {metric: accuracy, above: base}, {metric: accuracy, at_least: 0.5} …" in message
-    assert len(message) < 300
+@pytest.mark.parametrize("expression", ["candidate.accuracy > sft.accuracy", "-" * 400 + "1 > 0", ""])
+def test_an_expression_as_rules_once_were_is_answered_with_the_form_of_rules(expression):
+    with pytest.raises(ConfigError, match=r"write \{metric: accuracy, above: base\} or"):
+        read_rule(expression, "rules.yaml")
+    with pytest.raises(ConfigError, match=r"write \{metric: accuracy, above: base\} or") as failure:
+        EvaluationConfig.load({"gate": [expression]})
+    assert "\n" not in str(failure.value)

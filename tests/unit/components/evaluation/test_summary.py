@@ -1,3 +1,4 @@
+import json
 import random
 from collections import defaultdict
 
@@ -6,7 +7,14 @@ from vthink.components.common.answers.grading import grade
 from vthink.components.evaluation.conditions import other_videos
 from vthink.components.evaluation.scores import ACCURACY, metric_score
 from vthink.components.evaluation.statistics import Resampling
-from vthink.components.evaluation.summary import difference_of_items, summarize
+from vthink.components.evaluation.summary import (
+    difference_of_items,
+    flat_metrics,
+    item_traces,
+    items_table,
+    result_table,
+    summarize,
+)
 
 from .small_world import World, items_of, look, make_world, result_of, stage_result
 
@@ -77,3 +85,29 @@ def test_conclusions_hold_models_comparisons_candidate_and_failures(world, confi
     assert reliance == difference_of_items(
         items["grpo"]["ordered"], items["grpo"]["other_video"], ACCURACY, config.resampling
     )
+
+
+def test_metrics_tables_and_traces_hold_every_number_and_item(world, config):
+    items = {
+        model: {name: items_of(world, [text] * len(world), model, name) for name in ("ordered", "other_video")}
+        for model, text in (("base", "<answer>A</answer>"), ("grpo", "<answer>B</answer>"))
+    }
+    result = stage_result([result_of(world, cells, model, config) for model, cells in items.items()], config)
+    metrics = flat_metrics(result)
+    stated = result.models["grpo"].conditions["ordered"]
+    assert metrics["evaluation/grpo/ordered/accuracy"] == stated.metrics["accuracy"].value
+    assert (
+        metrics["evaluation/grpo/ordered/accuracy/multiple_choice"]
+        == stated.by_type["multiple_choice"]["accuracy"].value
+    )
+    assert "evaluation/grpo/other_video/accuracy/kind_direction" in metrics
+    table = result_table(result)
+    assert len(set(map(len, table.values()))) == 1
+    assert len(table["model"]) == len(metrics)
+    everything = [item for cells in items.values() for cell in cells.values() for item in cell]
+    assert len(items_table(everything)["id"]) == 4 * len(world)
+    assert set(items_table(everything)["frames"]) == {"ordered", "other_video"}
+    traces = item_traces(items["grpo"]["ordered"], 3, 0)
+    assert [trace.tags["vthink.outcome"] for trace in traces].count("failed") == 0
+    assert len(traces) == 3
+    json.dumps([[dict(trace.inputs), dict(trace.outputs)] for trace in traces])

@@ -161,9 +161,9 @@ def test_the_format_reward_is_the_prompts_own_format() -> None:
 
 def test_a_reward_is_one_entry_from_which_configuration_and_columns_take_it() -> None:
     fields = RewardConfig.model_fields
-    assert RewardConfig().names == REWARDS.names()
+    assert RewardConfig().names == tuple(REWARDS)
     for name, reward in REWARDS.items():
         assert fields[name].description == reward.description
     config = RewardConfig.load({"overlong": {"start_tokens": 100, "max_tokens": 200}})
-    column = score(texts_of([r1("A")], token_counts=[150]), config)[0, REWARDS.names().index("overlong")]
+    column = score(texts_of([r1("A")], token_counts=[150]), config)[0, list(REWARDS).index("overlong")]
     assert column.item() == pytest.approx(-0.5)

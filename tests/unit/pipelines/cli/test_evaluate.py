@@ -95,7 +95,11 @@ def folders(tmp_path_factory):
         ),
         (["{metric: acuracy, at_least: 0.9}"], 1, "unknown metric 'acuracy'; did you mean 'accuracy'?"),
         (["{metric: accuracy, benchmark: mmvu, at_least: 0.9}"], 1, "was not measured; there are: video-holmes"),
-        (["video_holmes.accuracy > 0.9"], 1, "write {metric: accuracy, benchmark: video-holmes, at_least: 0.9}"),
+        (
+            ["video_holmes.accuracy > 0.9"],
+            1,
+            "write {metric: accuracy, above: base} or {metric: accuracy, at_least: 0.5}",
+        ),
         (["{metric: accuracy"], 1, "not YAML"),
         (["--rules", "{folder}/damaged.yaml"], 1, "damaged.yaml: not YAML"),
         (["--rules", "{folder}/nothing.yaml"], 1, "nothing.yaml: No such file or directory"),

@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from vthink.components.common.answers.formats import ResponseError, follows_format, write_response
+from vthink.components.common.answers.formats import (
+    ResponseError,
+    follows_format,
+    is_video_r1_format,
+    is_video_thinker_format,
+    write_response,
+)
 from vthink.components.common.answers.grading import (
     grade,
     is_correct,
 )
 from vthink.components.common.answers.responses import parse_response
-from vthink.components.common.answers.video_r1 import is_video_r1_format
-from vthink.components.common.answers.video_thinker import is_video_thinker_format
 from vthink.components.common.errors import UserError
 from vthink.components.common.rows.sample import Evidence, Media, Sample
 from vthink.components.data_prep.config import QuestionKind, SynthesizeConfig

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vthink.components.common.answers.grading import (
+    MAX_ANSWER_CHARS,
     grade,
     is_correct,
     mean_relative_accuracy,
     rouge_f,
     word_error_rate,
 )
-from vthink.components.common.answers.values import MAX_ANSWER_CHARS
 from vthink.components.common.rows.sample import Sample
 
 TRUTHS = {

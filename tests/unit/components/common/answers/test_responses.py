@@ -9,16 +9,21 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vthink.components.common.answers.formats import is_video_r1_format, is_video_thinker_format
 from vthink.components.common.answers.grading import (
+    extract_letter,
+    extract_number,
     grade,
     mean_relative_accuracy,
     rouge_f,
 )
-from vthink.components.common.answers.responses import MAX_SEGMENTS, Segment, parse_response, published_answer
-from vthink.components.common.answers.spans import parse_spans
-from vthink.components.common.answers.values import extract_letter, extract_number
-from vthink.components.common.answers.video_r1 import is_video_r1_format
-from vthink.components.common.answers.video_thinker import is_video_thinker_format
+from vthink.components.common.answers.responses import (
+    MAX_SEGMENTS,
+    Segment,
+    parse_response,
+    parse_spans,
+    published_answer,
+)
 from vthink.components.common.rows.sample import Sample
 
 TRUTHS = {

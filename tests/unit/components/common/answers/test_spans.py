@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from vthink.components.common.answers.spans import format_span, grounding_scores, parse_spans, span_iou
+from vthink.components.common.answers.responses import format_span, grounding_scores, parse_spans, span_iou
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from vthink.components.common.chat_endpoint.endpoint import (
     BlockingEndpoint,
     CallFailedError,
     ChatEndpoint,
+    ChatReply,
     EndpointUnusableError,
 )
-from vthink.components.common.chat_endpoint.reply import ChatReply
 from vthink.components.common.config import ConfigError
 from vthink.components.common.launch.process import free_port
 from vthink.tests.fakes.chat_server import Answer, ChatServer, chat_server, completion, delta, events

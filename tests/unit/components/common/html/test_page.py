@@ -44,7 +44,6 @@ def every_block(text: str) -> Markup:
             page_module.chip(text),
             blocks.table([text], [[text], [1.5], [3]], caption=text),
             charts.bars([Bar(label=text, value=0.5, low=0.4, high=0.6, note=text)]),
-            charts.line_chart({text: [(0, 1), (1, 2)]}, x_label=text, y_label=text, caption=text),
             images.timeline(8, [Track(label=text, spans=[Span(start_s=1, end_s=2, text=text)])]),
             blocks.filtered_list(
                 [Filter(key="kind", label=text, choices=[("a", text)])],

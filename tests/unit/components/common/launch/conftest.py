@@ -11,7 +11,7 @@ import pytest
 from vthink.components.common.context import RunContext
 from vthink.components.common.launch.config import LaunchConfig
 from vthink.components.common.launch.job import TrainingJob
-from vthink.components.common.launch.s3_server import S3_ENDPOINT
+from vthink.components.common.launch.workspace import S3_ENDPOINT
 from vthink.components.common.storage.s3 import Storage
 
 
@@ -21,7 +21,7 @@ def owner(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(body: str, **env: str) -> subprocess.Popen[str]:
-        modules = ("process", "supervisor", "lifetime", "workspace")
+        modules = ("process", "supervisor", "workspace")
         text = "".join(f"from vthink.components.common.launch.{name} import *\n" for name in modules)
         text += "import sys, time, os, threading, subprocess\n"
         process = subprocess.Popen(

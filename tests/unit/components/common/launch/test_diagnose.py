@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from vthink.components.common.launch.diagnose import explain_failure
+from vthink.components.common.launch.job import explain_failure
 
 TORCHRUN_FAILURE = """Traceback (most recent call last):
   File "w.py", line 3, in <module>

@@ -18,7 +18,7 @@ def test_our_process_ends_with_its_owner_and_spares_its_process_group(
 ) -> None:
     run = owner(
         """
-        executor = "from vthink.components.common.launch.lifetime import *; import subprocess, time; end_with_owner();"
+        executor = "from vthink.components.common.launch.process import *; import subprocess, time; end_with_owner();"
         executor += "subprocess.Popen(['sleep', '1000'], start_new_session=True); time.sleep(1000)"
         env = {**os.environ, "VTHINK_OWNER": identity()}
         print(subprocess.Popen([sys.executable, "-c", executor], env=env).pid, flush=True)
@@ -40,7 +40,7 @@ def test_our_process_does_not_start_work_for_an_owner_that_is_gone() -> None:
     ended = subprocess.Popen(["true"])
     late = identity(ended.pid)
     ended.wait()
-    program = "from vthink.components.common.launch.lifetime import *; end_with_owner(); print('worked')"
+    program = "from vthink.components.common.launch.process import *; end_with_owner(); print('worked')"
     done = subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, "VTHINK_OWNER": late}, capture_output=True, check=False
     )
@@ -60,14 +60,14 @@ def test_asking_twice_watches_once(owner: Callable[..., subprocess.Popen[str]], 
 
 def test_our_process_without_an_owner_just_works() -> None:
     env = {name: value for name, value in os.environ.items() if name != "VTHINK_OWNER"}
-    program = "from vthink.components.common.launch.lifetime import *; end_with_owner(); print('worked')"
+    program = "from vthink.components.common.launch.process import *; end_with_owner(); print('worked')"
     assert subprocess.check_output([sys.executable, "-c", program], env=env) == b"worked\n"
 
 
 def test_a_process_of_ours_ends_without_looking_for_garbage() -> None:
     code = """
 import sys
-from vthink.components.common.launch.lifetime import skip_garbage_collection_at_exit
+from vthink.components.common.launch.process import skip_garbage_collection_at_exit
 class Knot:
     def __init__(self): self.itself = self
     def __del__(self): print("found")

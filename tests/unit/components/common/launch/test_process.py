@@ -84,7 +84,7 @@ def test_a_command_outlives_the_thread_that_started_it() -> None:
 
 def test_the_command_dies_with_a_killed_supervisor_and_so_do_our_programs_below_it() -> None:
     worker = (
-        "from vthink.components.common.launch.lifetime import *; import time; end_with_owner(); print('up', flush=True)"
+        "from vthink.components.common.launch.process import *; import time; end_with_owner(); print('up', flush=True)"
     )
     command = f"""
         import subprocess, sys, time

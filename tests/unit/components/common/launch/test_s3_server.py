@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from vthink.components.common.launch import s3_server
+from vthink.components.common.launch import workspace
 from vthink.components.common.launch.process import LaunchError, free_port
-from vthink.components.common.launch.s3_server import S3Endpoint
 from vthink.components.common.launch.supervisor import descendants
-from vthink.components.common.launch.workspace import Workspace
+from vthink.components.common.launch.workspace import S3Endpoint, Workspace
 from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.storage.names import StorageError
 from vthink.components.common.storage.s3 import Storage
@@ -87,7 +86,8 @@ def test_an_existing_s3_endpoint_is_used_and_nothing_started(
     own_environment.setenv("AWS_ACCESS_KEY_ID", "mine")
     endpoint = Workspace(tmp_path).start_s3()
     assert endpoint == S3Endpoint("https://s3.example.com")
-    assert endpoint.environment()["AWS_ACCESS_KEY_ID"] == "mine"
+    endpoint.export()
+    assert os.environ["AWS_ACCESS_KEY_ID"] == "mine"
     assert not (tmp_path / "credentials.json").exists()
 
 
@@ -98,7 +98,7 @@ def test_the_s3_server_takes_another_port_when_somebody_has_the_first(
         somebody.bind(("127.0.0.1", 0))
         somebody.listen()
         ports = iter([somebody.getsockname()[1], free_port()])
-        own_environment.setattr(s3_server, "free_port", lambda: next(ports))
+        own_environment.setattr(workspace, "free_port", lambda: next(ports))
         endpoint = Workspace(tmp_path).start_s3()
         try:
             assert not endpoint.url.endswith(f":{somebody.getsockname()[1]}")

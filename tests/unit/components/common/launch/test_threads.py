@@ -9,7 +9,7 @@ import sys
 LIMIT = """
 import os
 from vthink.components.common.launch.config import LaunchConfig
-from vthink.components.common.launch.threads import limit_threads
+from vthink.components.common.launch.process import limit_threads
 """
 COUNT = """
 def count():

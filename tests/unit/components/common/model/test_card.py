@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 from vthink.components.common.errors import UserError
-from vthink.components.common.model.card import CARD, Lineage, ModelCard
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
-from vthink.components.common.model.folder import save_model
+from vthink.components.common.model.folder import CARD, Lineage, ModelCard, save_model
 from vthink.components.common.model.load import load_model
 from vthink.components.common.model.prompts import PromptTemplate
 from vthink.components.common.model.tiny import build_tiny

@@ -4,8 +4,7 @@ import torch
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.load import tokens_per_second
-from vthink.components.common.model.positions import patchify, rope_positions
-from vthink.components.common.model.prompt import BlindInputError, EncodedPrompt
+from vthink.components.common.model.prompt import BlindInputError, EncodedPrompt, patchify, rope_positions
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.video.clip import Clip
 from vthink.components.common.video.config import VideoConfig

@@ -1,12 +1,11 @@
 import pytest
 import torch
-from vthink.components.common.model.card import ModelCard
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
+from vthink.components.common.model.folder import ModelCard
 from vthink.components.common.model.generation import (
     Completion,
     Sampling,
-    generate,
     pick_tokens,
     sample,
     stream,
@@ -163,14 +162,14 @@ def test_a_question_without_its_video_is_answered_as_the_plain_path_does_and_onl
 
 def test_finished_rows_stop_and_say_so(loaded: LoadedModel) -> None:
     prompts = prompts_of(loaded, 2)
-    free = generate(loaded, prompts, Sampling(max_new_tokens=6))
+    free = sample(loaded.model, loaded.encoder, prompts, Sampling(max_new_tokens=6))
     assert all(c.finish_reason == "length" and len(c.token_ids) == 6 for (c,) in free)
     with torch.no_grad():
         head = loaded.model.lm_head.weight
         before = head.clone()
         head[loaded.encoder.eos_token_id] = head[free[0][0].token_ids[0]] * 1.5
     try:
-        stopped = generate(loaded, prompts, Sampling(max_new_tokens=6))
+        stopped = sample(loaded.model, loaded.encoder, prompts, Sampling(max_new_tokens=6))
     finally:
         with torch.no_grad():
             head.copy_(before)
@@ -212,8 +211,7 @@ def test_impossible_sampling_settings_are_refused() -> None:
 
 
 def test_the_same_sample_has_the_same_tokens_in_sft_rollout_evaluation_and_server(prepared: PreparedSet) -> None:
-    from vthink.components.common.video.clip import Clip
-    from vthink.components.common.video.codec import stored
+    from vthink.components.common.video.clip import Clip, stored
     from vthink.components.sft.train import ResponseCollator
 
     video = prepared.video

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 from vthink.components.common.errors import UserError
-from vthink.components.common.model.card import ModelCard
 from vthink.components.common.model.config import TinyModelConfig
-from vthink.components.common.model.folder import save_model
+from vthink.components.common.model.folder import ModelCard, save_model
 from vthink.components.common.model.load import load_model
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.video.config import VideoConfig

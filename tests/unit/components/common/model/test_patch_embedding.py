@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from vthink.components.common.model.card import ModelCard
 from vthink.components.common.model.config import TinyModelConfig
-from vthink.components.common.model.families.registry import FAMILIES
-from vthink.components.common.model.folder import save_model
-from vthink.components.common.model.load import load_model
-from vthink.components.common.model.patch_embedding import PatchEmbedding
+from vthink.components.common.model.families import FAMILIES
+from vthink.components.common.model.folder import ModelCard, save_model
+from vthink.components.common.model.load import PatchEmbedding, load_model
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.video.config import VideoConfig
 

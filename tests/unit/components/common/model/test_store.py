@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from vthink.components.common.errors import UserError
-from vthink.components.common.model.card import ModelCard
 from vthink.components.common.model.config import ModelConfig, TinyModelConfig
-from vthink.components.common.model.folder import save_model
+from vthink.components.common.model.folder import ModelCard, save_model
 from vthink.components.common.model.load import load_model
 from vthink.components.common.model.store import ensure_base_model, fetch_model
 from vthink.components.common.model.tiny import build_tiny

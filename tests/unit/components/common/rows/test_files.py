@@ -19,7 +19,7 @@ from vthink.components.common.errors import UserError
 from vthink.components.common.rows.files import (
     MAX_LINE_BYTES,
     RowError,
-    numbered_samples,
+    numbered_objects,
     read_samples,
     to_line,
     write_samples,
@@ -141,7 +141,7 @@ def test_rows_survive_writing_and_reading(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"rows{suffix}"
     assert write_samples(path, iter(SAMPLES)) == 3
     assert list(read_samples(path)) == SAMPLES
-    assert [line for line, _ in numbered_samples(path)] == [1, 2, 3]
+    assert [line for line, _ in numbered_objects(path)] == [1, 2, 3]
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -172,7 +172,8 @@ def test_null_counts_as_not_there() -> None:
 
 def test_blank_lines_and_a_byte_order_mark_are_no_rows() -> None:
     text = b"\xef\xbb\xbf" + to_line(SAMPLES[0]).encode() + b"\r\n\r\n   \n" + to_line(SAMPLES[2]).encode()
-    assert list(numbered_samples(io.BytesIO(text))) == [(1, SAMPLES[0]), (4, SAMPLES[2])]
+    assert list(read_samples(io.BytesIO(text))) == [SAMPLES[0], SAMPLES[2]]
+    assert [line for line, _ in numbered_objects(io.BytesIO(text))] == [1, 4]
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,7 @@ from vthink.components.common.storage.names import (
     join,
     split_uri,
 )
-from vthink.components.common.storage.objects import FileInfo
-from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.storage.s3 import FileInfo, Storage
 
 
 def object_file(s3_folder: Path, uri: str) -> Path:

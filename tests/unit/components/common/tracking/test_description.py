@@ -9,8 +9,7 @@ from vthink.components.common.context import RunContext
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.names import join
 from vthink.components.common.storage.s3 import Storage
-from vthink.components.common.tracking.links import experiment_url, model_version_url, run_url
-from vthink.components.common.tracking.pipeline import start_parent
+from vthink.components.common.tracking.pipeline import experiment_url, model_version_url, run_url, start_parent
 from vthink.components.common.tracking.run import Tracker
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 from vthink.components.common.context import RunContext
-from vthink.components.common.tracking.run import Tracker
-from vthink.components.common.tracking.traces import Trace
+from vthink.components.common.tracking.run import Trace, Tracker
 
 
 def start(context: RunContext, fingerprint: str = "0123", stage: str = "sft", **config: Any) -> Tracker:

@@ -10,11 +10,10 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from vthink.components.common.video import probe as probe_module
-from vthink.components.common.video import readers
+from vthink.components.common.video import decode as readers
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.decode import read_clip
-from vthink.components.common.video.frames import select_frames
+from vthink.components.common.video.frames import probe_file, select_frames
 
 SIZE = 112
 
@@ -96,7 +95,7 @@ def test_decord_alone_would_give_wrong_frames_of_open_groups(tmp_path: Path) -> 
 
 
 def test_decord_and_pyav_give_the_same_pixels(video: Path) -> None:
-    probe = probe_module.probe_file(video)
+    probe = probe_file(video)
     indices = select_frames(probe.times_s, probe.duration_s, CONFIG)
     ours, size = readers.decode_with_decord(video, indices, probe, CONFIG)
     theirs, their_size = readers.decode_with_pyav(video, indices, probe, CONFIG)
@@ -116,7 +115,7 @@ def test_a_rotated_video_is_turned_upright_by_both_decoders(tmp_path: Path) -> N
     data[matrix : matrix + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
     path = tmp_path / "rotated.mp4"
     path.write_bytes(data)
-    probe = probe_module.probe_file(path)
+    probe = probe_file(path)
     indices = np.arange(8)
     turned, _ = readers.decode_with_decord(path, indices, probe, CONFIG)
     assert numbers(np.rot90(turned, axes=(1, 2))) == list(range(8))

@@ -15,12 +15,12 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from vthink.components.common.video.clip import DecodeError, DecodeLimitError, FileRequest
-from vthink.components.common.video.codec import (
+from vthink.components.common.video.clip import (
     DecodedFile,
+    DecodeError,
+    DecodeLimitError,
     EncodedClip,
-    decode_frames,
-    encode_clip,
+    FileRequest,
     encode_frames,
     stored,
 )
@@ -195,8 +195,8 @@ def test_stored_is_what_a_worker_encodes_and_a_reader_decodes(video: Path, decod
     (encoded,) = decoder.read_file(FileRequest(video)).clips
     assert isinstance(encoded, EncodedClip)
     assert encoded.frames == encode_frames(clip, CONFIG)
-    assert (decode_frames(encoded.frames) == stored(clip, CONFIG).frames).all()
-    assert encode_clip(clip, CONFIG).times_s.tolist() == encoded.times_s.tolist()
+    assert (encoded.decode().frames == stored(clip, CONFIG).frames).all()
+    assert stored(clip, CONFIG).times_s.tolist() == encoded.times_s.tolist()
     assert (encoded.height, encoded.width, encoded.duration_s) == (SIZE, SIZE, clip.duration_s)
 
 

@@ -8,10 +8,8 @@ from typing import Any
 import av
 import numpy as np
 from PIL import Image
-from vthink.components.common.video.clip import FileRequest
-from vthink.components.common.video.codec import DecodedFile
+from vthink.components.common.video.clip import SIGNATURE_BYTES, DecodedFile, FileRequest
 from vthink.components.common.video.config import VideoConfig
-from vthink.components.common.video.signature import SIGNATURE_BYTES
 from vthink.components.common.video.workers import Decoder
 from vthink.components.data_prep.dataset.duplicates import Groups, near_pairs
 

@@ -18,7 +18,7 @@ from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.names import StorageError, join, sha256_file
 from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.tracking.config import TrackingConfig
-from vthink.components.common.video.codec import stored
+from vthink.components.common.video.clip import stored
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.decode import read_clip
 

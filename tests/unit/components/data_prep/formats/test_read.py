@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vthink.components.common.answers.formats import write_response
-from vthink.components.common.answers.spans import format_span
-from vthink.components.common.answers.video_thinker import is_video_thinker_format
+from vthink.components.common.answers.formats import is_video_thinker_format, write_response
+from vthink.components.common.answers.responses import format_span
 from vthink.components.common.errors import UserError
 from vthink.components.common.rows.files import RowError
 from vthink.components.common.rows.sample import Evidence, Media, Sample

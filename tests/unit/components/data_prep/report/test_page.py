@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from vthink.components.common.context import RunContext
 from vthink.components.common.errors import UserError
-from vthink.components.common.rows import files, row_groups
+from vthink.components.common.rows import files, parquet
 from vthink.components.common.rows.sample import Sample
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.s3 import Storage
@@ -165,7 +165,7 @@ def test_the_page_and_its_work_do_not_grow_with_the_rows(prepare, tmp_path, monk
     for count in (100, 500):
         made = prepare([make_row(n, f"videos/{n % 3}.mp4", question=f"Which way {n:05d}?") for n in range(count)])
         with monkeypatch.context() as patch:
-            patch.setattr(row_groups, "parse_row", counted)
+            patch.setattr(parquet, "parse_row", counted)
             sizes.append(len(made.page(tmp_path / str(count), items=10)))
         parsed.append(0)
     assert parsed[0] >= 100

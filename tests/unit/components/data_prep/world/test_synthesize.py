@@ -14,8 +14,7 @@ import pytest
 from vthink.components.common.config import ConfigError
 from vthink.components.common.rows.files import read_samples
 from vthink.components.common.rows.sample import Sample
-from vthink.components.common.video.clip import Clip
-from vthink.components.common.video.codec import stored
+from vthink.components.common.video.clip import Clip, stored
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.decode import read_clip
 from vthink.components.data_prep.config import QuestionKind, SynthesizeConfig

@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from vthink.components.common.video.codec import stored
+from vthink.components.common.video.clip import stored
 from vthink.components.common.video.decode import read_clip
 from vthink.components.deployment.config import ServerConfig
 from vthink.components.deployment.server.chat import HttpExchange

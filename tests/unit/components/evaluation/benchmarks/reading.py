@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from vthink.components.common.rows.sample import Sample
-from vthink.components.evaluation.answers import Answer
+from vthink.components.evaluation.ask import Answer
 from vthink.components.evaluation.benchmarks.benchmark import Benchmark, QuestionSet
 from vthink.components.evaluation.benchmarks.folder import DataFolder, load_questions
 from vthink.components.evaluation.benchmarks.registry import BENCHMARKS
-from vthink.components.evaluation.grade import grade_answer
 from vthink.components.evaluation.item import Item
+from vthink.components.evaluation.measure import grade_answer
 from vthink.components.evaluation.statistics import Resampling
 
 from ..published import Published

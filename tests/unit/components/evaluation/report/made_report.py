@@ -6,7 +6,7 @@ import re
 
 from vthink.components.evaluation.conditions import frame_order, other_videos
 from vthink.components.evaluation.config import EvaluationConfig
-from vthink.components.evaluation.grounding import baseline_items
+from vthink.components.evaluation.metrics import baseline_items
 from vthink.components.evaluation.report.pages import evaluation_page
 from vthink.components.evaluation.results import EvaluationResult
 

@@ -6,9 +6,9 @@ from vthink.components.data_prep.config import SynthesizeConfig
 from vthink.components.data_prep.world.synthesize import synthesize
 from vthink.components.evaluation.benchmarks.registry import BENCHMARKS, benchmark_key
 from vthink.components.evaluation.metrics import METRICS
-from vthink.components.evaluation.report.folder_clips import FolderClips
+from vthink.components.evaluation.report.cells import published
+from vthink.components.evaluation.report.items import folder_clips
 from vthink.components.evaluation.report.pages import benchmark_page, evaluation_page
-from vthink.components.evaluation.report.published import published
 from vthink.components.evaluation.results import read_benchmark
 from vthink.components.evaluation.summary import compare
 
@@ -119,7 +119,7 @@ def test_pictures_come_from_the_benchmarks_folder_and_a_damaged_video_says_so(tm
     (data / "000.mp4").write_bytes(one.read_bytes())
     (data / "001.mp4").write_bytes(two.read_bytes()[:2000])
     results = [read_benchmark(folder, name) for name, folder in write_two_models(tmp_path, videos=3).items()]
-    with FolderClips(results) as clips:
+    with folder_clips(results) as clips:
         items = data_of(benchmark_page(results, config, clips))
         by_video = {item["video"]: item for item in items["items"]}
         assert len(items["media"][by_video["videos/000.mp4"]["media"]]["frames"]) == 16

@@ -6,7 +6,7 @@ import pytest
 import torch
 from vthink.components.common.errors import UserError
 from vthink.components.common.model.chat import ChatEncoder
-from vthink.components.common.model.positions import patchify
+from vthink.components.common.model.prompt import patchify
 from vthink.components.grpo.vllm.request import make_request
 from vthink.tests.unit.components.grpo.vllm.prompts import ORDER, SAMPLING, ask, clip_of, prompt_of
 
