@@ -98,7 +98,8 @@ class DataPrepConfig(Section):
     """``smallest``: keep the file itself where its compressed frames would be larger, so that a prepared set is never
     larger than its source (it is then decoded again each time it is read); ``frames``: always frames."""
     shards: int = Field(default=1, ge=1, le=10_000)
-    """Parts that are prepared side by side (pods on a cluster); a video is in exactly one."""
+    """Parts that are prepared side by side (pods on a cluster), at most; a video is in exactly one. Above four, each
+    gets 32 rows or more."""
     workers: int = Field(default=0, ge=0, le=512)
     """Decoding processes per shard; 0: one per CPU that the shard may use."""
     max_quarantined: float = Field(default=0.1, ge=0, le=1)
