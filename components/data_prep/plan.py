@@ -61,12 +61,18 @@ def check_row(
 
 def hold_out(sample: Sample, holdout: Mapping[str, float]) -> Sample:
     """The row in the split that its file goes to (`DataPrepConfig.holdout`)."""
-    drawn = _unit(f"holdout/{sample.media.uri}")
-    for split, share in sorted(holdout.items()) if sample.split == "train" else ():
+    split = held_out(sample.media.uri, holdout) if sample.split == "train" else sample.split
+    return sample if split == sample.split else sample.model_copy(update={"split": split})
+
+
+def held_out(uri: str, holdout: Mapping[str, float]) -> str:
+    """The split that a file of the split ``train`` goes to."""
+    drawn = _unit(f"holdout/{uri}")
+    for split, share in sorted(holdout.items()):
         if drawn < share:
-            return sample.model_copy(update={"split": split})
+            return split
         drawn -= share
-    return sample
+    return "train"
 
 
 def excluding_setting(sample: Sample, config: DataPrepConfig) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -16,13 +18,16 @@ from ...components.common.config import Stage
 from ...components.common.errors import UserError
 from ...components.common.storage.names import StorageError
 from ..config import load
-from ..doctor import examine
+from ..doctor import examine, knows_cluster
 from ..kfp_client import runs
 from ..kfp_client.connection import KfpConnection
 from ..kfp_client.submit import rows_fingerprint, submit_run
-from ..pipeline import compile_to
+from ..pipeline import compile_to, for_cluster
+from ..preflight.examine import examine_run, examine_submission
+from ..preflight.finding import finding, require
+from ..preflight.machine import check_storage
 from ..run.session import session
-from .display import ProgressView, stage_table
+from .display import ProgressView, print_findings, stage_table
 from .options import (
     REFUSED,
     WORKSPACE,
@@ -44,19 +49,23 @@ from .serve import service_lines
 
 
 def doctor(
-    preset: Preset = "video_r1_7b", overrides: Overrides = None, host: OptionalHost = None,
-    namespace: Namespace = "kubeflow", token: Token = None,
+    preset: OptionalPreset = None, overrides: Overrides = None, host: OptionalHost = None,
+    namespace: Namespace = "kubeflow", token: Token = None, workspace: Folder = WORKSPACE,
 ) -> None:  # fmt: skip
     """Check what a run of this configuration needs: each line is ok, or says what to do.
 
-    Looked at: Kubeflow Pipelines, the cluster and its CRDs, queues, quota and GPU nodes, S3 by writing and reading,
-    MLflow, KServe. The exit code is 1 when anything is missing.
+    Looked at, on this machine: rows, model, accelerators, disk, S3, MLflow. Where Kubeflow Pipelines or a cluster is
+    known (--host, KUBECONFIG): these with CRDs, queues, quota and GPU nodes, KServe, and the stores of the configuration.
+    The exit code is 1 when anything is missing.
     """
-    console, sound = Console(highlight=False, soft_wrap=True), True
-    for finding in examine(load(preset, overrides), host, namespace, token):
-        symbol, style = {"ok": ("✓", "green"), "unknown": ("–", "dim")}.get(finding.verdict, ("✗", "red"))
-        console.print(Text(f"{symbol} {finding.subject}: ", style) + Text(finding.detail))
-        sound = sound and finding.verdict != "bad"
+    console = Console(highlight=False)
+    if host is not None or knows_cluster(namespace):
+        findings = examine(load(preset or "video_r1_7b", overrides), host, namespace, token)
+        raise Exit(0 if print_findings(console, findings) else 1)
+    with session(load(preset or "laptop", overrides), workspace, exclusive=False) as opened:
+        store = finding("S3", partial(check_storage, opened.storage.config))
+        sound = print_findings(console, chain([store], examine_run(opened)))
+    console.print(Text("no cluster is known here (--host, KUBECONFIG): looked at this machine alone", "dim"))
     raise Exit(0 if sound else 1)
 
 
@@ -94,7 +103,9 @@ def submit(
         raise UserError("--cron starts runs later: it goes neither with --wait nor with --when-data-changes")
     if every and not when_data_changes:
         raise UserError("--every needs --when-data-changes")
-    config, kfp = load(preset, overrides), KfpConnection(host, namespace, token)
+    config = load(preset, overrides)
+    require(examine_submission(for_cluster(config)))
+    kfp = KfpConnection(host, namespace, token)
 
     def start(rows: str | None = None) -> runs.SubmittedRun:
         run = submit_run(kfp, config, from_stage, experiment, service_account, cron, rows, evaluation_gpus)

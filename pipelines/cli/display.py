@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...components.common.config import Stage
+from ..preflight.finding import Finding
 from ..run.progress import StageProgress
 from ..run.summary import QuestionSummary, RunSummary
 from .options import WORKSPACE
@@ -34,6 +35,16 @@ def table(*headings: str, title: str = "", left: Sequence[int] = (0,), wrap: boo
     for place, heading in enumerate(headings):
         made.add_column(heading, justify="left" if place in left else "right", no_wrap=not wrap and place not in left)
     return made
+
+
+def print_findings(console: Console, findings: Iterable[Finding]) -> bool:
+    """Print an examination, a line each as it comes; whether nothing is bad."""
+    sound = True
+    for finding in findings:
+        symbol, style = {"ok": ("✓", "green"), "unknown": ("–", "dim")}.get(finding.verdict, ("✗", "red"))
+        console.print(Text(f"{symbol} {finding.subject}: ", style) + Text(finding.detail), soft_wrap=True)
+        sound = sound and finding.verdict != "bad"
+    return sound
 
 
 # --- the stages of a run

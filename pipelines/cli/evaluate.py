@@ -25,6 +25,7 @@ from ...components.evaluation.results import HELD_OUT, BenchmarkResult, Result, 
 from ...components.evaluation.rules import GateRule, read_rule
 from ...components.evaluation.summary import compare as compare_results
 from ..config import Config, load
+from ..preflight.examine import require_run
 from ..run.session import find_data, find_manifest, session
 from .display import accuracy_table, table
 from .options import DATA_HELP, REFUSED, WORKSPACE, Folder, Overrides, Preset
@@ -95,6 +96,7 @@ def _evaluate_split(
     config: Config, data: str | None, sft: str | None, grpo: str | None, report: Path | None, workspace: Path
 ) -> None:
     with session(config, workspace) as opened:
+        require_run(opened, ["evaluate"], data)
         of_sft, of_grpo = (find_manifest(opened, where) if where else "" for where in (sft, grpo))
         sections = (opened.context.to_json(), config.evaluation.to_json(), config.model.to_json())
         uri = evaluate_models(*sections, find_data(opened, data), of_sft, of_grpo, str(report) if report else None)

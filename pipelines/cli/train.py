@@ -17,11 +17,12 @@ from ..config import Config, load
 from ..plan import shapes
 from ..plan.memory import ACCELERATORS, GIB
 from ..plan.stage import StagePlan, fastest, layouts, stored_bytes
+from ..preflight.examine import require_run
 from ..run.execute import StageFailedError, run_pipeline
 from ..run.session import find_data, find_manifest, session
 from ..run.state import StagePreview, preview_stages
 from ..run.summary import write_summary
-from .display import ProgressView, show_summary, table
+from .display import ProgressView, print_findings, show_summary, table
 from .options import REFUSED, WORKSPACE, Data, Folder, Overrides, Policy, Preset, Restart
 
 
@@ -38,7 +39,9 @@ def run(
     with session(load(preset, overrides), workspace) as opened:
         if dry_run:
             _print_preview(console, preview_stages(opened, from_stage))
+            print_findings(console, require_run(opened))
             return
+        require_run(opened)
         try:
             with ProgressView(console) as view:
                 outcome = run_pipeline(opened, from_stage, view.update)
@@ -65,6 +68,7 @@ def sft(
     """Fine-tune the base model on reasoning traces. Prints the manifest's URI."""
     config = load(preset, overrides)
     with session(config, workspace) as opened:
+        require_run(opened, ["sft"], data)
         sections = opened.context.to_json(), config.sft.to_json(), config.model.to_json()
         print(train_stage("sft", SFTConfig, "vthink.components.sft", *sections, find_data(opened, data)))
 
@@ -76,6 +80,7 @@ def grpo(
     """Improve a model by (T-)GRPO. Prints the manifest's URI."""
     config = load(preset, overrides)
     with session(config, workspace) as opened:
+        require_run(opened, ["grpo"], data)
         start = find_manifest(opened, policy) if policy else ""
         sections = opened.context.to_json(), config.grpo.to_json(), config.model.to_json()
         print(train_stage("grpo", GRPOConfig, "vthink.components.grpo", *sections, find_data(opened, data), start))
