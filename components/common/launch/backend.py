@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ..storage.manifest import Manifest
 from ..storage.s3 import Storage
@@ -20,20 +20,24 @@ from .config import LaunchConfig
 from .job import TrainingJob, explain_failure
 from .process import LaunchError, on_sigterm, spawn
 
-if TYPE_CHECKING:
-    from .kubernetes.backend import KubernetesBackend
-
 _RANK = re.compile(r"^\[[^\]\d]*(\d+)\]:\s?")
 """torchrun's mark before a line of one of several workers."""
 
 
-def choose_backend(launch: LaunchConfig) -> LocalBackend | KubernetesBackend:
-    """The backend that the configuration names; LaunchError when there is no cluster.
+class Backend(Protocol):
+    """Where a stage's training runs."""
 
-    Its ``train(job, on_log)`` writes the job to the store, hands every line that the workers print to ``on_log``, and
-    returns the manifest that rank 0 wrote last. It raises `LaunchError` with the reason of a failure as far as the
-    output tells, and SystemExit when this process was asked to end (SIGTERM).
-    """
+    def train(self, job: TrainingJob, on_log: Callable[[str], None]) -> Manifest:
+        """Write the job to the store, hand every line that the workers print to ``on_log``, and return the manifest
+        that rank 0 wrote last.
+
+        Raises `LaunchError` with the reason of a failure as far as the output tells, and SystemExit when this process
+        was asked to end (SIGTERM).
+        """
+
+
+def choose_backend(launch: LaunchConfig) -> Backend:
+    """The backend that the configuration names; LaunchError when there is no cluster."""
     if launch.backend == "trainjob":
         from .kubernetes.backend import KubernetesBackend
         from .kubernetes.client import Cluster
@@ -62,7 +66,7 @@ class LocalBackend:
     """How long the workers, to which a SIGTERM is passed on, may take to save and end before they are killed."""
 
     def train(self, job: TrainingJob, on_log: Callable[[str], None]) -> Manifest:
-        """See `choose_backend`. Asked to end, it returns once the workers have ended."""
+        """See `Backend`. Asked to end, it returns once the workers have ended."""
         run = job.run
         if run.launch.nodes != 1:
             raise LaunchError(f"launch.nodes={run.launch.nodes}: launch.backend=local trains on one node")

@@ -166,7 +166,7 @@ class KubernetesBackend:
     """Seconds between two looks at a job that does not change."""
 
     def train(self, job: TrainingJob, on_log: Callable[[str], None]) -> Manifest:
-        """See `choose_backend`. Asked to end, it deletes the job if the run was cancelled; else the job goes on."""
+        """See `Backend`. Asked to end, it deletes the job if the run was cancelled; else the job goes on."""
         storage, left = Storage(job.run.storage), job.run.launch.cluster.attempts
         job.write(storage)
         attempts = Attempts(self.cluster, job, lambda line: on_log(f"{job.stage}: {line}"))
