@@ -158,9 +158,18 @@ def _print_stage(
     return own if own.fits else best
 
 
-def config_show(preset: Preset = "laptop", overrides: Overrides = None) -> None:
-    """Print the whole configuration, defaults included, as YAML that can be edited and used."""
-    print(configuration.to_yaml(load(preset, overrides)), end="")
+def config_show(
+    section: Annotated[str | None, Argument(help="Only this section, e.g. grpo.")] = None,
+    preset: Preset = "laptop", overrides: Overrides = None,
+    bare: Annotated[bool, Option("--bare", help="Without the comments.")] = False,
+) -> None:  # fmt: skip
+    """Print the whole configuration, defaults included, as YAML that can be edited and used; each key says what it is."""
+    config = load(preset, overrides)
+    if bare and section is None:
+        print(configuration.to_yaml(config), end="")
+        return
+    text = configuration.to_commented_yaml(config, section)
+    print("".join(line for line in text.splitlines(True) if not (bare and line.lstrip().startswith("#"))), end="")
 
 
 def config_validate(

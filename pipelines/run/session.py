@@ -41,8 +41,8 @@ def session(config: Config, folder: Path, exclusive: bool = True) -> Iterator[Se
         UserError: another ``vthink`` works there; the object store cannot be started or reached, or refuses the keys.
     """
     workspace = Workspace(folder)
-    before = dict(os.environ)
     with workspace.lock() if exclusive else nullcontext():
+        before = dict(os.environ)
         url = config.storage.endpoint_url
         endpoint = S3Endpoint(url) if url else workspace.start_s3()
         try:
