@@ -44,8 +44,8 @@ class Draft:
 
 
 def rows_of_folder(folder: Path, target: Path) -> int:
-    """Write rows for the videos of a folder whose sidecar says something: ``clip.txt`` is a caption, ``clip.json`` a row
-    or a list of rows without their video. Returns their number.
+    """Write rows for the videos of a folder whose sidecar says something: ``clip.txt`` is a caption, ``clip.json`` a
+    row or a list of rows without their video. Returns their number.
 
     Raises:
         UserError: no video, or none with a sidecar.
@@ -56,8 +56,9 @@ def rows_of_folder(folder: Path, target: Path) -> int:
     rows = [row for video in videos for row in _of_sidecar(video, target)]
     if not rows:
         raise UserError(
-            f"{folder}: {len(videos)} videos, and nothing that says what is in them; put {videos[0].stem}.txt (a caption) "
-            f"or {videos[0].stem}.json (question, answer, options) beside {videos[0].name}, or give a table: --rows rows.csv"
+            f"{folder}: {len(videos)} videos, and nothing that says what is in them; put {videos[0].stem}.txt (a "
+            f"caption) or {videos[0].stem}.json (question, answer, options) beside {videos[0].name}, or give a table: "
+            "--rows rows.csv"
         )
     target.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     return len(rows)
@@ -132,14 +133,16 @@ def _data_layers(
     shares = holdout_shares(census.files, missing) if missing else {}
     if shares is None:
         raise UserError(
-            f"{source}: {len(census.files)} videos are too few to hold some out for validation and test; bring ten or more"
+            f"{source}: {len(census.files)} videos are too few to hold some out for validation and test; bring ten "
+            "or more"
         )
     listed = ", ".join(f"{split}: {share:g}" for split, share in sorted(shares.items()))
-    yield Layer(f"  holdout: {{{listed}}}", "shares of the videos; a video is in one split only" if shares else "none needed")
-    yield Layer(f"  shards: {max(1, min(64, good // _ROWS_PER_SHARD))}", "parts prepared side by side; one takes seconds to start")
+    why = "shares of the videos; a video is in one split only" if shares else "none needed"
+    yield Layer(f"  holdout: {{{listed}}}", why)
+    yield Layer(f"  shards: {max(1, min(64, good // _ROWS_PER_SHARD))}", "parts prepared side by side; at most")
     if report.bad > base.data.max_quarantined * report.rows:
         share = min(1.0, report.bad / report.rows + 0.05)
-        yield Layer(f"  max_quarantined: {share:.2f}", f"{report.bad} rows have mistakes: vthink data validate {source}")
+        yield Layer(f"  max_quarantined: {share:.2f}", f"{report.bad} rows have mistakes (vthink data validate)")
     if base.data.min_video_frames > 1:
         yield Layer("  min_video_frames: 1", f"{base.data.min_video_frames} in the paper")
 
@@ -180,7 +183,7 @@ def _training_layers(base: Config, census: RowCensus, good: int, segments: bool,
     if not tiny:
         gpus = len(gpu_memory_gib())
         yield Layer("launch:")
-        yield Layer(f"  processes: {max(1, gpus)}", "a training process per GPU" if gpus else "GPUs of a node of the cluster")
+        yield Layer(f"  processes: {max(1, gpus)}", "one per GPU" if gpus else "GPUs of a node of the cluster")
 
 
 def _evaluation_layers(base: Config, census: RowCensus, good: int) -> Iterator[Layer]:

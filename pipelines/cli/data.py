@@ -76,8 +76,8 @@ def validate(
 ) -> None:
     """Check rows: fields, types, answers among the options, times, duplicates, splits, and that media files are there.
 
-    Shows how the columns of a table were understood, and its first rows as they will be used. A mistake is one line with
-    file and line. The exit code is 1 when there is any.
+    Shows how the columns of a table were understood, and its first rows as they will be used. A mistake is one line
+    with file and line. The exit code is 1 when there is any.
     """
     if bad := [root for root in roots or () if "=" not in root]:
         raise UserError(f"--root {bad[0]}: expected SOURCE=FOLDER")
@@ -114,7 +114,8 @@ def chosen_columns(columns: list[str] | None) -> dict[str, str | tuple[str, ...]
         name, equals, column = text.partition("=")
         if not equals or name not in NAMES:
             raise UserError(f"--column {text}: expected FIELD=COLUMN, with one of the fields {', '.join(NAMES)}")
-        chosen[name] = tuple(part.strip() for part in column.split(",")) if name == "options" and "," in column else column
+        several = name == "options" and "," in column
+        chosen[name] = tuple(part.strip() for part in column.split(",")) if several else column
     return chosen
 
 
@@ -229,7 +230,8 @@ def report(
 ) -> None:  # fmt: skip
     """Write a prepared set as one HTML page: counts, lengths, answers, duplicates, quarantine, and rows to look at."""
     count_tokens = None if tokenizer is None else token_counter(tokenizer)
-    with session(load(preset, overrides), workspace) as opened:
+    # A page about rows is wanted most where many of them are quarantined.
+    with session(load(preset, [*(overrides or ()), "data.max_quarantined=1.0"]), workspace) as opened:
         manifest = Manifest.read(opened.storage, find_data(opened, prepared))
         folder = opened.workspace.work_dir / "report" / manifest.fingerprint
         output.write_text(write_report(manifest, opened.storage, folder, items, count_tokens), encoding="utf-8")

@@ -38,7 +38,7 @@ def init(
     caption in clip.txt, or its questions in clip.json, beside it. Held out by video: validation and test.
     """
     if not rows:
-        raise UserError("--rows FILE: a table with the columns video, question, answer (options), or a folder of videos")
+        raise UserError("--rows FILE: a table with the columns video, question, answer, or a folder of videos")
     if config.suffix not in (".yaml", ".yml"):
         raise UserError(f"{config}: a configuration is written as .yaml")
     if config.exists() and not force:

@@ -163,7 +163,7 @@ def config_show(
     preset: Preset = "laptop", overrides: Overrides = None,
     bare: Annotated[bool, Option("--bare", help="Without the comments.")] = False,
 ) -> None:  # fmt: skip
-    """Print the whole configuration, defaults included, as YAML that can be edited and used; each key says what it is."""
+    """Print the whole configuration, defaults included, as YAML that can be edited and used, with what each key is."""
     config = load(preset, overrides)
     if bare and section is None:
         print(configuration.to_yaml(config), end="")

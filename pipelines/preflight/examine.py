@@ -1,4 +1,4 @@
-"""Everything that can be known before a run starts: used by ``run``, ``submit``, ``train``, ``evaluate``, ``doctor``."""
+"""All that can be known before a run starts: for ``run``, ``submit``, ``train``, ``evaluate`` and ``doctor``."""
 
 from __future__ import annotations
 

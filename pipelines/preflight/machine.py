@@ -43,7 +43,7 @@ def check_model(config: Config, storage: Storage | None) -> str:
         return name
     if Path(name).is_dir():
         if config.launch.backend != "local":
-            raise UserError(f"model.name={name} is a folder here, which pods cannot read; copy it to an s3://…/ prefix")
+            raise UserError(f"model.name={name} is a folder here, which pods cannot read; copy it to an s3://… prefix")
         check_folder(Path(name))
         return name
     if config.launch.backend != "local":
@@ -59,8 +59,8 @@ def _check_hub(config: Config) -> str:
         path = hf_hub_download(name, "config.json", revision=config.model.revision, etag_timeout=_HUB_TIMEOUT_S)
     except Exception as error:  # huggingface_hub raises its own, httpx's and OSError
         raise UserError(
-            f"'{name}' is neither a folder here nor reachable on the hub ({first_line(error, 150)}); set model.name to a "
-            "folder, an s3://…/ prefix, or a model that you can reach (HF_ENDPOINT, HF_TOKEN)"
+            f"'{name}' is neither a folder here nor reachable on the hub ({first_line(error, 150)}); set model.name to "
+            "a folder, an s3://…/ prefix, or a model that you can reach (HF_ENDPOINT, HF_TOKEN)"
         ) from None
     read_shape(json.loads(Path(path).read_text("utf-8")), name)
     return name
@@ -81,7 +81,8 @@ def check_accelerators(config: Config, stages: Collection[Stage]) -> str:
     if not memory_gib:
         return _check_cpu(config, shape)
     if wanted > len(memory_gib):
-        raise UserError(f"{wanted} training processes, and {len(memory_gib)} GPUs here; {settings('launch.processes=N')}")
+        there = len(memory_gib)
+        raise UserError(f"{wanted} training processes, and {there} GPUs here; {settings(f'launch.processes={there}')}")
     accelerator = Accelerator(312, min(memory_gib), 2039, 300)
     for stage in training:
         sample = visual_tokens(_TYPICAL, config.video, shape)
@@ -96,15 +97,16 @@ def _too_large(plans: list[StagePlan], accelerator: Accelerator) -> str:
     what = f"{own.stage} needs {own.memory.total / GIB:.0f} GiB a GPU, and one has {accelerator.memory_gib:.0f}"
     if best is not None:
         return f"{what}; {settings(f'{own.stage}.deepspeed={best.zero}')}"
-    return f"{what}; a smaller model, {settings(f'{own.stage}.lora={{}}', f'{own.stage}.deepspeed=zero2')}, or more GPUs"
+    adapters = settings(f"{own.stage}.lora={{}}", f"{own.stage}.deepspeed=zero2")
+    return f"{what}; a smaller model, {adapters}, or more GPUs"
 
 
 def _check_cpu(config: Config, shape: Shape) -> str:
     if shape.parameters <= _SMALL:
-        return f"no NVIDIA GPU; {config.launch.processes} training process(es) on the CPU, which is enough for this model"
+        return f"no NVIDIA GPU; {config.launch.processes} process(es) on the CPU, which is enough for this model"
     raise UserError(
-        f"no NVIDIA GPU here, and {config.model.name} has {shape.parameters / 1e9:.2g} B parameters; train on a cluster "
-        f"(vthink submit), or try the pipeline with a small model ({settings('model.name=tiny')} or --preset laptop)"
+        f"no NVIDIA GPU here, and {config.model.name} has {shape.parameters / 1e9:.2g} B parameters; train on a "
+        f"cluster (vthink submit), or try it with a small model ({settings('model.name=tiny')}, --preset laptop)"
     )
 
 

@@ -20,7 +20,7 @@ from ..config import Config
 from .finding import Finding, settings
 
 MAX_ROWS, MAX_OBJECTS = 20_000, 50
-"""Rows, and media in a store, that are looked at, so that it takes seconds; what only later rows would show is found by `data validate`."""
+"""Rows, and media in a store, that are looked at, so that it takes seconds; `data validate` looks at all."""
 _SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 _TRAINING: tuple[Stage, ...] = ("sft", "grpo")
 
@@ -120,7 +120,9 @@ def examine_rows(
         problems.append(_no_reasoning(census))
     if not problems:
         counts = ", ".join(f"{split} {count}" for split, count in census.rows.items())
-        left = f"; {report.bad} of {report.rows} cannot be used: vthink data validate {report.path}" if report.bad else ""
+        left = (
+            f"; {report.bad} of {report.rows} cannot be used: vthink data validate {report.path}" if report.bad else ""
+        )
         some = "" if report.whole else f" (the first {report.rows:,})"
         yield Finding("rows", "ok", f"{report.path}: {counts}, {report.media} videos and images{some}{left}")
     yield from (Finding("rows", "bad", problem) for problem in problems)
@@ -176,7 +178,9 @@ def _split_problems(census: RowCensus, stages: Collection[Stage], whole: bool) -
 def _kind_problems(census: RowCensus, stages: Collection[Stage]) -> Iterator[str]:
     config = census.config
 
-    def check(key: str, wanted: Collection[str], split: str, by: Mapping[str, Counter[str]], what: str) -> Iterator[str]:
+    def check(
+        key: str, wanted: Collection[str], split: str, by: Mapping[str, Counter[str]], what: str
+    ) -> Iterator[str]:
         there = by.get(split)
         if wanted and there and not set(wanted) & set(there):
             listed = ", ".join(sorted(name for name in there if name)) or f"none has a {what}"
@@ -207,7 +211,9 @@ def _kind_problems(census: RowCensus, stages: Collection[Stage]) -> Iterator[str
 
 def _no_reasoning(census: RowCensus) -> str:
     count, total, style = len(census.no_response), census.trained["sft"], census.answer_format
-    lacks = "evidence spans (start, end, caption)" if style == "video_thinker" and census.with_reasoning else "reasoning"
+    lacks = (
+        "evidence spans (start, end, caption)" if style == "video_thinker" and census.with_reasoning else "reasoning"
+    )
     what = (
         f"from {count} of {total} training rows SFT can write no {style} response, the first in line "
         f"{census.no_response[0]}: they have no {lacks}"
@@ -218,5 +224,3 @@ def _no_reasoning(census: RowCensus) -> str:
         ways.insert(0, f"learn their plain reasoning: {settings('model.prompt=video_r1/1')}")
     ways.append(f"or have some written: vthink data curate {source} -o curated.jsonl --set curation.method=cot")
     return f"{what}; {'; '.join(ways)}"
-
-

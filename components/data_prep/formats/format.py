@@ -58,8 +58,8 @@ def problem_type_of(text: Any) -> str:
 
 
 def plain_options(options: Any) -> list[str]:
-    """Texts of options that come as a list, with or without letters, as a mapping of letters, or as text: JSON, a Python
-    list, or texts between ``|``, line breaks, ``;`` or commas."""
+    """Texts of options that come as a list, with or without letters, as a mapping of letters, or as text: JSON, a
+    Python list, or texts between ``|``, line breaks, ``;`` or commas."""
     if isinstance(options, str):
         options = _listed(options.strip())
     if isinstance(options, Mapping):

@@ -151,7 +151,8 @@ def _from_table(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
                 if twice := [name for name in header if header.count(name) > 1]:
                     raise UserError(f"{path}:{line}: two columns have the name '{twice[0]}'; rename one")
             elif len(cells) != len(header):
-                reason = f"{len(cells)} cells, where the header has {len(header)}: put a text with '{delimiter}' in quotes"
+                hint = f"put a text with '{delimiter}' in quotes"
+                reason = f"{len(cells)} cells, where the header has {len(header)}: {hint}"
                 yield line, RowError(line, reason, raw_text(cells))
             else:
                 yield line, _table_row(dict(zip(header, cells, strict=True)), line)
@@ -242,8 +243,8 @@ def read_rows(
         if names and not set(names) & {"media", "id", "question", "answer"}:
             listed, known = ", ".join(sorted(names))[:200], ", ".join(FORMATS)
             raise UserError(
-                f"{path}: no format fits rows with the fields {listed}; known formats: {known} (--format); or say which "
-                "column is which: --column video=NAME --column question=NAME --column answer=NAME (data.columns)"
+                f"{path}: no format fits rows with the fields {listed}; known formats: {known} (--format); or say "
+                "which column is which: --column video=NAME --column question=NAME --column answer=NAME (data.columns)"
             )
         row_format = FORMATS.get("vthink")  # bad rows alone: as our own they get their reasons
     check_columns(columns or {}, names, str(path))

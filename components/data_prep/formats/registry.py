@@ -128,9 +128,7 @@ _VTHINK = Format(name="vthink", fits={"media", "question"}.issubset, read=lambda
 _PUBLISHED = (
     # Video-R1-260k and Video-R1-COT-165k (which adds `process`); Video-Thinker-10K, whose `process` holds segments.
     Format(name="video_r1", fits={"problem_id", "solution", "path"}.issubset, read=_read_video_r1),
-    Format(
-        name="video_thinker", fits={"problem", "solution", "path", "problem_type"}.issubset, read=_read_video_r1
-    ),
+    Format(name="video_thinker", fits={"problem", "solution", "path", "problem_type"}.issubset, read=_read_video_r1),
     Format(name="vrbench", fits={"mcq", "video_path"}.issubset, read=_read_vrbench),
 )
 

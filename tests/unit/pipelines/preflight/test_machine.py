@@ -25,7 +25,7 @@ BOTH = ("sft", "grpo")
 
 @pytest.fixture
 def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two GPUs of 80 GiB, as nvidia-smi's documented CSV output tells them (2026-12-01; no GPU here to compare with)."""
+    """Two GPUs of 80 GiB, as nvidia-smi's documentation tells them (2026-12-01; not compared with a GPU)."""
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 81559\necho 81559\n")
     tool.chmod(0o755)
@@ -47,7 +47,7 @@ def test_a_large_model_without_a_gpu_is_refused_with_what_would_work(no_gpus: No
 
 def test_more_processes_than_gpus_are_refused_with_the_setting(gpus: None) -> None:
     assert gpu_memory_gib() == pytest.approx([79.6, 79.6], abs=0.1)
-    with pytest.raises(UserError, match=r"8 training processes, and 2 GPUs here; --set launch.processes=N"):
+    with pytest.raises(UserError, match=r"8 training processes, and 2 GPUs here; --set launch.processes=2"):
         check_accelerators(load("video_r1_7b"), BOTH)
 
 

@@ -79,7 +79,13 @@ def test_all_that_a_preset_expects_and_rows_lack_is_listed_at_once(examine: Exam
     splits = ["train"] * 4 + ["validation", "test"]
     given = [row | {"split": split} for row, split in zip(rows(6), splits, strict=True)]
     found = examine(given, "model.prompt=video_r1/1", base="laptop")
-    keys = ("grpo.kinds", "grpo.validation.kinds", "sft.validation.kinds", "evaluation.gate[0]", "deployment.smoke_kinds")
+    keys = (
+        "grpo.kinds",
+        "grpo.validation.kinds",
+        "sft.validation.kinds",
+        "evaluation.gate[0]",
+        "deployment.smoke_kinds",
+    )
     for key in keys:
         assert any(entry.detail.startswith(key) for entry in found), key
     with pytest.raises(PreflightError, match=r"\d things must change first") as error:
@@ -93,7 +99,9 @@ def test_what_a_single_stage_does_not_need_is_not_asked_for(examine: Examine) ->
 
 
 def test_too_many_bad_rows_are_told(examine: Examine) -> None:
-    found = examine([*rows(3, split="test"), *({"video": "x.mp4", "question": "?"} for _ in range(2))], stages=["evaluate"])
+    found = examine(
+        [*rows(3, split="test"), *({"video": "x.mp4", "question": "?"} for _ in range(2))], stages=["evaluate"]
+    )
     assert "2 of 5 rows cannot be used, the first in line 4 (there is no answer)" in found[0].detail
 
 
