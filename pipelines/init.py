@@ -149,7 +149,7 @@ def _data_layers(
 
 def _row_counts(report: FileReport) -> str:
     kinds = ", ".join(f"{count} {name}" for name, count in sorted(report.by_type.items()))
-    return f"{report.rows} rows{'' if report.whole else ' and more'}: {kinds}; {report.media} videos and images"
+    return f"{report.rows} rows{'' if report.whole else ' and more'}: {kinds}"
 
 
 def _training_layers(base: Config, census: RowCensus, good: int, segments: bool, tiny: bool) -> Iterator[Layer]:

@@ -196,7 +196,8 @@ def _kind_problems(census: RowCensus, stages: Collection[Stage]) -> Iterator[str
         yield from check(f"{stage}.kinds", section.kinds, "train", census.kinds, "kind")
         yield from check(f"{stage}.validation.kinds", section.validation.kinds, "validation", census.kinds, "kind")
         if not section.kinds and census.rows["train"] and not census.trained[stage]:
-            yield f"{stage}.images=false leaves no training row: all of them are images; {settings(f'{stage}.images=true')}"
+            how = settings(f"{stage}.images=true")
+            yield f"{stage}.images=false leaves no training row: all of them are images; {how}"
     if "evaluate" not in stages:
         return
     split = config.evaluation.split
