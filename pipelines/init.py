@@ -136,8 +136,9 @@ def _data_layers(
             f"{source}: {len(census.files)} videos are too few to hold some out for validation and test; bring ten "
             "or more"
         )
+    shares = dict.fromkeys(base.data.holdout, 0.0) | shares
     listed = ", ".join(f"{split}: {share:g}" for split, share in sorted(shares.items()))
-    why = "shares of the videos; a video is in one split only" if shares else "none needed"
+    why = "shares of the videos; a video is in one split only" if any(shares.values()) else "the rows say their split"
     yield Layer(f"  holdout: {{{listed}}}", why)
     yield Layer(f"  shards: {max(1, min(64, good // _ROWS_PER_SHARD))}", "parts prepared side by side; at most")
     if report.bad > base.data.max_quarantined * report.rows:
