@@ -128,7 +128,8 @@ class Workspace:
             try:
                 yield
             finally:
-                del os.environ[supervisor.OWNER], os.environ[supervisor.PROCESSES]
+                for name in (supervisor.OWNER, supervisor.PROCESSES):  # a session restores the environment before
+                    os.environ.pop(name, None)
                 os.environ.update(before)
         finally:
             os.close(descriptor)
