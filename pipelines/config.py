@@ -8,15 +8,17 @@ known key.
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml.error import YAMLError
 
-from ..components.common.config import ConfigError, Section, describe, key_path
+from ..components.common.config import ConfigError, Section, mistakes
+from ..components.common.errors import did_you_mean
 from ..components.common.launch.config import LaunchConfig
 from ..components.common.model.config import ModelConfig
 from ..components.common.model.families import FAMILIES
@@ -74,21 +76,25 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not (self.sft.enabled or self.grpo.enabled):
-            raise ValueError("sft.enabled and grpo.enabled are both false: nothing is trained")
+        problems: list[str] = []
         stages = {"sft": self.sft.enabled, "grpo": self.grpo.enabled}
-        try:
-            check_evaluated(self.evaluation.gate, models=["base", *(name for name in stages if stages[name])])
-        except ValueError as error:
-            off = "".join(f" ({name}.enabled is false)" for name in stages if not stages[name])
-            raise ValueError(f"{error}{off}") from error
+        if not any(stages.values()):
+            problems.append("sft.enabled and grpo.enabled are both false: nothing is trained")
+        for rule in self.evaluation.gate if any(stages.values()) else ():
+            try:
+                check_evaluated([rule], models=["base", *(name for name in stages if stages[name])])
+            except ValueError as error:
+                off = "".join(f" ({name}.enabled is false)" for name in stages if not stages[name])
+                problems.append(f"{error}{off}")
         if self.model.name == "tiny":
             multiple = FAMILIES.get(self.model.tiny.family).size_multiple
             if self.video.size_multiple % multiple:
-                raise ValueError(
+                problems.append(
                     f"video.size_multiple must be a multiple of {multiple} for model.tiny.family "
                     f"{self.model.tiny.family} (got {self.video.size_multiple})"
                 )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 
@@ -111,7 +117,7 @@ def load(source: str | Path = "laptop", overrides: Sequence[str] | None = None) 
         overrides: ``key.path=value`` each, the value in YAML; later ones win.
 
     Raises:
-        ConfigError: one line, naming file (or ``--set``), key and the nearest known key.
+        ConfigError: a line for every mistake, naming file (or ``--set``), key and the nearest known key.
     """
     files = _file_layers(source)
     layers = [*files, *(_override(text) for text in overrides or ())]
@@ -119,9 +125,12 @@ def load(source: str | Path = "laptop", overrides: Sequence[str] | None = None) 
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        path = key_path(Config, error.errors()[0]["loc"])
-        places = [place for layer in layers if (place := layer.place(path))]
-        raise ConfigError(f"{(places or [files[-1].source])[-1]}: {describe(error, Config)}") from error
+        lines = []
+        for path, mistake in mistakes(error, Config):
+            places = [place for layer in layers if (place := layer.place(path))]
+            lines += [f"{(places or [files[-1].source])[-1]}: {line}" for line in mistake.split("\n")]
+        text = lines[0] if len(lines) == 1 else "\n  ".join((f"{len(lines)} mistakes:", *lines))
+        raise ConfigError(text) from error
 
 
 def presets() -> dict[str, str]:
@@ -134,6 +143,41 @@ def presets() -> dict[str, str]:
 def to_yaml(config: Config) -> str:
     """The full configuration, defaults included, as YAML that `load` reads back to an equal one."""
     return write_yaml(config.model_dump(mode="json"))
+
+
+def to_commented_yaml(config: Config, section: str | None = None) -> str:
+    """`to_yaml`, or one section of it, with a comment over each key that says what it is.
+
+    Raises:
+        ConfigError: there is no such section.
+    """
+    values = config.model_dump(mode="json")
+    if section is not None:
+        if section not in values:
+            raise ConfigError(f"no section '{section}'; {did_you_mean(section, values)}")
+        values = {section: values[section]}
+    plain, lines = write_yaml(values), list[str]()
+    keys = {line: path for path, line in read_yaml(plain, "configuration").lines.items()}
+    for number, line in enumerate(plain.splitlines(), 1):
+        path = keys.get(number)
+        if path is not None and (text := _description(path)):
+            indent = " " * (len(line) - len(line.lstrip()))
+            lines += textwrap.wrap(text, 110, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _description(path: tuple[str, ...]) -> str:
+    """What the field at a path is, without the marks of its docstring."""
+    section: Any = Config
+    for part in path[:-1]:
+        annotation = section.model_fields[part].annotation if part in section.model_fields else None
+        below = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        section = next((kind for kind in below if issubclass(kind, Section)), None)
+        if section is None:
+            return ""
+    field = section.model_fields.get(path[-1])
+    return " ".join(field.description.replace("``", "").split()) if field is not None and field.description else ""
 
 
 def _file_layers(source: str | Path, below: tuple[str, ...] = ()) -> list[YamlDocument]:

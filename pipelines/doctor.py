@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from ..components.common.config import ConfigError
 from ..components.common.errors import UserError, first_line
@@ -13,12 +12,14 @@ from ..components.common.launch.config import POOL_LABEL
 from ..components.common.launch.kubernetes.client import Cluster, ClusterError, condition, is_true
 from ..components.common.launch.kubernetes.trainjob import node_requests
 from ..components.common.model.shapes import shape_of
-from ..components.common.storage.s3 import Storage
-from ..components.common.tracking.client import registry_client, short_timeouts, tracking_uri
 from .config import Config
 from .kfp_client.connection import KfpConnection
 from .kfp_client.runs import recent_runs
+from .pipeline import for_cluster
 from .plan.stage import TRAINING_STAGES, TrainingStage, node_of
+from .preflight.examine import examine_submission
+from .preflight.finding import Check, Finding, NotSeenError, finding
+from .preflight.machine import check_storage, check_tracking
 
 KINDS: tuple[tuple[str, str, str], ...] = (
     ("trainer.kubeflow.org", "v1alpha1", "trainjobs"),
@@ -44,23 +45,8 @@ RIGHTS: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
 }
 """Group, resource and verb of what launcher and deployer do: the Role ``vthink-pipeline`` of `k8s/team`."""
-Check = Callable[[], str]
-"""Says what was seen, or raises a `UserError` that says what to do."""
 Get = Callable[[str], Any]
 """A GET of a path of the Kubernetes API, as JSON."""
-
-
-class NotSeenError(UserError):
-    """Something could not be looked at, which is no failure."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the examination."""
-
-    subject: str
-    verdict: Literal["ok", "bad", "unknown"]
-    detail: str
 
 
 def examine(config: Config, host: str | None, namespace: str, token: str | None = None) -> Iterator[Finding]:
@@ -79,8 +65,18 @@ def examine(config: Config, host: str | None, namespace: str, token: str | None 
             yield from (_finding(subject, check) for subject, check in _cluster_checks(get, config, namespace))
             for subject, rights in RIGHTS.items():
                 yield _finding(f"rights to {subject}", partial(_check_rights, cluster, rights))
-    yield _finding("S3", partial(_check_storage, config))
-    yield _finding("MLflow", partial(_check_tracking, config))
+    yield finding("S3", partial(check_storage, config.storage))
+    yield finding("MLflow", partial(check_tracking, config.tracking, config.storage))
+    yield from examine_submission(for_cluster(config))
+
+
+def knows_cluster(namespace: str) -> bool:
+    """Whether this machine is told of a cluster: by a kubeconfig, or by running in a pod."""
+    try:
+        Cluster.connect(namespace)
+    except ClusterError:
+        return False
+    return True
 
 
 def _finding(subject: str, check: Check) -> Finding:
@@ -276,24 +272,3 @@ def _check_serving(get: Get, namespace: str) -> str:
     services = get(f"/apis/serving.kserve.io/v1beta1/namespaces/{namespace}/inferenceservices")["items"]
     states = [f"{item['metadata']['name']} {'' if is_true(item, 'Ready') else 'not '}ready" for item in services]
     return ", ".join(states) or f"no model served in {namespace} yet"
-
-
-# --- what stages write to
-
-
-def _check_storage(config: Config) -> str:
-    Storage(config.storage.model_copy(update={"outage_s": 0.0})).check()
-    return f"wrote, read and deleted an object below {config.storage.root_uri}"
-
-
-def _check_tracking(config: Config) -> str:
-    uri = tracking_uri(config.tracking)
-    try:
-        with short_timeouts():
-            registry_client(config.tracking, config.storage).search_experiments(max_results=1)
-    except UserError:
-        raise
-    except Exception as error:  # MLflow passes on what its HTTP library raises
-        text = f"does not answer ({first_line(error, 200)}); check tracking.uri, MLFLOW_TRACKING_URI"
-        raise UserError(text) from error
-    return uri.rpartition("@")[2]

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from .errors import UserError, did_you_mean
 
@@ -66,20 +67,46 @@ def known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """The first mistake of a pydantic error as one line for a person."""
-    errors = error.errors()
-    unknown = [e for e in errors if e["type"] == "extra_forbidden" and e["loc"][:-1] == errors[0]["loc"][:-1]]
-    if errors[0]["type"] == "missing" and unknown:
-        errors = unknown  # the key that is missing is there, misspelt
-    # Of a union every branch complains; the one that got furthest into the value is the one that was meant.
-    beside = errors[0]["loc"][:-1]
-    first = max((e for e in errors if e["loc"][: len(beside)] == beside), key=lambda e: len(e["loc"]))
-    path = key_path(model, first["loc"])
+    return mistakes(error, model)[0][1]
+
+
+def mistakes(error: ValidationError, model: type[BaseModel]) -> list[tuple[tuple[str | int, ...], str]]:
+    """Every mistake of a pydantic error: the path of its key, and a line for a person."""
+    groups: list[list[ErrorDetails]] = []  # of a union every branch complains
+    for entry in error.errors():
+        path = key_path(model, entry["loc"])
+        for group in groups:
+            others = [key_path(model, other["loc"]) for other in group]
+            if path and any(path[: len(other)] == other or other[: len(path)] == path for other in others):
+                group.append(entry)
+                break
+        else:
+            groups.append([entry])
+    unknown = {key_path(model, group[0]["loc"])[:-1] for group in groups if group[0]["type"] == "extra_forbidden"}
+    lines = []
+    for group in groups:
+        # The branch that got furthest into the value is the one that was meant.
+        first = max(group, key=lambda entry: len(entry["loc"]))
+        path = key_path(model, first["loc"])
+        if first["type"] == "missing" and path[:-1] in unknown:
+            continue  # it is there, misspelt
+        lines.append((path, _line(first, path, model)))
+    return lines
+
+
+def _line(error: ErrorDetails, path: tuple[str | int, ...], model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in path)
-    if first["type"] == "extra_forbidden":
-        known = known_keys(model, path[:-1])
-        return f"unknown key '{key}'; {did_you_mean(str(path[-1]), known, 'known keys here')}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"'{key}': {message} (got {first.get('input')!r:.80})" if key else message
+    if error["type"] == "extra_forbidden":
+        known, name = known_keys(model, path[:-1]), str(path[-1])
+        short = [other for other in known if _initials(other) == name.lower()]
+        return f"unknown key '{key}'; {did_you_mean(short[0] if short else name, known, 'known keys here')}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"'{key}': {message} (got {error.get('input')!r:.80})" if key else message
+
+
+def _initials(name: str) -> str:
+    """``lr`` for ``learning_rate``."""
+    return "".join(word[0] for word in name.split("_") if word)
 
 
 def key_path(model: type[BaseModel], location: tuple[str | int, ...]) -> tuple[str | int, ...]:

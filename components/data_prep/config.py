@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from ..common.chat_endpoint.config import ChatEndpointConfig
 from ..common.config import Section
+from .formats.columns import NAMES
 
 SYNTHESIZE = "synthesize"
 """`DataPrepConfig.source` of the generated world."""
@@ -60,6 +61,9 @@ class DataPrepConfig(Section):
     format: str | None = None
     """How the rows are written: a name of `formats.registry.FORMATS`, or ``my_module:FORMAT``; null: as the first rows
     look."""
+    columns: dict[str, str | tuple[str, ...]] = Field(default={})
+    """Of a table of your own, the column of a field where its name is not a usual one: ``{video: clip, options: [opt1,
+    opt2]}``; ``vthink data validate`` shows what was understood."""
     roots: dict[str, str] = Field(default={})
     """Where the media of a source are, by the row's ``source``; ``*``: of all others. A path, or an ``s3://`` or
     ``hf://`` prefix; media that no root is given for count from the file of rows."""
@@ -97,7 +101,8 @@ class DataPrepConfig(Section):
     """``smallest``: keep the file itself where its compressed frames would be larger, so that a prepared set is never
     larger than its source (it is then decoded again each time it is read); ``frames``: always frames."""
     shards: int = Field(default=1, ge=1, le=10_000)
-    """Parts that are prepared side by side (pods on a cluster); a video is in exactly one."""
+    """Parts that are prepared side by side (pods on a cluster), at most; a video is in exactly one. Above four, each
+    gets 32 rows or more."""
     workers: int = Field(default=0, ge=0, le=512)
     """Decoding processes per shard; 0: one per CPU that the shard may use."""
     max_quarantined: float = Field(default=0.1, ge=0, le=1)
@@ -107,6 +112,8 @@ class DataPrepConfig(Section):
     def _check(self) -> Self:
         if not self.source.strip():
             raise ValueError("source must be 'synthesize', a path, an s3:// URI or an hf:// URI")
+        if unknown := [name for name in self.columns if name not in NAMES]:
+            raise ValueError(f"columns: unknown field '{unknown[0]}'; fields: {', '.join(NAMES)}")
         if min(self.holdout.values(), default=0) < 0 or sum(self.holdout.values()) >= 1:
             raise ValueError("holdout: shares are at least 0 and leave something of 'train'")
         if bad := [name for name in self.holdout if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", name) or name == "all"]:

@@ -105,8 +105,10 @@ def _refuse_bad_source(writer: DatasetWriter, plan: Plan, quarantine_uri: str, c
     reason, count = writer.quarantined.most_common(1)[0]
     example = next(row for row in writer.examples if row.reason == reason)
     where = example.uri or example.id or f"line {example.line}"
+    lines = ", ".join(str(row.line) for row in writer.examples[:10]) + (", …" if bad > 10 else "")
     raise UserError(
         f"{config.source}: {bad} of {total} rows cannot be used (allowed: data.max_quarantined="
         f"{config.max_quarantined:g}); {count} of them {reason}, such as line {example.line} ({where}): "
-        f"{example.detail}; all are listed in {quarantine_uri}"
+        f"{example.detail}; lines {lines}, all with their reasons in {quarantine_uri} and in the page of "
+        f"`vthink data report {config.source}`"
     )

@@ -29,6 +29,7 @@ from .records import LAYOUT, Plan, Quarantined, Shard, ShardFile, media_id
 from .source import open_source, resolve_uri
 from .task import STAGE, TRANSFERS, PrepareTask, in_use, log, open_ledger, world_folder
 
+MIN_ROWS_PER_SHARD, FEW_SHARDS = 32, 4  # a shard takes seconds to start: with fewer rows there are fewer of them
 IDS_TABLE = "CREATE TABLE ids (id TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID;"  # what `check_row` needs in a ledger
 
 
@@ -60,12 +61,18 @@ def check_row(
 
 def hold_out(sample: Sample, holdout: Mapping[str, float]) -> Sample:
     """The row in the split that its file goes to (`DataPrepConfig.holdout`)."""
-    drawn = _unit(f"holdout/{sample.media.uri}")
-    for split, share in sorted(holdout.items()) if sample.split == "train" else ():
+    split = held_out(sample.media.uri, holdout) if sample.split == "train" else sample.split
+    return sample if split == sample.split else sample.model_copy(update={"split": split})
+
+
+def held_out(uri: str, holdout: Mapping[str, float]) -> str:
+    """The split that a file of the split ``train`` goes to."""
+    drawn = _unit(f"holdout/{uri}")
+    for split, share in sorted(holdout.items()):
         if drawn < share:
-            return sample.model_copy(update={"split": split})
+            return split
         drawn -= share
-    return sample
+    return "train"
 
 
 def excluding_setting(sample: Sample, config: DataPrepConfig) -> str | None:
@@ -124,7 +131,8 @@ def plan_data(run: str, config: str, video: str) -> list[str]:
             log(f"prepare {fp}: plan reused")
             return [shard.to_json() for shard in earlier.shards]
         if source is not None:
-            rows, base = read_rows(source.path, task.config.format, task.config.roots), source.base
+            section, base = task.config, source.base
+            rows = read_rows(source.path, section.format, section.roots, section.columns)
         else:
             base = join(prefix, "world/")
             rows = read_rows(_make_world(task, world, base), None, task.config.roots)
@@ -134,7 +142,7 @@ def plan_data(run: str, config: str, video: str) -> list[str]:
             raise UserError(f"{task.config.source}: there are no rows in it")
         for file in sorted((scratch / "plan").iterdir()):
             task.storage.upload_file(file, join(prefix, "plan", file.name))
-    shard_of = functools.partial(Shard, fingerprint=fp, prefix=prefix, count=task.config.shards)
+    shard_of = functools.partial(Shard, fingerprint=fp, prefix=prefix, count=len(sizes))
     shards = [shard_of(index=index, rows=count, media=media) for index, (count, media) in enumerate(sizes)]
     Plan(
         shards=tuple(shards),
@@ -181,7 +189,7 @@ def _assign(
 ) -> tuple[int, Counter[str], list[tuple[int, int]]]:
     """Write ``rows-<shard>.jsonl``, ``files-<shard>.jsonl`` and ``quarantine.jsonl`` below ``plan``. Files go to the
     shards in turn, as they first appear. Rows read; those left out, by setting; rows and media of each shard."""
-    rows_in, num_rows, num_media = 0, [0] * config.shards, [0] * config.shards
+    rows_in = 0
     left_out, groups = Counter[str](), Counter[str]()
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(contextlib.closing(open_ledger(folder, _TABLES)))
@@ -202,7 +210,9 @@ def _assign(
                     groups[group] += 1
                 good.write(f"{line}\t{to_line(sample)}\n")
         shares = mixture_shares(groups, config)
-        paths = [folder / f"plan/rows-{index:05d}.jsonl" for index in range(config.shards)]
+        count = min(config.shards, max(FEW_SHARDS, rows_in // MIN_ROWS_PER_SHARD))
+        num_rows, num_media = [0] * count, [0] * count
+        paths = [folder / f"plan/rows-{index:05d}.jsonl" for index in range(count)]
         shards = [stack.enter_context(path.open("w", encoding="utf-8")) for path in paths]
         with (folder / "good.jsonl").open(encoding="utf-8") as good:
             for number, entry in enumerate(good):
@@ -216,8 +226,8 @@ def _assign(
                 num_rows[shard] += 1
                 shards[shard].write(f"{number}\t{entry}")
         (folder / "good.jsonl").unlink()
-        for index in range(config.shards):
-            _write_files(ledger, index, config.shards, folder / f"plan/files-{index:05d}.jsonl")
+        for index in range(count):
+            _write_files(ledger, index, count, folder / f"plan/files-{index:05d}.jsonl")
     return rows_in, left_out, list(zip(num_rows, num_media, strict=True))
 
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from ..common.rows.sample import Sample
 from ..common.storage.s3 import Storage
+from .formats.columns import Columns, shown_columns
 from .formats.read import read_rows
 from .plan import IDS_TABLE, check_row
 from .records import Quarantined, Reason
 from .source import HUB, local_problem, open_source
 from .task import open_ledger
 
+EXAMPLES = 3  # good rows that are shown as they were understood
 PROBLEMS_LISTED = 10_000  # most problems that are kept per file; all are counted
 _TABLES = f"{IDS_TABLE} CREATE TABLE files (uri TEXT PRIMARY KEY, reason TEXT, detail TEXT, split TEXT) WITHOUT ROWID;"
 
@@ -36,6 +39,9 @@ class FileReport:
     missing_media: int = 0  # those of them that are not there, or cannot be read
     problems: list[Quarantined] = field(default_factory=list)
     """The first `PROBLEMS_LISTED` of them, in the order of the lines."""
+    columns: str = ""  # of somebody's own table: which column was understood as which field
+    examples: list[Sample] = field(default_factory=list)  # the first good rows
+    whole: bool = True  # whether the whole file was read
 
     @property
     def ok(self) -> bool:
@@ -50,7 +56,14 @@ class FileReport:
 
 
 def validate_rows(
-    name: str, storage: Storage | None = None, format_name: str | None = None, roots: Mapping[str, str] | None = None
+    name: str,
+    storage: Storage | None = None,
+    format_name: str | None = None,
+    roots: Mapping[str, str] | None = None,
+    columns: Columns | None = None,
+    visit: Callable[[int, Sample], None] | None = None,
+    max_rows: int | None = None,
+    max_objects: int | None = None,
 ) -> FileReport:
     """Read a file of rows (a path, ``s3://`` or ``hf://`` URI) and look for their media, without decoding anything.
 
@@ -58,14 +71,21 @@ def validate_rows(
         storage: the store, where it or its media are there; without it media in a store are not looked for.
         format_name: how the rows are written; None: as the first of them look.
         roots: where the media of each source are (`DataPrepConfig.roots`).
+        columns: which column of a table is which field (`DataPrepConfig.columns`).
+        visit: called with the line and the sample of each good row.
+        max_rows: read only so many rows; None: all.
+        max_objects: look for so many media in a store, which takes a request each; None: for all.
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vthink-validate-")))
         ledger = stack.enter_context(contextlib.closing(open_ledger(folder, _TABLES)))
         source = open_source(name, storage, folder)
-        rows = read_rows(source.path, format_name, roots)
-        report = FileReport(name, rows.format.name)
+        rows = read_rows(source.path, format_name, roots, columns)
+        report = FileReport(name, rows.format.name, columns=shown_columns(rows.columns))
         for line, row in rows:
+            if report.rows == max_rows:
+                report.whole = False
+                break
             report.rows += 1
             checked = check_row(line, row, source.base, ledger, None if rows.format.unique_ids else report.rows)
             if isinstance(checked, Quarantined):
@@ -74,7 +94,8 @@ def validate_rows(
             uri = checked.media.uri
             file = ledger.execute("SELECT reason, detail, split FROM files WHERE uri = ?", (uri,)).fetchone()
             if file is None:
-                file = (*(_problem(uri, storage) or (None, "")), checked.split)
+                spared = uri.startswith("s3://") and max_objects is not None and report.media >= max_objects
+                file = (*((not spared and _problem(uri, storage)) or (None, "")), checked.split)
                 ledger.execute("INSERT INTO files VALUES (?, ?, ?, ?)", (uri, *file))
                 report.media += 1
                 report.missing_media += file[0] is not None
@@ -87,6 +108,10 @@ def validate_rows(
             report.by_type[checked.problem_type] += 1
             report.by_source[checked.source] += 1
             report.by_split[checked.split] += 1
+            if len(report.examples) < EXAMPLES:
+                report.examples.append(checked)
+            if visit is not None:
+                visit(line, checked)
     return report
 
 

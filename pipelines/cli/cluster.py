@@ -5,24 +5,28 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 from rich.console import Console
 from rich.text import Text
-from typer import Argument, Exit, Option
+from typer import Exit, Option
 
-from ...components.common.config import Stage
 from ...components.common.errors import UserError
 from ...components.common.storage.names import StorageError
 from ..config import load
-from ..doctor import examine
+from ..doctor import examine, knows_cluster
 from ..kfp_client import runs
 from ..kfp_client.connection import KfpConnection
 from ..kfp_client.submit import rows_fingerprint, submit_run
-from ..pipeline import compile_to
+from ..pipeline import compile_to, for_cluster
+from ..preflight.examine import examine_run, examine_submission
+from ..preflight.finding import finding, require
+from ..preflight.machine import check_storage
 from ..run.session import session
-from .display import ProgressView, stage_table
+from .display import ProgressView, print_findings
 from .options import (
     REFUSED,
     WORKSPACE,
@@ -38,25 +42,27 @@ from .options import (
     RunName,
     Token,
     Wait,
-    stage_named,
 )
-from .serve import service_lines
 
 
 def doctor(
-    preset: Preset = "video_r1_7b", overrides: Overrides = None, host: OptionalHost = None,
-    namespace: Namespace = "kubeflow", token: Token = None,
+    preset: OptionalPreset = None, overrides: Overrides = None, host: OptionalHost = None,
+    namespace: Namespace = "kubeflow", token: Token = None, workspace: Folder = WORKSPACE,
 ) -> None:  # fmt: skip
     """Check what a run of this configuration needs: each line is ok, or says what to do.
 
-    Looked at: Kubeflow Pipelines, the cluster and its CRDs, queues, quota and GPU nodes, S3 by writing and reading,
-    MLflow, KServe. The exit code is 1 when anything is missing.
+    Looked at, on this machine: rows, model, accelerators, disk, S3, MLflow. Where Kubeflow Pipelines or a cluster is
+    known (--host, KUBECONFIG): these with CRDs, queues, quota and GPU nodes, KServe, and the configuration's stores.
+    The exit code is 1 when anything is missing.
     """
-    console, sound = Console(highlight=False, soft_wrap=True), True
-    for finding in examine(load(preset, overrides), host, namespace, token):
-        symbol, style = {"ok": ("✓", "green"), "unknown": ("–", "dim")}.get(finding.verdict, ("✗", "red"))
-        console.print(Text(f"{symbol} {finding.subject}: ", style) + Text(finding.detail))
-        sound = sound and finding.verdict != "bad"
+    console = Console(highlight=False)
+    if host is not None or knows_cluster(namespace):
+        findings = examine(load(preset or "video_r1_7b", overrides), host, namespace, token)
+        raise Exit(0 if print_findings(console, findings) else 1)
+    with session(load(preset or "laptop", overrides), workspace, exclusive=False) as opened:
+        store = finding("S3", partial(check_storage, opened.storage.config))
+        sound = print_findings(console, chain([store], examine_run(opened)))
+    console.print(Text("no cluster is known here (--host, KUBECONFIG): looked at this machine alone", "dim"))
     raise Exit(0 if sound else 1)
 
 
@@ -94,7 +100,9 @@ def submit(
         raise UserError("--cron starts runs later: it goes neither with --wait nor with --when-data-changes")
     if every and not when_data_changes:
         raise UserError("--every needs --when-data-changes")
-    config, kfp = load(preset, overrides), KfpConnection(host, namespace, token)
+    config = load(preset, overrides)
+    require(examine_submission(for_cluster(config)))
+    kfp = KfpConnection(host, namespace, token)
 
     def start(rows: str | None = None) -> runs.SubmittedRun:
         run = submit_run(kfp, config, from_stage, experiment, service_account, cron, rows, evaluation_gpus)
@@ -119,58 +127,6 @@ def submit(
         time.sleep(every)
     if wait:
         _follow(kfp, run.run_id)
-
-
-def status(
-    run: Annotated[str | None, Argument(help="A run's id or name; without one the newest are listed.")] = None,
-    host: OptionalHost = None, namespace: Namespace = "kubeflow", token: Token = None,
-    preset: OptionalPreset = None, overrides: Overrides = None, workspace: Folder = WORKSPACE,
-) -> None:  # fmt: skip
-    """How far a run on Kubeflow Pipelines is, stage by stage; or which runs there are, and which model is in service.
-
-    With --preset also which model is in service; without Kubeflow Pipelines just that, by default of this machine.
-    """
-    console = Console(highlight=False)
-    if host is not None:
-        _print_runs(console, KfpConnection(host, namespace, token), run)
-    elif run is not None:
-        raise UserError("to look for a run, give --host or KF_PIPELINES_ENDPOINT")
-    if preset is not None or host is None:
-        with session(load(preset or "laptop", overrides), workspace, exclusive=False) as opened:
-            for line in service_lines(opened):
-                console.print(line, markup=False, soft_wrap=True)
-
-
-def _print_runs(console: Console, kfp: KfpConnection, name: str | None) -> None:
-    """One run with its stages, or the newest ones."""
-    if name is None:
-        for entry in runs.recent_runs(kfp):
-            state = runs.ending(runs.get_run(kfp, entry.run_id)) or entry.state.lower()
-            console.print(f"{entry.run_id}  {entry.created_at:%Y-%m-%d %H:%M}  {state:<10} {entry.display_name}")
-        return
-    run = runs.find_run(kfp, name)
-    console.print(stage_table(runs.stage_progress(run)))
-    console.print(f"run {runs.ending(run) or (run.state or 'pending').lower()}: {run.display_name}")
-    if run.error and run.error.message:
-        console.print(run.error.message, markup=False)
-
-
-def logs(
-    host: Host, run: RunName,
-    stage: Annotated[Stage | None, Argument(parser=stage_named, help="Default: what failed, or else runs.")] = None,
-    namespace: Namespace = "kubeflow", token: Token = None,
-) -> None:  # fmt: skip
-    """Print what a stage of a run printed, training included."""
-    kfp = KfpConnection(host, namespace, token)
-    details = runs.find_run(kfp, run)
-    if stage is None:
-        stages = runs.stage_progress(details)
-        begun = [name for state in ("failed", "running", "done") for name in stages if stages[name].status == state]
-        if not begun:
-            raise UserError(f"{details.display_name}: no stage has begun")
-        stage = begun[0]
-    for line in runs.stage_log(kfp, details, stage):
-        print(line, flush=True)
 
 
 def retry(host: Host, run: RunName, namespace: Namespace = "kubeflow", token: Token = None, wait: Wait = False) -> None:

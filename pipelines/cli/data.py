@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Annotated
 
 from typer import Argument, Exit, Option
@@ -11,11 +12,13 @@ from ...components.common.errors import UserError
 from ...components.common.launch.process import limit_threads
 from ...components.common.progress import progress_bar
 from ...components.common.rows.prepared import PreparedSet
+from ...components.common.rows.sample import Sample
 from ...components.common.storage.config import StorageConfig
 from ...components.common.storage.manifest import Manifest
 from ...components.common.storage.s3 import Storage
 from ...components.data_prep.curation.curate import Summary, estimate
 from ...components.data_prep.curation.curate import curate as curate_rows
+from ...components.data_prep.formats.columns import NAMES
 from ...components.data_prep.formats.registry import FORMATS
 from ...components.data_prep.report.counts import token_counter
 from ...components.data_prep.report.page import write_report
@@ -30,6 +33,7 @@ _SHOWN_FAILURES = 5
 _FILES = ".jsonl, .json, .parquet or .csv: a path, s3:// or hf:// URI."
 _ROOTS = "Where a source's media are ('*': all others). Repeatable."
 _FORMATS = f"How the rows are written: {', '.join(FORMATS)}, or my_module:FORMAT; default: as they look."
+_COLUMNS = "Which column of a table is which field, e.g. video=clip or options=o1,o2 (data.columns). Repeatable."
 RowFormat = Annotated[str | None, Option("--format", metavar="NAME", help=_FORMATS)]
 
 
@@ -67,18 +71,21 @@ def validate(
     rows: Annotated[list[str], Argument(help=_FILES)],
     row_format: RowFormat = None,
     roots: Annotated[list[str] | None, Option("--root", metavar="SOURCE=FOLDER", help=_ROOTS)] = None,
+    columns: Annotated[list[str] | None, Option("--column", metavar="FIELD=COLUMN", help=_COLUMNS)] = None,
     show: Annotated[int, Option(min=0, help="Print so many of the mistakes of each file.")] = 20,
 ) -> None:
     """Check rows: fields, types, answers among the options, times, duplicates, splits, and that media files are there.
 
-    A mistake is one line with file and line. The exit code is 1 when there is any.
+    Shows how the columns of a table were understood, and its first rows as they will be used. A mistake is one line
+    with file and line. The exit code is 1 when there is any.
     """
     if bad := [root for root in roots or () if "=" not in root]:
         raise UserError(f"--root {bad[0]}: expected SOURCE=FOLDER")
+    chosen = chosen_columns(columns)
     store = Storage(StorageConfig()) if any(name.startswith("s3://") for name in rows) else None
     sound = True
     for name in rows:
-        report = validate_rows(name, store, row_format, dict(root.split("=", 1) for root in roots or ()))
+        report = validate_rows(name, store, row_format, dict(root.split("=", 1) for root in roots or ()), chosen)
         sound = sound and bool(report.ok and report.rows)
         for problem in report.problems[:show]:
             print(f"{report.path}:{problem.line}: {problem.detail or problem.reason}")
@@ -91,7 +98,33 @@ def validate(
         print(f"{report.path}: {report.rows - report.bad} rows are fine, {report.bad} are not (format {report.format})")
         print(f"  types: {kinds}; sources: {sources}; splits: {splits}")
         print(f"  videos and images: {report.media}, of which {report.missing_media} are missing")
+        if report.columns:
+            print(f"  columns: {report.columns}")
+        for sample in report.examples if report.columns else ():
+            print(f"    {shown_sample(sample)}")
+    if sound:
+        print(f"next: vthink init my.yaml --rows {rows[0]}")
     raise Exit(0 if sound else 1)
+
+
+def chosen_columns(columns: list[str] | None) -> dict[str, str | tuple[str, ...]]:
+    """``FIELD=COLUMN`` options, as `DataPrepConfig.columns` has them."""
+    chosen: dict[str, str | tuple[str, ...]] = {}
+    for text in columns or ():
+        name, equals, column = text.partition("=")
+        if not equals or name not in NAMES:
+            raise UserError(f"--column {text}: expected FIELD=COLUMN, with one of the fields {', '.join(NAMES)}")
+        several = name == "options" and "," in column
+        chosen[name] = tuple(part.strip() for part in column.split(",")) if several else column
+    return chosen
+
+
+def shown_sample(sample: Sample) -> str:
+    """A row as it was understood, in a line."""
+    options = " · ".join(f"{letter} {text}" for letter, text in zip(ascii_uppercase, sample.options, strict=False))
+    question = f"“{sample.question}”" + (f" ({options})" if options else "")
+    about = f"{sample.problem_type}, {sample.split}" + (", with reasoning" if sample.reasoning else "")
+    return f"{sample.media.uri.rpartition('/')[2]}: {question} → {sample.answer} [{about}]"
 
 
 def difficulty(
@@ -147,7 +180,7 @@ def curate(
     are. The exit code is 3 when something is left to do.
     """
     config = load(preset, overrides)
-    storage, rows = Storage(config.storage), (row_format or config.data.format, config.data.roots)
+    storage, rows = Storage(config.storage), (row_format or config.data.format, config.data.roots, config.data.columns)
     if dry_run:
         total = estimate(source, output, config.curation, storage, *rows)
         print(f"{total.items} videos or questions, {total.items - total.decided} of them to do")
@@ -197,7 +230,8 @@ def report(
 ) -> None:  # fmt: skip
     """Write a prepared set as one HTML page: counts, lengths, answers, duplicates, quarantine, and rows to look at."""
     count_tokens = None if tokenizer is None else token_counter(tokenizer)
-    with session(load(preset, overrides), workspace) as opened:
+    # A page about rows is wanted most where many of them are quarantined.
+    with session(load(preset, [*(overrides or ()), "data.max_quarantined=1.0"]), workspace) as opened:
         manifest = Manifest.read(opened.storage, find_data(opened, prepared))
         folder = opened.workspace.work_dir / "report" / manifest.fingerprint
         output.write_text(write_report(manifest, opened.storage, folder, items, count_tokens), encoding="utf-8")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -13,9 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ...components.common.config import Stage
+from ..preflight.finding import Finding
 from ..run.progress import StageProgress
-from ..run.summary import QuestionSummary, RunSummary
 from .options import WORKSPACE
+
+if TYPE_CHECKING:
+    from ..run.summary import QuestionSummary, RunSummary
 
 _SYMBOLS = {
     "waiting": ("·", "dim"),
@@ -26,6 +29,9 @@ _SYMBOLS = {
     "refused": ("✗", "yellow"),
     "failed": ("✗", "red"),
 }
+_BAR, _BLOCKS = 10, "▁▂▃▄▅▆▇█"
+_TELL_EVERY_S = 60.0
+"""Without a terminal a running stage is told of this often."""
 
 
 def table(*headings: str, title: str = "", left: Sequence[int] = (0,), wrap: bool = False) -> Table:
@@ -36,16 +42,26 @@ def table(*headings: str, title: str = "", left: Sequence[int] = (0,), wrap: boo
     return made
 
 
+def print_findings(console: Console, findings: Iterable[Finding]) -> bool:
+    """Print an examination, a line each as it comes; whether nothing is bad."""
+    sound = True
+    for finding in findings:
+        symbol, style = {"ok": ("✓", "green"), "unknown": ("–", "dim")}.get(finding.verdict, ("✗", "red"))
+        console.print(Text(f"{symbol} {finding.subject}: ", style) + Text(finding.detail), soft_wrap=True)
+        sound = sound and finding.verdict != "bad"
+    return sound
+
+
 # --- the stages of a run
 
 
 class ProgressView:
-    """The stages, live on a terminal; elsewhere a line when a stage begins or ends."""
+    """The stages, live on a terminal; elsewhere a line when a stage begins or ends, and each minute between."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._live = Live(console=console, refresh_per_second=4, transient=False) if console.is_terminal else None
-        self._printed: dict[str, str] = {}
+        self._printed: dict[str, tuple[str, float]] = {}  # status and seconds when a stage was last told of
 
     def __enter__(self) -> ProgressView:
         if self._live:
@@ -59,18 +75,24 @@ class ProgressView:
     def update(self, stages: Mapping[Stage, StageProgress]) -> None:
         """Show where the stages are now."""
         if self._live:
-            self._live.update(stage_table(stages))
+            self._live.update(stage_table(stages, self._console.width))
             return
         for stage, progress in stages.items():
-            if progress.status != self._printed.get(stage, "waiting"):
-                self._printed[stage] = progress.status
+            status, seconds = self._printed.get(stage, ("waiting", 0.0))
+            if progress.status != status:
                 ended = progress.status in ("done", "reused", "refused", "failed")
                 time = f" {clock(progress.seconds)}" if ended else ""
-                self._console.print(f"{_SYMBOLS[progress.status][0]} {stage} {progress.status}{time}", markup=False)
+                self._tell(f"{_SYMBOLS[progress.status][0]} {stage} {progress.status}{time}", progress)
+            elif status == "running" and progress.seconds - seconds >= _TELL_EVERY_S and progress.line:
+                self._tell(f"  {stage} {clock(progress.seconds)} {step_text(progress, 200)}", progress)
+
+    def _tell(self, line: str, progress: StageProgress) -> None:
+        self._printed[progress.stage] = (progress.status, progress.seconds)
+        self._console.print(line, markup=False, soft_wrap=True)
 
 
-def stage_table(stages: Mapping[Stage, StageProgress]) -> Table:
-    """The stages with their states, one a line."""
+def stage_table(stages: Mapping[Stage, StageProgress], width: int = 80) -> Table:
+    """The stages with their states, one a line, in a terminal of so many columns."""
     made = Table.grid(padding=(0, 2))
     made.add_column(no_wrap=True)
     made.add_column(no_wrap=True, justify="right")
@@ -78,9 +100,41 @@ def stage_table(stages: Mapping[Stage, StageProgress]) -> Table:
     for stage, progress in stages.items():
         symbol, style = _SYMBOLS[progress.status]
         time = clock(progress.seconds) if progress.started is not None else ""
-        lines = {"running": progress.line, "failed": progress.line, "reused": "reused", "skipped": "skipped"}
+        lines = {"running": step_text(progress, width - 24), "failed": progress.line}
+        lines |= {"reused": "reused", "skipped": "skipped"}
         made.add_row(Text(f"{symbol} {stage}", style), time, Text(lines.get(progress.status, ""), "dim"))
     return made
+
+
+def step_text(progress: StageProgress, width: int) -> str:
+    """How far a running stage is, in so many columns: bar, steps, minutes left, a metric with its course."""
+    if not progress.total:
+        return progress.line
+    filled = round(_BAR * min(1.0, progress.done / progress.total))
+    parts = [f"{'━' * filled}{'─' * (_BAR - filled)} {progress.done}/{progress.total}"]
+    if progress.left_s is not None:
+        parts.append(f"{minutes(progress.left_s)} left")
+    if progress.history:
+        name = progress.metric.rpartition("/")[2]
+        parts.append(f"{name} {progress.history[-1]:.3g} {sparkline(progress.history)}")
+    while len(text := " · ".join(parts)) > width and len(parts) > 1:
+        parts.pop()
+    return text if len(text) <= width else f"{progress.done}/{progress.total}"
+
+
+def sparkline(values: Sequence[float], width: int = 12) -> str:
+    """The course of a metric, a block for each of its last values."""
+    last = list(values)[-width:]
+    low, span = min(last), (max(last) - min(last)) or 1.0
+    return "".join(_BLOCKS[round((value - low) / span * (len(_BLOCKS) - 1))] for value in last)
+
+
+def minutes(seconds: float) -> str:
+    """``40 s``, ``37 min`` or ``2 h 5 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, rest = divmod(round(seconds / 60), 60)
+    return f"{hours} h {rest} min" if hours else f"{rest} min"
 
 
 def clock(seconds: float) -> str:
@@ -147,7 +201,7 @@ def show_summary(console: Console, summary: RunSummary, workspace: Path) -> None
     if summary.question:
         _show_question(console, summary.question)
     elsewhere = "" if workspace == WORKSPACE else f" --workspace {workspace}"
-    console.print("\nlook again with")
+    console.print("\nnext")
     for command, what in (
         (f"vthink ui{elsewhere}", "runs, curves and rollout tables in MLflow"),
         (f"vthink report{elsewhere}", "the evaluation's HTML report"),

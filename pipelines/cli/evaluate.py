@@ -27,6 +27,7 @@ from ...components.evaluation.stored_answers import grade_stored
 from ...components.evaluation.summary import compare as compare_results
 from ...components.evaluation.summary import in_one_sentence
 from ..config import Config, load
+from ..preflight.examine import require_run
 from ..run.session import find_data, find_manifest, session
 from .display import accuracy_table, table
 from .options import DATA_HELP, REFUSED, WORKSPACE, Folder, Overrides, Preset
@@ -123,6 +124,7 @@ def _evaluate_split(
     config: Config, data: str | None, sft: str | None, grpo: str | None, report: Path | None, workspace: Path
 ) -> None:
     with session(config, workspace) as opened:
+        require_run(opened, ["evaluate"], data)
         of_sft, of_grpo = (find_manifest(opened, where) if where else "" for where in (sft, grpo))
         sections = (opened.context.to_json(), config.evaluation.to_json(), config.model.to_json())
         uri = evaluate_models(*sections, find_data(opened, data), of_sft, of_grpo, str(report) if report else None)

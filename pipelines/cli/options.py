@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Argument, BadParameter, Option
 
 from ...components.common.config import STAGES, Stage
-from ...components.evaluation.rules import nearest
+from ...components.common.errors import did_you_mean
 
 WORKSPACE = Path(".vthink")
 REFUSED = 3
@@ -20,7 +20,7 @@ def stage_named(name: str) -> Stage:
     for stage in STAGES:
         if name == stage:
             return stage
-    raise BadParameter(f"no stage '{name}'; {nearest(name, STAGES)}")
+    raise BadParameter(f"no stage '{name}'; {did_you_mean(name, STAGES)}")
 
 
 _PRESET = Option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from ...components.common.launch.kubernetes.client import INFERENCE_SERVICE, Clu
 from ...components.common.launch.process import limit_threads
 from ...components.deployment.ask import FileQuestion, served_endpoint
 from ...components.deployment.ask import ask as ask_server
+from ...components.deployment.config import ServerConfig
 from ...components.deployment.deploy import deploy_registered
 from ...components.deployment.registry import CHAMPION, REPLACED, ModelRegistry, RegisteredVersion
 from ...components.deployment.registry import champion as champion_version
@@ -43,6 +45,7 @@ def serve(
     server = config.deployment.server
     if port is not None:
         server = type(server).load(server.model_dump() | {"port": port}, "--port")
+    echo(how_to_ask(server))
     if Path(model).is_dir():
         run_server(model, server)
         return
@@ -52,6 +55,22 @@ def serve(
         uri = model if model.startswith("s3://") else ModelRegistry(opened.context.tracking).find(model).source
         echo(f"serving {uri}")
         run_server(uri, server, opened.context.storage, opened.workspace.work_dir / "served")
+
+
+def how_to_ask(server: ServerConfig) -> str:
+    """What a person needs to know of the server that starts, ready to copy."""
+    url = f"http://{f'[{server.host}]' if ':' in server.host else server.host}:{server.port}"
+    body = (
+        f'{{"model": "{server.model_name}", "messages": [{{"role": "user", "content": [{{"type": "video_url", '
+        '"video_url": {"url": "data:video/mp4;base64,\'$(base64 -w0 clip.mp4)\'"}}, '
+        '{"type": "text", "text": "What happens?"}]}]}'
+    )
+    return (
+        f"page      {url} (once the model is loaded)\n"
+        f"endpoint  {url}/v1, model {server.model_name}: OpenAI's chat completions\n"
+        f"ask       vthink ask {url} clip.mp4 'What happens?'\n"
+        f"curl      echo '{body}' | curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d @-"
+    )
 
 
 def deploy(
@@ -171,4 +190,10 @@ def ask(
     console.print("\n")
     for segment in answer.view.segments:
         console.print(f"[cyan]{segment.start_s:.1f}–{segment.end_s:.1f} s[/] {escape(segment.caption)}")
-    console.print(f"[bold]{escape(answer.view.answer or 'no answer')}[/]")
+    console.print(f"[bold]{escape(with_option(answer.view.answer or 'no answer', option or ()))}[/]")
+
+
+def with_option(answer: str, options: Sequence[str]) -> str:
+    """A letter with its option, as the page shows it."""
+    place = ord(answer) - ord("A") if len(answer) == 1 else -1
+    return f"{answer} · {options[place]}" if 0 <= place < len(options) else answer

@@ -18,11 +18,12 @@ from ..config import Config, load
 from ..plan.footage import Footage, visual_tokens
 from ..plan.memory import ACCELERATORS, GIB
 from ..plan.stage import StagePlan, fastest, layouts, node_of, stored_bytes
+from ..preflight.examine import require_run
 from ..run.execute import StageFailedError, run_pipeline
 from ..run.session import find_data, find_manifest, session
 from ..run.state import StagePreview, preview_stages
 from ..run.summary import write_summary
-from .display import ProgressView, show_summary, table
+from .display import ProgressView, print_findings, show_summary, table
 from .options import REFUSED, WORKSPACE, Data, Folder, Overrides, Policy, Preset, Restart
 
 
@@ -39,7 +40,9 @@ def run(
     with session(load(preset, overrides), workspace) as opened:
         if dry_run:
             _print_preview(console, preview_stages(opened, from_stage))
+            print_findings(console, require_run(opened))
             return
+        require_run(opened)
         try:
             with ProgressView(console) as view:
                 outcome = run_pipeline(opened, from_stage, view.update)
@@ -66,6 +69,7 @@ def sft(
     """Fine-tune the base model on reasoning traces. Prints the manifest's URI."""
     config = load(preset, overrides)
     with session(config, workspace) as opened:
+        require_run(opened, ["sft"], data)
         sections = opened.context.to_json(), config.sft.to_json(), config.model.to_json()
         print(train_stage("sft", SFTConfig, "vthink.components.sft", *sections, find_data(opened, data)))
 
@@ -77,6 +81,7 @@ def grpo(
     """Improve a model by (T-)GRPO. Prints the manifest's URI."""
     config = load(preset, overrides)
     with session(config, workspace) as opened:
+        require_run(opened, ["grpo"], data)
         start = find_manifest(opened, policy) if policy else ""
         sections = opened.context.to_json(), config.grpo.to_json(), config.model.to_json()
         print(train_stage("grpo", GRPOConfig, "vthink.components.grpo", *sections, find_data(opened, data), start))
@@ -161,9 +166,18 @@ def _print_stage(
     return own if own.fits else best
 
 
-def config_show(preset: Preset = "laptop", overrides: Overrides = None) -> None:
-    """Print the whole configuration, defaults included, as YAML that can be edited and used."""
-    print(configuration.to_yaml(load(preset, overrides)), end="")
+def config_show(
+    section: Annotated[str | None, Argument(help="Only this section, e.g. grpo.")] = None,
+    preset: Preset = "laptop", overrides: Overrides = None,
+    bare: Annotated[bool, Option("--bare", help="Without the comments.")] = False,
+) -> None:  # fmt: skip
+    """Print the whole configuration, defaults included, as YAML that can be edited and used, with what each key is."""
+    config = load(preset, overrides)
+    if bare and section is None:
+        print(configuration.to_yaml(config), end="")
+        return
+    text = configuration.to_commented_yaml(config, section)
+    print("".join(line for line in text.splitlines(True) if not (bare and line.lstrip().startswith("#"))), end="")
 
 
 def config_validate(

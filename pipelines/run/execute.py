@@ -27,7 +27,8 @@ from ...components.evaluation.gate import read_gate
 from ..config import Config, to_yaml
 from .progress import LocalRunWatcher, StageProgress
 from .session import Session, shown_path
-from .state import State, is_enabled, stage_keys
+from .state import State, is_enabled, stage_keys, stage_settings
+from .status import ProgressFile
 
 _POLL_S = 0.2
 
@@ -80,6 +81,7 @@ def run_pipeline(
 
     keys = stage_keys(config, state)
     watcher = LocalRunWatcher(printed, tasks, logs, [stage for stage in STAGES if not is_enabled(config, stage)])
+    progress_file = ProgressFile(workspace.root, run_id)
     started = datetime.now(UTC).replace(microsecond=0)  # manifests tell whole seconds
     manifests: dict[Stage, Manifest] = {}
     # Unbuffered, so that a stage's lines arrive when they are printed.
@@ -94,14 +96,17 @@ def run_pipeline(
                     if progress.status == "done" and datetime.fromisoformat(manifest.created) < started:
                         progress.status = "reused"
                     state.finished.setdefault(stage, {})[keys[stage]] = manifest.manifest_uri
+                    state.settings[stage] = stage_settings(config, stage)
                     state.write(workspace.root)
             on_change(watcher.stages)
+            progress_file.update(watcher.stages)
             if ended:
                 break
             time.sleep(_POLL_S)
     if code := process.poll():
         failed = watcher.fail()
         on_change(watcher.stages)
+        progress_file.update(watcher.stages)
         reason, subject, log = watcher.last_exception or f"ended with exit code {code}", "the pipeline", printed
         if failed is not None:
             subject, log = f"stage {failed.stage}", logs / f"{failed.stage}.log"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -35,12 +35,39 @@ class StageProgress:
     """Wall time in this run."""
     line: str = ""
     """What it printed last."""
+    done: int = 0
+    """Steps or items that are done, of ``total`` (0: not known)."""
+    total: int = 0
+    left_s: float | None = None
+    """Seconds left, as the stage estimates them."""
+    metric: str = ""
+    """The metric that tells most, of those that it printed; ``history`` has its values."""
+    history: list[float] = field(default_factory=list)
     output: str = ""
     """What its last task returned: a manifest's URI, or the gate's verdict."""
 
 
 _EXCEPTION = re.compile(r"^\s*(?:[a-z_][\w.]*\.)?([A-Z]\w*): (.+)$")
 _LAST_LINES = 12
+_STEP = re.compile(r"\w+ (\d+)/(\d+) · (.*?)(?:[\d.]+ s/step · )?([\d.]+) s left")
+_ITEMS = re.compile(r"[^:]{1,60}: (\d+) of (\d+)\b.*")
+_METRICS = ("validation/accuracy", "accuracy", "reward", "loss")
+"""Metrics that tell how training goes, the most telling first."""
+
+
+def read_step(line: str, progress: StageProgress) -> None:
+    """Note what a line of a training step, or of items dealt with, says of how far the stage is."""
+    if step := _STEP.fullmatch(line):
+        progress.done, progress.total, progress.left_s = int(step[1]), int(step[2]), float(step[4])
+        pairs = (part.rpartition(" ") for part in step[3].split(" · ") if " " in part)
+        values = {name: float(value) for name, _, value in pairs if re.fullmatch(r"[-+\d.e]+", value)}
+        name = next((name for name in _METRICS if name in values), "")
+        if name and _METRICS.index(name) <= (_METRICS.index(progress.metric) if progress.metric else len(_METRICS)):
+            if name != progress.metric:
+                progress.metric, progress.history = name, []
+            progress.history.append(values[name])
+    elif items := _ITEMS.fullmatch(line):
+        progress.done, progress.total, progress.left_s = int(items[1]), int(items[2]), None
 
 
 class LocalRunWatcher:
@@ -101,6 +128,7 @@ class LocalRunWatcher:
             self.last_exception = raised[2]
         elif not self._in_traceback:
             progress.line = line.strip()
+            read_step(progress.line, progress)
             self.last_lines.append(line)
 
     def _finish(self, progress: StageProgress) -> None:

@@ -41,8 +41,8 @@ def session(config: Config, folder: Path, exclusive: bool = True) -> Iterator[Se
         UserError: another ``vthink`` works there; the object store cannot be started or reached, or refuses the keys.
     """
     workspace = Workspace(folder)
-    before = dict(os.environ)
     with workspace.lock() if exclusive else nullcontext():
+        before = dict(os.environ)
         url = config.storage.endpoint_url
         endpoint = S3Endpoint(url) if url else workspace.start_s3()
         try:
@@ -86,11 +86,14 @@ def prepare_data(opened: Session, source: str | None = None) -> str:
 
 def find_data(opened: Session, name: str | None) -> str:
     """The manifest of the prepared set that a person means: a set, rows to prepare, or the configuration's rows."""
+    return prepare_data(opened, name) if name is None or is_rows(name) else find_manifest(opened, name)
+
+
+def is_rows(name: str) -> bool:
+    """Whether a person means a file of rows by this, and not a prepared set."""
     from ...components.data_prep.formats.read import SUFFIXES
 
-    if name is None or (name.endswith(SUFFIXES) and posixpath.basename(name) != MANIFEST):
-        return prepare_data(opened, name)
-    return find_manifest(opened, name)
+    return name.endswith(SUFFIXES) and posixpath.basename(name) != MANIFEST
 
 
 def find_manifest(opened: Session, name: str) -> str:

@@ -13,7 +13,7 @@ from ...components.common.errors import UserError
 from .execute import Outcome
 from .progress import Status
 from .session import Session
-from .state import write_atomically
+from .status import write_atomically
 
 _FILE = "summary.json"
 

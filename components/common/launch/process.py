@@ -15,10 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from . import supervisor as program
-from .config import LaunchConfig
+
+if TYPE_CHECKING:
+    from .config import LaunchConfig
 
 TAIL_LINES = 40
 """How many of a process's last lines an error shows."""

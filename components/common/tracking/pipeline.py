@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
+
+import yaml
 
 from ..config import STAGES
 from ..context import RunContext
@@ -56,6 +59,11 @@ def start_parent(
         else:
             mlflow_client.reopen_run(client, parent, tags)
         client.log_text(parent, config_yaml, "config.yaml")
+        from mlflow.exceptions import MlflowException
+
+        for key, value in _shown_params(config_yaml).items():
+            with contextlib.suppress(MlflowException):  # of a run that is continued they are there
+                client.log_param(parent, key, value)
         return parent
 
 
@@ -79,7 +87,48 @@ def finish_parent(tracking: TrackingConfig, parent_run_id: str, status: Status =
         hours = [child.data.metrics[GPU_HOURS] for child in children if GPU_HOURS in child.data.metrics]
         if hours:
             client.log_metric(parent_run_id, GPU_HOURS, sum(hours))
+        for name, value in _shown_metrics(children).items():
+            client.log_metric(parent_run_id, name, value)
         client.set_terminated(parent_run_id, status)
+
+
+_TRAINING = ("enabled", "learning_rate", "max_steps")
+_PARAMS = (
+    *("name", "seed", "model.name", "model.prompt", "video.num_frames", "video.max_pixels", "data.source"),
+    *("launch.processes", "sft.batch_size", "grpo.prompts_per_step", "grpo.num_generations", "grpo.kl_coefficient"),
+    *(f"{stage}.{key}" for stage in ("sft", "grpo") for key in _TRAINING),
+)
+"""What one compares pipelines by, a column each in MLflow's table of runs."""
+_METRICS = ("accuracy", "format_rate")
+
+
+def _shown_params(config_yaml: str) -> dict[str, str]:
+    """The settings of `_PARAMS` that a configuration has."""
+    values: Any = yaml.safe_load(config_yaml) if config_yaml else None
+    shown = {}
+    for key in _PARAMS:
+        value = values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is not None:
+            shown[key] = str(value)[:200]
+    return shown
+
+
+def _shown_metrics(stages: Iterable[Any]) -> dict[str, float]:
+    """What a pipeline came to, from the runs of its stages: accuracy of each model, validation, rows, seconds."""
+    shown = {}
+    for run in stages:
+        stage, metrics = run.data.tags.get("vthink.stage", ""), run.data.metrics
+        for name, value in metrics.items():
+            parts = name.split("/")
+            if len(parts) == 4 and parts[0] == "evaluation" and parts[2] == "ordered" and parts[3] in _METRICS:
+                shown[f"{parts[1]}/{parts[3]}"] = value
+            elif name in ("validation/accuracy", "time/total_s"):
+                shown[f"{stage}/{parts[1]}" if parts[0] == "time" else f"{stage}/{name}"] = value
+            elif name == "prepare/rows_out":
+                shown["rows"] = value
+    return shown
 
 
 def begin_pipeline(run: str, config: str) -> str:
@@ -88,8 +137,6 @@ def begin_pipeline(run: str, config: str) -> str:
     ``run`` is a `RunContext` as JSON; one text may start many runs (a schedule, a clone), so KFP's id is added to the
     run's. ``config``, the whole configuration as JSON, is kept as ``config.yaml``.
     """
-    import yaml
-
     context = _of_cluster(run)
     text = yaml.safe_dump(json.loads(config), sort_keys=False, allow_unicode=True) if config else ""
     root = context.storage.root_uri + "mlflow"

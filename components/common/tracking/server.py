@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ def start_ui(
     uri = tracking_uri(tracking)
     if uri.startswith(("http://", "https://")):
         raise LaunchError(f"MLflow already runs at {without_password(uri)}: open it there")
+    if port is not None and is_taken(port):
+        raise LaunchError(f"port {port} is taken by another program; choose another with --port")
     port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     command = [
@@ -57,6 +60,17 @@ def start_ui(
         process.stop(1)
         raise
     return Ui(url, process)
+
+
+def is_taken(port: int) -> bool:
+    """Whether something on this machine listens there already: it would answer in the place of what is started."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
 
 
 def answers(url: str) -> bool:

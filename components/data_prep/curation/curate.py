@@ -28,6 +28,7 @@ from ...common.storage.s3 import Storage
 from ...common.video.config import VideoConfig
 from ...common.video.workers import Decoder
 from ..config import CurationConfig, TeacherConfig
+from ..formats.columns import Columns
 from ..source import open_source
 from .calls import CallJournal, Calls, Decision
 from .items import AboutMedia, DropItemError, Item, check_store, deciding_settings, read_items, read_media
@@ -85,6 +86,7 @@ def curate(
     progress: Callable[[Summary], None] = lambda summary: None,
     format_name: str | None = None,
     roots: Mapping[str, str] | None = None,
+    columns: Columns | None = None,
 ) -> Summary:
     """Write the training rows that come of a source (a path, ``s3://`` or ``hf://``; see `read_items`) to ``output``.
 
@@ -97,7 +99,7 @@ def curate(
         EndpointError: a server cannot be used as it is set up; what is decided has been written.
         KeyboardInterrupt: told to stop (SIGINT, SIGTERM); calls under way were waited for, what is decided is written.
     """
-    with opened(source, output, config, storage, format_name, roots) as (config, items):
+    with opened(source, output, config, storage, format_name, roots, columns) as (config, items):
         if next(items(), None) is None:
             raise UserError(f"{source}: there are no rows in it")
         prompts, account = Prompts.read(config.prompts), Account(config.budget_usd)
@@ -253,7 +255,7 @@ def estimate(
     source: str | Path, output: Path, config: CurationConfig, storage: Storage | None = None, *reading: Any
 ) -> Estimate:
     """How many calls `curate` would make, and what they could cost; nothing is asked, and no video is opened.
-    ``reading``: format and roots, as for `read_items`."""
+    ``reading``: format, roots and columns, as for `read_items`."""
     prompts, journal_path, total = Prompts.read(config.prompts), output.with_suffix(".journal.jsonl"), Estimate()
     with contextlib.ExitStack() as stack:
         config, items = stack.enter_context(opened(source, output, config, storage, *reading))

@@ -25,6 +25,7 @@ from ...common.storage.s3 import Storage
 from ...common.video.clip import Clip, DecodeError
 from ...common.video.workers import Decoder
 from ..config import CurationConfig
+from ..formats.columns import Columns
 from ..formats.read import begins_with, read_rows
 from ..source import MissingMediaError, Source, fetch_media, resolve_uri
 from .prompts import STEPS, Prompts
@@ -76,7 +77,11 @@ class Item:
 
 
 def read_items(
-    source: Source, config: CurationConfig, format_name: str | None = None, roots: Mapping[str, str] | None = None
+    source: Source,
+    config: CurationConfig,
+    format_name: str | None = None,
+    roots: Mapping[str, str] | None = None,
+    columns: Columns | None = None,
 ) -> Iterator[Item | RowError]:
     """The videos or questions of a file. Raises UserError: it cannot be read at all.
 
@@ -84,10 +89,11 @@ def read_items(
         source: a JSON object of captioned segments as ActivityNet Captions has them
             (``{key: {"timestamps": [[start, end]], "sentences": [caption]}}``), or rows in any format.
         config: where the videos of captioned segments are, and how many items are read.
-        format_name, roots: how rows are written (None: as they look), and where their media are, by source.
+        format_name, roots, columns: how rows are written (None: as they look), where their media are, by source, and
+            which column of a table is which field.
     """
-    captioned = None if format_name else _captioned_videos(source.path)
-    rows = read_rows(source.path, format_name, roots) if captioned is None else None
+    captioned = None if format_name or columns else _captioned_videos(source.path)
+    rows = read_rows(source.path, format_name, roots, columns) if captioned is None else None
     entries = _captioned(captioned, config) if rows is None else rows
     ids: dict[str, int] = {}
     for number, (line, row) in enumerate(entries):

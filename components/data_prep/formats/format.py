@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import posixpath
 import re
@@ -56,12 +58,10 @@ def problem_type_of(text: Any) -> str:
 
 
 def plain_options(options: Any) -> list[str]:
-    """Texts of options that come as a list, with or without letters, as a mapping of letters, or as JSON text."""
+    """Texts of options that come as a list, with or without letters, as a mapping of letters, or as text: JSON, a
+    Python list, or texts between ``|``, line breaks, ``;`` or commas."""
     if isinstance(options, str):
-        try:
-            options = json.loads(options)
-        except ValueError:
-            raise BadRowError(f"options are no list: '{options[:40]}'") from None
+        options = _listed(options.strip())
     if isinstance(options, Mapping):
         by_letter = {str(letter).strip().upper(): text for letter, text in options.items() if text is not None}
         letters = list(string.ascii_uppercase[: len(by_letter)])
@@ -77,6 +77,18 @@ def plain_options(options: Any) -> list[str]:
     if texts and all(m and m[1].upper() == letter for m, letter in zip(lettered, string.ascii_uppercase, strict=False)):
         return [match[2].strip() for match in lettered if match]
     return texts
+
+
+def _listed(text: str) -> Any:
+    if text[:1] in ("[", "{", "("):
+        for read in (json.loads, ast.literal_eval):  # the latter as pandas writes a list into a table
+            with contextlib.suppress(*ROW_FAULTS, SyntaxError, MemoryError):
+                return read(text)
+        raise BadRowError(f"options are neither JSON nor a list: '{text[:40]}'")
+    separator = next((mark for mark in ("|", "\n", ";", ",") if mark in text), None)
+    if separator is None:
+        raise BadRowError(f"options are no list: '{text[:40]}'; write them as left|right, or one a column")
+    return [part.strip() for part in text.split(separator) if part.strip()]
 
 
 def plain_answer(solution: Any, problem_type: str, options: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import json
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +16,7 @@ from typing import IO, Any
 from ...common.errors import UserError
 from ...common.rows.files import MAX_LINE_BYTES, RowError, numbered_objects, parse_row, raw_text, refuse_constant
 from ...common.rows.sample import Sample
+from .columns import Columns, by_field, check_columns, columns_of
 from .format import ROW_FAULTS, Format
 from .registry import FORMATS
 
@@ -120,12 +121,21 @@ class _List:
                 raise self._error(f"not JSON ({reason})")
 
 
-NESTED = ("media", "options", "evidence", "metadata")  # columns of a table whose cells are JSON
+NESTED = ("media", "options", "evidence", "metadata")  # columns of a table whose cells are JSON, as we write them
+_NESTED_CELL = re.compile(r"\s*[\[{]")
 
 
 def _from_table(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        try:
+            first = file.readline()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}:1: not UTF-8 ({error.reason}); save the table as UTF-8") from None
+        file.seek(0)
+        if delimiter not in first and ";" in first:
+            delimiter = ";"  # as spreadsheets write it where the comma is the decimal point
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header: list[str] | None = None
         while True:
             line = reader.line_num + 1
             try:
@@ -134,16 +144,30 @@ def _from_table(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
                 raise UserError(f"{path}:{line}: not a readable table ({error})") from None
             if cells is None:
                 return
-            if None in cells or None in cells.values():
-                yield line, RowError(line, f"{reader.line_num} cells do not fit the header", raw_text(cells))
+            if not cells:
                 continue
-            row: dict[str, Any] = {name: cell for name, cell in cells.items() if cell != ""}
+            if header is None:
+                header = [cell.strip() for cell in cells]
+                if twice := [name for name in header if header.count(name) > 1]:
+                    raise UserError(f"{path}:{line}: two columns have the name '{twice[0]}'; rename one")
+            elif len(cells) != len(header):
+                hint = f"put a text with '{delimiter}' in quotes"
+                reason = f"{len(cells)} cells, where the header has {len(header)}: {hint}"
+                yield line, RowError(line, reason, raw_text(cells))
+            else:
+                yield line, _table_row(dict(zip(header, cells, strict=True)), line)
+
+
+def _table_row(cells: Mapping[str, str], line: int) -> Any:
+    row: dict[str, Any] = {name: cell for name, cell in cells.items() if cell != ""}
+    for name in NESTED:
+        if name in row and _NESTED_CELL.match(row[name]):
             try:
-                row |= {name: json.loads(row[name], parse_constant=refuse_constant) for name in NESTED if name in row}
-            except (ValueError, RecursionError):
-                yield line, RowError(line, f"one of the cells {', '.join(NESTED)} is not JSON", raw_text(cells))
-                continue
-            yield line, row
+                row[name] = json.loads(row[name], parse_constant=refuse_constant)
+            except (ValueError, RecursionError) as error:
+                if name != "options":  # of which there may be a Python list
+                    return RowError(line, f"the cell '{name}' is not JSON ({error})", raw_text(cells))
+    return row
 
 
 _LOOKED_AT = 100  # rows that are looked at, at most, to recognise a format
@@ -152,11 +176,12 @@ _LOOKED_AT = 100  # rows that are looked at, at most, to recognise a format
 @dataclass
 class SourceRows:
     """The rows of a file as samples, read once. ``roots``: folder or prefix that relative media paths of a source count
-    from; ``*``: of every other source."""
+    from; ``*``: of every other source. ``columns``: of a table of one's own, what each field was read from."""
 
     format: Format
     roots: Mapping[str, str]
     _objects: Iterator[tuple[int, Any]]
+    columns: Columns = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[int, Sample | RowError]]:
         for number, (line, value) in enumerate(self._objects, 1):
@@ -168,7 +193,7 @@ class SourceRows:
             yield RowError(line, f"expected an object, got {type(value).__name__}", raw_text(value))
             return
         try:
-            for row in self.format.read(value, number):
+            for row in self.format.read(by_field(value, self.columns) if self.columns else value, number):
                 sample = self._error(row, value, line) if isinstance(row, Exception) else parse_row(row, line)
                 if isinstance(sample, RowError):
                     sample = RowError(line, sample.reason, raw_text(value))
@@ -188,20 +213,40 @@ class SourceRows:
         return sample.model_copy(update={"media": sample.media.model_copy(update={"uri": posixpath.join(root, uri)})})
 
 
-def read_rows(path: Path, format_name: str | None = None, roots: Mapping[str, str] | None = None) -> SourceRows:
-    """Open a file of rows. ``format_name``: a name of `FORMATS`, or ``my_module:FORMAT``; None: as the first rows look;
-    ``roots``: see `SourceRows`. Raises UserError: the format is unknown, or none fits; the file cannot be read at all.
+def read_rows(
+    path: Path,
+    format_name: str | None = None,
+    roots: Mapping[str, str] | None = None,
+    columns: Columns | None = None,
+) -> SourceRows:
+    """Open a file of rows.
+
+    Args:
+        format_name: a name of `FORMATS`, or ``my_module:FORMAT``; None: as the first rows look.
+        roots: see `SourceRows`.
+        columns: `DataPrepConfig.columns`; where there are any the file is a table of one's own.
+
+    Raises:
+        UserError: the format is unknown, or none fits; there is no such column; the file cannot be read at all.
     """
     objects = read_objects(path)
     first: list[tuple[int, Any]] = []
-    row_format = FORMATS.get(format_name) if format_name else None
-    while row_format is None and len(first) < _LOOKED_AT and (entry := next(objects, None)) is not None:
+    row_format = FORMATS.get(format_name or "plain") if format_name or columns else None
+    names = dict[str, None]()
+    while len(first) < _LOOKED_AT and (entry := next(objects, None)) is not None:
         first.append(entry)
-        row_format = next((f for _, f in FORMATS.items() if isinstance(entry[1], Mapping) and f.fits(entry[1])), None)
+        if isinstance(entry[1], Mapping):
+            names |= dict.fromkeys(name for name in entry[1] if isinstance(name, str))
+            if row_format is None:
+                row_format = next((f for _, f in FORMATS.items() if f.fits(entry[1])), None)
     if row_format is None:
-        keys = next((sorted(value) for _, value in first if isinstance(value, Mapping)), None)
-        if keys is not None and not set(keys) & {"media", "id", "question", "answer"}:
-            names, known = ", ".join(map(str, keys))[:200], ", ".join(FORMATS)
-            raise UserError(f"{path}: no format fits rows with the fields {names}; known formats: {known} (--format)")
+        if names and not set(names) & {"media", "id", "question", "answer"}:
+            listed, known = ", ".join(sorted(names))[:200], ", ".join(FORMATS)
+            raise UserError(
+                f"{path}: no format fits rows with the fields {listed}; known formats: {known} (--format); or say "
+                "which column is which: --column video=NAME --column question=NAME --column answer=NAME (data.columns)"
+            )
         row_format = FORMATS.get("vthink")  # bad rows alone: as our own they get their reasons
-    return SourceRows(row_format, roots or {}, chain(first, objects))
+    check_columns(columns or {}, names, str(path))
+    own = columns_of(names, columns) if row_format is FORMATS.get("plain") else {}
+    return SourceRows(row_format, roots or {}, chain(first, objects), own)

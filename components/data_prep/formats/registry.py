@@ -10,27 +10,28 @@ from typing import Any
 from ...common.answers.responses import parse_response, parse_spans
 from ...common.registry import Registry
 from . import format as fields
+from .columns import MEDIA, NAMES, columns_of
 from .format import ROW_FAULTS, BadRowError, Format, Row
 
-_MEDIA = ("video", "image", "path")
 _KEPT = ("reasoning", "evidence", "source", "split")
-_PLAIN = {*_MEDIA, *_KEPT, "id", "question", "options", "problem_type", "answer", "start_s", "end_s", "metadata"}
 _VIDEO_R1 = {"problem_id", "problem", "data_type", "problem_type", "options", "solution", "path"}
 _VIDEO_R1 |= {"data_source", "process"}
 _STEP = re.compile(r"\s*\[([0-9:.]+)\s*->\s*([0-9:.]+)\]\s*\.?\s*$")
 
 
 def _read_plain(row: Row, number: int) -> Iterator[Row]:
-    """A row of your own table."""
-    row = {key: value for key, value in row.items() if value is not None and value != ""}
-    places = [key for key in _MEDIA if key in row]
+    """A row of your own table, with our names of its columns (`columns.by_field`)."""
+    row = {key: value for key, value in row.items() if value not in (None, "", [])}
+    places = [key for key in MEDIA if key in row]
     if len(places) != 1:
         raise BadRowError("a row needs exactly one of video, image and path")
+    if missing := [key for key in ("question", "answer") if key not in row]:
+        raise BadRowError(f"there is no {missing[0]}")
     path = str(row[places[0]]).strip()
     kind = fields.media_kind(None, path) if places == ["path"] else places[0]
     options = fields.plain_options(row.get("options"))
     problem_type = fields.problem_type_of(row.get("problem_type", "multiple_choice" if options else "free_form"))
-    further = {key: value for key, value in row.items() if key not in _PLAIN}
+    further = {key: value for key, value in row.items() if key not in NAMES}
     yield {
         "id": str(row.get("id", f"row-{number}")),
         "media": {"kind": kind, "uri": path, **{k: _seconds(row[k], k) for k in ("start_s", "end_s") if k in row}},
@@ -45,6 +46,8 @@ def _read_plain(row: Row, number: int) -> Iterator[Row]:
 
 def _seconds(value: Any, name: str) -> float:
     try:
+        if isinstance(value, str) and re.fullmatch(r"(\d+:)?\d+:\d\d(\.\d+)?", value.strip()):
+            return sum(float(part) * 60**power for power, part in enumerate(reversed(value.split(":"))))
         return float(value)
     except (TypeError, ValueError):
         raise BadRowError(f"{name} is no number: '{str(value)[:40]}'") from None
@@ -124,15 +127,17 @@ def _vrbench_question(row: Row, name: str, question: Row) -> Row:
 _VTHINK = Format(name="vthink", fits={"media", "question"}.issubset, read=lambda row, _: [row], unique_ids=True)
 _PUBLISHED = (
     # Video-R1-260k and Video-R1-COT-165k (which adds `process`); Video-Thinker-10K, whose `process` holds segments.
-    Format(name="video_r1", fits={"problem_id", "solution"}.issubset, read=_read_video_r1),
-    Format(name="video_thinker", fits={"problem", "solution"}.issubset, read=_read_video_r1),
+    Format(name="video_r1", fits={"problem_id", "solution", "path"}.issubset, read=_read_video_r1),
+    Format(name="video_thinker", fits={"problem", "solution", "path", "problem_type"}.issubset, read=_read_video_r1),
     Format(name="vrbench", fits={"mcq", "video_path"}.issubset, read=_read_vrbench),
 )
-_TABLE = Format(
-    name="plain",
-    fits=lambda row: "question" in row and any(key in row for key in _MEDIA),
-    read=_read_plain,
-    unique_ids=True,
-)
+
+
+def _is_table(row: Row) -> bool:
+    columns = columns_of(name for name in row if isinstance(name, str))
+    return "question" in columns and any(key in columns for key in MEDIA)
+
+
+_TABLE = Format(name="plain", fits=_is_table, read=_read_plain, unique_ids=True)
 FORMATS: Registry[Format] = Registry("format", Format, {f.name: f for f in (_VTHINK, *_PUBLISHED, _TABLE)})
 """Formats by name, in the order in which they are tried; ``my_module:FORMAT`` names one from outside."""

@@ -4,7 +4,7 @@ import pytest
 from vthink.components.common.config import STAGES
 from vthink.pipelines.config import load
 from vthink.pipelines.run.session import session
-from vthink.pipelines.run.state import State, preview_stages, stage_keys
+from vthink.pipelines.run.state import State, preview_stages, stage_keys, stage_settings
 
 
 def changed(*overrides: str) -> set[str]:
@@ -61,6 +61,18 @@ def test_a_preview_reuses_what_is_there_and_runs_what_is_gone(elsewhere, manifes
             "check",
             "check",
         ]
-        assert [entry.action for entry in preview_stages(opened, "prepare")][:2] == ["run", "run"]
+        again = preview_stages(opened, "prepare")
+        assert [entry.action for entry in again][:2] == ["run", "run"]
+        assert [entry.reason for entry in again][:2] == ["--from: once more", "after prepare, which runs"]
+        state = State.read(opened.workspace.root)
+        state.settings = {
+            "sft": stage_settings(
+                load("laptop", ["sft.max_steps=3", "grpo.enabled=false", "evaluation.gate=[]"]), "sft"
+            )
+        }
+        state.finished["sft"] = {"another": state.finished["sft"][keys["sft"]]}
+        state.write(opened.workspace.root)
+        assert preview_stages(opened)[1].reason == "another setting: sft.max_steps 3 → 400"
+        State(finished=finished).write(opened.workspace.root)
         opened.storage.delete_prefix(finished["sft"][keys["sft"]].removesuffix("manifest.json"))
         assert [entry.action for entry in preview_stages(opened)][:2] == ["reuse", "run"]

@@ -76,3 +76,20 @@ def test_the_parent_of_the_run_that_kfp_gave_a_task_is_the_pipeline_s(
     monkeypatch.setenv("MLFLOW_RUN_ID", str(task.run_id))
     begun = RunContext.load(begin_pipeline(child.model_copy(update={"parent_run_id": None}).to_json(), ""))
     assert begun.parent_run_id == child.parent_run_id
+
+
+def test_a_pipeline_s_own_run_has_what_pipelines_are_compared_by(
+    context: RunContext, client: Any, artifact_root: str
+) -> None:
+    config = "name: laptop\ngrpo: {learning_rate: 0.0001, rewards: {temporal: null}}\n"
+    parent = start_parent(context.tracking, "ranked", config, "laptop", artifact_root, context.storage)
+    child = context.model_copy(update={"parent_run_id": parent})
+    with start(child, stage="evaluate") as tracker:
+        tracker.log_metrics({"evaluation/grpo/ordered/accuracy": 0.7, "evaluation/grpo/shuffled/accuracy": 0.3})
+    with start(child, stage="sft") as tracker:
+        tracker.log_metrics({"validation/accuracy": 0.5, "sft/loss": 1.0, "time/total_s": 9.0}, step=3)
+    finish_parent(context.tracking, parent)
+    start_parent(context.tracking, "ranked", config, "laptop", artifact_root, context.storage)  # goes on
+    data = client.get_run(parent).data
+    assert data.params == {"name": "laptop", "grpo.learning_rate": "0.0001"}
+    assert data.metrics == {"grpo/accuracy": 0.7, "sft/validation/accuracy": 0.5, "sft/total_s": 9.0}
