@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from vthink.components.common.compat.torchvision import declare_torchvision_operators
+from vthink.components.common.compat.torch import declare_torchvision_operators
 from vthink.components.common.context import RunContext
 from vthink.components.common.launch.config import LaunchConfig
 from vthink.components.common.launch.workspace import start_s3

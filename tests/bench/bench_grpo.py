@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from recording import OUTPUT, Measurement, interleave, peak_mib, record
-from vthink.components.common.compat.torchvision import declare_torchvision_operators
+from vthink.components.common.compat.torch import declare_torchvision_operators
 
 declare_torchvision_operators()  # before transformers is imported
 from vthink.components.common.model.chat import ChatEncoder

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from vthink.components.common.compat.torch import load_to_numbered_cpus
-from vthink.components.common.compat.torchvision import declare_torchvision_operators
+from vthink.components.common.compat.torch import declare_torchvision_operators, load_to_numbered_cpus
 
 # As in training/worker.py, before transformers is imported.
 declare_torchvision_operators()

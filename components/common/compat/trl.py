@@ -1,11 +1,26 @@
-"""TRL: what its trainers get wrong for our models, or insist on.
+"""TRL 1.16.0 and transformers 5.17.0: what their trainers get wrong for our models, or insist on.
 
-Seen with TRL 1.16.0 and transformers 5.17.0.
+``save_pretrained`` writes the hub's names for weights and ``from_pretrained`` translates them back, but
+``Trainer._load_from_checkpoint`` loads the file with ``load_state_dict(strict=False)`` and translates nothing: for the
+Qwen-VL models, whose names differ, a resumed training goes on from the weights that the model happened to have, with a
+warning in the log: `load_weights`.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from ..errors import UserError
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Load a saved model's weights into ``model``; a `UserError` where one is missing or left over."""
+    source, info = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
+    if info["missing_keys"] or info["unexpected_keys"]:
+        odd = sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"]]))
+        raise UserError(f"{folder}: {len(odd)} weights do not fit the model, among them {', '.join(odd[:3])}")
+    model.load_state_dict(source.state_dict(), strict=True)
 
 
 def average_over_all_tokens(trainer: Any) -> None:

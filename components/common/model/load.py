@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from ..compat.torchvision import declare_torchvision_operators
+from ..compat.torch import declare_torchvision_operators
 from ..errors import UserError
 from ..video.config import VideoConfig
 from .chat import ChatEncoder

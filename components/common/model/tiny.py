@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..compat.torchvision import declare_torchvision_operators
+from ..compat.torch import declare_torchvision_operators
 from ..video.config import VideoConfig
 from .config import TinyModelConfig
 from .families import FAMILIES

@@ -14,7 +14,7 @@ from trl.models import unwrap_model_for_generation
 from ..answers.formats import follows_format
 from ..answers.grading import is_correct
 from ..answers.responses import parse_response
-from ..compat.transformers import load_weights
+from ..compat.trl import load_weights
 from ..config import ConfigError
 from ..model.chat import ChatEncoder
 from ..model.generation import Sampling, sample

@@ -7,8 +7,7 @@ import gc
 import importlib
 import sys
 
-from ..compat.torch import load_to_numbered_cpus
-from ..compat.torchvision import declare_torchvision_operators
+from ..compat.torch import declare_torchvision_operators, load_to_numbered_cpus
 from ..errors import UserError
 from ..launch.job import TrainingJob
 from ..launch.process import end_with_owner

@@ -8,7 +8,7 @@ import torch
 
 PROCESSOR = "import transformers; transformers.Qwen2VLVideoProcessor()"
 DECLARED = """
-from vthink.components.common.compat.torchvision import declare_torchvision_operators
+from vthink.components.common.compat.torch import declare_torchvision_operators
 declare_torchvision_operators()
 declare_torchvision_operators()
 """
@@ -36,6 +36,6 @@ def test_torchvision_as_it_is_can_be_left_alone(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(bool(torch.version.cuda or torch.version.hip), reason="torchvision's wheels fit this torch")
 def test_upstream_still_cannot_be_imported_beside_a_cpu_build_of_torch():
-    """Once this fails, compat/torchvision.py and its calls can go."""
+    """Once this fails, compat/torch.py and its calls can go."""
     done = in_a_new_process("import torchvision")
     assert "operator torchvision::nms does not exist" in done.stderr

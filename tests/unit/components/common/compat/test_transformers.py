@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
-from vthink.components.common.compat.transformers import load_weights
+from vthink.components.common.compat.trl import load_weights
 from vthink.components.common.errors import UserError
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.tiny import build_tiny
