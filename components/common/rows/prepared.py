@@ -76,10 +76,10 @@ class PerProcess:
         if self._owner != os.getpid():
             self._forget()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {name: getattr(self, name) for name in self.KEPT}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._forget()
 
@@ -289,7 +289,7 @@ class Rows(Sequence[Sample]):
         table = self._groups.table(*self._places[number])
         return table, row - int(self._ends[number]) + table.num_rows
 
-    def _parse(self, values: dict[str, Any], row: int) -> Sample:
+    def _parse(self, values: dict[str, object], row: int) -> Sample:
         sample = parse_row({key: value for key, value in values.items() if key != "media_id"}, row + 1)
         if isinstance(sample, RowError):
             raise UserError(f"{self._folder}: {sample}")
