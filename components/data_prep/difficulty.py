@@ -26,16 +26,9 @@ from .dataset.data_card import pass_rate
 def pass_rates(
     model: LoadedModel, split: Split, indices: Sequence[int], rollouts: int, sampling: Sampling, batch_size: int = 64
 ) -> Iterator[tuple[int, float]]:
-    """Ask each question ``rollouts`` times; yields index and share of right answers in [0, 1].
-
-    A rate depends on the row, the model and ``sampling`` alone.
-
-    Args:
-        indices: which rows of ``split``.
-        rollouts: k, completions per question.
-        sampling: temperature above 0, or all rollouts of a question are the same one.
-        batch_size: rows (questions × rollouts) decoded at once.
-    """
+    """Ask the questions at ``indices`` of ``split`` ``rollouts`` times each; yields index and share of right answers in
+    [0, 1], which depends on the row, the model and ``sampling`` (temperature above 0) alone. ``batch_size``: rows
+    (questions × rollouts) decoded at once."""
     per_batch = max(1, batch_size // rollouts)
     for start in range(0, len(indices), per_batch):
         chosen = indices[start : start + per_batch]

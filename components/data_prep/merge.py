@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.errors import UserError
-from ..common.provenance import git_commit
 from ..common.rows.prepared import PreparedDetails, PreparedFiles
 from ..common.storage.manifest import Manifest
 from ..common.storage.names import join
@@ -79,7 +78,6 @@ def merge_data(run: str, config: str, video: str, shards: Sequence[str], report:
             details=details.model_dump(mode="json"),
             mlflow_run_id=tracker.run_id,
             seconds=plan.seconds + sum(done.seconds for done in outcomes) + time.monotonic() - start,
-            git_commit=git_commit(),
         )
         with tempfile.TemporaryDirectory(prefix="report-", dir=folder) as name:
             page = write_report(manifest, task.storage, Path(name))

@@ -24,7 +24,6 @@ from ..common.context import RunContext
 from ..common.errors import UserError
 from ..common.launch.kubernetes.client import Cluster
 from ..common.launch.process import LaunchError, end_with_owner, free_port, limit_threads, spawn, tail, wait_until_ready
-from ..common.provenance import git_commit
 from ..common.storage.manifest import Manifest
 from ..common.storage.names import fingerprint, join, stage_prefix
 from ..common.storage.s3 import Storage
@@ -91,7 +90,7 @@ def deploy_model(run: str, config: str, registered: str, evaluation: str, data: 
             stage="deploy", fingerprint=key, uri=prefix, inputs=inputs, config=settings,
             counts={"smoke_items": len(outcome.smoke.items)}, metrics=outcome.smoke.metrics,
             files={"model": version.source, "smoke": smoke_uri}, details=details | {"question": outcome.question},
-            mlflow_run_id=tracker.run_id, seconds=round(time.monotonic() - started, 3), git_commit=git_commit(),
+            mlflow_run_id=tracker.run_id, seconds=round(time.monotonic() - started, 3),
         ).write(storage)  # fmt: skip
 
 

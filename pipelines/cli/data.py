@@ -20,8 +20,7 @@ from ...components.data_prep.curation.curate import Summary, estimate
 from ...components.data_prep.curation.curate import curate as curate_rows
 from ...components.data_prep.formats.columns import NAMES
 from ...components.data_prep.formats.registry import FORMATS
-from ...components.data_prep.report.counts import token_counter
-from ...components.data_prep.report.page import write_report
+from ...components.data_prep.report.page import token_counter, write_report
 from ...components.data_prep.validate import validate_rows
 from ..config import load
 from ..run.session import find_data, find_manifest, prepare_data, session

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -63,7 +63,7 @@ class ProgressView:
         self._live = Live(console=console, refresh_per_second=4, transient=False) if console.is_terminal else None
         self._printed: dict[str, tuple[str, float]] = {}  # status and seconds when a stage was last told of
 
-    def __enter__(self) -> ProgressView:
+    def __enter__(self) -> Self:
         if self._live:
             self._live.start()
         return self

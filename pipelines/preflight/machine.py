@@ -12,14 +12,16 @@ from pathlib import Path
 from ...components.common.config import ConfigError, Stage
 from ...components.common.errors import UserError, first_line
 from ...components.common.model.folder import check_folder
+from ...components.common.model.shapes import SHAPES, read_shape, shape_of
 from ...components.common.storage.config import StorageConfig
 from ...components.common.storage.names import StorageError, join
 from ...components.common.storage.s3 import Storage
 from ...components.common.tracking.client import registry_client, short_timeouts, tracking_uri, without_password
 from ...components.common.tracking.config import TrackingConfig
 from ..config import Config
+from ..plan.footage import Footage, visual_tokens
 from ..plan.memory import GIB, Accelerator
-from ..plan.shapes import SHAPES, Footage, Shape, read_shape, shape_of, visual_tokens
+from ..plan.shapes import Shape
 from ..plan.stage import StagePlan, fastest, layouts, stored_bytes
 from .finding import NotSeenError, settings
 

@@ -21,7 +21,8 @@ from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.tracking.config import TrackingConfig
 from vthink.pipelines.cli.main import app
 from vthink.pipelines.config import Config, load, to_yaml
-from vthink.pipelines.doctor import KINDS, RIGHTS, Finding, examine
+from vthink.pipelines.doctor import KINDS, RIGHTS, examine
+from vthink.pipelines.preflight.finding import Finding
 from vthink.tests.fakes.admission import manifests
 from vthink.tests.fakes.kfp_server import API, KfpServer
 

@@ -26,7 +26,8 @@ from ..retry import Backoff
 from .config import ChatEndpointConfig, is_loopback, may_carry_key
 
 T = TypeVar("T")
-Messages = Sequence[Mapping[str, Any]]
+Fields = Mapping[str, Any]  # of a JSON object
+Messages = Sequence[Fields]
 OnDelta = Callable[[str], object]
 
 MAX_REPLY_BYTES = 4 * 2**20  # a longer body is not read to its end
@@ -133,7 +134,7 @@ class ChatEndpoint:
         await self._client.__aexit__(*error)
 
     async def complete(
-        self, messages: Messages, parameters: Mapping[str, Any] | None = None, on_delta: OnDelta | None = None
+        self, messages: Messages, parameters: Fields | None = None, on_delta: OnDelta | None = None
     ) -> ChatReply:
         """One answered call; waits its turn, and repeats what failed in a way that may pass before it gives up.
 
@@ -148,7 +149,7 @@ class ChatEndpoint:
         async with self._slots:
             return await self._until_answered(partial(self._chat, data, on_delta))
 
-    async def models(self) -> list[Mapping[str, Any]]:
+    async def models(self) -> list[Fields]:
         """What the server says about the models that it serves (``GET /v1/models``); an `EndpointError` for none."""
         return await self._until_answered(self._list_models)
 
@@ -175,7 +176,10 @@ class ChatEndpoint:
 
     async def _chat(self, data: bytes, on_delta: OnDelta | None) -> ChatReply:
         if on_delta is None:
-            return _parse_reply(await self._exchange("POST", "/chat/completions", data))
+            body = await self._exchange("POST", "/chat/completions", data)
+            with _chat_completion():
+                answer = json.loads(body)
+                return _reply(answer["choices"][0]["message"]["content"], answer, answer.get("usage"))
         reader = _StreamReader(on_delta)
         try:
             await self._exchange("POST", "/chat/completions", data, reader.feed)
@@ -184,7 +188,7 @@ class ChatEndpoint:
             error.final |= bool(reader.pieces)  # what was passed on cannot be taken back
             raise
 
-    async def _list_models(self) -> list[Mapping[str, Any]]:
+    async def _list_models(self) -> list[Fields]:
         body = await self._exchange("GET", "/models")
         try:
             models = json.loads(body)["data"]
@@ -263,12 +267,12 @@ class BlockingEndpoint:
         self._stack.__exit__(*error)
 
     def complete(
-        self, messages: Messages, parameters: Mapping[str, Any] | None = None, on_delta: OnDelta | None = None
+        self, messages: Messages, parameters: Fields | None = None, on_delta: OnDelta | None = None
     ) -> ChatReply:
         """See `ChatEndpoint.complete`."""
         return self._portal.call(self._endpoint.complete, messages, parameters, on_delta)
 
-    def models(self) -> list[Mapping[str, Any]]:
+    def models(self) -> list[Fields]:
         """See `ChatEndpoint.models`."""
         return self._portal.call(self._endpoint.models)
 
@@ -338,13 +342,6 @@ class _StreamReader:
             raise _AttemptError("broke off in the middle of the answer")
         with _chat_completion():
             return _reply("".join(self.pieces), self._last, self._usage)
-
-
-def _parse_reply(body: bytes) -> ChatReply:
-    """Read a ``chat.completion`` object."""
-    with _chat_completion():
-        answer = json.loads(body)
-        return _reply(answer["choices"][0]["message"]["content"], answer, answer.get("usage"))
 
 
 def _reply(text: Any, answer: Any, usage: Any) -> ChatReply:

@@ -46,7 +46,7 @@ class DataUrls:
     """Files as data URLs, each read once for all questions about it and dropped with the last of them; thread-safe."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        """Args: ``paths``: the file of every question."""
+        """``paths``: the file of every question."""
         self._left = Counter(paths)
         self._urls: dict[Path, str] = {}
         self._lock = threading.Lock()

@@ -45,7 +45,8 @@ def serve_routes(
     predict_hint: str,
     protocol: type[asyncio.Protocol] | None = None,
 ) -> None:
-    """Serve routes before KServe's own (health, metadata, metrics) until the process is told to stop.
+    """Serve routes before KServe's own (health, metadata, metrics) until the process is told to stop, and then for
+    ``grace_period_s`` those that run. Must be called in the main thread, once per process.
 
     Must be called in the main thread, once per process.
 

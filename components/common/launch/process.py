@@ -87,12 +87,8 @@ class Process(contextlib.AbstractContextManager["Process"]):
 def spawn(command: Sequence[str], env: Mapping[str, str] | None = None, log: Path | None = None) -> Process:
     """Start a command that ends, with everything it started, when this process ends, even by SIGKILL.
 
-    Args:
-        command: program and arguments.
-        env: its whole environment; default: this process's. ``VTHINK_OWNER`` is set to the supervisor, so that our own
-            programs below it can watch it.
-        log: file to which its output is appended; without one the output is read from ``Process.lines``.
-    """
+    ``env`` is its whole environment (default: this process's), with ``VTHINK_OWNER`` set to the supervisor, so that our
+    own programs below it can watch it. Output is appended to ``log``, or read from `Process.lines`."""
     if shutil.which(command[0], path=(env or os.environ).get("PATH")) is None:
         raise LaunchError(f"cannot start {command[0]}: no such program")
     if log is not None:

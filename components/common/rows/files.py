@@ -7,7 +7,7 @@ and reading goes on. Neither torch nor, at import, pyarrow is needed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -193,13 +193,13 @@ def _write_parquet(path: Path, samples: Iterable[Sample]) -> int:
     return count
 
 
-def to_record(sample: Sample, media_id: str | None) -> dict[str, Any]:
+def to_record(sample: Sample, media_id: str | None) -> dict[str, object]:
     """A row of `rows_schema`."""
     metadata = json.dumps(sample.metadata, ensure_ascii=False, sort_keys=True)
     return {**sample.model_dump(mode="json"), "media_id": media_id, "metadata": metadata}
 
 
-def write_records(writer: Any, records: list[dict[str, Any]]) -> None:
+def write_records(writer: Any, records: Sequence[dict[str, object]]) -> None:
     """Write records of the writer's schema as one row group."""
     import pyarrow as pa
 

@@ -9,6 +9,7 @@ from pydantic import AllowInfNan, Field, field_validator
 
 from .... import __version__
 from ..config import ConfigError, Section
+from ..provenance import git_commit
 from .names import MANIFEST, StorageError, as_prefix, digest, join, split_uri
 from .s3 import Storage
 
@@ -29,7 +30,7 @@ class Manifest(Section):
     seconds: float = 0.0  # how long the stage took
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))  # in UTC, ISO 8601
     version: str = __version__  # of this package
-    git_commit: str | None = None  # of this package's source, when known
+    git_commit: str | None = Field(default_factory=git_commit)  # of this package's source, when known
 
     @field_validator("uri")
     @classmethod

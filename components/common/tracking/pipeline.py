@@ -262,7 +262,7 @@ def run_url(base: str, experiment_id: str, run_id: str) -> str:
 
 def curves_url(base: str, experiment_ids: Sequence[str], run_ids: Sequence[str], metric: str) -> str:
     """Link to one chart with the curves of a metric in several runs; from there MLflow leads on to their comparison."""
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "runs": list(run_ids), "metric": metric, "experiments": sorted(set(experiment_ids)),
         "plot_metric_keys": [metric], "plot_layout": {}, "line_smoothness": 1, "show_point": True,
         "deselected_curves": [], "last_linear_y_axis_range": [],

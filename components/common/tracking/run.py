@@ -40,8 +40,8 @@ class Trace:
     """One question to a model and what it said."""
 
     name: str
-    inputs: Mapping[str, Any]
-    outputs: Mapping[str, Any]
+    inputs: Mapping[str, object]
+    outputs: Mapping[str, object]
     tags: Mapping[str, str]
 
 

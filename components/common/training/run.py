@@ -17,7 +17,6 @@ from ..model.config import ModelConfig
 from ..model.folder import Lineage, save_model
 from ..model.load import load_model, pick_dtype
 from ..model.store import ensure_base_model, fetch_model
-from ..provenance import git_commit
 from ..rows.prepared import PreparedSet
 from ..storage.manifest import Manifest
 from ..storage.names import join
@@ -112,7 +111,6 @@ class TrainingRun:
             details=best if trainer.args.load_best_model_at_end else {},
             mlflow_run_id=self.tracker.run_id,
             seconds=seconds,
-            git_commit=git_commit(),
         ).write(self.storage)
 
     def _export(self, trainer: Any) -> None:

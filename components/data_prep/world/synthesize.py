@@ -17,8 +17,7 @@ from PIL import Image
 
 from ...common.rows.files import write_samples
 from ..config import SynthesizeConfig
-from .scene import COLOURS, Scene, mask, rows
-from .scenes import scenes
+from .scenes import COLOURS, Scene, mask, rows, scenes
 
 NOISE_LEVEL = 38  # brightest value of the background, of 255
 CRF = 22  # quality of the H.264 files (lower is better)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 from dataclasses import dataclass
+from typing import Self
 
 from ...common.errors import UserError
 from ...common.launch.config import LaunchConfig
@@ -30,7 +31,7 @@ class TrainedModel:
     chat_template: str
 
     @classmethod
-    def read(cls, storage: Storage, source: str) -> TrainedModel:
+    def read(cls, storage: Storage, source: str) -> Self:
         """Read it from a model folder in the store. UserError: a file is missing or damaged."""
         try:
             card = ModelCard.load(storage.read_json(join(source, CARD)), join(source, CARD))
@@ -187,7 +188,7 @@ class Readiness:
     hopeless: bool = False
 
     @classmethod
-    def read(cls, service: Object | None, canary: str | None = None) -> Readiness:
+    def read(cls, service: Object | None, canary: str | None = None) -> Self:
         """Of the predictor in service, or of the canary of this name.
 
         Whether KServe has followed a change is seen by ``canaryStatuses``: its ``observedGeneration`` is that of the

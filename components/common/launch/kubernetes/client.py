@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from ...retry import Backoff, retry
 from ..process import LaunchError
@@ -121,7 +121,7 @@ class Cluster:
         self.api_client, self.namespace, self.patience_s = client, namespace, patience_s
 
     @classmethod
-    def connect(cls, namespace: str | None = None) -> Cluster:
+    def connect(cls, namespace: str | None = None) -> Self:
         """The cluster that ``KUBECONFIG`` names, or this pod's, or the kubeconfig's current one; else ClusterError."""
         try:
             from kubernetes import client, config
