@@ -12,7 +12,7 @@ from pathlib import Path
 from ...components.common.config import ConfigError, Stage
 from ...components.common.errors import UserError, first_line
 from ...components.common.model.folder import check_folder
-from ...components.common.model.shapes import SHAPES, read_shape, shape_of
+from ...components.common.model.shapes import SHAPES, Shape, read_shape, shape_of
 from ...components.common.storage.config import StorageConfig
 from ...components.common.storage.names import StorageError, join
 from ...components.common.storage.s3 import Storage
@@ -21,7 +21,6 @@ from ...components.common.tracking.config import TrackingConfig
 from ..config import Config
 from ..plan.footage import Footage, visual_tokens
 from ..plan.memory import GIB, Accelerator
-from ..plan.shapes import Shape
 from ..plan.stage import StagePlan, fastest, layouts, stored_bytes
 from .finding import NotSeenError, settings
 
