@@ -5,8 +5,6 @@ overrides from left to right. A mistake is one line that names the layer it came
 known key.
 """
 
-from __future__ import annotations
-
 import functools
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -34,8 +32,7 @@ from ..components.grpo.config import GRPOConfig
 from ..components.sft.config import SFTConfig
 
 _SUFFIXES = (".yaml", ".yml")
-PRESETS = resources.files(__package__) / "presets"
-"""Folder of the presets that come with the package."""
+PRESETS = resources.files(__package__) / "presets"  # folder of the presets that come with the package
 
 
 class Config(Section):
@@ -117,8 +114,7 @@ def load(source: str | Path = "laptop", overrides: Sequence[str] | None = None) 
         overrides: ``key.path=value`` each, the value in YAML; later ones win.
 
     Raises:
-        ConfigError: a line for every mistake, naming file (or ``--set``), key and the nearest known key.
-    """
+        ConfigError: a line for every mistake, naming file (or ``--set``), key and the nearest known key."""
     files = _file_layers(source)
     layers = [*files, *(_override(text) for text in overrides or ())]
     merged = functools.reduce(lambda below, layer: _merged(below, layer.values), layers, dict[str, Any]())
@@ -149,8 +145,7 @@ def to_commented_yaml(config: Config, section: str | None = None) -> str:
     """`to_yaml`, or one section of it, with a comment over each key that says what it is.
 
     Raises:
-        ConfigError: there is no such section.
-    """
+        ConfigError: there is no such section."""
     values = config.model_dump(mode="json")
     if section is not None:
         if section not in values:

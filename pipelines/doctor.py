@@ -1,7 +1,5 @@
 """Whether everything that a run leans on is there: ``vthink doctor``. Nothing is changed but a small S3 object."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -45,8 +43,7 @@ RIGHTS: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
 }
 """Group, resource and verb of what launcher and deployer do: the Role ``vthink-pipeline`` of `k8s/team`."""
-Get = Callable[[str], Any]
-"""A GET of a path of the Kubernetes API, as JSON."""
+Get = Callable[[str], Any]  # a GET of a path of the Kubernetes API, as JSON
 
 
 def examine(config: Config, host: str | None, namespace: str, token: str | None = None) -> Iterator[Finding]:

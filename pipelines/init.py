@@ -1,7 +1,5 @@
 """A configuration for somebody's own rows: ``vthink init`` writes it, small, with a comment a line."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -18,8 +16,7 @@ from .preflight.machine import gpu_memory_gib
 from .preflight.rows import RowCensus, count_rows, holdout_shares
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v")
-DESCRIBE = "Describe what happens in the video."
-"""The question about a video whose sidecar is a caption."""
+DESCRIBE = "Describe what happens in the video."  # the question about a video whose sidecar is a caption
 ENOUGH_TO_COMPARE = 200
 """Fewer test questions can hardly show that one model is better than another: the interval of an accuracy is wider than
 ± 0.07."""
@@ -48,8 +45,7 @@ def rows_of_folder(folder: Path, target: Path) -> int:
     row or a list of rows without their video. Returns their number.
 
     Raises:
-        UserError: no video, or none with a sidecar.
-    """
+        UserError: no video, or none with a sidecar."""
     videos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
     if not videos:
         raise UserError(f"{folder}: no videos in it ({', '.join(VIDEO_SUFFIXES)})")
@@ -89,8 +85,7 @@ def draft(
         preset: to extend; None: ``laptop`` without a GPU, else that of the paper whose responses the rows have.
 
     Raises:
-        UserError: the rows cannot be read, or none of them can be used.
-    """
+        UserError: the rows cannot be read, or none of them can be used."""
     changes = [f"data.source={json.dumps(source)}", f"data.columns={json.dumps(columns or {})}"]
     report, census = count_rows(load("laptop", changes), storage)
     if not report.rows or report.bad == report.rows:

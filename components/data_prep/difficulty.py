@@ -4,8 +4,6 @@
 always or never answered right has no advantages in a group, and GRPO learns nothing from it.
 """
 
-from __future__ import annotations
-
 import os
 import zlib
 from collections import Counter
@@ -54,8 +52,7 @@ def rate_rows(
 
     A run that was cut off goes on: what has been rated is in a file beside ``output`` (``.jsonl``; appears when it is
     whole). ``policy``: which model it is, for ``metadata.pass_rate_policy``; ``progress``: called with (rows rated,
-    rows to rate).
-    """
+    rows to rate)."""
     how = (sampling.temperature, sampling.top_p, sampling.max_new_tokens, sampling.seed)
     settings = fingerprint(data.manifest.fingerprint, policy, rollouts, *how)
     split = data.split("train")

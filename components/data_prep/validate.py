@@ -1,7 +1,5 @@
 """Files of rows checked without decoding anything, for `vthink data validate`."""
 
-from __future__ import annotations
-
 import contextlib
 import tempfile
 from collections import Counter
@@ -74,8 +72,7 @@ def validate_rows(
         columns: which column of a table is which field (`DataPrepConfig.columns`).
         visit: called with the line and the sample of each good row.
         max_rows: read only so many rows; None: all.
-        max_objects: look for so many media in a store, which takes a request each; None: for all.
-    """
+        max_objects: look for so many media in a store, which takes a request each; None: for all."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vthink-validate-")))
         ledger = stack.enter_context(contextlib.closing(open_ledger(folder, _TABLES)))

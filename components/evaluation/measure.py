@@ -1,7 +1,5 @@
 """A model measured on a benchmark: asked, graded, summarized. The held-out split is a benchmark like any other."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,7 +35,6 @@ def grade_answer(
     grader: str = "strict",
 ) -> Item:
     """The item of an answer, whose value is that in the headline. One that failed has every metric at its worst.
-
     ``condition`` is what the model was shown, ``answer_format`` what it was asked to write; the benchmark's own rules
     grade the questions that name one. ``grader``, of `GRADERS`, says by whose rules."""
     truncated = answer.finish_reason == "length"

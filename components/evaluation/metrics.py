@@ -3,8 +3,6 @@
 Adding a metric is one `Metric` here, or in a module of one's own that ``evaluation.metrics`` names
 (``my_module:METRIC``): items, summaries, comparisons, gate rules and reports take it from the registry."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,8 +23,7 @@ from ..common.rows.sample import Sample
 from .conditions import ORDERED, kind_of, video_of
 from .item import Item
 
-MAX_CLUES = 5
-"""CG-Bench reads no more intervals of a response than these."""
+MAX_CLUES = 5  # CG-Bench reads no more intervals of a response than these
 _MAX_CAPTION_CHARS = 2000
 
 
@@ -63,7 +60,6 @@ def baseline_items(
     samples: Iterable[Sample], durations_s: Mapping[str, float], typical: Span | None
 ) -> dict[str, list[Item]]:
     """Grounding that needs no model: always the whole clip, and always the `mean_span` of the training data.
-
     ``durations_s`` are the lengths of the questions' clips, by id."""
     baselines: dict[str, list[Item]] = {"whole_clip": [], "mean_training_span": []}
     for sample in samples:
@@ -168,8 +164,7 @@ def left_out_metrics(samples: Iterable[Sample]) -> dict[str, str]:
     return {}
 
 
-Rule = Callable[[Sample, str | None], float]
-"""A benchmark's own grade of an answer, in [0, 1]."""
+Rule = Callable[[Sample, str | None], float]  # a benchmark's own grade of an answer, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -178,12 +173,9 @@ class Response:
 
     sample: Sample
     text: str
-    answer_format: str
-    """The shape that the model was asked for."""
-    rule: Rule | None = None
-    """Grades the questions that name a rule of their benchmark (``metadata.rule``)."""
-    truncated: bool = False
-    """Whether it reached its longest length."""
+    answer_format: str  # the shape that the model was asked for
+    rule: Rule | None = None  # grades the questions that name a rule of their benchmark (``metadata.rule``)
+    truncated: bool = False  # whether it reached its longest length
 
     @cached_property
     def answer(self) -> str | None:
@@ -214,17 +206,12 @@ class Response:
 class Metric:
     """A number per answer, averaged over items."""
 
-    name: str
-    """In items, results and gate rules."""
-    title: str
-    """Heading of its column in reports; empty: it has none."""
-    description: str
-    """What it is, with its source."""
-    measure: Callable[[Response], float | None]
-    """Its value for an answer; None where it does not apply to the question."""
+    name: str  # in items, results and gate rules
+    title: str  # heading of its column in reports; empty: it has none
+    description: str  # what it is, with its source
+    measure: Callable[[Response], float | None]  # its value for an answer; None where it does not apply to the question
     higher_is_better: bool = True
-    bounded: bool = True
-    """Whether it is a share in [0, 1], which reports show in percent."""
+    bounded: bool = True  # whether it is a share in [0, 1], which reports show in percent
 
     @property
     def worst(self) -> float:

@@ -3,8 +3,6 @@
 Read are our ``items.jsonl``, sample logs of lmms-eval, the JSON of Video-R1's ``eval_bench.py``, and JSONL or CSV with
 ``id`` and ``response``. The videos are not needed."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re
@@ -37,15 +35,11 @@ from .results import ModelIdentity, Result, Settings
 class StoredAnswer:
     """A row of a file of answers."""
 
-    place: str
-    """File and row, for messages."""
-    answer: Answer
-    """Its ``id`` is empty where the row has none."""
+    place: str  # file and row, for messages
+    answer: Answer  # its ``id`` is empty where the row has none
     condition: str = ORDERED
-    position: int | None = None
-    """In the annotation file, from 0."""
-    question: tuple[str, str] | None = None
-    """Name of the video without its ending, and the question."""
+    position: int | None = None  # in the annotation file, from 0
+    question: tuple[str, str] | None = None  # name of the video without its ending, and the question
 
 
 _TEXTS = ("response", "output", "prediction", "answer_text")

@@ -1,7 +1,5 @@
 """Settings of GRPO and T-GRPO."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 

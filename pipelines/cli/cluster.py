@@ -1,7 +1,5 @@
 """Runs on Kubeflow Pipelines: ``vthink doctor, compile, submit, status, logs, retry, cancel``."""
 
-from __future__ import annotations
-
 import sys
 import time
 from contextlib import suppress
@@ -53,8 +51,7 @@ def doctor(
 
     Looked at, on this machine: rows, model, accelerators, disk, S3, MLflow. Where Kubeflow Pipelines or a cluster is
     known (--host, KUBECONFIG): these with CRDs, queues, quota and GPU nodes, KServe, and the configuration's stores.
-    The exit code is 1 when anything is missing.
-    """
+    The exit code is 1 when anything is missing."""
     console = Console(highlight=False)
     if host is not None or knows_cluster(namespace):
         findings = examine(load(preset or "video_r1_7b", overrides), host, namespace, token)
@@ -72,8 +69,7 @@ def compile_pipeline(
 ) -> None:  # fmt: skip
     """Write the pipeline as KFP's IR YAML, which the Kubeflow Pipelines page takes as an upload.
 
-    With --preset its settings fill in the page's form for a new run; without, it asks for each as JSON.
-    """
+    With --preset its settings fill in the page's form for a new run; without, it asks for each as JSON."""
     print(compile_to(output, load(preset, overrides) if preset else None, evaluation_gpus))
 
 
@@ -94,8 +90,7 @@ def submit(
     account's token in the file KF_PIPELINES_SA_TOKEN_PATH (in a pod: its own); or an OIDC client in VTHINK_OIDC_ISSUER,
     VTHINK_OIDC_CLIENT_ID and VTHINK_OIDC_CLIENT_SECRET.
 
-    Exit codes with --wait: 0 in service, 3 refused by the gate, 1 failed or stopped.
-    """
+    Exit codes with --wait: 0 in service, 3 refused by the gate, 1 failed or stopped."""
     if cron and (wait or when_data_changes):
         raise UserError("--cron starts runs later: it goes neither with --wait nor with --when-data-changes")
     if every and not when_data_changes:

@@ -30,8 +30,7 @@ _SYMBOLS = {
     "failed": ("✗", "red"),
 }
 _BAR, _BLOCKS = 10, "▁▂▃▄▅▆▇█"
-_TELL_EVERY_S = 60.0
-"""Without a terminal a running stage is told of this often."""
+_TELL_EVERY_S = 60.0  # without a terminal a running stage is told of this often
 
 
 def table(*headings: str, title: str = "", left: Sequence[int] = (0,), wrap: bool = False) -> Table:

@@ -1,7 +1,5 @@
 """``vthink init``: from somebody's own rows to a configuration that runs."""
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path
@@ -35,8 +33,7 @@ def init(
     """Write a small, commented configuration for your own rows, and say which commands to run next.
 
     Rows are .csv, .tsv, .json, .jsonl or .parquet (a path, s3:// or hf://); of a folder of videos each clip.mp4 has its
-    caption in clip.txt, or its questions in clip.json, beside it. Held out by video: validation and test.
-    """
+    caption in clip.txt, or its questions in clip.json, beside it. Held out by video: validation and test."""
     if not rows:
         raise UserError("--rows FILE: a table with the columns video, question, answer, or a folder of videos")
     if config.suffix not in (".yaml", ".yml"):

@@ -25,8 +25,7 @@ def status(
 ) -> None:  # fmt: skip
     """How far a run is, stage by stage, and which model is in service: here, or with --host on Kubeflow Pipelines.
 
-    There without a name the newest runs are listed; with --preset also which model is in service.
-    """
+    There without a name the newest runs are listed; with --preset also which model is in service."""
     console = Console(highlight=False)
     if host is None and run is None and preset is None and not overrides:
         _print_here(console, workspace)

@@ -1,7 +1,5 @@
 """What a video becomes for a model. Exact."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

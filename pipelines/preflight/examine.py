@@ -1,7 +1,5 @@
 """All that can be known before a run starts: for ``run``, ``submit``, ``train``, ``evaluate`` and ``doctor``."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
@@ -22,8 +20,7 @@ def examine_run(opened: Session, stages: Collection[Stage] = STAGES, rows: bool 
     Args:
         opened: the configuration, which is sound already, and the stores, which answer.
         stages: those that are to run.
-        rows: look at ``data.source``; else the data are prepared already.
-    """
+        rows: look at ``data.source``; else the data are prepared already."""
     config = opened.config
     stages = [stage for stage in stages if is_enabled(config, stage)]
     count = (yield from examine_rows(config, stages, opened.storage)) if rows else 0
@@ -38,8 +35,7 @@ def require_run(opened: Session, stages: Collection[Stage] = STAGES, data: str |
     """`examine_run`, where nothing is bad. ``data``: rows in the place of ``data.source``, or a prepared set.
 
     Raises:
-        PreflightError: something is; lists all of it.
-    """
+        PreflightError: something is; lists all of it."""
     if data is not None and is_rows(data):
         section = opened.config.data
         section = type(section).load(section.model_dump() | {"source": data}, "--data")

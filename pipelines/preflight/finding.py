@@ -1,15 +1,12 @@
 """What an examination says: a line each, ok or with what to do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from ...components.common.errors import UserError
 
-Check = Callable[[], str]
-"""Says what was seen, or raises a `UserError` that says what to do."""
+Check = Callable[[], str]  # says what was seen, or raises a `UserError` that says what to do
 
 
 class NotSeenError(UserError):

@@ -1,7 +1,5 @@
 """Whether this machine, the model and the stores are fit for a run, as far as seconds can tell."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -26,8 +24,7 @@ from .finding import NotSeenError, settings
 
 _HUB_TIMEOUT_S = 10.0
 _TYPICAL = Footage()
-_SMALL = 200_000_000
-"""Parameters that a CPU trains in a sensible time."""
+_SMALL = 200_000_000  # parameters that a CPU trains in a sensible time
 
 
 def check_model(config: Config, storage: Storage | None) -> str:

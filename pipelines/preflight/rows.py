@@ -1,7 +1,5 @@
 """Whether rows have what the stages of a configuration need: splits, reasoning, kinds. Nothing is decoded."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -103,10 +101,8 @@ def holdout_shares(files: Mapping[str, str], wanted: Collection[str]) -> dict[st
 def examine_rows(
     config: Config, stages: Collection[Stage], storage: Storage | None = None, away: bool = False
 ) -> Generator[Finding, None, int]:
-    """Look at the rows of ``data.source`` for what the stages need; how many there are.
-
-    ``away``: stages run elsewhere, and may be able to read what cannot be read here.
-    """
+    """Look at the rows of ``data.source`` for what the stages need; how many there are. ``away``: stages run elsewhere,
+    and may be able to read what cannot be read here."""
     if config.data.source == SYNTHESIZE:
         return (yield from _examine_world(config, stages))
     try:

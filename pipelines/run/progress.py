@@ -1,7 +1,5 @@
 """How far the stages of a run are: their states, the DAG's tasks that make them up, and what ``kfp.local`` prints."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections import deque
@@ -29,22 +27,15 @@ class StageProgress:
 
     stage: Stage
     status: Status = "waiting"
-    started: float | None = None
-    """`time.monotonic` when its first task began."""
-    seconds: float = 0.0
-    """Wall time in this run."""
-    line: str = ""
-    """What it printed last."""
-    done: int = 0
-    """Steps or items that are done, of ``total`` (0: not known)."""
+    started: float | None = None  # `time.monotonic` when its first task began
+    seconds: float = 0.0  # wall time in this run
+    line: str = ""  # what it printed last
+    done: int = 0  # steps or items that are done, of ``total`` (0: not known)
     total: int = 0
-    left_s: float | None = None
-    """Seconds left, as the stage estimates them."""
-    metric: str = ""
-    """The metric that tells most, of those that it printed; ``history`` has its values."""
+    left_s: float | None = None  # seconds left, as the stage estimates them
+    metric: str = ""  # the metric that tells most, of those that it printed; ``history`` has its values
     history: list[float] = field(default_factory=list)
-    output: str = ""
-    """What its last task returned: a manifest's URI, or the gate's verdict."""
+    output: str = ""  # what its last task returned: a manifest's URI, or the gate's verdict
 
 
 _EXCEPTION = re.compile(r"^\s*(?:[a-z_][\w.]*\.)?([A-Z]\w*): (.+)$")

@@ -1,7 +1,5 @@
 """``state.json``: what the next run must know about the earlier ones, and what it will therefore do."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

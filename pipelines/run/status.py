@@ -1,7 +1,5 @@
 """Runs of this machine as a person looks at them from another terminal: read from the workspace's files, in no time."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import sqlite3
@@ -86,8 +84,7 @@ def stage_log(workspace: Path, stage: Stage | None) -> str:
     """What a stage of the last run printed; without a name the one that failed, runs, or ended last.
 
     Raises:
-        UserError: no stage has begun.
-    """
+        UserError: no stage has begun."""
     if stage is None:
         _, stages = read_progress(workspace) or ("", {})
         begun = [name for state in ("failed", "running") for name in stages if stages[name].status == state]

@@ -5,8 +5,6 @@ is any: a conclusion in words ("the answer is B", "Final answer: 4"), one boxed 
 that is an answer, or a text that is nothing else. What is left open ("A or B") or was cut off is no answer.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from itertools import groupby

@@ -4,8 +4,6 @@ What comes back is hostile: its size, its time, its shape and the numbers in it 
 caller to check. Keys are read from the environment and appear nowhere else.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -140,8 +138,7 @@ class ChatEndpoint:
 
         ``messages`` are in OpenAI's form (`media` makes their parts), ``parameters`` further fields of the request, of
         which those that are None are left out. ``on_delta`` gets each piece of the text as it comes (without, the
-        answer comes whole); a call is not repeated once a piece came.
-        """
+        answer comes whole); a call is not repeated once a piece came."""
         body = {"model": self.config.model or None, "messages": list(messages), **(parameters or {})}
         if on_delta is not None:
             body |= {"stream": True, "stream_options": {"include_usage": True}}

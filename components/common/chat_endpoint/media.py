@@ -1,7 +1,5 @@
 """Media and words as parts of a chat message."""
 
-from __future__ import annotations
-
 import base64
 import mimetypes
 import threading
@@ -12,8 +10,7 @@ from typing import Any, Literal
 
 from ..errors import UserError
 
-Part = dict[str, Any]
-"""A content part of a message, in OpenAI's form."""
+Part = dict[str, Any]  # a content part of a message, in OpenAI's form
 
 _DEFAULT_MIME = {"video": "video/mp4", "image": "image/png"}
 

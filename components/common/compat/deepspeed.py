@@ -6,8 +6,6 @@ step counter, which Adam then advances once for each of them, and every paramete
 biases and norms would be decayed.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,8 +23,7 @@ from ..training.processes import barrier, local_rank, world_size
 def gathered(parameters: Sequence[torch.nn.Parameter], modified: bool = False) -> Iterator[None]:
     """Whole parameters for a block that every process enters, where ZeRO-3 has spread them; else nothing happens.
 
-    Args: ``modified``: what the first process makes of them is what is spread afterwards.
-    """
+    Args: ``modified``: what the first process makes of them is what is spread afterwards."""
     if not any(hasattr(parameter, "ds_id") for parameter in parameters):
         yield
         return
@@ -37,10 +34,8 @@ def gathered(parameters: Sequence[torch.nn.Parameter], modified: bool = False) -
 
 
 def repartition(trainer: Any, checkpoint: Path) -> None:
-    """Let a ZeRO checkpoint be loaded on another number of processes than wrote it: as a universal checkpoint.
-
-    Called by every process; the first of each node converts it. Where the numbers agree nothing is done.
-    """
+    """Let a ZeRO checkpoint be loaded on another number of processes than wrote it: as a universal checkpoint. Called
+    by every process; the first of each node converts it. Where the numbers agree nothing is done."""
     if not trainer.is_deepspeed_enabled:
         return
     tag = (checkpoint / "latest").read_text().strip()

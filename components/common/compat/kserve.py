@@ -9,8 +9,6 @@
 - It logs two lines of timing per request, through handlers of its own.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import sys
@@ -58,8 +56,7 @@ def serve_routes(
         port: TCP port.
         grace_period_s: how long running requests may go on.
         protocol: of a connection, in place of uvicorn's own.
-        predict_hint: what KServe's own prediction routes answer, as the model takes none of their inputs.
-    """
+        predict_hint: what KServe's own prediction routes answer, as the model takes none of their inputs."""
     kserve: Any = import_kserve()
 
     class RegisteredModel(kserve.Model):

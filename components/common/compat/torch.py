@@ -5,8 +5,6 @@ resumes an optimiser. ``torch.load`` knows ``cpu`` only: "don't know how to rest
 torch.storage.UntypedStorage (tagged with cpu:0)".
 """
 
-from __future__ import annotations
-
 import functools
 
 

@@ -5,20 +5,15 @@ Every wheel on PyPI is built for CUDA. Beside a CPU build of torch its compiled 
 asking whether it is there (pytorch/vision#9085). transformers imports torchvision with nearly everything.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
-_library: Any = None
-"""Keeps the declarations alive."""
+_library: Any = None  # keeps the declarations alive
 
 
 def declare_torchvision_operators() -> None:
-    """Let torchvision be imported beside a CPU build of torch, by declaring the operators that it describes.
-
-    To be called before transformers, trl or peft are imported; it does nothing where torchvision is not there or can be
-    imported as it is. `torchvision.ops.nms` and the codecs stay unavailable; nothing here uses them.
-    """
+    """Let torchvision be imported beside a CPU build of torch, by declaring the operators that it describes. To be
+    called before transformers, trl or peft are imported; it does nothing where torchvision is not there or can be
+    imported as it is. `torchvision.ops.nms` and the codecs stay unavailable; nothing here uses them."""
     global _library
     import torch
 

@@ -6,8 +6,6 @@ Qwen-VL models, whose names differ, a resumed training goes on from the weights 
 warning in the log. Seen with 5.17.0.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,7 @@ def read_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
     parameters, on the CPU.
 
     Raises:
-        UserError: a weight is missing or left over.
-    """
+        UserError: a weight is missing or left over."""
     if hasattr(model, "peft_config"):
         saved = load_file(folder / "adapter_model.safetensors")
         names = {name.replace(".default.", "."): name for name, p in model.named_parameters() if p.requires_grad}

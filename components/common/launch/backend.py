@@ -1,7 +1,5 @@
 """Where a stage trains, by ``launch.backend``: torchrun on this machine, or a cluster."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal
@@ -20,8 +18,7 @@ from .config import LaunchConfig
 from .job import TrainingJob, explain_failure
 from .process import LaunchError, on_sigterm, spawn
 
-_RANK = re.compile(r"^\[[^\]\d]*(\d+)\]:\s?")
-"""torchrun's mark before a line of one of several workers."""
+_RANK = re.compile(r"^\[[^\]\d]*(\d+)\]:\s?")  # torchrun's mark before a line of one of several workers
 
 
 class Backend(Protocol):
@@ -32,8 +29,7 @@ class Backend(Protocol):
         that rank 0 wrote last.
 
         Raises `LaunchError` with the reason of a failure as far as the output tells, and SystemExit when this process
-        was asked to end (SIGTERM).
-        """
+        was asked to end (SIGTERM)."""
 
 
 def choose_backend(launch: LaunchConfig) -> Backend:

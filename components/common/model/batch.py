@@ -31,17 +31,13 @@ class Generation:
 
     prompt: EncodedPrompt
     """Without its pixels (`ChatEncoder.encode_chat`), which are laid out if they turn out to be needed."""
-    clip: Clip | None
-    """What it is about; None: a prompt of words alone."""
-    clip_key: Hashable = None
-    """Identifies the clip's content, and who may share what is known of it."""
+    clip: Clip | None  # what it is about; None: a prompt of words alone
+    clip_key: Hashable = None  # identifies the clip's content, and who may share what is known of it
     sampling: Sampling
-    n: int = 1
-    """Answers to generate."""
+    n: int = 1  # answers to generate
     top_logprobs: int | None = None
     """Log-probabilities of so many tokens at each step, and of the one chosen; None: none."""
-    cached_tokens: int = 0
-    """Tokens of the prompt that were known already; set when it joins."""
+    cached_tokens: int = 0  # tokens of the prompt that were known already; set when it joins
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +72,8 @@ class _Read:
 
 
 class ContinuousBatch:
-    """The running batch. Not thread-safe; call it in `generation.inference`.
-
-    Of each round: `admit` new prompts, `sample` a token for every row, `advance` the model by those tokens.
-    """
+    """The running batch. Not thread-safe; call it in `generation.inference`. Of each round: `admit` new prompts,
+    `sample` a token for every row, `advance` the model by those tokens."""
 
     def __init__(
         self, model: Any, encoder: ChatEncoder, prefixes: PrefixCache, max_rows: int, max_prefill_tokens: int = 16384

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-KeysValues = list[tuple[torch.Tensor, torch.Tensor]]
-"""Of each layer: keys and values (1, heads, tokens, dimensions)."""
+KeysValues = list[tuple[torch.Tensor, torch.Tensor]]  # of each layer: keys and values (1, heads, tokens, dimensions)
 
 
 @dataclass(slots=True, eq=False)
@@ -18,10 +17,8 @@ class Prefix:
     """The first tokens of prompts about one clip, and the model's state behind them."""
 
     key: Hashable
-    input_ids: torch.Tensor
-    """(P,) all of them."""
-    own: KeysValues
-    """Those of the tokens behind the parent's."""
+    input_ids: torch.Tensor  # (P,) all of them
+    own: KeysValues  # those of the tokens behind the parent's
     parent: Prefix | None = None
     used_s: float = 0.0
 
@@ -41,9 +38,7 @@ class Prefix:
 
 class PrefixCache:
     """Prefixes by the clip that is in them (with whoever may share it), the least recently used of which go first.
-
-    Vision tokens look alike whatever they show: prefixes of different clips must have different keys.
-    """
+    Vision tokens look alike whatever they show: prefixes of different clips must have different keys."""
 
     def __init__(self, max_bytes: int, max_age_s: float, now: Callable[[], float] = time.monotonic) -> None:
         """Args: ``max_age_s``: how long an unused prefix is kept."""

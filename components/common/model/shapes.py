@@ -1,7 +1,5 @@
 """Sizes of models that decide what they cost, exactly; no torch."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -27,8 +25,7 @@ class Shape:
     head_dim: int
     intermediate: int
     vocabulary: int
-    tied: bool
-    """Whether the output layer is the embedding."""
+    tied: bool  # whether the output layer is the embedding
     vision_hidden: int
     vision_layers: int
     vision_heads: int
@@ -36,10 +33,8 @@ class Shape:
     patch: int
     temporal_patch: int = 2
     merge: int = 2
-    vision_positions: int = 0
-    """Learned positions of the vision tower (Qwen3-VL)."""
-    deepstack: int = 0
-    """Further mergers, whose output goes into early layers of the language model (Qwen3-VL)."""
+    vision_positions: int = 0  # learned positions of the vision tower (Qwen3-VL)
+    deepstack: int = 0  # further mergers, whose output goes into early layers of the language model (Qwen3-VL)
 
     @property
     def language_parameters(self) -> int:
@@ -101,8 +96,7 @@ SHAPES = {
     ),
 }  # fmt: skip
 """Models that are known by name, from their published ``config.json``."""
-TINY_VOCABULARY = 896
-"""Of the tokenizer that comes with ``model.name: tiny``."""
+TINY_VOCABULARY = 896  # of the tokenizer that comes with ``model.name: tiny``
 
 
 def shape_of(model: ModelConfig, storage: StorageConfig, size_multiple: int = 28) -> Shape:
@@ -111,8 +105,7 @@ def shape_of(model: ModelConfig, storage: StorageConfig, size_multiple: int = 28
     Args: ``size_multiple``: of `VideoConfig`, by which a tiny model is built.
 
     Raises:
-        ConfigError: the model is not known here and cannot be read.
-    """
+        ConfigError: the model is not known here and cannot be read."""
     name, tiny = model.name, model.tiny
     if name == "tiny":
         width = tiny.hidden_size
@@ -139,8 +132,7 @@ def read_shape(config: Mapping[str, Any], source: str) -> Shape:
     """The sizes in a Hugging Face ``config.json``.
 
     Raises:
-        ConfigError: another architecture, or a size is missing.
-    """
+        ConfigError: another architecture, or a size is missing."""
     family = config.get("model_type")
     if family not in ("qwen2_5_vl", "qwen3_vl"):
         raise ConfigError(f"{source}: model_type {family!r} is not supported; supported: qwen2_5_vl, qwen3_vl")

@@ -1,7 +1,5 @@
 """What a finished stage says about its output."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
@@ -63,10 +61,8 @@ class Manifest(Section):
 
     @classmethod
     def find(cls, storage: Storage, prefix_uri: str) -> Self | None:
-        """The manifest below a prefix, or None when the stage did not finish there.
-
-        One that was cut off while being written counts as not there; a store that cannot be asked is an error.
-        """
+        """The manifest below a prefix, or None when the stage did not finish there. One that was cut off while being
+        written counts as not there; a store that cannot be asked is an error."""
         uri = join(as_prefix(prefix_uri), MANIFEST)
         if not storage.exists(uri):
             return None

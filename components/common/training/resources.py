@@ -5,8 +5,6 @@ Bytes per parameter were measured on what DeepSpeed 0.19.8 and transformers 5.17
 (float32 weights and both moments), 2 of 16-bit weights.
 """
 
-from __future__ import annotations
-
 import math
 
 from ..launch.config import LaunchConfig
@@ -15,8 +13,7 @@ from ..model.shapes import Shape
 from .config import TrainingConfig
 
 GIB = 2**30
-CPUS_PER_PROCESS = 8
-"""Decoding threads, the process itself, and NCCL's."""
+CPUS_PER_PROCESS = 8  # decoding threads, the process itself, and NCCL's
 PROCESS_BYTES = 6 * GIB
 """What a training process holds of host memory besides tensors: libraries, CUDA's context, pinned buffers, clips that
 were decoded ahead (UNVERIFIED: our allowance; not measured on a GPU)."""
@@ -53,8 +50,7 @@ def node_resources(
 
     Args:
         best: whether the best checkpoint is kept and loaded at the end (GRPO).
-        data_bytes: the prepared set, which every node fetches.
-    """
+        data_bytes: the prepared set, which every node fetches."""
     nodes, ranks = launch.cluster.nodes or launch.nodes, launch.processes
     total, trained = shape.parameters, trained_parameters(config, shape)
     # Resuming: each rank reads its part of the optimiser; with ZeRO-2 each rank reads all 16-bit weights too, and

@@ -46,12 +46,9 @@ DECODE_ERRORS = {kind.reason: kind for kind in (DecodeError, DecodeLimitError, U
 class Clip:
     """Sampled frames of one video, or an image as one frame."""
 
-    frames: np.ndarray
-    """(T, H, W, 3) uint8, RGB."""
-    times_s: np.ndarray
-    """(T,) float64, ascending: when each frame is shown, in seconds from the start of the clip."""
-    duration_s: float
-    """Length of the clip in seconds; 0 for an image."""
+    frames: np.ndarray  # (T, H, W, 3) uint8, RGB
+    times_s: np.ndarray  # (T,) float64, ascending: when each frame is shown, in seconds from the start of the clip
+    duration_s: float  # length of the clip in seconds; 0 for an image
     kind: MediaKind = "video"
 
     @property
@@ -66,11 +63,9 @@ class Clip:
         return Clip(self.frames[np.asarray(order)], self.times_s, self.duration_s, self.kind)
 
 
-Part = tuple[float | None, float | None]
-"""Start and end in seconds of a part of a video; null: its own."""
+Part = tuple[float | None, float | None]  # start and end in seconds of a part of a video; null: its own
 WHOLE: Part = (None, None)
-MAX_PARTS = 32
-"""Parts of a file that are decoded together: their frames are in memory at the same time."""
+MAX_PARTS = 32  # parts of a file that are decoded together: their frames are in memory at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +79,8 @@ class FileRequest:
 
 @dataclass(frozen=True, slots=True)
 class EncodedClip:
-    """A clip whose frames are compressed images (`encode_frames`), as a prepared data set stores it.
-
-    Between a decoding process and this one the frames may also be plain pixels (`DecodedFile.only_clip`).
-    """
+    """A clip whose frames are compressed images (`encode_frames`), as a prepared data set stores it. Between a decoding
+    process and this one the frames may also be plain pixels (`DecodedFile.only_clip`)."""
 
     frames: list[bytes]
     times_s: np.ndarray
@@ -108,19 +101,13 @@ class EncodedClip:
 class DecodedFile:
     """What a file holds, from one probe and one decode for all its parts."""
 
-    clips: list[EncodedClip | DecodeError]
-    """One for each part that was asked for."""
+    clips: list[EncodedClip | DecodeError]  # one for each part that was asked for
     width: int
-    height: int
-    """Of a frame in the file, upright, in pixels."""
-    duration_s: float
-    """Length of the whole file; 0 for an image."""
-    num_frames: int
-    """Frames of the whole file."""
-    signature: bytes
-    """`signature` of the whole file; empty where its frames are plain pixels."""
-    completeness: str = "image"
-    """How it is known that nothing of the file is missing (`completeness.check_structure`)."""
+    height: int  # of a frame in the file, upright, in pixels
+    duration_s: float  # length of the whole file; 0 for an image
+    num_frames: int  # frames of the whole file
+    signature: bytes  # `signature` of the whole file; empty where its frames are plain pixels
+    completeness: str = "image"  # how it is known that nothing of the file is missing (`completeness.check_structure`)
     has_sound: bool = False
 
     def only_clip(self) -> Clip:
@@ -162,11 +149,9 @@ SIGNATURE_BYTES = SIGNATURE_FRAMES * 8 * 8 * 3
 
 
 def signature(frames: np.ndarray, kind: MediaKind) -> bytes:
-    """What a file looks like, coarsely: `SIGNATURE_BYTES` mean colours, which survive another size or compression.
-
-    8 × 8 fields of each of the four ``frames`` (4, H, W, 3) uint8 of a video, 16 × 16 of an image's one; compared by
-    their root mean square difference (`data_prep.duplicates`).
-    """
+    """What a file looks like, coarsely: `SIGNATURE_BYTES` mean colours, which survive another size or compression. 8 ×
+    8 fields of each of the four ``frames`` (4, H, W, 3) uint8 of a video, 16 × 16 of an image's one; compared by their
+    root mean square difference (`data_prep.duplicates`)."""
     from PIL import Image
 
     side = 8 if kind == "video" else 16

@@ -4,8 +4,6 @@ FFmpeg resumes after a hole without a word, and a video that rests for seconds l
 structure of the file is walked. What has none (`UNCHECKED`) is judged by its pictures alone, and the data card says so.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -36,8 +34,7 @@ def check_structure(path: Path, formats: set[str], video_pid: int, fragmented: b
         video_pid: number of the video in a transport stream.
         fragmented: whether an MP4 has its index in its fragments, so that it declares no number of frames.
 
-    Raises DecodeError: something is missing or out of place, and at which byte.
-    """
+    Raises DecodeError: something is missing or out of place, and at which byte."""
     walks: dict[str, tuple[str, Callable[[IO[bytes], int], None]]] = {
         "matroska": ("elements", _walk_matroska),
         "flv": ("tags", _walk_flv),

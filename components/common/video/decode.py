@@ -1,7 +1,5 @@
 """Files to frames: probe, check, decode and resize."""
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import math
@@ -82,11 +80,8 @@ def decode_with_decord(path: Path, indices: np.ndarray, probe: Probe, config: Vi
 
 
 def decode_with_pyav(path: Path, indices: np.ndarray, probe: Probe, config: VideoConfig) -> Frames:
-    """The frames with these indices, in any file.
-
-    DecodeError where FFmpeg reports an error in what it decodes on the way to them: it conceals damage, and its
-    pictures go on with what it made up.
-    """
+    """The frames with these indices, in any file. DecodeError where FFmpeg reports an error in what it decodes on the
+    way to them: it conceals damage, and its pictures go on with what it made up."""
     for back in [None] if probe.counted else _RETRIES:
         try:
             return _decode(path, indices, probe, config, back)
@@ -170,8 +165,7 @@ def read_clip(
     Times count from ``start_s``, which is on the clock that a player shows.
 
     Raises:
-        DecodeError: when the file is missing, empty, too large, not what ``kind`` says, damaged or truncated.
-    """
+        DecodeError: when the file is missing, empty, too large, not what ``kind`` says, damaged or truncated."""
     return read_file(path, config, kind, ((start_s, end_s),), encode=False).only_clip()
 
 
@@ -181,8 +175,7 @@ def read_file(
     """`read_clip` for several parts of one file, which is probed and decoded once; raises where none can be shown.
 
     Args:
-        encode: compress the frames, and make the signature of the whole file.
-    """
+        encode: compress the frames, and make the signature of the whole file."""
     path = Path(path)
     try:
         status = path.stat()

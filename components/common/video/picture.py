@@ -1,7 +1,5 @@
 """A decoded frame as a player shows it: turned and mirrored, stretched, and from high to standard dynamic range."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -11,15 +9,12 @@ from .config import VideoConfig
 
 HDR_TRANSFERS = {16: "pq", 18: "hlg"}
 """Transfer characteristics of high dynamic range by their number (ITU-T H.273, table 3)."""
-HDR_PEAK = 10.0
-"""Light that becomes white, in units of 100 cd/m²."""
+HDR_PEAK = 10.0  # light that becomes white, in units of 100 cd/m²
 
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:
-    """How its display matrix wants a frame shown: transposed, then flipped left to right, then upside down.
-
-    DecodeError where it is to be turned by other than quarter turns, or sheared, which players do differently.
-    """
+    """How its display matrix wants a frame shown: transposed, then flipped left to right, then upside down. DecodeError
+    where it is to be turned by other than quarter turns, or sheared, which players do differently."""
     matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
     if matrix is None:
         return False, False, False
@@ -55,11 +50,9 @@ def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _to_standard_range(frame: Any, height: int, width: int) -> np.ndarray:
-    """HDR as FFmpeg's ``zscale=t=linear:npl=100, tonemap=hable:desat=0:peak=10, zscale=t=bt709`` shows it.
-
-    ITU-R BT.2100 (PQ, HLG with its system gamma of 1.2 at 1000 cd/m²), BT.2087 (colours to BT.709), J. Hable's curve
-    on the largest of the three colours, BT.1886's gamma of 2.4. (h, w, 3) uint8.
-    """
+    """HDR as FFmpeg's ``zscale=t=linear:npl=100, tonemap=hable:desat=0:peak=10, zscale=t=bt709`` shows it. ITU-R
+    BT.2100 (PQ, HLG with its system gamma of 1.2 at 1000 cd/m²), BT.2087 (colours to BT.709), J. Hable's curve on the
+    largest of the three colours, BT.1886's gamma of 2.4. (h, w, 3) uint8."""
     signal = frame.reformat(width, height, format="rgb48le", interpolation="AREA").to_ndarray()
     levels = np.linspace(0, 1, 65536, dtype=np.float64)
     if HDR_TRANSFERS[int(frame.color_trc)] == "pq":

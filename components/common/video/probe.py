@@ -1,7 +1,5 @@
 """What a video file holds: its native frames with the times at which a player shows them, and what is missing."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +11,7 @@ from .clip import DecodeError
 from .completeness import check_structure
 from .picture import HDR_TRANSFERS
 
-MAX_FRAME_PIXELS = 2**27
-"""Larger frames and images (134 megapixels) are refused before they are decompressed."""
+MAX_FRAME_PIXELS = 2**27  # larger frames and images (134 megapixels) are refused before they are decompressed
 START_TOLERANCE_S = 0.1
 """A video that begins so little after its file's clock counts from its first frame, which players show meanwhile."""
 GAP_S, GAP_FRAMES = 1.0, 10
@@ -28,26 +25,19 @@ _BROADCAST = {"mpegts", "mpeg", "asf"}
 class Probe:
     """The native frames of a video, in the order in which they are shown."""
 
-    pts: np.ndarray
-    """(N,) int64, time stamps in ``time_base`` units; of a ``counted`` video the frames' numbers."""
+    pts: np.ndarray  # (N,) int64, time stamps in ``time_base`` units; of a ``counted`` video the frames' numbers
     times_s: np.ndarray
     """(N,) float64, ascending: when a player shows each frame, in seconds on the clock of the file, which starts with
     the first of its streams (FFmpeg's ``start_time``)."""
-    keyframes: np.ndarray
-    """(K,) int64, ascending: time stamps at which decoding may start."""
-    keyframe_dts: np.ndarray
-    """(K,) int64: where they are, by decoding time stamp."""
-    duration_s: float
-    """When the last frame ends."""
+    keyframes: np.ndarray  # (K,) int64, ascending: time stamps at which decoding may start
+    keyframe_dts: np.ndarray  # (K,) int64: where they are, by decoding time stamp
+    duration_s: float  # when the last frame ends
     decord_is_exact: bool
     """Whether decord is known to find the frame that it is asked for, and to show it as a player does."""
-    counted: bool
-    """Whether frames have to be found by counting, because the file gives no time of presentation."""
+    counted: bool  # whether frames have to be found by counting, because the file gives no time of presentation
     stream_index: int
-    pixel_aspect: float
-    """Width of a pixel by its height."""
-    completeness: str
-    """How it is known that nothing is missing (`check_structure`)."""
+    pixel_aspect: float  # width of a pixel by its height
+    completeness: str  # how it is known that nothing is missing (`check_structure`)
     has_sound: bool
 
 
@@ -78,10 +68,8 @@ def video_stream(container: Any) -> Any:
 
 def probe_file(path: Path) -> Probe:
     """Read every packet of the file once, so that what is missing or damaged is known before anything is decoded.
-
     Frames without a time of their own (AVI, raw streams) are decoded to be counted: FFmpeg guesses their times wrongly
-    where B-frames are stored out of order. They are shown at the times at which they leave the decoder.
-    """
+    where B-frames are stored out of order. They are shown at the times at which they leave the decoder."""
     import av
 
     with open_container(path) as container:

@@ -1,7 +1,5 @@
 """What is curated: captioned videos, or questions; their frames; and what identifies the outcome of each."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import tempfile
@@ -90,8 +88,7 @@ def read_items(
             (``{key: {"timestamps": [[start, end]], "sentences": [caption]}}``), or rows in any format.
         config: where the videos of captioned segments are, and how many items are read.
         format_name, roots, columns: how rows are written (None: as they look), where their media are, by source, and
-            which column of a table is which field.
-    """
+            which column of a table is which field."""
     captioned = None if format_name or columns else _captioned_videos(source.path)
     rows = read_rows(source.path, format_name, roots, columns) if captioned is None else None
     entries = _captioned(captioned, config) if rows is None else rows

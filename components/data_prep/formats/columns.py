@@ -1,7 +1,5 @@
 """Which column of somebody's own table is which field of a row: by its usual names, or as ``data.columns`` says."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 
@@ -29,15 +27,12 @@ NAMES: dict[str, tuple[str, ...]] = {
 """The fields of a table, each with the names that its column usually has; of several the first counts."""
 _OPTION = re.compile(r"([a-z])|(?:option|choice|opt|candidate|a)_?(?:([a-z])|(\d{1,2}))")
 
-Columns = Mapping[str, str | tuple[str, ...]]
-"""The column of a field; of the options, one for each."""
+Columns = Mapping[str, str | tuple[str, ...]]  # the column of a field; of the options, one for each
 
 
 def columns_of(names: Iterable[str], chosen: Columns | None = None) -> dict[str, str | tuple[str, ...]]:
-    """The fields that a table with these columns has, in the order of `NAMES`; ``chosen`` ones come first.
-
-    Options may be spread over columns ``A B C D``, ``option_a option_b`` or ``choice1 choice2``.
-    """
+    """The fields that a table with these columns has, in the order of `NAMES`; ``chosen`` ones come first. Options may
+    be spread over columns ``A B C D``, ``option_a option_b`` or ``choice1 choice2``."""
     known = {_plain(name): name for name in reversed([*names])}
     taken = {column for entry in (chosen or {}).values() for column in ([entry] if isinstance(entry, str) else entry)}
     columns = dict[str, str | tuple[str, ...]]()

@@ -1,7 +1,5 @@
 """Files of rows in any format as samples, one at a time; a row that cannot be right is a `RowError` with its line."""
 
-from __future__ import annotations
-
 import codecs
 import csv
 import json
@@ -227,8 +225,7 @@ def read_rows(
         columns: `DataPrepConfig.columns`; where there are any the file is a table of one's own.
 
     Raises:
-        UserError: the format is unknown, or none fits; there is no such column; the file cannot be read at all.
-    """
+        UserError: the format is unknown, or none fits; there is no such column; the file cannot be read at all."""
     objects = read_objects(path)
     first: list[tuple[int, Any]] = []
     row_format = FORMATS.get(format_name or "plain") if format_name or columns else None

@@ -1,7 +1,5 @@
 """What keeps a predictor's pods from starting, which KServe's status does not say of a canary."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from ...common.launch.kubernetes.client import EVENT, POD, Cluster, ClusterError, Object, at, condition, one_line

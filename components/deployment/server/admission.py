@@ -1,7 +1,5 @@
 """Who is served next: so many requests at once, the others in a short queue that takes turns between callers."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import math
@@ -15,10 +13,8 @@ from .exchange import ApiError
 
 
 class Admission:
-    """Slots for requests, and a queue with a deadline in front of them.
-
-    A slot that becomes free goes to the caller who has waited longest for a turn, not to the one with most requests.
-    """
+    """Slots for requests, and a queue with a deadline in front of them. A slot that becomes free goes to the caller who
+    has waited longest for a turn, not to the one with most requests."""
 
     def __init__(self, slots: int, max_waiting: int, max_wait_s: float) -> None:
         """Args: ``slots``: served at once; ``max_waiting``: requests in the queue; ``max_wait_s``: the longest wait."""

@@ -41,8 +41,7 @@ _REFUSED = Counter(
 )
 _IN_FLIGHT = Gauge("vthink_requests_in_flight", "Chat requests being read, decoded, waiting or answered")
 _SECONDS = Histogram("vthink_request_seconds", "Seconds a chat request took, by part", ["part"])
-WARNING = "x-vthink-warning"
-"""Header with what of a request had no effect."""
+WARNING = "x-vthink-warning"  # header with what of a request had no effect
 
 
 @contextlib.contextmanager

@@ -1,7 +1,5 @@
 """From media bytes to frames: decoded once for all who ask about them at the time, and kept for a while."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import hashlib

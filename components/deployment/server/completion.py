@@ -58,8 +58,7 @@ class GeneratedAnswer:
 
     choices: tuple[Choice, ...]
     prompt_token_ids: tuple[int, ...]
-    cached_tokens: int = 0
-    """Tokens of the prompt that the model had read for an earlier request."""
+    cached_tokens: int = 0  # tokens of the prompt that the model had read for an earlier request
 
     @property
     def usage(self) -> Json:

@@ -15,8 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from ..config import ServerConfig
 
 _MAX_HEADER_BYTES = 64 * 2**10
-_SPARE_DESCRIPTORS = 192
-"""For the backlog (64), the decoders, the model's files and the outside."""
+_SPARE_DESCRIPTORS = 192  # for the backlog (64), the decoders, the model's files and the outside
 
 
 def limited(config: ServerConfig) -> type[LimitedProtocol]:

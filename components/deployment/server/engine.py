@@ -65,8 +65,7 @@ class ServedModel:
         Args:
             max_batch: answers generated at once.
             cache_bytes: memory for prompts that were read, so that the next question on a video costs its own tokens.
-            cache_s: how long an unused one is kept.
-        """
+            cache_s: how long an unused one is kept."""
         from ...common.model.batch import ContinuousBatch
         from ...common.model.prefixes import PrefixCache
 

@@ -1,7 +1,5 @@
 """One HTTP request and its response, within bounds, and a refusal in OpenAI's shape."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

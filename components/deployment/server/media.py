@@ -5,8 +5,6 @@ connection goes to the checked address, so that a second answer of the name serv
 Redirects are followed by hand and checked the same way; proxies from the environment are not used.
 """
 
-from __future__ import annotations
-
 import asyncio
 import ipaddress
 import socket
@@ -30,10 +28,8 @@ _MOST_ADDRESSES = 4
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is on the public internet, looking into the ones that carry another inside.
-
-    Loopback, private, link-local (with the clouds' metadata services), shared, multicast and reserved are not.
-    """
+    """Whether an address is on the public internet, looking into the ones that carry another inside. Loopback, private,
+    link-local (with the clouds' metadata services), shared, multicast and reserved are not."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)

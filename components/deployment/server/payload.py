@@ -1,7 +1,5 @@
 """The media in a request's body: taken out of the JSON unread, so that megabytes of base64 are copied once."""
 
-from __future__ import annotations
-
 import base64
 import re
 import secrets
@@ -15,8 +13,7 @@ _ESCAPES = {rb"\/": b"/", rb"\n": b"", rb"\r": b"", rb"\t": b""}
 _SPACE = b" \t\r\n\f"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
-Media = str | memoryview
-"""A URL; or the base64 of a data URL as it stands in the body."""
+Media = str | memoryview  # a URL; or the base64 of a data URL as it stands in the body
 
 
 def take_media(body: bytearray | bytes) -> tuple[bytes, dict[str, Media]]:
@@ -42,10 +39,8 @@ def take_media(body: bytearray | bytes) -> tuple[bytes, dict[str, Media]]:
 
 
 def read_base64(payload: memoryview | str, max_bytes: int) -> bytes:
-    """Bytes of base64, which may be url-safe, broken into lines, or without its padding.
-
-    ApiError: 400 malformed, 413 too large.
-    """
+    """Bytes of base64, which may be url-safe, broken into lines, or without its padding. ApiError: 400 malformed, 413
+    too large."""
     if len(payload) > max_bytes // 3 * 8 + 64:  # before anything is copied
         raise too_large(max_bytes)
     try:

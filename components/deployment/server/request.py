@@ -1,7 +1,5 @@
 """OpenAI's chat completion request: checked, bounded, and put as a conversation about at most one video or image."""
 
-from __future__ import annotations
-
 import difflib
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
@@ -179,8 +177,7 @@ class ChatQuestion:
     """A checked request, without its media: a conversation whose last turn asks."""
 
     turns: tuple[Turn, ...]
-    media_kind: MediaKind | None = None
-    """What is shown in one of the turns; None: words alone."""
+    media_kind: MediaKind | None = None  # what is shown in one of the turns; None: words alone
     start_s: float | None = None
     end_s: float | None = None
     max_new_tokens: int
@@ -189,15 +186,13 @@ class ChatQuestion:
     seed: int | None = None
     n: int = 1
     stop: tuple[str, ...] = ()
-    top_logprobs: int | None = None
-    """None: no log-probabilities."""
+    top_logprobs: int | None = None  # none: no log-probabilities
     selection: Selection | None = None
     """Which fields of the structured answer to give as JSON in place of the text; None: the text."""
     stream: bool = False
     include_usage: bool = False
     return_token_ids: bool = False
-    notes: tuple[str, ...] = ()
-    """What of the request had no effect, for a header."""
+    notes: tuple[str, ...] = ()  # what of the request had no effect, for a header
 
     @property
     def text(self) -> str:
@@ -216,10 +211,8 @@ class ChatQuestion:
 
 
 def parse_request(body: bytearray | bytes, config: ServerConfig) -> tuple[ChatQuestion, Media | None]:
-    """Read and check a request's body: the question, and its media where there are any.
-
-    ApiError 400, 404 or 413: names the field.
-    """
+    """Read and check a request's body: the question, and its media where there are any. ApiError 400, 404 or 413: names
+    the field."""
     text, payloads = take_media(body)
     if len(text) > config.max_json_bytes:
         words = (

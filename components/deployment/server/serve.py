@@ -4,8 +4,6 @@ KServe brings health, metrics and graceful stop; its own OpenAI routes need vLLM
 ``python -m vthink.components.deployment.server.serve --model FOLDER|s3://…/ --port 8080``.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import hashlib
@@ -89,11 +87,9 @@ def build_routes(chat: ChatCompletions, config: ServerConfig, about: Json) -> li
 
 
 class Guard:
-    """Middleware for every route: only what is meant to be asked from outside gets through.
-
-    KServe also has routes that load and unload models and take inputs without a limit. On the loopback address the
-    ``Host`` must be a name of this machine: a web page whose name server points to it (DNS rebinding) is refused.
-    """
+    """Middleware for every route: only what is meant to be asked from outside gets through. KServe also has routes that
+    load and unload models and take inputs without a limit. On the loopback address the ``Host`` must be a name of this
+    machine: a web page whose name server points to it (DNS rebinding) is refused."""
 
     def __init__(self, app: ASGIApp, config: ServerConfig, api_key: str | None = None) -> None:
         """Args: ``api_key``: bearer token asked for everywhere but at `OPEN_PATHS`; None: none."""
@@ -172,8 +168,7 @@ def run_server(
         model: a model folder, or its ``s3://…/`` prefix in ``storage``.
         config: where to listen, and the limits.
         storage: the store of an ``s3://…/`` model.
-        cache_dir: where a downloaded model is kept; None: a temporary folder.
-    """
+        cache_dir: where a downloaded model is kept; None: a temporary folder."""
     _check_address(config)
     from ...common.model.load import load_model
     from ...common.model.store import fetch_model

@@ -1,14 +1,11 @@
 """The structured answer as JSON, in the shape that a request's ``response_format`` asks for."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
 from ..ask import StructuredAnswer
 
-Selection = dict[str, Any]
-"""Fields to give: each with the selection below it, or None."""
+Selection = dict[str, Any]  # fields to give: each with the selection below it, or None
 
 _VIEW: Selection = {
     "segments": [{"start_s": "number", "end_s": "number", "caption": "string", "thought": "string"}],

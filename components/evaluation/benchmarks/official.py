@@ -3,8 +3,6 @@
 Each takes the whole response, as the programs do, and gives the metrics that it decides. Where a benchmark's program
 asks a language model, only its rules are here."""
 
-from __future__ import annotations
-
 import re
 
 from ...common.rows.sample import Sample

@@ -1,7 +1,5 @@
 """What evaluation pages are made of: the board of results, published figures, and how numbers look."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache

@@ -22,15 +22,11 @@ if TYPE_CHECKING:
     from ...common.video.clip import Clip
     from ..results import BenchmarkResult
 
-Clips = Callable[[Item], "Clip | None"]
-"""The clip that an item was about; None where it cannot be had."""
+Clips = Callable[[Item], "Clip | None"]  # the clip that an item was about; None where it cannot be had
 
-_MAX_RESPONSE_CHARS = 2_000
-"""So much of a response is in the page at most; all of it is in ``items.jsonl``."""
-_MAX_RESPONSES_CHARS = 12 * 2**20
-"""Responses of all items together: with many items less of each is shown."""
-_MAX_MEDIA_BYTES = 24 * 2**20
-"""Pictures of all items together."""
+_MAX_RESPONSE_CHARS = 2_000  # so much of a response is in the page at most; all of it is in ``items.jsonl``
+_MAX_RESPONSES_CHARS = 12 * 2**20  # responses of all items together: with many items less of each is shown
+_MAX_MEDIA_BYTES = 24 * 2**20  # pictures of all items together
 _FRAME_HEIGHT = 144
 
 
@@ -38,16 +34,11 @@ _FRAME_HEIGHT = 144
 class _Question:
     """One question with the items of all models and conditions."""
 
-    key: str
-    """Of its benchmark."""
-    seed: int
-    """Of the shuffled order of frames."""
-    item: Item
-    """One of the items: what all of them say of the question."""
-    items: dict[str, dict[str, Item]] = field(default_factory=dict)
-    """By model and condition."""
-    pictures: dict[str, Any] = field(default_factory=dict)
-    """What the page needs to show its video."""
+    key: str  # of its benchmark
+    seed: int  # of the shuffled order of frames
+    item: Item  # one of the items: what all of them say of the question
+    items: dict[str, dict[str, Item]] = field(default_factory=dict)  # by model and condition
+    pictures: dict[str, Any] = field(default_factory=dict)  # what the page needs to show its video
 
     @property
     def clip(self) -> str:
@@ -165,8 +156,7 @@ def _chosen(questions: Sequence[_Question], candidate: str, config: EvaluationCo
     return [listed[number][turn] for turn, number in sorted(turns)[: config.report_items]]
 
 
-NUM_FRAMES = 16
-"""Shown of a video, whatever the model was shown."""
+NUM_FRAMES = 16  # shown of a video, whatever the model was shown
 
 
 @contextmanager

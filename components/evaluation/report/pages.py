@@ -30,10 +30,9 @@ def evaluation_page(
     clip: Callable[[str], Clip],
     config: EvaluationConfig,
 ) -> str:
-    """The report of the pipeline's evaluation.
-
-    ``results`` are of every model on the held-out split, ``benchmarks`` of the same models (their items have a page of
-    their own, `benchmark_page`); ``clip`` gives the clip of an item by its id."""
+    """The report of the pipeline's evaluation. ``results`` are of every model on the held-out split, ``benchmarks`` of
+    the same models (their items have a page of their own, `benchmark_page`); ``clip`` gives the clip of an item by its
+    id."""
     board = Board(results)
     sections: list[tuple[str, Markup | None]] = [
         ("In one sentence", tables.opening(board, config)),

@@ -1,7 +1,5 @@
 """Tables and charts of evaluation pages."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """A vLLM inside the training process."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import uuid
@@ -29,8 +27,7 @@ class ColocatedVLLM:
             arguments: of ``vllm.LLM``.
 
         Raises:
-            UserError: vLLM is missing, of a version that is not supported, or does not start.
-        """
+            UserError: vLLM is missing, of a version that is not supported, or does not start."""
         accelerator = weights.accelerator
         self._weights = weights
         self._sleeps = sleep and accelerator.device.type != "cpu"

@@ -86,8 +86,7 @@ class VLLMEngine:
             autocast: whether the trainer computes in bfloat16, whatever its weights are.
 
         Raises:
-            UserError: vLLM is missing, cannot be used as it is, or does not start.
-        """
+            UserError: vLLM is missing, cannot be used as it is, or does not start."""
         settings = config.vllm
         assert settings is not None
         dtype = torch.bfloat16 if autocast else next(model.parameters()).dtype
@@ -113,10 +112,8 @@ class VLLMEngine:
 
     @contextmanager
     def policy(self, step: int) -> Iterator[None]:
-        """vLLM with the policy's present weights, for as long as the block lasts. All processes must take part.
-
-        The weights are moved when ``step`` is another than last time, or when vLLM slept in between and lost them.
-        """
+        """vLLM with the policy's present weights, for as long as the block lasts. All processes must take part. The
+        weights are moved when ``step`` is another than last time, or when vLLM slept in between and lost them."""
         if step != self._weights_of_step:
             self._weights_of_step = None
             self.vllm.load()
@@ -137,8 +134,7 @@ class VLLMEngine:
             keys: a number per prompt that, with ``sampling.seed``, determines its completions.
 
         Raises:
-            UserError: see `check_answer`; or called outside `policy`; or a server cannot be used.
-        """
+            UserError: see `check_answer`; or called outside `policy`; or a server cannot be used."""
         if self._weights_of_step is None:
             raise UserError("vLLM has no weights of the policy yet: generate within `with engine.policy(step):`")
         requests = [

@@ -1,19 +1,14 @@
 """How long a sequence vLLM must hold."""
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Sequence
 
 from ...common.model.chat import ChatEncoder
 from ...common.rows.sample import Sample
 
-_LONGEST_TEXTS = 256
-"""So many questions, the longest in characters, are tokenised."""
-_MARGIN = 64
-"""For tokens around the media, and times between them."""
-_LATEST_S = 35_999.9
-"""A time of many digits, where times are written into the prompt."""
+_LONGEST_TEXTS = 256  # so many questions, the longest in characters, are tokenised
+_MARGIN = 64  # for tokens around the media, and times between them
+_LATEST_S = 35_999.9  # a time of many digits, where times are written into the prompt
 
 
 def longest_sequence(encoder: ChatEncoder, samples: Sequence[Sample], max_new_tokens: int) -> int:

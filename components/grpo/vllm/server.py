@@ -1,7 +1,5 @@
 """vLLM servers over HTTP: their settings, the policy's weights, and completions."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,19 +17,14 @@ from .version import check_version
 from .weights import PolicyWeights
 
 _GENERATE = "/inference/v1/generate"
-_CONCURRENCY = 32
-"""Requests that this process has on their way at a time, at all servers together."""
-_NCCL_PORT = 51216
-"""The first server's; TRL's default."""
+_CONCURRENCY = 32  # requests that this process has on their way at a time, at all servers together
+_NCCL_PORT = 51216  # the first server's; TRL's default
 
 
 class VLLMServers:
-    """Servers that share the rollouts of all training processes.
-
-    Each is started by ``VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --no-mm-device-do-normalize``, with
-    the policy's ``--dtype`` and ``--logprobs-mode``; where weights come by NCCL with ``--weight-transfer-config
-    '{"backend": "nccl"}'`` too.
-    """
+    """Servers that share the rollouts of all training processes. Each is started by ``VLLM_SERVER_DEV_MODE=1 vllm serve
+    MODEL --enable-scale-out --no-mm-device-do-normalize``, with the policy's ``--dtype`` and ``--logprobs-mode``; where
+    weights come by NCCL with ``--weight-transfer-config '{"backend": "nccl"}'`` too."""
 
     def __init__(
         self, urls: Sequence[str], weights: PolicyWeights, folder: str | None, timeout_s: float = 1800.0
@@ -43,8 +36,7 @@ class VLLMServers:
             timeout_s: longest wait for one answer.
 
         Raises:
-            UserError: a server cannot be reached.
-        """
+            UserError: a server cannot be reached."""
         self._weights, self._folder = weights, folder
         self._servers = [_Server(url, timeout_s) for url in urls]
         self._by_file = folder is not None or weights.accelerator.device.type == "cpu"
@@ -61,16 +53,13 @@ class VLLMServers:
         """Refuse servers of another version, type or mode than rollouts need.
 
         Raises:
-            UserError: which server must be started how.
-        """
+            UserError: which server must be started how."""
         for server in self._servers:
             server.check(str(dtype).removeprefix("torch."), logprobs_mode)
 
     def load(self) -> None:
-        """Give them the policy's present weights, and let them forget what was computed with others.
-
-        All processes take part; the main one sends.
-        """
+        """Give them the policy's present weights, and let them forget what was computed with others. All processes take
+        part; the main one sends."""
         main = self._weights.accelerator.is_main_process
         if self._by_file:
             tensors = {name: tensor.detach().cpu() for name, tensor in self._weights if main}
@@ -158,8 +147,7 @@ class _Server:
         """The JSON at ``path``; None where the answer is empty.
 
         Raises:
-            UserError: the server cannot be reached, refuses, or does not answer with JSON.
-        """
+            UserError: the server cannot be reached, refuses, or does not answer with JSON."""
         url = f"{str(self._http.base_url).rstrip('/')}{path}"
         try:
             response = self._http.request(method, path, **arguments)

@@ -1,7 +1,5 @@
 """Which versions of vLLM rollouts work with."""
 
-from __future__ import annotations
-
 import re
 
 from ...common.errors import UserError
@@ -17,8 +15,7 @@ def check_version(version: str, where: str) -> None:
         where: whose version it is, for the message.
 
     Raises:
-        UserError: it is older or newer than what is supported.
-    """
+        UserError: it is older or newer than what is supported."""
     match = re.match(r"(\d+)\.(\d+)", version)
     if match is None or not OLDEST <= (int(match[1]), int(match[2])) <= NEWEST:
         supported = " to ".join(".".join(map(str, bound)) for bound in (OLDEST, NEWEST))

@@ -1,7 +1,5 @@
 """Where a job stands, why it failed, and what a person is told of both."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import threading
@@ -16,10 +14,8 @@ from ..process import LaunchError
 from .client import EVENT, POD, WORKLOAD, Cluster, ClusterError, Object, at, condition, is_true, one_line, phase
 from .trainjob import JOBSET_LABEL, image, nodes
 
-_REMIND_S = 600.0
-"""Seconds after which a job that still waits is mentioned again."""
-_EVENTS_S = 2.0
-"""Least seconds between two looks at the namespace's events; ten times that when all pods run."""
+_REMIND_S = 600.0  # seconds after which a job that still waits is mentioned again
+_EVENTS_S = 2.0  # least seconds between two looks at the namespace's events; ten times that when all pods run
 _PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 _LOST = {"Evicted", "Preempted", "Preempting", "NodeLost", "NodeShutdown", "Terminated", "Shutdown"}
 _NCCL = re.compile(
@@ -48,10 +44,8 @@ def _pull_failure(pods: Sequence[Object], launch: LaunchConfig) -> Failure | Non
 
 
 def exceeds_quota(message: str) -> bool | None:
-    """Whether a refusal is for a ResourceQuota that can never be met (True), or that is used up now (False).
-
-    None: it has another reason.
-    """
+    """Whether a refusal is for a ResourceQuota that can never be met (True), or that is used up now (False). None: it
+    has another reason."""
     if "exceeded quota" not in message:
         return None
     stated = re.search(r"requested: (.*?), used: .*?, limited: (.*)$", one_line(message))
@@ -153,12 +147,9 @@ class JobWatcher:
     name: str
     stage: str
     on_log: Callable[[str], None]
-    recent: deque[str] = field(default_factory=lambda: deque(maxlen=400))
-    """The last lines that its pods printed."""
-    pods: list[Object] = field(default_factory=list)
-    """The last pods that were seen; a failed job's may be gone."""
-    warnings: dict[str, Object] = field(default_factory=dict)
-    """The events that warn of something, by their uid."""
+    recent: deque[str] = field(default_factory=lambda: deque(maxlen=400))  # the last lines that its pods printed
+    pods: list[Object] = field(default_factory=list)  # the last pods that were seen; a failed job's may be gone
+    warnings: dict[str, Object] = field(default_factory=dict)  # the events that warn of something, by their uid
     _told: set[tuple[str | None, str]] = field(default_factory=set)
     _read_events_at: float = 0.0
     _reported: str = ""
