@@ -124,9 +124,9 @@ def _cluster_checks(get: Get, config: Config, namespace: str) -> Iterator[tuple[
         yield "priority", partial(_check_priority, get, launch.priority)
     yield "environment", partial(_check_environment, get, launch.namespace or namespace, launch.s3_secret)
     yield "serving runtime", partial(_check_serving_runtime, get, namespace, config)
-    if (pool := config.launch.pool.get("deploy")) is not None and launch.queues:
+    if (serving := config.launch.pool.get("deploy")) is not None and launch.queues:
         others = {name for stage, name in config.launch.pool.items() if stage != "deploy"}
-        yield "serving pool", partial(_check_serving_pool, pool, others)
+        yield "serving pool", partial(_check_serving_pool, serving, others)
     yield "KServe", partial(_check_serving, get, namespace)
 
 

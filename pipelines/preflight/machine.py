@@ -27,11 +27,15 @@ _TYPICAL = Footage()
 _SMALL = 200_000_000  # parameters that a CPU trains in a sensible time
 
 
+def _shape(config: Config) -> Shape:
+    return shape_of(config.model, config.storage, config.video.size_multiple)
+
+
 def check_model(config: Config, storage: Storage | None) -> str:
     """The base model: that it can be reached, and is of a known family."""
     name, store = config.model.name, storage or Storage(config.storage)
     if name == "tiny":
-        return f"tiny, {shape_of(config).parameters / 1e6:.2f} M parameters, built here"
+        return f"tiny, {_shape(config).parameters / 1e6:.2f} M parameters, built here"
     if name.startswith("s3://"):
         uri = join(name if name.endswith("/") else name + "/", "config.json")
         try:
@@ -72,7 +76,7 @@ def check_accelerators(config: Config, stages: Collection[Stage]) -> str:
     if not training:
         return "no training"
     try:
-        shape = shape_of(config)
+        shape = _shape(config)
     except ConfigError as error:
         raise NotSeenError(str(error)) from None
     wanted, memory_gib = config.launch.processes, gpu_memory_gib()
@@ -126,9 +130,9 @@ def check_disk(config: Config, folder: Path, rows: int) -> str:
     free = shutil.disk_usage(there).free
     if config.model.name != "tiny" and config.model.name not in SHAPES and not Path(config.model.name).is_dir():
         raise NotSeenError(f"{free / 1e9:.0f} GB free")
-    shape = shape_of(config)
+    shape = _shape(config)
     stored = stored_bytes(config, shape, visual_tokens(_TYPICAL, config.video, shape), rows)
-    needed = stored.model + stored.data + stored.checkpoints
+    needed = stored.model + stored.data + sum(kept for _, kept in stored.checkpoints.values())
     if needed > free:
         raise UserError(
             f"a run writes about {needed / 1e9:.0f} GB (vthink plan), and {free / 1e9:.0f} GB are free in {folder}; "

@@ -63,12 +63,12 @@ def _to_standard_range(frame: Any, height: int, width: int) -> np.ndarray:
         a, b, c = 0.17883277, 0.28466892, 0.55991073
         curve = np.where(levels <= 0.5, levels**2 / 3, (np.exp((levels - c) / a) + b) / 12)
         scene = curve.astype(np.float32)[signal]
-        luminance = scene @ np.float32([0.2627, 0.6780, 0.0593])
+        luminance = scene @ np.asarray([0.2627, 0.6780, 0.0593], np.float32)
         light = scene * (10 * np.maximum(luminance, 1e-6) ** 0.2)[..., None]
     to_bt709 = [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]]
-    light = np.maximum(light @ np.float32(to_bt709).T, 0)
+    light = np.maximum(light @ np.asarray(to_bt709, np.float32).T, 0)
     largest = np.maximum(light.max(axis=-1, keepdims=True), 1e-6)
-    light = np.clip(light * (_hable(largest) / _hable(np.float32(HDR_PEAK)) / largest), 0, 1)
+    light = np.clip(light * (_hable(largest) / _hable(np.asarray(HDR_PEAK, np.float32)) / largest), 0, 1)
     return np.round(255 * light ** (1 / 2.4)).astype(np.uint8)
 
 

@@ -158,7 +158,6 @@ class DatasetWriter:
         sums = {name: ledger.sums[name] for name in ("source_bytes", "stored_bytes", "frames")}
         numbers = {"shown": ledger.media, "files": ledger.contents, "files_kept_themselves": ledger.sums["originals"]}
         completeness, with_sound = ledger.completeness()
-        checked = {"completeness": completeness, "with_sound": with_sound, "decoder": self.decoder}
         return DataCard(
             source=plan.source,
             format=plan.format,
@@ -166,7 +165,14 @@ class DatasetWriter:
                 rows_in=plan.rows_in, rows_out=self.rows_out, quarantined=bad.total(), left_out=plan.left_out
             ),
             splits=dict(sorted(self.splits.items())),
-            media=MediaCounts(**sums, **numbers, **checked, resolutions=ledger.resolutions()),
+            media=MediaCounts(
+                **sums,
+                **numbers,
+                completeness=completeness,
+                with_sound=with_sound,
+                decoder=self.decoder,
+                resolutions=ledger.resolutions(),
+            ),  # fmt: skip
             contamination=Contamination.model_validate(
                 contamination.model_dump(include=set(Contamination.model_fields))
             ),

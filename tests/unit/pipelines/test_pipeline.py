@@ -138,15 +138,21 @@ def test_a_stage_s_pool_becomes_its_queue_or_its_nodes_and_touches_no_other_stag
         keys = ("podMetadata", "nodeSelector", "tolerations")
         return {name: where for name, pod in pods.items() if (where := {key: pod[key] for key in keys if key in pod})}
 
-    queued = {"kueue.x-k8s.io/queue-name": "gpu"}
+    bare = {"sidecar.istio.io/inject": "false"}  # of every step
+    queued = bare | {"kueue.x-k8s.io/queue-name": "gpu", "kueue.x-k8s.io/priority-class": "vthink-normal"}
     by_queue = placed()
     assert by_queue["exec-evaluate"] == {"podMetadata": {"labels": queued}}
     # SFT's accelerators are its training job's, and the launcher needs none.
-    assert set(by_queue) == {"exec-evaluate", "exec-plan-data", "exec-prepare-shard", "exec-merge-data"}
+    assert {name for name, where in by_queue.items() if where != {"podMetadata": {"labels": bare}}} == {
+        "exec-evaluate",
+        "exec-plan-data",
+        "exec-prepare-shard",
+        "exec-merge-data",
+    }
     nodes = placed("launch.cluster.queues=false")["exec-evaluate"]
     assert nodes["nodeSelector"]["labels"] == {"vthink.dev/pool": "gpu"}
     assert [toleration["key"] for toleration in nodes["tolerations"]] == ["vthink.dev/pool", "nvidia.com/gpu"]
-    assert "podMetadata" not in nodes
+    assert nodes["podMetadata"] == {"labels": bare}
 
 
 def test_conditions_look_at_one_output_or_a_boolean_only(spec):
