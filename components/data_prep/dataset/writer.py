@@ -172,7 +172,7 @@ class DatasetWriter:
                 with_sound=with_sound,
                 decoder=self.decoder,
                 resolutions=ledger.resolutions(),
-            ),  # fmt: skip
+            ),
             contamination=Contamination.model_validate(
                 contamination.model_dump(include=set(Contamination.model_fields))
             ),
