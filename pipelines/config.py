@@ -32,8 +32,7 @@ from ..components.grpo.config import GRPOConfig
 from ..components.sft.config import SFTConfig
 
 _SUFFIXES = (".yaml", ".yml")
-PRESETS = resources.files(__package__) / "presets"
-"""Folder of the presets that come with the package."""
+PRESETS = resources.files(__package__) / "presets"  # folder of the presets that come with the package
 
 
 class Config(Section):

@@ -24,10 +24,8 @@ KINDS: tuple[tuple[str, str, str], ...] = (
     ("serving.kserve.io", "v1alpha1", "servingruntimes"),
 )
 """Group, version and plural of the kinds that a run uses; an older version of the CRD lacks the version."""
-Check = Callable[[], str]
-"""Says what was seen, or raises a `UserError` that says what to do."""
-Get = Callable[[str], Any]
-"""A GET of a path of the Kubernetes API, as JSON."""
+Check = Callable[[], str]  # says what was seen, or raises a `UserError` that says what to do
+Get = Callable[[str], Any]  # a GET of a path of the Kubernetes API, as JSON
 
 
 class NotSeenError(UserError):

@@ -31,18 +31,15 @@ from ..components.sft import component as sft_stage
 from .config import Config
 
 CONTROL_IMAGE = os.environ.get("VTHINK_IMAGE_CONTROL", "ghcr.io/vthink/vthink-control-python:0.1.0")
-ACCELERATOR = "nvidia.com/gpu"
-"""Kubernetes resource that evaluation asks for."""
-SHARDS_AT_ONCE = 16
-"""How many shards are prepared at the same time on a cluster (kfp.local runs two)."""
+ACCELERATOR = "nvidia.com/gpu"  # Kubernetes resource that evaluation asks for
+SHARDS_AT_ONCE = 16  # how many shards are prepared at the same time on a cluster (kfp.local runs two)
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 """Keys of the Secret ``launch.cluster.s3_secret``; pods do without where the platform gives them an identity."""
 ENDPOINT_KEY = {"VLLM_API_KEY": "VTHINK_API_KEY"}
 """Key of the Secret ``deployment.kserve.api_key_secret``, and the variable in which the deployer looks for it."""
 ENVIRONMENT, VARIABLES = "vthink-env", ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "MLFLOW_TRACKING_URI")
 """ConfigMap with what is not secret."""
-USER = 1000
-"""User and group of the images."""
+USER = 1000  # user and group of the images
 RESOURCES: dict[str, tuple[str, str, str]] = {
     "control": ("200m", "512Mi", "2Gi"),
     "data": ("4", "8Gi", "16Gi"),

@@ -16,8 +16,7 @@ from ..components.common.tracking.config import TrackingConfig
 _FOLDERS = ("models", *STAGES)
 """Folders below the root with a prefix per fingerprint; ``models`` holds base models. MLflow's is MLflow's."""
 _PREFIX = re.compile(rf"(?:{'|'.join(_FOLDERS)})/[0-9a-f]{{16}}/")
-_MARKERS = (f"/{MANIFEST}", "/_COMPLETE.json")
-"""How the last object of a finished prefix is called."""
+_MARKERS = (f"/{MANIFEST}", "/_COMPLETE.json")  # how the last object of a finished prefix is called
 
 
 @dataclass
@@ -26,8 +25,7 @@ class StoredPrefix:
 
     uri: str
     objects: Sequence[ObjectInfo]
-    kept_by: str = ""
-    """Why it stays; empty: it may go."""
+    kept_by: str = ""  # why it stays; empty: it may go
 
     def __post_init__(self) -> None:
         self.size = sum(entry.size for entry in self.objects)

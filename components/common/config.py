@@ -16,8 +16,7 @@ from .errors import UserError, did_you_mean
 
 Stage = Literal["prepare", "sft", "grpo", "evaluate", "gate", "register", "deploy"]
 
-STAGES: tuple[Stage, ...] = typing.get_args(Stage)
-"""The stages in the order of the pipeline."""
+STAGES: tuple[Stage, ...] = typing.get_args(Stage)  # the stages in the order of the pipeline
 
 
 class ConfigError(UserError):

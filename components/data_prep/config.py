@@ -10,8 +10,7 @@ from pydantic import Field, model_validator
 from ..common.chat_endpoint.config import ChatEndpointConfig
 from ..common.config import Section
 
-SYNTHESIZE = "synthesize"
-"""`DataPrepConfig.source` of the generated world."""
+SYNTHESIZE = "synthesize"  # `DataPrepConfig.source` of the generated world
 
 QuestionKind = Literal["direction", "order", "count", "ocr", "speed", "duration", "describe"]
 

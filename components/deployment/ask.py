@@ -21,8 +21,7 @@ from ..common.chat_endpoint.media import data_url, media_part, text_part
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
-API_KEY = "VTHINK_API_KEY"
-"""Environment variable with the key that a server asks for, on its side and on the caller's."""
+API_KEY = "VTHINK_API_KEY"  # environment variable with the key that a server asks for, on its side and on the caller's
 
 
 class MediaView(BaseModel, frozen=True):
@@ -54,13 +53,10 @@ class FileQuestion:
 
     path: Path
     text: str
-    options: Sequence[str] = ()
-    """Without letters, for a multiple-choice question."""
-    problem_type: str | None = None
-    """See `common.rows.sample`; None: multiple choice with options, else free-form."""
+    options: Sequence[str] = ()  # without letters, for a multiple-choice question
+    problem_type: str | None = None  # see `common.rows.sample`; None: multiple choice with options, else free-form
     kind: Literal["video", "image"] | None = None
-    start_s: float | None = None
-    """Only this part of the video is asked about, in seconds."""
+    start_s: float | None = None  # only this part of the video is asked about, in seconds
     end_s: float | None = None
 
 

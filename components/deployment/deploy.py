@@ -43,8 +43,7 @@ class Outcome:
     """What became of a version, and one question with its structured answer, for people to see."""
 
     smoke: SmokeTestResult
-    in_service: bool = False
-    """Whether the version has all of the traffic; on this machine: whether it passed."""
+    in_service: bool = False  # whether the version has all of the traffic; on this machine: whether it passed
     question: dict[str, Any] | None = None
 
 

@@ -27,8 +27,7 @@ from .smoke_test import SmokeTestResult
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
-REPLACED = "vthink.replaced"
-"""Tag of a version: the one that was in service before it."""
+REPLACED = "vthink.replaced"  # tag of a version: the one that was in service before it
 
 
 class RegisteredVersion(BaseModel, frozen=True, from_attributes=True):

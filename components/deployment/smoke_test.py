@@ -97,8 +97,7 @@ class SmokeTestResult:
     why: str
     items: tuple[Comparison, ...] = ()
     skipped: tuple[str, ...] = ()
-    stable: StableResult | None = None
-    """On a cluster, where something is in service."""
+    stable: StableResult | None = None  # on a cluster, where something is in service
 
     @property
     def shares(self) -> dict[str, float]:

@@ -136,8 +136,7 @@ def _models(storage: Storage, evaluation: Manifest, champion: Champion | None) -
     return dict(models)
 
 
-Results = Mapping[str, BenchmarkResult]
-"""One model's results by benchmark; the held-out split is `HELD_OUT`."""
+Results = Mapping[str, BenchmarkResult]  # one model's results by benchmark; the held-out split is `HELD_OUT`
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,7 @@ from ..common.rows.sample import Sample
 from .conditions import ORDERED, kind_of, video_of
 from .item import Item
 
-MAX_CLUES = 5
-"""CG-Bench reads no more intervals of a response than these."""
+MAX_CLUES = 5  # CG-Bench reads no more intervals of a response than these
 _MAX_CAPTION_CHARS = 2000
 
 
@@ -167,8 +166,7 @@ def left_out_metrics(samples: Iterable[Sample]) -> dict[str, str]:
     return {}
 
 
-Rule = Callable[[Sample, str | None], float]
-"""A benchmark's own grade of an answer, in [0, 1]."""
+Rule = Callable[[Sample, str | None], float]  # a benchmark's own grade of an answer, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -177,10 +175,8 @@ class Response:
 
     sample: Sample
     text: str
-    answer_format: str
-    """The shape that the model was asked for."""
-    rule: Rule | None = None
-    """Grades the questions that name a rule of their benchmark (``metadata.rule``)."""
+    answer_format: str  # the shape that the model was asked for
+    rule: Rule | None = None  # grades the questions that name a rule of their benchmark (``metadata.rule``)
 
     @cached_property
     def parsed(self) -> responses.ParsedResponse:
@@ -206,17 +202,12 @@ class Response:
 class Metric:
     """A number per answer, averaged over items."""
 
-    name: str
-    """In items, results and gate rules."""
-    title: str
-    """Heading of its column in reports; empty: it has none."""
-    description: str
-    """What it is, with its source."""
-    measure: Callable[[Response], float | None]
-    """Its value for an answer; None where it does not apply to the question."""
+    name: str  # in items, results and gate rules
+    title: str  # heading of its column in reports; empty: it has none
+    description: str  # what it is, with its source
+    measure: Callable[[Response], float | None]  # its value for an answer; None where it does not apply to the question
     higher_is_better: bool = True
-    bounded: bool = True
-    """Whether it is a share in [0, 1], which reports show in percent."""
+    bounded: bool = True  # whether it is a share in [0, 1], which reports show in percent
 
     @property
     def worst(self) -> float:

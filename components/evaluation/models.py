@@ -160,8 +160,7 @@ def encode_together(encoder: ChatEncoder, samples: Sequence[Sample], clips: Sequ
     return [prompts[place] for place in range(len(samples))]
 
 
-API_KEY = "VTHINK_API_KEY"
-"""Environment variable with the key that an endpoint wants."""
+API_KEY = "VTHINK_API_KEY"  # environment variable with the key that an endpoint wants
 
 
 class EndpointModel:
@@ -267,8 +266,7 @@ class EndpointModel:
 
 
 _URL = ("http://", "https://")
-Model = LocalModel | EndpointModel
-"""A model that can be asked."""
+Model = LocalModel | EndpointModel  # a model that can be asked
 
 
 def needs_store(reference: str) -> bool:

@@ -31,8 +31,7 @@ from .benchmarks.registry import BENCHMARKS
 from .conditions import CONDITIONS, ORDERED
 from .metrics import METRICS, metric_named
 
-MODELS = ("base", "sft", "champion")
-"""What a candidate can be compared with; ``champion`` is in service."""
+MODELS = ("base", "sft", "champion")  # what a candidate can be compared with; ``champion`` is in service
 
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Comparison = Literal["at_least", "at_most", "above", "below", "not_worse_than"]

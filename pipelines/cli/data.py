@@ -23,8 +23,7 @@ from ..config import load
 from ..run.session import find_data, find_manifest, prepare_data, session
 from .options import DATA_HELP, WORKSPACE, Data, Folder, Overrides, Policy, Preset
 
-UNFINISHED = 3
-"""Exit code of a curation that has something left to do: the budget is spent, or calls failed."""
+UNFINISHED = 3  # exit code of a curation that has something left to do: the budget is spent, or calls failed
 _SHOWN_FAILURES = 5
 _FILES = ".jsonl, .json, .parquet or .csv: a path, s3:// or hf:// URI."
 _ROOTS = "Where a source's media are ('*': all others). Repeatable."

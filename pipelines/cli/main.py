@@ -17,25 +17,20 @@ from ... import __version__
 from ...components.common.errors import UserError
 from ...components.common.launch.process import skip_garbage_collection_at_exit
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 @dataclass(frozen=True)
 class Command:
     """A row of the table."""
 
-    panel: str
-    """Under which word `vthink --help` lists it."""
-    name: str
-    """After `vthink`: one word; of a group's command two."""
+    panel: str  # under which word `vthink --help` lists it
+    name: str  # after `vthink`: one word; of a group's command two
     target: str
     """``module:function`` in this folder: its parameters are the command's and its docstring the help. Empty: a group,
     whose commands follow."""
-    summary: str
-    """Its line in `vthink --help`; for a group's command empty, and its docstring's first sentence shown."""
-    examples: str = ""
-    """Arguments for the examples at the end of its help, one a line."""
+    summary: str  # its line in `vthink --help`; for a group's command empty, and its docstring's first sentence shown
+    examples: str = ""  # arguments for the examples at the end of its help, one a line
 
     @property
     def epilog(self) -> str:

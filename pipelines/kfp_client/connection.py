@@ -24,8 +24,7 @@ from ...components.common.errors import UserError
 from ...components.common.retry import Backoff, retry
 
 T = TypeVar("T")
-TIMEOUT_S = (5.0, 60.0)
-"""To connect, and to read."""
+TIMEOUT_S = (5.0, 60.0)  # to connect, and to read
 TOKEN_FILE = "/var/run/secrets/kubeflow/pipelines/token"
 """Where Kubernetes puts a pod's own token for Kubeflow Pipelines, when the pod asks for one."""
 _ATTEMPTS = 4

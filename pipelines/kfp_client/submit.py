@@ -22,8 +22,7 @@ from ..pipeline import arguments, compile_to, for_cluster
 from .connection import KfpConnection
 from .runs import SubmittedRun, named, newest, redo_counts
 
-PIPELINE = "vthink"
-"""Name of the pipeline in KFP."""
+PIPELINE = "vthink"  # name of the pipeline in KFP
 
 
 def submit_run(

@@ -10,8 +10,7 @@ from .shapes import Shape
 
 Zero = Literal["none", "zero2", "zero3"]
 GIB = 2**30
-OVERHEAD_BYTES, FRAGMENTATION = 2 * GIB, 1.1
-"""The accelerator's context and libraries, and what the allocator loses."""
+OVERHEAD_BYTES, FRAGMENTATION = 2 * GIB, 1.1  # the accelerator's context and libraries, and what the allocator loses
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,7 @@ ACCELERATORS = {
     "l40s-48gb": Accelerator(362, 44.4, 864, 32),
 }
 GPUS_PER_NODE = 8
-NETWORK_GB_S = 25.0
-"""Between nodes, per accelerator (200 Gbit/s); less makes several nodes slower than said here."""
+NETWORK_GB_S = 25.0  # between nodes, per accelerator (200 Gbit/s); less makes several nodes slower than said here
 
 
 def forward_flops(shape: Shape, tokens: float, patches: float, length: float) -> float:
@@ -105,14 +103,10 @@ def kv_cache_bytes(shape: Shape, sequences: int, length: int, element_bytes: int
 class Memory:
     """Bytes on each accelerator at the worst moment, by what they are for."""
 
-    states: int
-    """Weights, gradients, optimiser."""
-    reference: int
-    """Reference model (GRPO with a KL term), and a vLLM that does not sleep while training."""
-    activations: int
-    """Kept for the backward pass, with one recomputed layer."""
-    logits: int
-    """Of one piece of the loss."""
+    states: int  # weights, gradients, optimiser
+    reference: int  # reference model (GRPO with a KL term), and a vLLM that does not sleep while training
+    activations: int  # kept for the backward pass, with one recomputed layer
+    logits: int  # of one piece of the loss
     rollouts: int
     """Key-value cache and, under ZeRO-3, the gathered weights; or vLLM's share of the accelerator (colocate). Not at
     the same time as activations and logits."""

@@ -30,8 +30,7 @@ class Shape:
     head_dim: int
     intermediate: int
     vocabulary: int
-    tied: bool
-    """Whether the output layer is the embedding."""
+    tied: bool  # whether the output layer is the embedding
     vision_hidden: int
     vision_layers: int
     vision_heads: int
@@ -39,10 +38,8 @@ class Shape:
     patch: int
     temporal_patch: int = 2
     merge: int = 2
-    vision_positions: int = 0
-    """Learned positions of the vision tower (Qwen3-VL)."""
-    deepstack: int = 0
-    """Further mergers, whose output goes into early layers of the language model (Qwen3-VL)."""
+    vision_positions: int = 0  # learned positions of the vision tower (Qwen3-VL)
+    deepstack: int = 0  # further mergers, whose output goes into early layers of the language model (Qwen3-VL)
 
     @property
     def language_parameters(self) -> int:
@@ -104,8 +101,7 @@ SHAPES = {
     ),
 }  # fmt: skip
 """Models that are known by name, from their published ``config.json``."""
-TINY_VOCABULARY = 896
-"""Of the tokenizer that comes with ``model.name: tiny``."""
+TINY_VOCABULARY = 896  # of the tokenizer that comes with ``model.name: tiny``
 
 
 def shape_of(config: Config) -> Shape:

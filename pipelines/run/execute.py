@@ -45,11 +45,9 @@ class Outcome:
     """A finished run."""
 
     run_id: str
-    parent_run_id: str
-    """MLflow run of the pipeline."""
+    parent_run_id: str  # MLflow run of the pipeline
     stages: Mapping[Stage, StageProgress]
-    manifests: Mapping[Stage, Manifest]
-    """What the stages left, as far as they ran."""
+    manifests: Mapping[Stage, Manifest]  # what the stages left, as far as they ran
 
 
 def run_pipeline(

@@ -29,14 +29,10 @@ class StageProgress:
 
     stage: Stage
     status: Status = "waiting"
-    started: float | None = None
-    """`time.monotonic` when its first task began."""
-    seconds: float = 0.0
-    """Wall time in this run."""
-    line: str = ""
-    """What it printed last."""
-    output: str = ""
-    """What its last task returned: a manifest's URI, or the gate's verdict."""
+    started: float | None = None  # `time.monotonic` when its first task began
+    seconds: float = 0.0  # wall time in this run
+    line: str = ""  # what it printed last
+    output: str = ""  # what its last task returned: a manifest's URI, or the gate's verdict
 
 
 _EXCEPTION = re.compile(r"^\s*(?:[a-z_][\w.]*\.)?([A-Z]\w*): (.+)$")

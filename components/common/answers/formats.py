@@ -20,8 +20,7 @@ class AnswerFormat:
 
     follows: Callable[[Sample, str | None], bool]
     """Whether a response to the sample has this shape (the format reward of GRPO)."""
-    write: Callable[[Sample], str]
-    """The response that a sample should get, from its reasoning, evidence and answer."""
+    write: Callable[[Sample], str]  # the response that a sample should get, from its reasoning, evidence and answer
 
 
 class ResponseError(UserError):

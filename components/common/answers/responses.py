@@ -11,8 +11,7 @@ from itertools import chain
 from .grading import MAX_ANSWER_CHARS, extract_letter
 
 MAX_SEGMENTS = 1_000  # further segments of a response are not read
-TAGS = frozenset({"time", "caption", "think", "answer"})
-"""Every tag of either format."""
+TAGS = frozenset({"time", "caption", "think", "answer"})  # every tag of either format
 
 _TAG = re.compile(r"<(/?)(time|caption|think|answer)>", re.IGNORECASE)
 _FINAL_ANSWER = re.compile(r"final answer[\s*_]{0,4}(?:is\s{0,4})?[:：]", re.IGNORECASE)
@@ -127,8 +126,7 @@ def published_answer(text: str | None) -> str | None:
 
 # --- time spans
 
-Span = tuple[float, float]
-"""Start and end in seconds."""
+Span = tuple[float, float]  # start and end in seconds
 
 _POINT = r"(?:(?:[0-9]{1,4}:)?[0-9]{1,4}:[0-9]{1,2}(?:\.[0-9]{1,6})?|[0-9]{1,6}(?:\.[0-9]{1,6})?)"
 _RANGE = re.compile(

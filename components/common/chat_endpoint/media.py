@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 from ..errors import UserError
 
-Part = dict[str, Any]
-"""A content part of a message, in OpenAI's form."""
+Part = dict[str, Any]  # a content part of a message, in OpenAI's form
 
 _DEFAULT_MIME = {"video": "video/mp4", "image": "image/png"}
 

@@ -23,8 +23,7 @@ from .process import LaunchError, on_sigterm, spawn
 if TYPE_CHECKING:
     from .kubernetes.backend import KubernetesBackend
 
-_RANK = re.compile(r"^\[[^\]\d]*(\d+)\]:\s?")
-"""torchrun's mark before a line of one of several workers."""
+_RANK = re.compile(r"^\[[^\]\d]*(\d+)\]:\s?")  # torchrun's mark before a line of one of several workers
 
 
 def choose_backend(launch: LaunchConfig) -> LocalBackend | KubernetesBackend:

@@ -125,10 +125,8 @@ class TrainingJob(Section):
 class Failure:
     """Why a training failed; empty parts are not known."""
 
-    reason: str
-    """What happened."""
-    advice: str
-    """What to do about it."""
+    reason: str  # what happened
+    advice: str  # what to do about it
     machines_lost: bool = False
     """The machines were taken away; the training itself did nothing wrong, and another attempt may succeed."""
 

@@ -20,11 +20,9 @@ from ..errors import UserError
 from . import supervisor as program
 from .config import LaunchConfig
 
-TAIL_LINES = 40
-"""How many of a process's last lines an error shows."""
+TAIL_LINES = 40  # how many of a process's last lines an error shows
 
-_watching: tuple[str, str] | None = None
-"""Which process (a fork is another one) already watches which owner."""
+_watching: tuple[str, str] | None = None  # which process (a fork is another one) already watches which owner
 
 
 class LaunchError(UserError):

@@ -17,12 +17,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-OWNER = "VTHINK_OWNER"
-"""Environment variable with the identity of the process that ours must not outlive."""
-PROCESSES = "VTHINK_PROCESSES"
-"""Environment variable with the folder in which a workspace's processes register."""
-POLL_S = 0.2
-"""Seconds between two looks at whether the owner still lives."""
+OWNER = "VTHINK_OWNER"  # environment variable with the identity of the process that ours must not outlive
+PROCESSES = "VTHINK_PROCESSES"  # environment variable with the folder in which a workspace's processes register
+POLL_S = 0.2  # seconds between two looks at whether the owner still lives
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 

@@ -22,8 +22,7 @@ from ..errors import UserError
 from . import supervisor
 from .process import LaunchError, Process, free_port, spawn, wait_until_ready
 
-S3_ENDPOINT = "VTHINK_S3_ENDPOINT"
-"""Environment variable with an S3 endpoint to use instead of starting one."""
+S3_ENDPOINT = "VTHINK_S3_ENDPOINT"  # environment variable with an S3 endpoint to use instead of starting one
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,7 @@ class S3Endpoint:
     url: str
     access_key: str | None = None
     secret_key: str | None = None
-    process: Process | None = None
-    """The server, when it was started here."""
+    process: Process | None = None  # the server, when it was started here
 
     def export(self) -> None:
         """Make this the endpoint that boto3 and MLflow talk to, in this process and in those it starts."""

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 
-CARD = "vthink.json"
-"""The card's file in a model folder."""
+CARD = "vthink.json"  # the card's file in a model folder
 
 
 class Lineage(Section):

@@ -29,14 +29,10 @@ if TYPE_CHECKING:
 class Sampling:
     """How to pick the next token."""
 
-    max_new_tokens: int = 256
-    """Longest completion, the end-of-turn token included."""
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    """Nucleus: the smallest set of tokens with at least this probability."""
-    seed: int = 0
-    """Seed of the run's sampling."""
+    max_new_tokens: int = 256  # longest completion, the end-of-turn token included
+    temperature: float = 0.0  # 0 is greedy
+    top_p: float = 1.0  # nucleus: the smallest set of tokens with at least this probability
+    seed: int = 0  # seed of the run's sampling
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -49,10 +45,8 @@ class Sampling:
 class Completion:
     """One completion."""
 
-    token_ids: list[int]
-    """Sampled tokens; the last is the end-of-turn token when ``finish_reason`` is ``stop``."""
-    text: str
-    """Decoded, without special tokens."""
+    token_ids: list[int]  # sampled tokens; the last is the end-of-turn token when ``finish_reason`` is ``stop``
+    text: str  # decoded, without special tokens
     finish_reason: Literal["stop", "length"]
 
 

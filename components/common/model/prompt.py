@@ -10,8 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-TEXT, IMAGE, VIDEO = 0, 1, 2
-"""Values of ``mm_token_type_ids``, as the Qwen-VL models use them."""
+TEXT, IMAGE, VIDEO = 0, 1, 2  # values of ``mm_token_type_ids``, as the Qwen-VL models use them
 
 
 PromptKind = Literal["video", "image", "text"]
@@ -25,20 +24,13 @@ class BlindInputError(ValueError):
 class EncodedPrompt:
     """A prompt as the model takes it."""
 
-    input_ids: torch.Tensor
-    """(P,) int64 token ids, vision placeholders included."""
-    mm_token_type_ids: torch.Tensor
-    """(P,) int64: 0 text, 1 image, 2 video."""
-    pixel_values: torch.Tensor
-    """(N, D) float32 patches of the one image or video."""
-    grid_thw: torch.Tensor
-    """(3,) int64 patches along time, height, width; N = t·h·w."""
-    position_ids: torch.Tensor
-    """(3, P) int64 M-RoPE positions: time, height, width (`rope_positions`)."""
-    second_per_grid_s: float
-    """Seconds that one temporal patch spans (0 for images)."""
-    kind: PromptKind
-    """What it is about; ``text`` is a question without its video (`ChatEncoder.encode_blind`)."""
+    input_ids: torch.Tensor  # (P,) int64 token ids, vision placeholders included
+    mm_token_type_ids: torch.Tensor  # (P,) int64: 0 text, 1 image, 2 video
+    pixel_values: torch.Tensor  # (N, D) float32 patches of the one image or video
+    grid_thw: torch.Tensor  # (3,) int64 patches along time, height, width; N = t·h·w
+    position_ids: torch.Tensor  # (3, P) int64 M-RoPE positions: time, height, width (`rope_positions`)
+    second_per_grid_s: float  # seconds that one temporal patch spans (0 for images)
+    kind: PromptKind  # what it is about; ``text`` is a question without its video (`ChatEncoder.encode_blind`)
 
     def __len__(self) -> int:
         return int(self.input_ids.numel())

@@ -39,8 +39,7 @@ class PromptTemplate(Section):
     it."""
 
 
-Prompt = str | PromptTemplate
-"""A template of ours by name, or all of another one."""
+Prompt = str | PromptTemplate  # a template of ours by name, or all of another one
 _TYPE_HINTS = {
     "multiple_choice": "Put only the letter of your choice inside <answer></answer>.",
     "numerical": "Put only the number inside <answer></answer>, for example <answer>3</answer>.",

@@ -26,12 +26,9 @@ class DecodeLimitError(DecodeError):
 class Clip:
     """Sampled frames of one video, or an image as one frame."""
 
-    frames: np.ndarray
-    """(T, H, W, 3) uint8, RGB."""
-    times_s: np.ndarray
-    """(T,) float64, ascending: when each frame is shown, in seconds from the start of the clip."""
-    duration_s: float
-    """Length of the clip in seconds; 0 for an image."""
+    frames: np.ndarray  # (T, H, W, 3) uint8, RGB
+    times_s: np.ndarray  # (T,) float64, ascending: when each frame is shown, in seconds from the start of the clip
+    duration_s: float  # length of the clip in seconds; 0 for an image
     kind: MediaKind = "video"
 
     @property
@@ -46,11 +43,9 @@ class Clip:
         return Clip(self.frames[np.asarray(order)], self.times_s, self.duration_s, self.kind)
 
 
-Part = tuple[float | None, float | None]
-"""Start and end in seconds of a part of a video; null: its own."""
+Part = tuple[float | None, float | None]  # start and end in seconds of a part of a video; null: its own
 WHOLE: Part = (None, None)
-MAX_PARTS = 32
-"""Parts of a file that are decoded together: their frames are in memory at the same time."""
+MAX_PARTS = 32  # parts of a file that are decoded together: their frames are in memory at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +83,12 @@ class EncodedClip:
 class DecodedFile:
     """What a file holds, from one probe and one decode for all its parts."""
 
-    clips: list[EncodedClip | DecodeError]
-    """One for each part that was asked for."""
+    clips: list[EncodedClip | DecodeError]  # one for each part that was asked for
     width: int
-    height: int
-    """Of a frame in the file, upright, in pixels."""
-    duration_s: float
-    """Length of the whole file; 0 for an image."""
-    num_frames: int
-    """Frames of the whole file."""
-    signature: bytes
-    """`signature` of the whole file; empty where its frames are plain pixels."""
+    height: int  # of a frame in the file, upright, in pixels
+    duration_s: float  # length of the whole file; 0 for an image
+    num_frames: int  # frames of the whole file
+    signature: bytes  # `signature` of the whole file; empty where its frames are plain pixels
 
     def only_clip(self) -> Clip:
         """The clip of a file of one part whose frames are plain pixels; raises the error that stands in its place."""

@@ -12,10 +12,8 @@ import numpy as np
 from .clip import DecodeError
 from .config import VideoConfig
 
-MAX_FRAME_PIXELS = 2**27
-"""Larger frames and images (134 megapixels) are refused before they are decompressed."""
-MAX_ASPECT_RATIO = 200
-"""Frames more extreme than 200:1 are refused, as Qwen's processors do."""
+MAX_FRAME_PIXELS = 2**27  # larger frames and images (134 megapixels) are refused before they are decompressed
+MAX_ASPECT_RATIO = 200  # frames more extreme than 200:1 are refused, as Qwen's processors do
 # Only containers that hold their own frames: a playlist (HLS, concat) would make FFmpeg open other files and URLs.
 _VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v"
 
@@ -24,18 +22,12 @@ _VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvide
 class Probe:
     """The native frames of a video, in the order in which they are shown."""
 
-    pts: np.ndarray
-    """(N,) int64, time stamps in ``time_base`` units."""
-    times_s: np.ndarray
-    """(N,) float64, seconds from the first frame."""
-    keyframes: np.ndarray
-    """(K,) int64, time stamps at which decoding may start."""
-    duration_s: float
-    """When the last frame ends."""
-    decord_is_exact: bool
-    """Whether decord is known to find the frame that it is asked for (see `probe_file`)."""
-    counted: bool
-    """Whether frames have to be found by counting, because the file gives no time of presentation."""
+    pts: np.ndarray  # (N,) int64, time stamps in ``time_base`` units
+    times_s: np.ndarray  # (N,) float64, seconds from the first frame
+    keyframes: np.ndarray  # (K,) int64, time stamps at which decoding may start
+    duration_s: float  # when the last frame ends
+    decord_is_exact: bool  # whether decord is known to find the frame that it is asked for (see `probe_file`)
+    counted: bool  # whether frames have to be found by counting, because the file gives no time of presentation
 
 
 def open_container(path: Path) -> Any:

@@ -11,8 +11,7 @@ from ...common.model.chat import ChatEncoder
 from ...common.model.generation import Completion
 from .request import Request
 
-_IMPOSSIBLE = -9000.0
-"""No token was sampled with such a log-probability: a server writes -9999 where it has none."""
+_IMPOSSIBLE = -9000.0  # no token was sampled with such a log-probability: a server writes -9999 where it has none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,14 +16,11 @@ from .answer import SampledCompletion
 class ImportanceWeights:
     """What token losses are multiplied by because the sampler is not quite the policy, and how far apart they are."""
 
-    weights: torch.Tensor
-    """Like the log-probabilities; 1 where the mask is 0. Without gradient."""
-    truncated: float
-    """Share of tokens whose ratio was above the cap."""
+    weights: torch.Tensor  # like the log-probabilities; 1 where the mask is 0. Without gradient
+    truncated: float  # share of tokens whose ratio was above the cap
     mean_gap: float
     """Mean |log π_trainer − log π_sampler| over tokens; large when vLLM saw other pixels, positions or weights."""
-    max_gap: float
-    """Largest gap of a token."""
+    max_gap: float  # largest gap of a token
 
 
 def importance_weights(

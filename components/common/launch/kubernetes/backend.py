@@ -162,8 +162,7 @@ class KubernetesBackend:
     """A `TrainJob` on a cluster (``launch.backend: trainjob``)."""
 
     cluster: Cluster
-    tick_s: float = 10.0
-    """Seconds between two looks at a job that does not change."""
+    tick_s: float = 10.0  # seconds between two looks at a job that does not change
 
     def train(self, job: TrainingJob, on_log: Callable[[str], None]) -> Manifest:
         """See `choose_backend`. Asked to end, it deletes the job if the run was cancelled; else the job goes on."""

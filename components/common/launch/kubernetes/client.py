@@ -19,11 +19,9 @@ from typing import Any, NamedTuple, Self
 from ...retry import Backoff, retry
 from ..process import LaunchError
 
-Object = dict[str, Any]
-"""A Kubernetes object or list, as JSON."""
+Object = dict[str, Any]  # a Kubernetes object or list, as JSON
 
-Selector = Mapping[str, str] | None
-"""Labels or fields that objects must have."""
+Selector = Mapping[str, str] | None  # labels or fields that objects must have
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _HINTS = {
     401: "; the token is not accepted (expired?)",

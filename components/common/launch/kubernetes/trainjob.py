@@ -14,8 +14,7 @@ from .client import TRAIN_JOB, Object
 JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
 JOB_LABEL, ATTEMPT_LABEL = "vthink.dev/job", "vthink.dev/attempt"
 
-SHAPE = "vthink.dev/shape"
-"""Annotation: fingerprint of what a running job must not differ in."""
+SHAPE = "vthink.dev/shape"  # annotation: fingerprint of what a running job must not differ in
 _FORWARDED = ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_EC2_METADATA_DISABLED", "NO_PROXY",
               "HTTP_PROXY", "HTTPS_PROXY", "no_proxy", "http_proxy", "https_proxy", "VTHINK_GIT_COMMIT")  # fmt: skip
 _FORWARDED_PREFIXES = ("MLFLOW_", "NCCL_", "HF_")
