@@ -110,8 +110,7 @@ def load(source: str | Path = "laptop", overrides: Sequence[str] | None = None) 
         overrides: ``key.path=value`` each, the value in YAML; later ones win.
 
     Raises:
-        ConfigError: one line, naming file (or ``--set``), key and the nearest known key.
-    """
+        ConfigError: one line, naming file (or ``--set``), key and the nearest known key."""
     files = _file_layers(source)
     layers = [*files, *(_override(text) for text in overrides or ())]
     merged = functools.reduce(lambda below, layer: _merged(below, layer.values), layers, dict[str, Any]())

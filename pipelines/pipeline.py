@@ -100,8 +100,7 @@ def build(
         cluster: compile for a cluster, with these pools; None: for ``kfp.local``, which has no pods.
         api_key_secret: Secret with the key of the served model's endpoint, for the task that tests it.
         evaluation_gpus: accelerators of the evaluation task, fixed when the pipeline is compiled; 0: none. Training
-            tasks are launchers and never ask for one: accelerators and deadline belong to the training job.
-    """
+            tasks are launchers and never ask for one: accelerators and deadline belong to the training job."""
 
     def place(task: Any, name: str, stage: Stage | None = None, image: str = "control") -> dsl.PipelineTask:
         """Name a task for people, turn KFP's cache off, and say what its pod needs."""
@@ -199,9 +198,7 @@ def for_cluster(config: Config) -> Config:
 
 def arguments(config: Config, context: RunContext) -> dict[str, str | bool]:
     """The arguments: the run's context, each stage's section, and (for the record) the whole configuration, as JSON.
-
-    Each is one line, because KFP's compiler writes defaults into a comment of one line.
-    """
+    Each is one line, because KFP's compiler writes defaults into a comment of one line."""
     names = ("model", "video", "data", "sft", "grpo", "evaluation", "deployment")
     sections = {"run": context, **{name: getattr(config, name) for name in names}, "config": config}
     enabled = {"train_sft": config.sft.enabled, "train_grpo": config.grpo.enabled}
@@ -209,11 +206,9 @@ def arguments(config: Config, context: RunContext) -> dict[str, str | bool]:
 
 
 def compile_to(path: str | Path, config: Config | None = None, evaluation_gpus: int = 1) -> Path:
-    """Write the pipeline's IR YAML for a cluster, which Kubeflow Pipelines takes as an upload.
-
-    The pools and cluster of ``config`` are compiled in, and its settings are the defaults of a run that is started from
-    KFP's page; None: no pools, no defaults.
-    """
+    """Write the pipeline's IR YAML for a cluster, which Kubeflow Pipelines takes as an upload. The pools and cluster of
+    ``config`` are compiled in, and its settings are the defaults of a run that is started from KFP's page; None: no
+    pools, no defaults."""
     launch, defaults, api_key_secret = LaunchConfig(), {}, KServeConfig().api_key_secret
     if config is not None:
         config = for_cluster(config)

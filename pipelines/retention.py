@@ -45,8 +45,7 @@ def examine(storage: Storage, tracking: TrackingConfig, older_than: timedelta) -
     registered model version, served or not; and all that those were made from, back to the rows.
 
     Raises:
-        UserError: the registry or the store cannot be read; without them nothing may be judged.
-    """
+        UserError: the registry or the store cannot be read; without them nothing may be judged."""
     from ..components.deployment.registry import ModelRegistry
 
     since = datetime.now(UTC) - older_than
@@ -65,8 +64,7 @@ def delete(storage: Storage, stored: Sequence[StoredPrefix]) -> Iterator[StoredP
     """Delete the prefixes that may go, one after the other; yields each when it is gone.
 
     Raises:
-        StorageError: one of them stays; nothing is deleted then.
-    """
+        StorageError: one of them stays; nothing is deleted then."""
     for prefix in stored:
         if prefix.kept_by:
             raise StorageError(f"{prefix.uri} stays: {prefix.kept_by}")

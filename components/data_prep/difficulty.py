@@ -54,8 +54,7 @@ def rate_rows(
 
     A run that was cut off goes on: what has been rated is in a file beside ``output`` (``.jsonl``; appears when it is
     whole). ``policy``: which model it is, for ``metadata.pass_rate_policy``; ``progress``: called with (rows rated,
-    rows to rate).
-    """
+    rows to rate)."""
     how = (sampling.temperature, sampling.top_p, sampling.max_new_tokens, sampling.seed)
     settings = fingerprint(data.manifest.fingerprint, policy, rollouts, *how)
     split = data.split("train")

@@ -27,8 +27,7 @@ def merge_data(run: str, config: str, video: str, shards: Sequence[str], report:
 
     ``run``, ``config``, ``video`` as for `plan_data`; ``shards``: what `prepare_shard` returned, for every shard;
     ``report``: also write the HTML report to this file. Returns the URI of the manifest. Raises UserError: a shard is
-    missing, or too many rows had to be quarantined (``max_quarantined``).
-    """
+    missing, or too many rows had to be quarantined (``max_quarantined``)."""
     task = PrepareTask.read(run, config, video)
     start = time.monotonic()
     outcomes = sorted((ShardOutcome.read(task.storage, uri) for uri in shards), key=lambda done: done.shard.index)

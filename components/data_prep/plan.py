@@ -36,10 +36,8 @@ def check_row(
     line: int, row: Sample | RowError, base: str, ledger: sqlite3.Connection, number: int | None
 ) -> Sample | Quarantined:
     """The row with the full URI of its media (``base``: what relative ones count from), or why it cannot be used.
-
     ``ledger``, with `IDS_TABLE`, notes the row's id. ``number`` counts the rows, where ids do no more: an id that is
-    taken gets it added. None: that is a mistake.
-    """
+    taken gets it added. None: that is a mistake."""
     if isinstance(row, RowError):
         return Quarantined(line=line, reason="unreadable_row", detail=row.reason, raw=row.raw)
     try:
@@ -104,8 +102,7 @@ def plan_data(run: str, config: str, video: str) -> list[str]:
 
     ``run``: `RunContext`, ``config``: `DataPrepConfig`, ``video``: `VideoConfig`, as JSON. Returns one `Shard` as JSON
     for each; the same ones when called again. Raises UserError: the source cannot be read at all, has no rows, or
-    ``weights`` names none of them.
-    """
+    ``weights`` names none of them."""
     task = PrepareTask.read(run, config, video)
     start = time.monotonic()
     with contextlib.ExitStack() as stack:

@@ -63,11 +63,9 @@ Decoded = tuple[FetchedFile, DecodedFile | DecodeError | None]  # a file and its
 
 
 def prepare_shard(run: str, config: str, video: str, shard: str) -> str:
-    """Decode the media of a shard and store their frames; finished parts of an earlier attempt are kept.
-
-    A video that cannot be decoded is recorded with its reason; it does not stop the shard. Arguments as for
-    `plan_data`, and one of the `Shard` texts that it returned; returns the URI of the shard's outcome.
-    """
+    """Decode the media of a shard and store their frames; finished parts of an earlier attempt are kept. A video that
+    cannot be decoded is recorded with its reason; it does not stop the shard. Arguments as for `plan_data`, and one of
+    the `Shard` texts that it returned; returns the URI of the shard's outcome."""
     task = PrepareTask.read(run, config, video)
     work = Shard.load(shard, "shard")
     if ShardOutcome.find(task.storage, work.done_uri) is not None:

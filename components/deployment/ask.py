@@ -78,10 +78,8 @@ class ServedAnswer:
 
 
 def served_endpoint(url: str, model: str = "") -> ChatEndpointConfig:
-    """How a served model is asked: once, with the key in ``VTHINK_API_KEY`` where there is one.
-
-    ``model`` is its name, empty: whatever is served. ConfigError: ``url`` is not an address of a server.
-    """
+    """How a served model is asked: once, with the key in ``VTHINK_API_KEY`` where there is one. ``model`` is its name,
+    empty: whatever is served. ConfigError: ``url`` is not an address of a server."""
     key = API_KEY if os.environ.get(API_KEY) else None
     settings = {"url": url, "model": model, "timeout_s": 600.0, "api_key_env": key, "retries": 0}
     return ChatEndpointConfig.load(settings, "the server's address")

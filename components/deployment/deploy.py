@@ -52,8 +52,7 @@ def deploy_model(run: str, config: str, registered: str, evaluation: str, data: 
 
     Returns the URI of the manifest; its ``details`` hold ``name``, ``version``, ``alias``, ``replaced`` (the version
     in service before), ``smoke`` (what was compared) and ``question`` (one question with its structured answer).
-    UserError: the server did not start or did not agree with evaluation; the champion stays.
-    """
+    UserError: the server did not start or did not agree with evaluation; the champion stays."""
     end_with_owner()
     started = time.monotonic()
     context = RunContext.load(run, "run")
@@ -96,11 +95,9 @@ def deploy_model(run: str, config: str, registered: str, evaluation: str, data: 
 def deploy_registered(
     context: RunContext, section: DeploymentConfig, version: RegisteredVersion, storage: Storage, hold: bool = False
 ) -> Outcome:
-    """Deploy a version again, outside of the pipeline: what it is compared with is in its tags.
-
-    ``hold``: on a cluster, stop with the candidate beside the model in service. UserError: it did not go into service;
-    the champion is what it was.
-    """
+    """Deploy a version again, outside of the pipeline: what it is compared with is in its tags. ``hold``: on a cluster,
+    stop with the candidate beside the model in service. UserError: it did not go into service; the champion is what it
+    was."""
     for tag in ("vthink.evaluation_uri", "vthink.data_uri"):
         if not version.tags.get(tag):
             why = "it was not registered by vthink, so there is nothing to compare its answers with"

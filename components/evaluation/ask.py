@@ -145,10 +145,9 @@ def _batches(groups: Iterable[_Group], batch_size: int) -> Iterator[list[_Group]
 
 
 def answer_all(samples: Sequence[Sample], media: Sequence[Any], predict: Predict) -> list[Answer]:
-    """As many answers: all questions are asked at once, where that fails video by video, then one by one.
-
-    ``media`` are the clip (or file) of each; questions about the same one share the object. A question that fails by
-    itself gets an answer with its error."""
+    """As many answers: all questions are asked at once, where that fails video by video, then one by one. ``media`` are
+    the clip (or file) of each; questions about the same one share the object. A question that fails by itself gets an
+    answer with its error."""
     answers: dict[int, Answer] = {}
     same: dict[int, list[int]] = {}
     for place, medium in enumerate(media):

@@ -61,7 +61,6 @@ def baseline_items(
     samples: Iterable[Sample], durations_s: Mapping[str, float], typical: Span | None
 ) -> dict[str, list[Item]]:
     """Grounding that needs no model: always the whole clip, and always the `mean_span` of the training data.
-
     ``durations_s`` are the lengths of the questions' clips, by id."""
     baselines: dict[str, list[Item]] = {"whole_clip": [], "mean_training_span": []}
     for sample in samples:

@@ -184,10 +184,9 @@ def check_evaluated(
     conditions: Collection[str] | None = None,
     benchmarks: Collection[str] | None = None,
 ) -> None:
-    """Check, before anything is asked, that all that rules name will be evaluated; None: not known yet.
-
-    The last one of ``models`` is the candidate; ``conditions`` are those of the held-out split (benchmarks are asked
-    with frames in order). Raises `ValueError`: a rule names something else; says what is evaluated."""
+    """Check, before anything is asked, that all that rules name will be evaluated; None: not known yet. The last one of
+    ``models`` is the candidate; ``conditions`` are those of the held-out split (benchmarks are asked with frames in
+    order). Raises `ValueError`: a rule names something else; says what is evaluated."""
     for rule in rules:
         of_split = conditions if rule.benchmark is None else (ORDERED,)
         checks = [("condition", rule.condition, of_split), ("condition", rule.other_condition, of_split)]

@@ -250,9 +250,8 @@ def _detectable(sums: np.ndarray, num_clusters: int, confidence: float, power: f
 
 
 def mcnemar_mid_p(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float | None:
-    """McNemar's mid-p for paired right-or-wrong answers (Fagerland, Lydersen, Laake 2013), two-sided.
-
-    None where a score is neither 0 nor 1."""
+    """McNemar's mid-p for paired right-or-wrong answers (Fagerland, Lydersen, Laake 2013), two-sided. None where a
+    score is neither 0 nor 1."""
     one, two = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if not (np.isin(one, (0, 1)).all() and np.isin(two, (0, 1)).all()):
         return None

@@ -37,8 +37,7 @@ def train_grpo(job: TrainingJob) -> None:
 def trl_arguments(config: GRPOConfig, rollout_url: str | None = None) -> dict[str, Any]:
     """What TRL's sampler, reference model and vLLM need to know; rewards, loss and requests are ours.
 
-    Args: ``rollout_url``: of the rollout server, where it is another than the configuration's.
-    """
+    Args: ``rollout_url``: of the rollout server, where it is another than the configuration's."""
     batch = config.prompts_per_step * config.num_generations
     arguments: dict[str, Any] = {
         "per_device_train_batch_size": batch,

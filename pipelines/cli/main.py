@@ -173,8 +173,7 @@ def main() -> None:
     """Run the command line.
 
     What a user can cause, and a file that cannot be read or written, becomes one line; everything else is a bug and
-    keeps its traceback.
-    """
+    keeps its traceback."""
     skip_garbage_collection_at_exit()
     try:
         app()

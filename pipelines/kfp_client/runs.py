@@ -216,8 +216,7 @@ def wait_for_run(
         on_silence: gets the reason, once, when KFP stops answering; it may be silent for ``patience_s``.
 
     Raises:
-        KfpError: KFP was silent for longer, or does not know us any more. The run goes on.
-    """
+        KfpError: KFP was silent for longer, or does not know us any more. The run goes on."""
     answered, silent = time.monotonic(), False
     while True:
         try:

@@ -45,8 +45,7 @@ def submit_run(
         rows: fingerprint of the rows (`rows_fingerprint`), kept with the run.
 
     Raises:
-        UserError: ``cron`` is none, or KFP refuses something.
-    """
+        UserError: ``cron`` is none, or KFP refuses something."""
     schedule = cron_expression(cron) if cron else None
     redo = redo_counts(kfp, config.name)
     if restart:

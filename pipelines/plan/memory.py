@@ -41,8 +41,7 @@ def forward_flops(shape: Shape, tokens: float, patches: float, length: float) ->
     Args:
         tokens: positions of the language model, all sequences together.
         patches: rows of the vision tower.
-        length: positions that a position attends to, on average half the sequence.
-    """
+        length: positions that a position attends to, on average half the sequence."""
     dense = 2 * (shape.language_parameters + shape.vocabulary * shape.hidden)
     attention = 4 * shape.layers * shape.heads * shape.head_dim * length
     return tokens * (dense + attention) + patches * 2 * shape.vision_parameters
@@ -57,8 +56,7 @@ def activation_bytes(
         shape: the model; its loss is not included.
         tokens: positions of all sequences of the batch; ``patches``: rows of the vision tower.
         element_bytes: 2 for bfloat16, 4 for float32.
-        checkpointing: keep only each layer's input.
-    """
+        checkpointing: keep only each layer's input."""
     b, h, vh = element_bytes, shape.hidden, shape.vision_hidden
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norm = 4 + 2 * b  # RMSNorm: its input in float32, what it scales, and the scaled output
@@ -80,12 +78,9 @@ def activation_bytes(
 
 
 def state_bytes(parameters: int, zero: Zero, ranks: int, trained: int | None = None, bf16: bool = True) -> int:
-    """Bytes of weights, gradients and AdamW's state on each accelerator.
-
-    Without DeepSpeed weights, gradients and both moments are float32. ZeRO computes with bfloat16 weights and
-    gradients, and keeps float32 weights and both moments, spread over the ranks (ZeRO-2: and the gradients; ZeRO-3:
-    and the weights).
-    """
+    """Bytes of weights, gradients and AdamW's state on each accelerator. Without DeepSpeed weights, gradients and both
+    moments are float32. ZeRO computes with bfloat16 weights and gradients, and keeps float32 weights and both moments,
+    spread over the ranks (ZeRO-2: and the gradients; ZeRO-3: and the weights)."""
     trained = parameters if trained is None else trained
     if zero == "none" or not bf16:
         return 4 * parameters + 12 * trained

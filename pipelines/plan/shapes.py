@@ -108,8 +108,7 @@ def shape_of(config: Config) -> Shape:
     """The model's sizes: built in, from the ``tiny`` section, or from the ``config.json`` of its folder or prefix.
 
     Raises:
-        ConfigError: the model is not known here and cannot be read.
-    """
+        ConfigError: the model is not known here and cannot be read."""
     name, tiny = config.model.name, config.model.tiny
     if name == "tiny":
         width = tiny.hidden_size
@@ -136,8 +135,7 @@ def read_shape(config: Mapping[str, Any], source: str) -> Shape:
     """The sizes in a Hugging Face ``config.json``.
 
     Raises:
-        ConfigError: another architecture, or a size is missing.
-    """
+        ConfigError: another architecture, or a size is missing."""
     family = config.get("model_type")
     if family not in ("qwen2_5_vl", "qwen3_vl"):
         raise ConfigError(f"{source}: model_type {family!r} is not supported; supported: qwen2_5_vl, qwen3_vl")

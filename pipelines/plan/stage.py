@@ -80,8 +80,7 @@ def plan_stage(
     Args:
         rows: training rows of the stage, where the configuration counts in epochs.
         zero: another ZeRO stage than the configuration's.
-        ranks: another number of accelerators than the configuration's.
-    """
+        ranks: another number of accelerators than the configuration's."""
     section: TrainingConfig = getattr(config, stage)
     zero = zero or section.deepspeed
     ranks = ranks or config.launch.processes * config.launch.nodes

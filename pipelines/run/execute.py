@@ -60,8 +60,7 @@ def run_pipeline(
         on_change: called a few times a second with the progress of all stages.
 
     Raises:
-        StageFailedError: one line with the stage, its reason and its log.
-    """
+        StageFailedError: one line with the stage, its reason and its log."""
     config, workspace = opened.config, opened.workspace
     state = State.read(workspace.root, restart)
     key = fingerprint(config.to_json(), state.redo, __version__)

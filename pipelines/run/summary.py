@@ -138,8 +138,7 @@ def read_summary(workspace: Path) -> RunSummary:
     """The summary of the workspace's last finished run.
 
     Raises:
-        UserError: no run has finished there, or none of this version.
-    """
+        UserError: no run has finished there, or none of this version."""
     path = workspace / _FILE
     if not path.exists():
         raise UserError(f"{path}: no run has finished in this workspace; start one with `vthink run`")

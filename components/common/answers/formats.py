@@ -33,10 +33,8 @@ def follows_format(sample: Sample, text: str | None, style: str) -> bool:
 
 
 def write_response(sample: Sample, style: str = "video_thinker") -> str:
-    """The response that a sample should get: what SFT trains on. It parses back, has its format, and is graded 1.
-
-    A `ResponseError` where there is none (a video without evidence spans in video_thinker, a trace with damaged tags).
-    """
+    """The response that a sample should get: what SFT trains on. It parses back, has its format, and is graded 1. A
+    `ResponseError` where there is none (a video without evidence spans in video_thinker, a trace with damaged tags)."""
     answer_format = FORMATS.get(style)
     text = answer_format.write(sample)
     if not answer_format.follows(sample, text):
@@ -80,8 +78,7 @@ def is_video_thinker_format(text: str | None, *, min_segments: int = 1) -> bool:
 
     Each ``<time>`` holds a readable range and is followed by a ``<caption>``; there is at least one ``<think>``; tags
     are neither nested nor left open; the ``<answer>`` comes last. Text between the tags is legal. (The paper's own
-    check is not published.) ``min_segments`` is 0 for a picture, which has no time.
-    """
+    check is not published.) ``min_segments`` is 0 for a picture, which has no time."""
     if not isinstance(text, str):
         return False
     parts = list(blocks(text))

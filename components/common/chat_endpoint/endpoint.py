@@ -140,8 +140,7 @@ class ChatEndpoint:
 
         ``messages`` are in OpenAI's form (`media` makes their parts), ``parameters`` further fields of the request, of
         which those that are None are left out. ``on_delta`` gets each piece of the text as it comes (without, the
-        answer comes whole); a call is not repeated once a piece came.
-        """
+        answer comes whole); a call is not repeated once a piece came."""
         body = {"model": self.config.model or None, "messages": list(messages), **(parameters or {})}
         if on_delta is not None:
             body |= {"stream": True, "stream_options": {"include_usage": True}}

@@ -20,10 +20,8 @@ from ..training.processes import barrier, local_rank, world_size
 
 
 def repartition(trainer: Any, checkpoint: Path) -> None:
-    """Let a ZeRO checkpoint be loaded on another number of processes than wrote it: as a universal checkpoint.
-
-    Called by every process; the first of each node converts it. Where the numbers agree nothing is done.
-    """
+    """Let a ZeRO checkpoint be loaded on another number of processes than wrote it: as a universal checkpoint. Called
+    by every process; the first of each node converts it. Where the numbers agree nothing is done."""
     if not trainer.is_deepspeed_enabled:
         return
     tag = (checkpoint / "latest").read_text().strip()

@@ -52,9 +52,7 @@ def connect(
     on_web_page: Callable[[], Exception],
 ) -> KfpApis:
     """``kfp.Client``, sending nothing yet; every request has a time limit, and reading ones are repeated.
-
-    ``timeout_s``: to connect, and to read. ``on_web_page``: what is raised when a web page is the answer.
-    """
+    ``timeout_s``: to connect, and to read. ``on_web_page``: what is raised when a web page is the answer."""
     import kfp
     import urllib3
 
@@ -110,10 +108,8 @@ class TaskFailedError(RuntimeError):
 
 
 def run_here(pipeline: Callable[..., Any], arguments: Mapping[str, Any], root: Path) -> None:
-    """Run a pipeline by ``kfp.local``, each task in a process of this environment.
-
-    Every exception but a `TaskFailedError` is a fault of KFP or of the pipeline.
-    """
+    """Run a pipeline by ``kfp.local``, each task in a process of this environment. Every exception but a
+    `TaskFailedError` is a fault of KFP or of the pipeline."""
     from kfp import local
 
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root), raise_on_error=True)

@@ -28,11 +28,9 @@ def load_to_numbered_cpus() -> None:
 
 
 def declare_torchvision_operators() -> None:
-    """Let torchvision be imported beside a CPU build of torch, by declaring the operators that it describes.
-
-    To be called before transformers, trl or peft are imported; it does nothing where torchvision is not there or can be
-    imported as it is. `torchvision.ops.nms` and the codecs stay unavailable; nothing here uses them.
-    """
+    """Let torchvision be imported beside a CPU build of torch, by declaring the operators that it describes. To be
+    called before transformers, trl or peft are imported; it does nothing where torchvision is not there or can be
+    imported as it is. `torchvision.ops.nms` and the codecs stay unavailable; nothing here uses them."""
     global _library
     import torch
 

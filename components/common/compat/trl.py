@@ -28,8 +28,7 @@ def average_over_all_tokens(trainer: Any) -> None:
 
     The Qwen-VL models say (``accepts_loss_kwargs = False``) that they cannot be told how many those are, and the
     trainer averages over processes and accumulated micro-batches as if all had as many. TRL computes the loss itself,
-    by its fused head, and does not need the model for it.
-    """
+    by its fused head, and does not need the model for it."""
     trainer.model_accepts_loss_kwargs = True
 
 

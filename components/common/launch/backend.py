@@ -31,8 +31,7 @@ def choose_backend(launch: LaunchConfig) -> LocalBackend | KubernetesBackend:
 
     Its ``train(job, on_log)`` writes the job to the store, hands every line that the workers print to ``on_log``, and
     returns the manifest that rank 0 wrote last. It raises `LaunchError` with the reason of a failure as far as the
-    output tells, and SystemExit when this process was asked to end (SIGTERM).
-    """
+    output tells, and SystemExit when this process was asked to end (SIGTERM)."""
     if launch.backend == "trainjob":
         from .kubernetes.backend import KubernetesBackend
         from .kubernetes.client import Cluster

@@ -80,10 +80,9 @@ class Process(contextlib.AbstractContextManager["Process"]):
 
 
 def spawn(command: Sequence[str], env: Mapping[str, str] | None = None, log: Path | None = None) -> Process:
-    """Start a command that ends, with everything it started, when this process ends, even by SIGKILL.
-
-    ``env`` is its whole environment (default: this process's), with ``VTHINK_OWNER`` set to the supervisor, so that our
-    own programs below it can watch it. Output is appended to ``log``, or read from `Process.lines`."""
+    """Start a command that ends, with everything it started, when this process ends, even by SIGKILL. ``env`` is its
+    whole environment (default: this process's), with ``VTHINK_OWNER`` set to the supervisor, so that our own programs
+    below it can watch it. Output is appended to ``log``, or read from `Process.lines`."""
     if shutil.which(command[0], path=(env or os.environ).get("PATH")) is None:
         raise LaunchError(f"cannot start {command[0]}: no such program")
     if log is not None:
@@ -147,8 +146,7 @@ def end_with_owner() -> None:
 
     Called at the start of our own processes, which then also `skip_garbage_collection_at_exit`; again it does nothing.
     Only this process and its descendants are killed, not the process group: an executor of ``kfp.local`` shares its
-    group with `make` or the shell that called `vthink run`.
-    """
+    group with `make` or the shell that called `vthink run`."""
     global _watching
     owner, me = os.environ.get(program.OWNER), program.identity()
     if not owner or owner == me or _watching == (me, owner):
@@ -190,10 +188,8 @@ def on_sigterm(handler: Callable[[], None]) -> Iterator[None]:
 
 def limit_threads(launch: LaunchConfig) -> None:
     """Let torch, here and in what this process starts, use ``launch.threads`` CPU threads; 0: the library's default.
-
     torchrun's workers get the same by their environment. Without it a process takes a thread per core, and two of them
-    on one machine wait for each other: an evaluation beside other work took 32 minutes instead of one.
-    """
+    on one machine wait for each other: an evaluation beside other work took 32 minutes instead of one."""
     if launch.threads:
         os.environ["OMP_NUM_THREADS"] = str(launch.threads)  # read when torch is imported, which may be never
         if (torch := sys.modules.get("torch")) is not None:

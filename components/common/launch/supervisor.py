@@ -104,10 +104,8 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _supervise(owner: str, command: list[str]) -> int:
-    """Run a command as the adoptive parent of everything it starts; returns its exit code.
-
-    The first SIGTERM is passed on, the second kills; so does the end of the owner.
-    """
+    """Run a command as the adoptive parent of everything it starts; returns its exit code. The first SIGTERM is passed
+    on, the second kills; so does the end of the owner."""
     watched = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     # Blocked and fetched one by one below: nothing can arrive at an inconvenient moment.
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)

@@ -111,10 +111,8 @@ class Workspace:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the workspace for one run (UserError where another one does); what a killed run left is ended first.
-
         Inside, ``VTHINK_OWNER`` and ``VTHINK_PROCESSES`` are set, so that every process started here can be watched and
-        found.
-        """
+        found."""
         descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             self._acquire(descriptor)

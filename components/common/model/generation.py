@@ -100,8 +100,7 @@ def _prefill(
     """Fill ``cache`` with the prompts (a row each), reading what several questions on one clip share only once.
 
     Returns the last logits (B, V), the next position (B,), and the mask of the cache's columns (B, L): prompts of
-    different lengths are padded on the left.
-    """
+    different lengths are padded on the left."""
     device = next(model.parameters()).device
     owners = _clip_owners(prompts)
     leaders = sorted(set(owners))
@@ -204,8 +203,7 @@ def sample(
         blind: the prompts are those of `ChatEncoder.encode_blind`. Without it, a prompt without pixels is refused.
 
     Returns:
-        For each prompt, in the order given, its ``n`` completions.
-    """
+        For each prompt, in the order given, its ``n`` completions."""
     keys = list(keys) if keys is not None else list(range(len(prompts)))
     by_clip: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
@@ -234,10 +232,8 @@ def _completion(encoder: ChatEncoder, token_ids: list[int]) -> Completion:
 
 
 def stream(model: LoadedModel, prompt: EncodedPrompt, sampling: Sampling) -> Iterator[str | Completion]:
-    """Yield the text of one completion as it grows, then the whole `Completion`.
-
-    The pieces, joined, are the completion's text: a piece is held back while its last character is incomplete.
-    """
+    """Yield the text of one completion as it grows, then the whole `Completion`. The pieces, joined, are the
+    completion's text: a piece is held back while its last character is incomplete."""
     token_ids: list[int] = []
     sent = ""
     with inference(model.model):

@@ -60,8 +60,7 @@ def rope_positions(
         mm_token_type_ids: (P,); the vision tokens may lie in several runs (Qwen3-VL: one per temporal patch).
         grid_thw: (3,) patches along time, height, width.
         merge: patches per token along height and width.
-        time_step: positions from one temporal patch to the next; whole positions are taken after multiplying.
-    """
+        time_step: positions from one temporal patch to the next; whole positions are taken after multiplying."""
     h, w = int(grid_thw[1]) // merge, int(grid_thw[2]) // merge
     vision = mm_token_type_ids != TEXT
     positions = torch.empty(3, len(mm_token_type_ids), dtype=torch.long)
@@ -91,8 +90,7 @@ def patchify(
     Args:
         frames: (T, H, W, 3) uint8; H and W multiples of ``patch * merge``. A last odd frame is repeated.
 
-    Returns patches (N, 3 · temporal_patch · patch²) float32, and the grid (3,) of int64.
-    """
+    Returns patches (N, 3 · temporal_patch · patch²) float32, and the grid (3,) of int64."""
     frame_count, height, width, channels = frames.shape
     if height % (patch * merge) or width % (patch * merge):
         raise ValueError(f"frames of {height}×{width} pixels are not a multiple of {patch * merge}")

@@ -70,10 +70,8 @@ TEMPLATES = Registry[PromptTemplate]("prompt template", PromptTemplate, {t.name:
 
 
 def get_template(prompt: Prompt | Mapping[str, Any]) -> PromptTemplate:
-    """The template of this name, or with these fields, as a model's card or a server gives them.
-
-    Nothing is imported or read for it: cards come from outside. A UserError names the nearest template there is.
-    """
+    """The template of this name, or with these fields, as a model's card or a server gives them. Nothing is imported or
+    read for it: cards come from outside. A UserError names the nearest template there is."""
     if isinstance(prompt, PromptTemplate):
         return prompt
     return TEMPLATES.get(prompt, outside=False) if isinstance(prompt, str) else PromptTemplate.load(prompt, "prompt")

@@ -39,10 +39,8 @@ class RowError:
 
 
 def read_samples(source: str | Path | IO[bytes] | IO[str]) -> Iterator[Sample | RowError]:
-    """The rows of a ``.jsonl`` or ``.parquet`` file, one at a time; an open file is read as JSONL.
-
-    A file that is missing, of another kind, or damaged Parquet is a `UserError`.
-    """
+    """The rows of a ``.jsonl`` or ``.parquet`` file, one at a time; an open file is read as JSONL. A file that is
+    missing, of another kind, or damaged Parquet is a `UserError`."""
     for number, value in numbered_objects(source):
         yield value if isinstance(value, RowError) else parse_row(value, number)
 
@@ -219,11 +217,9 @@ def rows_schema() -> Any:
 
 
 def media_schema() -> Any:
-    """Arrow schema of prepared media: frames once per video or image, whatever the number of its questions.
-
-    Where the frames would be larger than the file that they are from, ``frames`` is empty and the file itself is kept:
-    in ``original``, or, for a further part of the same video, in ``original`` of the entry ``original_id``.
-    """
+    """Arrow schema of prepared media: frames once per video or image, whatever the number of its questions. Where the
+    frames would be larger than the file that they are from, ``frames`` is empty and the file itself is kept: in
+    ``original``, or, for a further part of the same video, in ``original`` of the entry ``original_id``."""
     import pyarrow as pa
 
     text, number, whole = pa.string(), pa.float64(), pa.int32()

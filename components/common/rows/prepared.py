@@ -61,10 +61,8 @@ class _RemoteFile(io.RawIOBase):
 
 
 class PerProcess:
-    """What survives pickling and a fork, after which a lock may be held by a thread that is not there.
-
-    The attributes named in ``KEPT`` go along; `_forget` makes the others anew.
-    """
+    """What survives pickling and a fork, after which a lock may be held by a thread that is not there. The attributes
+    named in ``KEPT`` go along; `_forget` makes the others anew."""
 
     KEPT: ClassVar[tuple[str, ...]]
 
@@ -161,8 +159,7 @@ class PreparedSet:
     The set is a Hugging Face data set with the configurations ``rows`` and ``media``. Its rows are always on this
     machine; its frames are too, or they are read from the store in ranges (``stream``). Memory does not grow with the
     number of rows, but for some bytes per row: decoded clips are kept up to ``cache_bytes``, the longest unused going
-    first. May be pickled and used after a fork.
-    """
+    first. May be pickled and used after a fork."""
 
     def __init__(
         self, folder: Path, manifest: Manifest, cache_bytes: int = 2**30, remote: tuple[Storage, str] | None = None
@@ -187,8 +184,7 @@ class PreparedSet:
 
         With ``stream`` only the rows are fetched, and frames are read from the store when they are asked for (checked
         by the CRC of each page instead of the file's SHA-256); None: when the set would fill more than half of what is
-        free there.
-        """
+        free there."""
         manifest = Manifest.read(storage, manifest_uri)
         folder = Path(cache_dir) / manifest.fingerprint
         folder.mkdir(parents=True, exist_ok=True)

@@ -63,10 +63,8 @@ class Manifest(Section):
 
     @classmethod
     def find(cls, storage: Storage, prefix_uri: str) -> Self | None:
-        """The manifest below a prefix, or None when the stage did not finish there.
-
-        One that was cut off while being written counts as not there; a store that cannot be asked is an error.
-        """
+        """The manifest below a prefix, or None when the stage did not finish there. One that was cut off while being
+        written counts as not there; a store that cannot be asked is an error."""
         uri = join(as_prefix(prefix_uri), MANIFEST)
         if not storage.exists(uri):
             return None

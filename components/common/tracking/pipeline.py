@@ -40,8 +40,7 @@ def start_parent(
     ``MLFLOW_RUN_ID`` in the environment names the run to use (or the parent of the run that it names, where KFP's
     MLflow plugin has given a task its own); otherwise it is found by its tag ``vthink.run_id`` or created.
     ``config_yaml`` is kept as ``config.yaml``; ``artifact_root``, in ``storage``, is for the artifacts of an experiment
-    that must be created.
-    """
+    that must be created."""
     client = mlflow_client.registry_client(tracking, storage)
     with mlflow_client.mlflow_errors(f"cannot start the MLflow run of {run_id}"):
         tags = {"vthink.run_id": run_id, **mlflow_client.origin_tags("vthink run")}
@@ -84,10 +83,8 @@ def finish_parent(tracking: TrackingConfig, parent_run_id: str, status: Status =
 
 def begin_pipeline(run: str, config: str) -> str:
     """Begin or continue the MLflow run of a pipeline run on a cluster; returns the context for the stages, as JSON.
-
     ``run`` is a `RunContext` as JSON; one text may start many runs (a schedule, a clone), so KFP's id is added to the
-    run's. ``config``, the whole configuration as JSON, is kept as ``config.yaml``.
-    """
+    run's. ``config``, the whole configuration as JSON, is kept as ``config.yaml``."""
     import yaml
 
     context = _of_cluster(run)
@@ -123,8 +120,7 @@ def describe_pipeline(client: Any, context: RunContext) -> None:
     That is: the run of each stage with its pages, the curves of SFT and GRPO side by side, and the model version. A
     stage that was reused has its run below an earlier pipeline run, and is found through the manifests that the later
     stages began with. Called whenever a stage begins or ends; a description that cannot be written is no reason to
-    fail.
-    """
+    fail."""
     if context.parent_run_id is None:
         return
     try:

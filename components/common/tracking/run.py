@@ -52,8 +52,7 @@ class Tracker:
     exactly, with the value that the repetition would give again. The tag ``vthink.resumed`` counts the resumptions.
 
     A tracking server that fails for a while does not end a training: values and artifacts wait in memory and go out, in
-    their order, with the next ones. Only `finish` insists, as long as ``tracking.outage_s`` says.
-    """
+    their order, with the next ones. Only `finish` insists, as long as ``tracking.outage_s`` says."""
 
     def __init__(
         self,
@@ -87,8 +86,7 @@ class Tracker:
         ``context.parent_run_id`` that has this stage and fingerprint, or a new one. The stage's section, ``config``,
         becomes parameters ``a.b``; the URIs of what goes in become tags ``vthink.input.<name>``. ``accelerators`` are
         those that the stage keeps busy, for its accelerator hours; None: one per process of this training, if there are
-        any.
-        """
+        any."""
         if os.environ.get("RANK", "0") != "0":
             return cls(None, None)
         client = mlflow_client.registry_client(context.tracking, context.storage)
@@ -131,10 +129,8 @@ class Tracker:
     # --- numbers and words ----------------------------------------------------------------------------------
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Record values. ``step`` is the training step; without one they are the stage's final values.
-
-        A step that was already recorded under a name is dropped; a final value replaces the earlier one.
-        """
+        """Record values. ``step`` is the training step; without one they are the stage's final values. A step that was
+        already recorded under a name is dropped; a final value replaces the earlier one."""
         if self.run_id is None:
             return
         for key, value in metrics.items():
@@ -180,10 +176,8 @@ class Tracker:
         self.log_text(name, html, ".html")
 
     def log_table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Keep a table that MLflow shows as one; the columns must be equally long and JSON.
-
-        It replaces a table of the same name, unlike MLflow's own ``log_table``: a resumed stage lists its rows once.
-        """
+        """Keep a table that MLflow shows as one; the columns must be equally long and JSON. It replaces a table of the
+        same name, unlike MLflow's own ``log_table``: a resumed stage lists its rows once."""
         if len({len(column) for column in columns.values()}) > 1:
             raise ValueError(f"the columns of table '{name}' differ in length")
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
@@ -200,10 +194,8 @@ class Tracker:
         self._send(list_it)
 
     def log_traces(self, traces: Sequence[Trace]) -> None:
-        """Record questions and answers as traces of this run; a warning where MLflow does not take them.
-
-        A run that has traces already (of an attempt that was cut off) gets no more.
-        """
+        """Record questions and answers as traces of this run; a warning where MLflow does not take them. A run that has
+        traces already (of an attempt that was cut off) gets no more."""
         if self.run_id is None or not traces:
             return
         import mlflow
@@ -227,10 +219,8 @@ class Tracker:
     # --- the end --------------------------------------------------------------------------------------------
 
     def finish(self, status: Status = "FINISHED") -> None:
-        """Send what still waits and close the run; a `TrackingError` where MLflow does not take it.
-
-        A finished stage waits for MLflow, ``tracking.outage_s`` at most; one that failed or is being stopped does not.
-        """
+        """Send what still waits and close the run; a `TrackingError` where MLflow does not take it. A finished stage
+        waits for MLflow, ``tracking.outage_s`` at most; one that failed or is being stopped does not."""
         if self.run_id is None or self._finished:
             return
         if self._accelerators:
@@ -268,10 +258,8 @@ class Tracker:
 
 class _Outbox:
     """Values and other requests of one run, sent in their order; what MLflow does not take waits for the next time.
-
     MLflow cannot take a value back, so one whose step is not beyond the last one recorded under its name, by this
-    process or the one that it continues, is dropped.
-    """
+    process or the one that it continues, is dropped."""
 
     def __init__(self, client: Any, run_id: str, resumed: bool) -> None:
         self._client, self._run_id, self._resumed = client, run_id, resumed

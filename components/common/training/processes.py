@@ -45,10 +45,8 @@ def barrier() -> None:
 
 
 def leave_group() -> None:
-    """End this process's part in the group, after the last exchange between the processes.
-
-    At the interpreter's end its communication threads may abort it (SIGABRT), and torchrun the first process with it.
-    """
+    """End this process's part in the group, after the last exchange between the processes. At the interpreter's end its
+    communication threads may abort it (SIGABRT), and torchrun the first process with it."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

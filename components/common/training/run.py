@@ -137,9 +137,7 @@ class TrainingRun:
 
 def metric_names(stage: str, logs: Mapping[str, object]) -> dict[str, float]:
     """What the trainer logged, by name in MLflow; what is not a number (TRL's None for "no value") has none.
-
-    ``validation/…`` for the validation split, ``time/…`` for seconds, ``<stage>/…`` for everything else.
-    """
+    ``validation/…`` for the validation split, ``time/…`` for seconds, ``<stage>/…`` for everything else."""
     metrics: dict[str, float] = {}
     for name, value in logs.items():
         if not isinstance(value, int | float):

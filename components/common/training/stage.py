@@ -24,8 +24,7 @@ def train_stage(
         data: URI of the prepared data's manifest.
         policy: URI of the manifest whose model is the start; empty: the base model is.
 
-    Returns: URI of the manifest; its ``files["model"]`` is the prefix of the trained model.
-    """
+    Returns: URI of the manifest; its ``files["model"]`` is the prefix of the trained model."""
     context = RunContext.load(run, "run")
     settings = section.load(config, stage)
     base = ModelConfig.load(model, "model")

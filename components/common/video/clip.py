@@ -59,10 +59,8 @@ class FileRequest:
 
 @dataclass(frozen=True, slots=True)
 class EncodedClip:
-    """A clip whose frames are compressed images (`encode_frames`), as a prepared data set stores it.
-
-    Between a decoding process and this one the frames may also be plain pixels (`DecodedFile.only_clip`).
-    """
+    """A clip whose frames are compressed images (`encode_frames`), as a prepared data set stores it. Between a decoding
+    process and this one the frames may also be plain pixels (`DecodedFile.only_clip`)."""
 
     frames: list[bytes]
     times_s: np.ndarray
@@ -129,11 +127,9 @@ SIGNATURE_BYTES = SIGNATURE_FRAMES * 8 * 8 * 3
 
 
 def signature(frames: np.ndarray, kind: MediaKind) -> bytes:
-    """What a file looks like, coarsely: `SIGNATURE_BYTES` mean colours, which survive another size or compression.
-
-    8 × 8 fields of each of the four ``frames`` (4, H, W, 3) uint8 of a video, 16 × 16 of an image's one; compared by
-    their root mean square difference (`data_prep.duplicates`).
-    """
+    """What a file looks like, coarsely: `SIGNATURE_BYTES` mean colours, which survive another size or compression. 8 ×
+    8 fields of each of the four ``frames`` (4, H, W, 3) uint8 of a video, 16 × 16 of an image's one; compared by their
+    root mean square difference (`data_prep.duplicates`)."""
     from PIL import Image
 
     side = 8 if kind == "video" else 16

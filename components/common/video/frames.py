@@ -60,8 +60,7 @@ def probe_file(path: Path) -> Probe:
 
     Measured with frames that show their own number: decord 0.6 gives wrong frames, without a word, where pictures
     that follow a key frame in the file are shown before it (open groups of pictures: x265's default, MPEG-4 with
-    B-frames) and in MPEG transport streams. There PyAV decodes, which was right throughout.
-    """
+    B-frames) and in MPEG transport streams. There PyAV decodes, which was right throughout."""
     import av
 
     with open_container(path) as container:
@@ -154,8 +153,7 @@ def select_frames(
         start_s: start of the part; null: of the video.
         end_s: end of the part; null, or after the end of the video: its end.
 
-    Returns (T,) int64, ascending; DecodeError when nothing of the video lies between start and end.
-    """
+    Returns (T,) int64, ascending; DecodeError when nothing of the video lies between start and end."""
     start = 0.0 if start_s is None else start_s
     end = duration_s if end_s is None else min(end_s, duration_s)
     if start >= duration_s or end <= start:
@@ -183,11 +181,9 @@ def _num_frames(available: int, duration_s: float, config: VideoConfig) -> int:
 
 
 def target_size(height: int, width: int, config: VideoConfig) -> tuple[int, int]:
-    """The size a frame is resized to: multiples of ``size_multiple``, in the pixel budget, aspect kept.
-
-    The rule of Qwen2-VL's processors (``smart_resize``), except that the upper budget also holds for extreme aspects,
-    where theirs lets the short side exceed it; DecodeError beyond `MAX_ASPECT_RATIO`.
-    """
+    """The size a frame is resized to: multiples of ``size_multiple``, in the pixel budget, aspect kept. The rule of
+    Qwen2-VL's processors (``smart_resize``), except that the upper budget also holds for extreme aspects, where theirs
+    lets the short side exceed it; DecodeError beyond `MAX_ASPECT_RATIO`."""
     if min(height, width) < 1 or max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise DecodeError(f"frames of {width}×{height} pixels: the aspect must be within {MAX_ASPECT_RATIO}:1")
     multiple = config.size_multiple

@@ -50,8 +50,7 @@ def serving_template(model: TrainedModel) -> str:
 
     Around the model's own template it sets the system message, puts the media before the words, letters the options,
     and appends what the prompt template says for the problem type. A request may give ``options`` and
-    ``problem_type`` in its ``chat_template_kwargs``.
-    """
+    ``problem_type`` in its ``chat_template_kwargs``."""
     template = get_template(model.prompt)
     texts = {"system": template.system or "", "suffix": template.suffix, "hints": template.type_hints}
     head = "".join(f"{{%- set vt_{name} = {json.dumps(value)} %}}" for name, value in texts.items())
@@ -60,11 +59,9 @@ def serving_template(model: TrainedModel) -> str:
 
 
 def vllm_arguments(model: TrainedModel, section: DeploymentConfig) -> list[str]:
-    """vLLM's arguments that make it sample, resize and ask as training did (spelling of vLLM 0.31; not run here).
-
-    vLLM takes at most so many frames at so many per second, evenly spread, as `VideoConfig` does; it knows no least
-    number, does not round to pairs, and does not recompress frames. What that changes shows in the smoke test.
-    """
+    """vLLM's arguments that make it sample, resize and ask as training did (spelling of vLLM 0.31; not run here). vLLM
+    takes at most so many frames at so many per second, evenly spread, as `VideoConfig` does; it knows no least number,
+    does not round to pairs, and does not recompress frames. What that changes shows in the smoke test."""
     video, server = model.video, section.server
     frames = video.num_frames or video.max_frames
     sampling: dict[str, float] = {"num_frames": frames}
@@ -164,10 +161,8 @@ def inference_service(
     version: RegisteredVersion, model: TrainedModel, section: DeploymentConfig, launch: LaunchConfig,
     namespace: str | None = None,
 ) -> Object:  # fmt: skip
-    """The `InferenceService` with a version in service and no canary.
-
-    ``namespace`` None: that of ``launch``, which says where the pods go, or of whoever applies it.
-    """
+    """The `InferenceService` with a version in service and no canary. ``namespace`` None: that of ``launch``, which
+    says where the pods go, or of whoever applies it."""
     labels = {"app.kubernetes.io/part-of": "vthink"}
     metadata: Object = {"name": section.kserve.name, "labels": labels, "annotations": service_annotations(section)}
     if namespace or launch.cluster.namespace:

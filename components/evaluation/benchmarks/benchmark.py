@@ -80,10 +80,8 @@ class Entry:
         return part
 
     def options(self, name: str) -> dict[str, str]:
-        """Options by their published letter; null and empty ones are left out.
-
-        Taken as an object by letter, a list with or without letters before the texts, or text that spells
-        either (as Parquet exports do)."""
+        """Options by their published letter; null and empty ones are left out. Taken as an object by letter, a list
+        with or without letters before the texts, or text that spells either (as Parquet exports do)."""
         value = self.data.get(name)
         if isinstance(value, str):
             value = _spelled(value)
@@ -107,10 +105,8 @@ class Entry:
         return distinct(texts)
 
     def letter(self, name: str, options: Mapping[str, str], by_text: bool = False) -> str:
-        """The published letter of the true one of ``options`` (by letter).
-
-        The field holds the letter, with or without text behind it, or an option's text (``by_text``: that is tried
-        first)."""
+        """The published letter of the true one of ``options`` (by letter). The field holds the letter, with or without
+        text behind it, or an option's text (``by_text``: that is tried first)."""
         value = self.text(name)
         marked = re.match(r"[(\[]?([A-Za-z])(?:[)\].:,;]|\s*$|\s+[(\-–—:])", value)
         wanted = folded(value)
@@ -160,8 +156,7 @@ class Entry:
                 of the benchmark's own rule, for its ``grade``.
 
         Raises:
-            UserError: a mistake, with file and row.
-        """
+            UserError: a mistake, with file and row."""
         if options:
             letters = list(options)
             if len(letters) < 2:

@@ -60,8 +60,7 @@ def server_answer(body: Mapping[str, Any]) -> Answer:
     """The JSON that ``/inference/v1/generate`` returned as an answer.
 
     Raises:
-        KeyError, TypeError, ValueError: it has another form.
-    """
+        KeyError, TypeError, ValueError: it has another form."""
     choices = []
     for choice in body["choices"]:
         entries = (choice["logprobs"] or {"content": []})["content"] or []
@@ -85,8 +84,7 @@ def check_answer(request: Request, answer: Answer, encoder: ChatEncoder) -> list
 
     Raises:
         UserError: vLLM completed other token ids than it was asked to, or completions are missing, unfinished, too
-            long, hold vision tokens, or lack log-probabilities.
-    """
+            long, hold vision tokens, or lack log-probabilities."""
     theirs, ours = answer.prompt_token_ids, request.token_ids
     if theirs != ours:
         position = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)

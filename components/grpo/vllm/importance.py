@@ -41,8 +41,7 @@ def importance_weights(
 
     Raises:
         ValueError: shapes differ, or the cap is below 1.
-        UserError: a log-probability is not finite.
-    """
+        UserError: a log-probability is not finite."""
     if trainer.shape != sampler.shape or trainer.shape != mask.shape:
         raise ValueError(f"shapes differ: {tuple(trainer.shape)}, {tuple(sampler.shape)}, {tuple(mask.shape)}")
     if not cap >= 1:

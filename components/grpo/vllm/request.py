@@ -62,8 +62,7 @@ def make_request(
             were before normalisation, for a vLLM that normalises.
 
     Raises:
-        BlindInputError: placeholders and pixels do not match.
-    """
+        BlindInputError: placeholders and pixels do not match."""
     encoder.check_sighted(prompt)
     return Request(
         token_ids=prompt.input_ids.tolist(),

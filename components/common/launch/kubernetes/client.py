@@ -102,11 +102,8 @@ def own_namespace() -> str | None:
 
 
 class Cluster:
-    """One namespace of a cluster.
-
-    A call that fails for a reason that may pass (no answer, 429, 5xx) is repeated for ``patience_s``; as names are
-    fixed beforehand, a repeated creation is at worst answered 409.
-    """
+    """One namespace of a cluster. A call that fails for a reason that may pass (no answer, 429, 5xx) is repeated for
+    ``patience_s``; as names are fixed beforehand, a repeated creation is at worst answered 409."""
 
     def __init__(self, client: Any, namespace: str, patience_s: float = 120.0) -> None:
         """Args: ``client``: an ``ApiClient`` of the official package."""
@@ -254,11 +251,9 @@ class Cluster:
     def follow(
         self, kind: Kind, name: str, tick_s: float = 10.0, say: Callable[[str], None] = lambda line: None
     ) -> Iterator[Object | None]:
-        """An object's states: at once, on every change, and unchanged after every ``tick_s``; None when it is gone.
-
-        An expired watch (410) begins anew with a list, an API that does not answer is waited for without limit (``say``
-        gets a line when it stops and when it answers again); one that refuses for good is a ClusterError.
-        """
+        """An object's states: at once, on every change, and unchanged after every ``tick_s``; None when it is gone. An
+        expired watch (410) begins anew with a list, an API that does not answer is waited for without limit (``say``
+        gets a line when it stops and when it answers again); one that refuses for good is a ClusterError."""
         version: str | None = None
         current: Object | None = None
         silent_since: float | None = None
@@ -315,10 +310,8 @@ class Cluster:
     def logs(
         self, pod: str, container: str, since: str | None = None, follow: bool = True
     ) -> Iterator[tuple[str, str]]:
-        """The lines that a container prints ``since`` that second, each with its time (RFC 3339).
-
-        With ``follow`` until it ends or the connection breaks.
-        """
+        """The lines that a container prints ``since`` that second, each with its time (RFC 3339). With ``follow`` until
+        it ends or the connection breaks."""
         query = {"container": container, "follow": "true" if follow else None, "timestamps": "true"}
         query["sinceTime"] = since[:19] + "Z" if since else None
         for line in self._lines(POD.path(self.namespace, pod, "log"), query, 3600.0):

@@ -22,11 +22,9 @@ _SECRET = re.compile(r"PASSWORD|TOKEN|SECRET|USERNAME|_KEY$|AUTH")
 
 
 def job_name(job: TrainingJob) -> str:
-    """Name of a stage's TrainJobs, the same whenever the stage is started again: run, stage, hash of the settings.
-
-    The number of ranks is not part of it: a run that goes on with other nodes must find the job it replaces. Short
-    enough for what JobSet appends to it, also with an attempt.
-    """
+    """Name of a stage's TrainJobs, the same whenever the stage is started again: run, stage, hash of the settings. The
+    number of ranks is not part of it: a run that goes on with other nodes must find the job it replaces. Short enough
+    for what JobSet appends to it, also with an attempt."""
     run = job.run
     settings = job.model_dump(mode="json", include={"config", "model", "data", "policy"})
     key = fingerprint("trainjob", run.run_id, job.stage, settings, run.redo.get(job.stage, 0))
