@@ -5,8 +5,6 @@ overrides from left to right. A mistake is one line that names the layer it came
 known key.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 from importlib import resources

@@ -1,7 +1,5 @@
 """Whether everything that a run leans on is there: ``vthink doctor``. Nothing is changed but a small S3 object."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial

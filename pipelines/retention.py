@@ -1,7 +1,5 @@
 """What of the object store may go: output of stages that nothing young and no registered model leads back to."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

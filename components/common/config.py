@@ -3,8 +3,6 @@
 Each stage and each subject owns its sections in a ``config.py`` of its own; ``pipelines/config.py`` assembles them.
 """
 
-from __future__ import annotations
-
 import json
 import typing
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Errors that a person who uses vthink can cause, and mend."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

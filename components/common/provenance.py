@@ -1,7 +1,5 @@
 """Which code and packages a result comes from."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess

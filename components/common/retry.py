@@ -1,7 +1,5 @@
 """Calling something again that may work the next time: one way to wait, for everything that is asked over a network."""
 
-from __future__ import annotations
-
 import math
 import random
 import time

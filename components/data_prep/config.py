@@ -1,7 +1,5 @@
 """Configuration of data preparation, and of the generated world that can stand in for a data set."""
 
-from __future__ import annotations
-
 import re
 from typing import Any, Literal, Self
 

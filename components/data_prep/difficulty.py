@@ -4,8 +4,6 @@
 always or never answered right has no advantages in a group, and GRPO learns nothing from it.
 """
 
-from __future__ import annotations
-
 import os
 import zlib
 from collections import Counter

@@ -1,7 +1,5 @@
 """The shards put together as one data set: rows in = rows out + quarantined + left out."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """The plan: every row is read once, those that are used are chosen, and their files are spread over the shards."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """The media of one shard: fetched, decoded in processes that can be killed, and stored as frames, part by part."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import posixpath

@@ -1,7 +1,5 @@
 """What the tasks of data preparation share: their arguments, scratch folder, ledger and log."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """Files of rows checked without decoding anything, for `vthink data validate`."""
 
-from __future__ import annotations
-
 import contextlib
 import tempfile
 from collections import Counter

@@ -4,8 +4,6 @@ This package's server sends the structured answer as ``vthink``; that of any Ope
 ``video_url`` parts is parsed here. Imports neither torch nor KServe.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ through HTTP, so this process needs no torch. On a cluster (``target: kserve``) 
 model in service (`rollout`) instead of being served here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

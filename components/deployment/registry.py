@@ -5,8 +5,6 @@ hide it). The alias ``candidate`` names the version registered last; ``champion`
 only with the record of a smoke test that passed. The version's tags lead back to the data it was made from.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterator, Mapping

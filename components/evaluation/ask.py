@@ -1,7 +1,5 @@
 """Asking a model the questions of a benchmark, video by video: together, then apart where that fails."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A model measured on a benchmark: asked, graded, summarized. The held-out split is a benchmark like any other."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Adding a metric is one `Metric` here, or in a module of one's own that ``evaluation.metrics`` names
 (``my_module:METRIC``): items, summaries, comparisons, gate rules and reports take it from the registry."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence

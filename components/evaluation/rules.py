@@ -15,8 +15,6 @@ Mistakes are found when a rule is read: unknown names, and levels that no result
 50). `check_evaluated` finds what will not be evaluated, before anything runs.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 import typing

@@ -1,7 +1,5 @@
 """Figures over items: plain means, and the means of means that some benchmarks report."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass

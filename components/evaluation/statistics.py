@@ -11,8 +11,6 @@
 
 `tests/unit/components/evaluation/test_statistics.py` measures coverage and false positives by simulation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass

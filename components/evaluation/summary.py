@@ -1,7 +1,5 @@
 """From items to numbers: estimates per condition and group, paired comparisons, and what MLflow gets of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any

@@ -1,7 +1,5 @@
 """Log-probabilities of completions, with the pixels of their prompts, in passes of a bounded number of tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Source: Video-R1 (arXiv 2503.21776), equations 1-3, and the settings of its repo
 torch here: the configuration is made of this.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A GRPO step's rollouts in MLflow: figures averaged over ranks, a page to look at and a table to search."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

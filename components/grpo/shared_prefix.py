@@ -11,8 +11,6 @@ to check, and memory grows with L². ``two_call`` computes each prompt causally,
 themselves; it never builds more of a mask than (C, P + C), and fused kernels work (idea: PrefixGrouper, 2506.05433).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """GRPO's training process, as each process that torchrun starts calls it."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

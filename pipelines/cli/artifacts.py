@@ -1,7 +1,5 @@
 """What runs left in a workspace or store: ``vthink ui``, ``report`` and ``prune``."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Runs on Kubeflow Pipelines: ``vthink doctor, compile, submit, status, logs, retry, cancel``."""
 
-from __future__ import annotations
-
 import sys
 import time
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Rows and videos: ``vthink data …``. What decodes videos or asks models is imported where it is called."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

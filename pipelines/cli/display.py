@@ -1,7 +1,5 @@
 """What commands show on a terminal: tables, the progress of a run's stages, and what a run came to."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self

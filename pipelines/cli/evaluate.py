@@ -1,7 +1,5 @@
 """Measuring models and judging the results: ``vthink evaluate``, ``compare`` and ``gate``."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any

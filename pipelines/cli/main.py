@@ -3,8 +3,6 @@
 A command's module is imported when it is called, so that ``vthink --help`` answers at once.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from importlib import import_module

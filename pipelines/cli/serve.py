@@ -1,7 +1,5 @@
 """A registered model in service: ``vthink serve``, ``ask``, ``deploy``, ``promote``, ``rollback``."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Runs and training on this machine: ``vthink run``, ``train``, ``plan`` and ``config``."""
 
-from __future__ import annotations
-
 import re
 import sys
 from typing import Annotated

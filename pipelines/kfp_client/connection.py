@@ -4,8 +4,6 @@ A request that creates something may have arrived although its answer got lost, 
 it is sent again.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time

@@ -4,8 +4,6 @@ How tasks are named in a run's ``task_details`` (backend/src/apiserver) and wher
 (frontend/server) was read in KFP's source; no KFP server was available to check it.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import time

@@ -1,7 +1,5 @@
 """Starting runs: upload a version of the pipeline where it is not known, and a run, or a recurring run, of it."""
 
-from __future__ import annotations
-
 import hashlib
 import secrets
 import tempfile

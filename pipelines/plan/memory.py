@@ -1,7 +1,5 @@
 """What accelerators have, and the memory and operations that training takes of them."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

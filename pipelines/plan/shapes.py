@@ -1,7 +1,5 @@
 """Sizes of models that decide what they cost, and what a video becomes for them. Both are exact."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ transformers' Qwen2.5-VL and Qwen3-VL, and a test counts them on real models. Ho
 figures below, each with its source.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """The DAG run in the workspace: by ``kfp.local`` in a second process, this module, whose progress is followed."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """How far the stages of a run are: their states, the DAG's tasks that make them up, and what ``kfp.local`` prints."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections import deque

@@ -1,7 +1,5 @@
 """A workspace with its object store up, and what is prepared or trained in it."""
 
-from __future__ import annotations
-
 import os
 import posixpath
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """``summary.json``: what a run came to, for people and programs."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal

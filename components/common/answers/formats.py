@@ -1,7 +1,5 @@
 """The shapes of response that a prompt can ask for: one entry each, for checking and writing them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

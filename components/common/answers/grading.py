@@ -1,7 +1,5 @@
 """Letters and numbers in answers, and grades by problem type: accuracy in rewards and evaluation (Video-R1 §3.2)."""
 
-from __future__ import annotations
-
 import logging
 import math
 import re

@@ -1,7 +1,5 @@
 """What a response says, in either paper's format or in none: segments, reasoning, answer; and spans of time."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Sequence

@@ -4,8 +4,6 @@ What comes back is hostile: its size, its time, its shape and the numbers in it 
 caller to check. Keys are read from the environment and appear nowhere else.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """Media and words as parts of a chat message."""
 
-from __future__ import annotations
-
 import base64
 import mimetypes
 import threading

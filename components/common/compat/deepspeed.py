@@ -6,8 +6,6 @@ step counter, which Adam then advances once for each of them, and every paramete
 biases and norms would be decayed.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -11,8 +11,6 @@
 ``tests/unit/components/common/compat/test_kfp.py`` fails when one of these is mended upstream.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import warnings

@@ -8,8 +8,6 @@
 - It logs two lines of timing per request, through handlers of its own.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 import warnings

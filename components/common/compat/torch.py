@@ -9,8 +9,6 @@ and ``import torchvision`` fails with "operator torchvision::nms does not exist"
 without asking whether it is there (pytorch/vision#9085). transformers imports torchvision with nearly everything.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

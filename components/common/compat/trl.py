@@ -6,8 +6,6 @@ Qwen-VL models, whose names differ, a resumed training goes on from the weights 
 warning in the log: `load_weights`.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

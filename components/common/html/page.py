@@ -1,7 +1,5 @@
 """A whole HTML page."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """How training processes are started, and on which machines."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """A training's job file, with everything that its processes are told, and what it leaves: a manifest, or why not."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

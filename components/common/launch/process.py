@@ -1,7 +1,5 @@
 """Processes of ours: commands under supervision, when this one ends, and how many threads it uses."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import gc

@@ -4,8 +4,6 @@ A program of its own, started as ``python -I -S supervisor.py OWNER COMMAND…``
 nothing but the standard library is imported. How processes are named, found and registered is therefore here too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import json

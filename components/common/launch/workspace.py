@@ -1,7 +1,5 @@
 """What `vthink run` needs on one machine: the folder in which it keeps everything, and the S3 server over it."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

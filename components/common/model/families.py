@@ -1,7 +1,5 @@
 """The model families, by transformers' ``model_type``, and what differs from one to another. Nothing needs torch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """A prompt as the model takes it: its tokens, positions and patches."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

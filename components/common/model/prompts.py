@@ -8,8 +8,6 @@ Sources: Video-R1 (arXiv 2503.21776) puts the instruction behind the question an
 wording here is ours; a paper's own can be given as a file (`resolve_prompt`).
 """
 
-from __future__ import annotations
-
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Models in the object store."""
 
-from __future__ import annotations
-
 import tempfile
 import time
 from pathlib import Path

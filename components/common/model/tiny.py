@@ -1,7 +1,5 @@
 """A small model of a real architecture, and its processor, for laptops and tests."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

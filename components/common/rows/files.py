@@ -4,8 +4,6 @@ Rows come from strangers, so reading never fails on a row: a bad one comes out a
 and reading goes on. Neither torch nor, at import, pyarrow is needed.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The connection to an S3 server: waiting for one that is away, and what its errors mean."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import functools

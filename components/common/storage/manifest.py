@@ -1,7 +1,5 @@
 """What a finished stage says about its output."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 

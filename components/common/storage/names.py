@@ -1,7 +1,5 @@
 """URIs, prefixes and fingerprints of what is stored."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

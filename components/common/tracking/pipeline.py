@@ -1,7 +1,5 @@
 """The MLflow run of a whole pipeline, and its description: links to everything that it made."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

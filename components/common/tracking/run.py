@@ -1,7 +1,5 @@
 """The MLflow run of one stage."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """MLflow's pages, served on this machine."""
 
-from __future__ import annotations
-
 import os
 import sys
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Checkpoints of a training: a local folder, mirrored to a prefix in the store."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Where this training process stands among the others, as torchrun says, and how they wait for each other."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time

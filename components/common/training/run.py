@@ -1,7 +1,5 @@
 """One training as one of its processes sees it: from the job file to the manifest, and what it logs on the way."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """A training stage as its launcher sees it: fingerprint, reuse, training processes, result. No torch here."""
 
-from __future__ import annotations
-
 from .... import __version__
 from ..config import Section, Stage
 from ..context import RunContext

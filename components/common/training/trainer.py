@@ -1,7 +1,5 @@
 """What both trainers are told, and what they do in another way than transformers' Trainer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Files to frames: probe, check, decode and resize."""
 
-from __future__ import annotations
-
 import codecs
 import math
 import warnings

@@ -1,7 +1,5 @@
 """The native frames of a video, which of them are sampled, and in which size."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

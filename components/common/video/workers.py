@@ -1,7 +1,5 @@
 """Decoding in processes that can be killed at a limit of time or memory."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,8 +1,6 @@
 """The calls of a curation: to the teacher or the judge, by many at once, never beyond the budget; each answered once,
 journalled, checked, and asked for again where it cannot be used."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import fcntl

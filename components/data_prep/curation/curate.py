@@ -5,8 +5,6 @@ with it. A run that was killed, or stopped by its budget, asks nothing twice tha
 is its row, its step and attempt, and the words that were sent, so a changed prompt is asked afresh.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools

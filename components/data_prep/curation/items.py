@@ -1,7 +1,5 @@
 """What is curated: captioned videos, or questions; their frames; and what identifies the outcome of each."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import tempfile

@@ -1,7 +1,5 @@
 """The prompts of a curation: files beside this module, which a user can replace."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field

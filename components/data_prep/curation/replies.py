@@ -2,8 +2,6 @@
 control characters, letters among the options, times inside the video and in order, and a row from which the training
 target can be written and read back."""
 
-from __future__ import annotations
-
 import functools
 import random
 import re

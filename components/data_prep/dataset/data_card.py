@@ -1,7 +1,5 @@
 """What is in a prepared data set, in numbers: ``card.json`` beside its manifest, counted while the rows are written."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable

@@ -4,8 +4,6 @@ Numbers over all rows come from the set's card; what needs the rows themselves (
 on a sample. So the page, and the work for it, are bounded whatever the number of rows.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import string

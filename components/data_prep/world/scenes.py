@@ -1,7 +1,5 @@
 """What happens in the scenes of a configuration, before they are drawn, and the questions about each."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

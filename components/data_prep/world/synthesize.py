@@ -1,7 +1,5 @@
 """The generated world as files: videos, pictures, and rows about them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """The `InferenceService` of a version that we trained, with vLLM's arguments, and what the object says of itself."""
 
-from __future__ import annotations
-
 import importlib.resources
 import json
 from dataclasses import dataclass

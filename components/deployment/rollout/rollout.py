@@ -6,8 +6,6 @@ what is in service stays as it was. KServe renames a predictor without restartin
 ``Standard``; the controllers' side is UNVERIFIED here).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import logging

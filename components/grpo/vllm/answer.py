@@ -1,7 +1,5 @@
 """Answers of vLLM, from its engine or its server, checked before they are trained on."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

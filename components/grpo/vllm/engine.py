@@ -26,8 +26,6 @@ trainer's within 1e-4, and vLLM's own types read the body for a server back unch
 weight transfer, sleep mode, a GPU, models of real size.
 """
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Truncated importance sampling per token."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

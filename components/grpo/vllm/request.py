@@ -1,7 +1,5 @@
 """A prompt as a request to vLLM: token ids, patches and sampling parameters, for its engine or its server."""
 
-from __future__ import annotations
-
 import hashlib
 import zlib
 from dataclasses import dataclass

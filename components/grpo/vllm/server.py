@@ -1,7 +1,5 @@
 """A vLLM server over HTTP: its settings, and completions of one request at a time."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import httpx

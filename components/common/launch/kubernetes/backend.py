@@ -5,8 +5,6 @@ and started again finds them. A job that runs, waits in a queue or has finished 
 made for other nodes, gets a successor (``-a2``, ``-a3``, …), which goes on from the last checkpoint in the store.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -4,8 +4,6 @@ Objects are plain dictionaries, as in YAML. Authentication, TLS and transport ar
 imported only when a cluster is asked for.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import json

@@ -1,7 +1,5 @@
 """The `TrainJob` of a training job: its name, command, environment and place in the cluster."""
 
-from __future__ import annotations
-
 import os
 import re
 

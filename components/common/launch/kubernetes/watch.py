@@ -1,7 +1,5 @@
 """Where a job stands, why it failed, and what a person is told of both."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import threading
