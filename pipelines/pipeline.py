@@ -7,8 +7,6 @@ KFP's cache is off, because every stage recognises its own finished work by its 
 On a cluster two tasks more stand around it, which record the run in MLflow as `vthink run` does here, and every task
 gets what pods need there: an identity that is not root, the store's keys, its pool. The names of those objects are
 those of the manifests in ``k8s/``.
-
-KFP reads annotations as objects, so there is no ``from __future__ import annotations`` here.
 """
 
 import contextlib

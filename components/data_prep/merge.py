@@ -62,19 +62,12 @@ def merge_data(run: str, config: str, video: str, shards: Sequence[str], report:
             source_sha256=plan.source_sha256,
             format=plan.format,
         )
+        seconds = plan.seconds + sum(done.seconds for done in outcomes) + time.monotonic() - start
         manifest = Manifest(
-            stage=STAGE,
-            fingerprint=fp,
-            uri=prefix,
-            inputs=inputs,
-            counts=counts,
-            metrics=metrics,
-            files=files.model_dump(),
-            config=section,
-            details=details.model_dump(mode="json"),
-            mlflow_run_id=tracker.run_id,
-            seconds=plan.seconds + sum(done.seconds for done in outcomes) + time.monotonic() - start,
-        )
+            stage=STAGE, fingerprint=fp, uri=prefix, inputs=inputs, counts=counts, metrics=metrics, config=section,
+            files=files.model_dump(), details=details.model_dump(mode="json"), mlflow_run_id=tracker.run_id,
+            seconds=seconds,
+        )  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="report-", dir=folder) as name:
             page = write_report(manifest, task.storage, Path(name))
         task.storage.write_bytes(files.report, page.encode())

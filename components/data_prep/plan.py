@@ -132,14 +132,9 @@ def plan_data(run: str, config: str, video: str) -> list[str]:
     shard_of = functools.partial(Shard, fingerprint=fp, prefix=prefix, count=task.config.shards)
     shards = [shard_of(index=index, rows=count, media=media) for index, (count, media) in enumerate(sizes)]
     Plan(
-        shards=tuple(shards),
-        rows_in=rows_in,
-        left_out=dict(left_out),
-        source=task.config.source,
-        format=rows.format.name,
-        source_sha256=source_sha256,
-        seconds=time.monotonic() - start,
-    ).write(task.storage, Plan.uri(prefix))
+        shards=tuple(shards), rows_in=rows_in, left_out=dict(left_out), source=task.config.source,
+        format=rows.format.name, source_sha256=source_sha256, seconds=time.monotonic() - start,
+    ).write(task.storage, Plan.uri(prefix))  # fmt: skip
     media = sum(shard.media for shard in shards)
     log(f"prepare {fp}: {rows_in} rows, {media} videos and images, {len(shards)} shard(s)")
     return [shard.to_json() for shard in shards]

@@ -349,14 +349,10 @@ def _reply(text: Any, answer: Any, usage: Any) -> ChatReply:
     counts = [(usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
     known = [count if type(count) is int and 0 <= count <= _MAX_TOKENS_COUNTED else None for count in counts]
     return ChatReply(
-        text=text or "",
-        finish_reason=str(choice.get("finish_reason") or "")[:40],
-        input_tokens=known[0],
-        output_tokens=known[1],
-        token_ids=None if tokens is None else tuple(tokens),
-        model=str(answer.get("model") or "")[:200],
-        extension=answer.get("vthink"),
-    )
+        text=text or "", finish_reason=str(choice.get("finish_reason") or "")[:40], input_tokens=known[0],
+        output_tokens=known[1], token_ids=None if tokens is None else tuple(tokens),
+        model=str(answer.get("model") or "")[:200], extension=answer.get("vthink"),
+    )  # fmt: skip
 
 
 def _refusal_reason(body: bytes) -> str:

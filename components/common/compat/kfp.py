@@ -21,8 +21,6 @@ from typing import Any
 
 REPEAT_AFTER_S = 0.3  # first pause before a reading request is repeated; each is twice the one before
 
-# --- the client ---------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class KfpApis:
@@ -80,8 +78,6 @@ def connect(
         experiments=client._experiment_api, runs=client._run_api, recurring_runs=client._recurring_run_api,
     )  # fmt: skip
 
-
-# --- kfp.local ----------------------------------------------------------------------------------------------------
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _EXECUTING = re.compile(r"Executing task '([^']+)'")

@@ -131,9 +131,6 @@ def tail(path: Path) -> list[str]:
     return [line for line in lines if line.strip()][-TAIL_LINES:]
 
 
-# --- this process ---
-
-
 def skip_garbage_collection_at_exit() -> None:
     """Let this process, one of ours alone, end without collecting garbage: beside torch that took it two seconds."""
     atexit.register(gc.freeze)

@@ -150,9 +150,6 @@ def raw_text(row: Any) -> str:
         return type(row).__name__
 
 
-# --- writing --------------------------------------------------------------------------------------------------------
-
-
 def write_samples(path: str | Path, samples: Iterable[Sample]) -> int:
     """Write rows as ``.jsonl`` (equal rows: equal bytes) or ``.parquet``, whole or not at all; returns their number."""
     path = Path(path)

@@ -65,8 +65,6 @@ class Storage:
     def __reduce__(self) -> tuple[type[Storage], tuple[StorageConfig]]:
         return Storage, (self.config,)
 
-    # --- objects --------------------------------------------------------------------------------------------
-
     def _ask(self, uri: str, action: str, missing_ok: bool = False, **arguments: Any) -> Any:
         """What S3 answers to one request about an object; None where it is ``missing_ok``."""
         bucket, key = split_uri(uri)
@@ -169,8 +167,6 @@ class Storage:
         if self.read_bytes(uri) != data:
             raise StorageError(f"{uri}: the store gave back other bytes than were written")
         self.delete(uri)
-
-    # --- folders --------------------------------------------------------------------------------------------
 
     def is_complete(self, prefix_uri: str) -> bool:
         """Whether a folder has been uploaded to the end."""

@@ -109,9 +109,6 @@ def _of_cluster(run: str) -> RunContext:
     return context.model_copy(update={"run_id": f"{context.run_id}-{kfp_id[:8]}"}) if kfp_id else context
 
 
-# --- the description ------------------------------------------------------------------------------------------------
-
-
 def describe_pipeline(client: Any, context: RunContext) -> None:
     """Write links to everything that was made into the description of the pipeline's run, as far as it is there.
 
@@ -192,9 +189,6 @@ def _stage_runs(client: Any, context: RunContext, parent: Any) -> dict[str, Any]
 def _manifests(inputs: Mapping[str, str]) -> list[str]:
     """The manifests among a stage's inputs. The champion, with which the gate compares, is of another run."""
     return [uri for name, uri in inputs.items() if name != "champion" and uri.endswith(f"/{MANIFEST}")]
-
-
-# --- links into MLflow's pages --------------------------------------------------------------------------------------
 
 
 def experiment_url(base: str, experiment_id: str) -> str:

@@ -124,8 +124,6 @@ class Tracker:
         if self.run_id is not None:
             self._outbox.deliver(request)
 
-    # --- numbers and words ----------------------------------------------------------------------------------
-
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Record values. ``step`` is the training step; without one they are the stage's final values. A step that was
         already recorded under a name is dropped; a final value replaces the earlier one."""
@@ -159,8 +157,6 @@ class Tracker:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, replacing earlier values."""
         self._send(lambda: mlflow_client.set_tags(self._client, self.run_id or "", tags))
-
-    # --- artifacts: a name that was used before is replaced -------------------------------------------------
 
     def log_text(self, name: str, text: str, suffix: str = ".txt") -> None:
         """Keep a text; ``suffix`` is added to a name without one."""
@@ -213,8 +209,6 @@ class Tracker:
             _log.warning("MLflow did not take the traces: %s", first_line(error))
         finally:
             mlflow.set_tracking_uri(before)
-
-    # --- the end --------------------------------------------------------------------------------------------
 
     def finish(self, status: Status = "FINISHED") -> None:
         """Send what still waits and close the run; a `TrackingError` where MLflow does not take it. A finished stage

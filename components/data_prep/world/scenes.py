@@ -155,19 +155,13 @@ def _row(scene: Scene, kind: Kind) -> Sample:
             spans, thoughts = [], ["there is " + " and ".join(f"a {t.name}" for t in shapes)]
     if options:
         answer = "ABCD"[options.index(answer)]
+    media = Media(kind="image" if scene.kind == "still" else "video", uri=scene.media_path)
+    evidence = tuple(Evidence(start_s=a, end_s=b, caption=caption) for a, b, caption in spans)
     return Sample(
-        id=f"{scene.id}-{kind}",
-        media=Media(kind="image" if scene.kind == "still" else "video", uri=scene.media_path),
-        question=question,
-        options=options,
-        problem_type=problem_type,
-        answer=answer,
-        reasoning=" ".join(sentence(thought) for thought in thoughts),
-        evidence=tuple(Evidence(start_s=a, end_s=b, caption=caption) for a, b, caption in spans),
-        source="synthetic",
-        split=scene.split,
-        metadata={"kind": kind},
-    )
+        id=f"{scene.id}-{kind}", media=media, question=question, options=options, problem_type=problem_type,
+        answer=answer, reasoning=" ".join(sentence(thought) for thought in thoughts), evidence=evidence,
+        source="synthetic", split=scene.split, metadata={"kind": kind},
+    )  # fmt: skip
 
 
 def sentence(text: str) -> str:
