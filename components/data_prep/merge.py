@@ -55,13 +55,10 @@ def merge_data(run: str, config: str, video: str, shards: Sequence[str], report:
         _refuse_bad_source(writer, plan, files.quarantine, task.config)
         task.storage.mark_complete(prefix, writer.files)
         details = PreparedDetails(
-            video=task.video,
-            codec=task.video.frame_codec,
-            index=writer.index_name,
+            video=task.video, codec=task.video.frame_codec, index=writer.index_name, format=plan.format,
             files={name: (file.size, file.sha256) for name, file in sorted(writer.files.items())},
             source_sha256=plan.source_sha256,
-            format=plan.format,
-        )
+        )  # fmt: skip
         seconds = plan.seconds + sum(done.seconds for done in outcomes) + time.monotonic() - start
         manifest = Manifest(
             stage=STAGE, fingerprint=fp, uri=prefix, inputs=inputs, counts=counts, metrics=metrics, config=section,
