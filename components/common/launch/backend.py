@@ -43,10 +43,8 @@ def choose_backend(launch: LaunchConfig) -> LocalBackend | KubernetesBackend:
 def torchrun_command(job: TrainingJob, log_dir: Path) -> list[str]:
     """torchrun on this machine; what several workers print is copied to ``log_dir``, its rank in front."""
     processes = job.run.launch.processes
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1",
-        "--max-restarts=0", f"--nproc-per-node={processes}",
-    ]  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    command += ["--max-restarts=0", f"--nproc-per-node={processes}"]
     if processes > 1:
         command += ["--tee=3", f"--log-dir={log_dir}"]
     return [*command, *job.worker_command()]

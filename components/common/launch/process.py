@@ -19,7 +19,6 @@ from . import supervisor as program
 from .config import LaunchConfig
 
 TAIL_LINES = 40  # how many of a process's last lines an error shows
-
 _watching: tuple[str, str] | None = None  # which process (a fork is another one) already watches which owner
 
 

@@ -21,7 +21,6 @@ _LISTED_TABLES = 100
 """Tables that a run's tag lists: MLflow cuts a tag of more than 8,000 characters, and half a list is no JSON."""
 _MAX_PARAMS = 100  # MLflow's limit for parameters in one request
 _COUNT_S = 60.0  # how often the accelerator time is recorded: a killed process loses at most so much of it
-
 _AWAY_S = 15.0  # how long MLflow is left alone after it did not answer, so that a training is not held up at each step
 _MAX_METRICS = 1000  # MLflow's limit for values in one request
 _HOPELESS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"})

@@ -18,7 +18,6 @@ from ...retry import Backoff, retry
 from ..process import LaunchError
 
 Object = dict[str, Any]  # a Kubernetes object or list, as JSON
-
 Selector = Mapping[str, str] | None  # labels or fields that objects must have
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _HINTS = {
