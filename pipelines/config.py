@@ -5,8 +5,6 @@ overrides from left to right. A mistake is one line that names the layer it came
 known key.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -32,8 +30,7 @@ from ..components.grpo.config import GRPOConfig
 from ..components.sft.config import SFTConfig
 
 _SUFFIXES = (".yaml", ".yml")
-PRESETS = resources.files(__package__) / "presets"
-"""Folder of the presets that come with the package."""
+PRESETS = resources.files(__package__) / "presets"  # folder of the presets that come with the package
 
 
 class Config(Section):
@@ -111,8 +108,7 @@ def load(source: str | Path = "laptop", overrides: Sequence[str] | None = None) 
         overrides: ``key.path=value`` each, the value in YAML; later ones win.
 
     Raises:
-        ConfigError: one line, naming file (or ``--set``), key and the nearest known key.
-    """
+        ConfigError: one line, naming file (or ``--set``), key and the nearest known key."""
     files = _file_layers(source)
     layers = [*files, *(_override(text) for text in overrides or ())]
     merged = functools.reduce(lambda below, layer: _merged(below, layer.values), layers, dict[str, Any]())

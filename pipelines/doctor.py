@@ -1,7 +1,5 @@
 """Whether everything that a run leans on is there: ``vthink doctor``. Nothing is changed but a small S3 object."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,10 +22,8 @@ KINDS: tuple[tuple[str, str, str], ...] = (
     ("serving.kserve.io", "v1alpha1", "servingruntimes"),
 )
 """Group, version and plural of the kinds that a run uses; an older version of the CRD lacks the version."""
-Check = Callable[[], str]
-"""Says what was seen, or raises a `UserError` that says what to do."""
-Get = Callable[[str], Any]
-"""A GET of a path of the Kubernetes API, as JSON."""
+Check = Callable[[], str]  # says what was seen, or raises a `UserError` that says what to do
+Get = Callable[[str], Any]  # a GET of a path of the Kubernetes API, as JSON
 
 
 class NotSeenError(UserError):

@@ -7,8 +7,6 @@ KFP's cache is off, because every stage recognises its own finished work by its 
 On a cluster two tasks more stand around it, which record the run in MLflow as `vthink run` does here, and every task
 gets what pods need there: an identity that is not root, the store's keys, its pool. The names of those objects are
 those of the manifests in ``k8s/``.
-
-KFP reads annotations as objects, so there is no ``from __future__ import annotations`` here.
 """
 
 import contextlib
@@ -31,18 +29,15 @@ from ..components.sft import component as sft_stage
 from .config import Config
 
 CONTROL_IMAGE = os.environ.get("VTHINK_IMAGE_CONTROL", "ghcr.io/vthink/vthink-control-python:0.1.0")
-ACCELERATOR = "nvidia.com/gpu"
-"""Kubernetes resource that evaluation asks for."""
-SHARDS_AT_ONCE = 16
-"""How many shards are prepared at the same time on a cluster (kfp.local runs two)."""
+ACCELERATOR = "nvidia.com/gpu"  # Kubernetes resource that evaluation asks for
+SHARDS_AT_ONCE = 16  # how many shards are prepared at the same time on a cluster (kfp.local runs two)
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 """Keys of the Secret ``launch.cluster.s3_secret``; pods do without where the platform gives them an identity."""
 ENDPOINT_KEY = {"VLLM_API_KEY": "VTHINK_API_KEY"}
 """Key of the Secret ``deployment.kserve.api_key_secret``, and the variable in which the deployer looks for it."""
 ENVIRONMENT, VARIABLES = "vthink-env", ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "MLFLOW_TRACKING_URI")
 """ConfigMap with what is not secret."""
-USER = 1000
-"""User and group of the images."""
+USER = 1000  # user and group of the images
 RESOURCES: dict[str, tuple[str, str, str]] = {
     "control": ("200m", "512Mi", "2Gi"),
     "data": ("4", "8Gi", "16Gi"),
@@ -103,8 +98,7 @@ def build(
         cluster: compile for a cluster, with these pools; None: for ``kfp.local``, which has no pods.
         api_key_secret: Secret with the key of the served model's endpoint, for the task that tests it.
         evaluation_gpus: accelerators of the evaluation task, fixed when the pipeline is compiled; 0: none. Training
-            tasks are launchers and never ask for one: accelerators and deadline belong to the training job.
-    """
+            tasks are launchers and never ask for one: accelerators and deadline belong to the training job."""
 
     def place(task: Any, name: str, stage: Stage | None = None, image: str = "control") -> dsl.PipelineTask:
         """Name a task for people, turn KFP's cache off, and say what its pod needs."""
@@ -202,9 +196,7 @@ def for_cluster(config: Config) -> Config:
 
 def arguments(config: Config, context: RunContext) -> dict[str, str | bool]:
     """The arguments: the run's context, each stage's section, and (for the record) the whole configuration, as JSON.
-
-    Each is one line, because KFP's compiler writes defaults into a comment of one line.
-    """
+    Each is one line, because KFP's compiler writes defaults into a comment of one line."""
     names = ("model", "video", "data", "sft", "grpo", "evaluation", "deployment")
     sections = {"run": context, **{name: getattr(config, name) for name in names}, "config": config}
     enabled = {"train_sft": config.sft.enabled, "train_grpo": config.grpo.enabled}
@@ -212,11 +204,9 @@ def arguments(config: Config, context: RunContext) -> dict[str, str | bool]:
 
 
 def compile_to(path: str | Path, config: Config | None = None, evaluation_gpus: int = 1) -> Path:
-    """Write the pipeline's IR YAML for a cluster, which Kubeflow Pipelines takes as an upload.
-
-    The pools and cluster of ``config`` are compiled in, and its settings are the defaults of a run that is started from
-    KFP's page; None: no pools, no defaults.
-    """
+    """Write the pipeline's IR YAML for a cluster, which Kubeflow Pipelines takes as an upload. The pools and cluster of
+    ``config`` are compiled in, and its settings are the defaults of a run that is started from KFP's page; None: no
+    pools, no defaults."""
     launch, defaults, api_key_secret = LaunchConfig(), {}, KServeConfig().api_key_secret
     if config is not None:
         config = for_cluster(config)

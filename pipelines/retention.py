@@ -1,7 +1,5 @@
 """What of the object store may go: output of stages that nothing young and no registered model leads back to."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +14,7 @@ from ..components.common.tracking.config import TrackingConfig
 _FOLDERS = ("models", *STAGES)
 """Folders below the root with a prefix per fingerprint; ``models`` holds base models. MLflow's is MLflow's."""
 _PREFIX = re.compile(rf"(?:{'|'.join(_FOLDERS)})/[0-9a-f]{{16}}/")
-_MARKERS = (f"/{MANIFEST}", "/_COMPLETE.json")
-"""How the last object of a finished prefix is called."""
+_MARKERS = (f"/{MANIFEST}", "/_COMPLETE.json")  # how the last object of a finished prefix is called
 
 
 @dataclass
@@ -26,8 +23,7 @@ class StoredPrefix:
 
     uri: str
     objects: Sequence[ObjectInfo]
-    kept_by: str = ""
-    """Why it stays; empty: it may go."""
+    kept_by: str = ""  # why it stays; empty: it may go
 
     def __post_init__(self) -> None:
         self.size = sum(entry.size for entry in self.objects)
@@ -47,8 +43,7 @@ def examine(storage: Storage, tracking: TrackingConfig, older_than: timedelta) -
     registered model version, served or not; and all that those were made from, back to the rows.
 
     Raises:
-        UserError: the registry or the store cannot be read; without them nothing may be judged.
-    """
+        UserError: the registry or the store cannot be read; without them nothing may be judged."""
     from ..components.deployment.registry import ModelRegistry
 
     since = datetime.now(UTC) - older_than
@@ -67,8 +62,7 @@ def delete(storage: Storage, stored: Sequence[StoredPrefix]) -> Iterator[StoredP
     """Delete the prefixes that may go, one after the other; yields each when it is gone.
 
     Raises:
-        StorageError: one of them stays; nothing is deleted then.
-    """
+        StorageError: one of them stays; nothing is deleted then."""
     for prefix in stored:
         if prefix.kept_by:
             raise StorageError(f"{prefix.uri} stays: {prefix.kept_by}")

@@ -3,8 +3,6 @@
 Each stage and each subject owns its sections in a ``config.py`` of its own; ``pipelines/config.py`` assembles them.
 """
 
-from __future__ import annotations
-
 import json
 import typing
 from collections.abc import Mapping
@@ -16,8 +14,7 @@ from .errors import UserError, did_you_mean
 
 Stage = Literal["prepare", "sft", "grpo", "evaluate", "gate", "register", "deploy"]
 
-STAGES: tuple[Stage, ...] = typing.get_args(Stage)
-"""The stages in the order of the pipeline."""
+STAGES: tuple[Stage, ...] = typing.get_args(Stage)  # the stages in the order of the pipeline
 
 
 class ConfigError(UserError):

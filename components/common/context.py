@@ -1,7 +1,5 @@
 """What every stage is told besides its own section."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from .config import Section

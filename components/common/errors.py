@@ -1,17 +1,13 @@
 """Errors that a person who uses vthink can cause, and mend."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in what vthink was given, or something outside it that does not work.
-
-    The message is one line: what is wrong, where, and what to do. The command line prints it without a traceback; every
-    other exception is a fault of ours and keeps its traceback. A subclass is for those who catch it.
-    """
+    """A mistake in what vthink was given, or something outside it that does not work. The message is one line: what is
+    wrong, where, and what to do. The command line prints it without a traceback; every other exception is a fault of
+    ours and keeps its traceback. A subclass is for those who catch it."""
 
 
 def did_you_mean(name: str, known: Iterable[str], title: str = "known") -> str:

@@ -1,7 +1,5 @@
 """How far something is: a bar on a terminal, a line now and then elsewhere."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import time

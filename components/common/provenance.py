@@ -1,7 +1,5 @@
 """Which code and packages a result comes from."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess
@@ -11,10 +9,8 @@ from pathlib import Path
 
 
 def git_commit() -> str | None:
-    """Commit of this package's source, with ``-dirty`` when it has uncommitted changes; None when unknown.
-
-    An image says it in ``VTHINK_GIT_COMMIT``. A repository that merely contains the environment does not count.
-    """
+    """Commit of this package's source, with ``-dirty`` when it has uncommitted changes; None when unknown. An image
+    says it in ``VTHINK_GIT_COMMIT``. A repository that merely contains the environment does not count."""
     if commit := os.environ.get("VTHINK_GIT_COMMIT"):
         return commit
     root = Path(__file__).resolve().parents[2]

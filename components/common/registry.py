@@ -1,7 +1,5 @@
 """A table of things that a configuration chooses by name, and that others may add to without changing this package."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar, cast

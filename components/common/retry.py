@@ -1,7 +1,5 @@
 """Calling something again that may work the next time: one way to wait, for everything that is asked over a network."""
 
-from __future__ import annotations
-
 import math
 import random
 import time
@@ -39,16 +37,10 @@ def retry(
 ) -> T:
     """Call until it works; the last exception is raised as it is once there is no use, no attempt or no time left.
 
-    Args:
-        call: what to do; it may be done more than once.
-        transient: whether an exception may go away by itself; others are raised at once.
-        attempts: how often to call at most.
-        limit_s: how long after the first failure the last attempt may begin; 0: a single attempt.
-        backoff: the pauses between the attempts.
-        retry_after_s: how long the other side asked to wait, where the exception says so.
-        on_retry: told of each failure before the pause: the exception, how many there were, and the seconds left.
-        sleep: waits; a test's or a stoppable one.
-    """
+    ``transient``: whether an exception may go away by itself, others are raised at once; ``limit_s``: how long after
+    the first failure the last of the ``attempts`` may begin, 0: a single one; ``retry_after_s``: how long the other
+    side asked to wait; ``on_retry``: told of each failure before the pause: the exception, how many there were, and the
+    seconds left."""
     failures, failing_since = 0, 0.0
     while True:
         try:

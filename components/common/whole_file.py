@@ -1,7 +1,5 @@
 """Files that appear under their name when they are whole."""
 
-from __future__ import annotations
-
 import contextlib
 import secrets
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """YAML that people write, read as they mean it: YAML 1.2, where ``5e-6`` is a number and ``on`` a word, with lines."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

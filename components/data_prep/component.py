@@ -1,7 +1,4 @@
-"""The KFP components of data preparation: plan → a task per shard → merge.
-
-KFP reads the annotations as objects, so there is no ``from __future__ import annotations`` here.
-"""
+"""The KFP components of data preparation: plan → a task per shard → merge."""
 
 import os
 

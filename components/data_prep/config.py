@@ -1,7 +1,5 @@
 """Configuration of data preparation, and of the generated world that can stand in for a data set."""
 
-from __future__ import annotations
-
 import re
 from typing import Any, Literal, Self
 
@@ -10,17 +8,14 @@ from pydantic import Field, model_validator
 from ..common.chat_endpoint.config import ChatEndpointConfig
 from ..common.config import Section
 
-SYNTHESIZE = "synthesize"
-"""`DataPrepConfig.source` of the generated world."""
+SYNTHESIZE = "synthesize"  # `DataPrepConfig.source` of the generated world
 
 QuestionKind = Literal["direction", "order", "count", "ocr", "speed", "duration", "describe"]
 
 
 class SynthesizeConfig(Section):
-    """A generated video-reasoning world: moving, appearing, changing shapes, and questions about them.
-
-    The same section gives the same rows, byte for byte, on every machine.
-    """
+    """A generated video-reasoning world: moving, appearing, changing shapes, and questions about them. The same section
+    gives the same rows, byte for byte, on every machine."""
 
     num_train: int = Field(default=4000, ge=0)
     """Media (videos and images) in the split ``train``."""
@@ -167,8 +162,7 @@ class CurationConfig(Section):
 
     ``hindsight`` is Video-Thinker's data engine (arXiv 2510.23473): a teacher writes question, captions and trace; a
     judge must find the answer from the trace's times and captions alone. ``cot`` is Video-R1's (arXiv 2503.21776):
-    traces are sampled, and kept where the rule reward is high enough.
-    """
+    traces are sampled, and kept where the rule reward is high enough."""
 
     method: Literal["hindsight", "cot"] = "hindsight"
     """Which of the two."""

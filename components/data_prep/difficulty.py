@@ -4,8 +4,6 @@
 always or never answered right has no advantages in a group, and GRPO learns nothing from it.
 """
 
-from __future__ import annotations
-
 import os
 import zlib
 from collections import Counter
@@ -26,16 +24,9 @@ from .dataset.data_card import pass_rate
 def pass_rates(
     model: LoadedModel, split: Split, indices: Sequence[int], rollouts: int, sampling: Sampling, batch_size: int = 64
 ) -> Iterator[tuple[int, float]]:
-    """Ask each question ``rollouts`` times; yields index and share of right answers in [0, 1].
-
-    A rate depends on the row, the model and ``sampling`` alone.
-
-    Args:
-        indices: which rows of ``split``.
-        rollouts: k, completions per question.
-        sampling: temperature above 0, or all rollouts of a question are the same one.
-        batch_size: rows (questions × rollouts) decoded at once.
-    """
+    """Ask the questions at ``indices`` of ``split`` ``rollouts`` times each; yields index and share of right answers in
+    [0, 1], which depends on the row, the model and ``sampling`` (temperature above 0) alone. ``batch_size``: rows
+    (questions × rollouts) decoded at once."""
     per_batch = max(1, batch_size // rollouts)
     for start in range(0, len(indices), per_batch):
         chosen = indices[start : start + per_batch]
@@ -61,8 +52,7 @@ def rate_rows(
 
     A run that was cut off goes on: what has been rated is in a file beside ``output`` (``.jsonl``; appears when it is
     whole). ``policy``: which model it is, for ``metadata.pass_rate_policy``; ``progress``: called with (rows rated,
-    rows to rate).
-    """
+    rows to rate)."""
     how = (sampling.temperature, sampling.top_p, sampling.max_new_tokens, sampling.seed)
     settings = fingerprint(data.manifest.fingerprint, policy, rollouts, *how)
     split = data.split("train")

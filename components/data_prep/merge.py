@@ -1,7 +1,5 @@
 """The shards put together as one data set: rows in = rows out + quarantined + left out."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 import time
@@ -9,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.errors import UserError
-from ..common.provenance import git_commit
 from ..common.rows.prepared import PreparedDetails, PreparedFiles
 from ..common.storage.manifest import Manifest
 from ..common.storage.names import join
@@ -28,8 +25,7 @@ def merge_data(run: str, config: str, video: str, shards: Sequence[str], report:
 
     ``run``, ``config``, ``video`` as for `plan_data`; ``shards``: what `prepare_shard` returned, for every shard;
     ``report``: also write the HTML report to this file. Returns the URI of the manifest. Raises UserError: a shard is
-    missing, or too many rows had to be quarantined (``max_quarantined``).
-    """
+    missing, or too many rows had to be quarantined (``max_quarantined``)."""
     task = PrepareTask.read(run, config, video)
     start = time.monotonic()
     outcomes = sorted((ShardOutcome.read(task.storage, uri) for uri in shards), key=lambda done: done.shard.index)
@@ -59,27 +55,16 @@ def merge_data(run: str, config: str, video: str, shards: Sequence[str], report:
         _refuse_bad_source(writer, plan, files.quarantine, task.config)
         task.storage.mark_complete(prefix, writer.files)
         details = PreparedDetails(
-            video=task.video,
-            codec=task.video.frame_codec,
-            index=writer.index_name,
+            video=task.video, codec=task.video.frame_codec, index=writer.index_name, format=plan.format,
             files={name: (file.size, file.sha256) for name, file in sorted(writer.files.items())},
             source_sha256=plan.source_sha256,
-            format=plan.format,
-        )
+        )  # fmt: skip
+        seconds = plan.seconds + sum(done.seconds for done in outcomes) + time.monotonic() - start
         manifest = Manifest(
-            stage=STAGE,
-            fingerprint=fp,
-            uri=prefix,
-            inputs=inputs,
-            counts=counts,
-            metrics=metrics,
-            files=files.model_dump(),
-            config=section,
-            details=details.model_dump(mode="json"),
-            mlflow_run_id=tracker.run_id,
-            seconds=plan.seconds + sum(done.seconds for done in outcomes) + time.monotonic() - start,
-            git_commit=git_commit(),
-        )
+            stage=STAGE, fingerprint=fp, uri=prefix, inputs=inputs, counts=counts, metrics=metrics, config=section,
+            files=files.model_dump(), details=details.model_dump(mode="json"), mlflow_run_id=tracker.run_id,
+            seconds=seconds,
+        )  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="report-", dir=folder) as name:
             page = write_report(manifest, task.storage, Path(name))
         task.storage.write_bytes(files.report, page.encode())

@@ -1,7 +1,5 @@
 """The plan: every row is read once, those that are used are chosen, and their files are spread over the shards."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib
@@ -36,10 +34,8 @@ def check_row(
     line: int, row: Sample | RowError, base: str, ledger: sqlite3.Connection, number: int | None
 ) -> Sample | Quarantined:
     """The row with the full URI of its media (``base``: what relative ones count from), or why it cannot be used.
-
     ``ledger``, with `IDS_TABLE`, notes the row's id. ``number`` counts the rows, where ids do no more: an id that is
-    taken gets it added. None: that is a mistake.
-    """
+    taken gets it added. None: that is a mistake."""
     if isinstance(row, RowError):
         return Quarantined(line=line, reason="unreadable_row", detail=row.reason, raw=row.raw)
     try:
@@ -104,8 +100,7 @@ def plan_data(run: str, config: str, video: str) -> list[str]:
 
     ``run``: `RunContext`, ``config``: `DataPrepConfig`, ``video``: `VideoConfig`, as JSON. Returns one `Shard` as JSON
     for each; the same ones when called again. Raises UserError: the source cannot be read at all, has no rows, or
-    ``weights`` names none of them.
-    """
+    ``weights`` names none of them."""
     task = PrepareTask.read(run, config, video)
     start = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -137,14 +132,9 @@ def plan_data(run: str, config: str, video: str) -> list[str]:
     shard_of = functools.partial(Shard, fingerprint=fp, prefix=prefix, count=task.config.shards)
     shards = [shard_of(index=index, rows=count, media=media) for index, (count, media) in enumerate(sizes)]
     Plan(
-        shards=tuple(shards),
-        rows_in=rows_in,
-        left_out=dict(left_out),
-        source=task.config.source,
-        format=rows.format.name,
-        source_sha256=source_sha256,
-        seconds=time.monotonic() - start,
-    ).write(task.storage, Plan.uri(prefix))
+        shards=tuple(shards), rows_in=rows_in, left_out=dict(left_out), source=task.config.source,
+        format=rows.format.name, source_sha256=source_sha256, seconds=time.monotonic() - start,
+    ).write(task.storage, Plan.uri(prefix))  # fmt: skip
     media = sum(shard.media for shard in shards)
     log(f"prepare {fp}: {rows_in} rows, {media} videos and images, {len(shards)} shard(s)")
     return [shard.to_json() for shard in shards]

@@ -14,8 +14,6 @@ Below the stage's prefix: ``plan.json`` and ``plan/`` (what the plan decided), `
 ``shards/`` (what became of each video), and the data set as README.md lists it.
 """
 
-from __future__ import annotations
-
 from .merge import merge_data
 from .plan import plan_data
 from .shard import prepare_shard

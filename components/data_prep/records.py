@@ -1,7 +1,5 @@
 """What the tasks of data preparation (plan → shards → merge) hand to each other, as JSON in the store."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Self

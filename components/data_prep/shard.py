@@ -1,7 +1,5 @@
 """The media of one shard: fetched, decoded in processes that can be killed, and stored as frames, part by part."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import posixpath
@@ -63,11 +61,9 @@ Decoded = tuple[FetchedFile, DecodedFile | DecodeError | None]  # a file and its
 
 
 def prepare_shard(run: str, config: str, video: str, shard: str) -> str:
-    """Decode the media of a shard and store their frames; finished parts of an earlier attempt are kept.
-
-    A video that cannot be decoded is recorded with its reason; it does not stop the shard. Arguments as for
-    `plan_data`, and one of the `Shard` texts that it returned; returns the URI of the shard's outcome.
-    """
+    """Decode the media of a shard and store their frames; finished parts of an earlier attempt are kept. A video that
+    cannot be decoded is recorded with its reason; it does not stop the shard. Arguments as for `plan_data`, and one of
+    the `Shard` texts that it returned; returns the URI of the shard's outcome."""
     task = PrepareTask.read(run, config, video)
     work = Shard.load(shard, "shard")
     if ShardOutcome.find(task.storage, work.done_uri) is not None:

@@ -1,7 +1,5 @@
 """Where rows and media are: here, in a store, or on the hub."""
 
-from __future__ import annotations
-
 import posixpath
 import re
 from dataclasses import dataclass

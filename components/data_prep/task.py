@@ -1,7 +1,5 @@
 """What the tasks of data preparation share: their arguments, scratch folder, ledger and log."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os
@@ -10,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from ..common.context import RunContext
 from ..common.launch.process import end_with_owner
@@ -31,7 +30,7 @@ class PrepareTask:
     storage: Storage
 
     @classmethod
-    def read(cls, run: str, config: str, video: str) -> PrepareTask:
+    def read(cls, run: str, config: str, video: str) -> Self:
         """Read the sections; from now on this process ends with the one that started it."""
         end_with_owner()
         context, section = RunContext.load(run, "run"), DataPrepConfig.load(config, "data")

@@ -1,7 +1,5 @@
 """Files of rows checked without decoding anything, for `vthink data validate`."""
 
-from __future__ import annotations
-
 import contextlib
 import tempfile
 from collections import Counter
@@ -51,13 +49,9 @@ class FileReport:
 def validate_rows(
     name: str, storage: Storage | None = None, format_name: str | None = None, roots: Mapping[str, str] | None = None
 ) -> FileReport:
-    """Read a file of rows (a path, ``s3://`` or ``hf://`` URI) and look for their media, without decoding anything.
-
-    Args:
-        storage: the store, where it or its media are there; without it media in a store are not looked for.
-        format_name: how the rows are written; None: as the first of them look.
-        roots: where the media of each source are (`DataPrepConfig.roots`).
-    """
+    """Read a file of rows (a path, ``s3://`` or ``hf://`` URI) and look for their media, without decoding anything;
+    without ``storage`` those in a store are not looked for. ``format_name``: how the rows are written; None: as the
+    first of them look; ``roots``: where the media of each source are (`DataPrepConfig.roots`)."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vthink-validate-")))
         ledger = stack.enter_context(contextlib.closing(open_ledger(folder, _TABLES)))

@@ -4,8 +4,6 @@ This package's server sends the structured answer as ``vthink``; that of any Ope
 ``video_url`` parts is parsed here. Imports neither torch nor KServe.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +19,7 @@ from ..common.chat_endpoint.media import data_url, media_part, text_part
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
-API_KEY = "VTHINK_API_KEY"
-"""Environment variable with the key that a server asks for, on its side and on the caller's."""
+API_KEY = "VTHINK_API_KEY"  # environment variable with the key that a server asks for, on its side and on the caller's
 
 
 class MediaView(BaseModel, frozen=True):
@@ -54,13 +51,10 @@ class FileQuestion:
 
     path: Path
     text: str
-    options: Sequence[str] = ()
-    """Without letters, for a multiple-choice question."""
-    problem_type: str | None = None
-    """See `common.rows.sample`; None: multiple choice with options, else free-form."""
+    options: Sequence[str] = ()  # without letters, for a multiple-choice question
+    problem_type: str | None = None  # see `common.rows.sample`; None: multiple choice with options, else free-form
     kind: Literal["video", "image"] | None = None
-    start_s: float | None = None
-    """Only this part of the video is asked about, in seconds."""
+    start_s: float | None = None  # only this part of the video is asked about, in seconds
     end_s: float | None = None
 
 
@@ -82,10 +76,8 @@ class ServedAnswer:
 
 
 def served_endpoint(url: str, model: str = "") -> ChatEndpointConfig:
-    """How a served model is asked: once, with the key in ``VTHINK_API_KEY`` where there is one.
-
-    ``model`` is its name, empty: whatever is served. ConfigError: ``url`` is not an address of a server.
-    """
+    """How a served model is asked: once, with the key in ``VTHINK_API_KEY`` where there is one. ``model`` is its name,
+    empty: whatever is served. ConfigError: ``url`` is not an address of a server."""
     key = API_KEY if os.environ.get(API_KEY) else None
     settings = {"url": url, "model": model, "timeout_s": 600.0, "api_key_env": key, "retries": 0}
     return ChatEndpointConfig.load(settings, "the server's address")

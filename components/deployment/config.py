@@ -1,7 +1,5 @@
 """Settings of registration, serving and the smoke test."""
 
-from __future__ import annotations
-
 import ipaddress
 from typing import Literal, Self
 

@@ -5,8 +5,6 @@ through HTTP, so this process needs no torch. On a cluster (``target: kserve``) 
 model in service (`rollout`) instead of being served here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging
@@ -24,7 +22,6 @@ from ..common.context import RunContext
 from ..common.errors import UserError
 from ..common.launch.kubernetes.client import Cluster
 from ..common.launch.process import LaunchError, end_with_owner, free_port, limit_threads, spawn, tail, wait_until_ready
-from ..common.provenance import git_commit
 from ..common.storage.manifest import Manifest
 from ..common.storage.names import fingerprint, join, stage_prefix
 from ..common.storage.s3 import Storage
@@ -44,8 +41,7 @@ class Outcome:
     """What became of a version, and one question with its structured answer, for people to see."""
 
     smoke: SmokeTestResult
-    in_service: bool = False
-    """Whether the version has all of the traffic; on this machine: whether it passed."""
+    in_service: bool = False  # whether the version has all of the traffic; on this machine: whether it passed
     question: dict[str, Any] | None = None
 
 
@@ -54,8 +50,7 @@ def deploy_model(run: str, config: str, registered: str, evaluation: str, data: 
 
     Returns the URI of the manifest; its ``details`` hold ``name``, ``version``, ``alias``, ``replaced`` (the version
     in service before), ``smoke`` (what was compared) and ``question`` (one question with its structured answer).
-    UserError: the server did not start or did not agree with evaluation; the champion stays.
-    """
+    UserError: the server did not start or did not agree with evaluation; the champion stays."""
     end_with_owner()
     started = time.monotonic()
     context = RunContext.load(run, "run")
@@ -91,18 +86,16 @@ def deploy_model(run: str, config: str, registered: str, evaluation: str, data: 
             stage="deploy", fingerprint=key, uri=prefix, inputs=inputs, config=settings,
             counts={"smoke_items": len(outcome.smoke.items)}, metrics=outcome.smoke.metrics,
             files={"model": version.source, "smoke": smoke_uri}, details=details | {"question": outcome.question},
-            mlflow_run_id=tracker.run_id, seconds=round(time.monotonic() - started, 3), git_commit=git_commit(),
+            mlflow_run_id=tracker.run_id, seconds=round(time.monotonic() - started, 3),
         ).write(storage)  # fmt: skip
 
 
 def deploy_registered(
     context: RunContext, section: DeploymentConfig, version: RegisteredVersion, storage: Storage, hold: bool = False
 ) -> Outcome:
-    """Deploy a version again, outside of the pipeline: what it is compared with is in its tags.
-
-    ``hold``: on a cluster, stop with the candidate beside the model in service. UserError: it did not go into service;
-    the champion is what it was.
-    """
+    """Deploy a version again, outside of the pipeline: what it is compared with is in its tags. ``hold``: on a cluster,
+    stop with the candidate beside the model in service. UserError: it did not go into service; the champion is what it
+    was."""
     for tag in ("vthink.evaluation_uri", "vthink.data_uri"):
         if not version.tags.get(tag):
             why = "it was not registered by vthink, so there is nothing to compare its answers with"

@@ -5,8 +5,6 @@ hide it). The alias ``candidate`` names the version registered last; ``champion`
 only with the record of a smoke test that passed. The version's tags lead back to the data it was made from.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
@@ -27,8 +25,7 @@ from .smoke_test import SmokeTestResult
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
-REPLACED = "vthink.replaced"
-"""Tag of a version: the one that was in service before it."""
+REPLACED = "vthink.replaced"  # tag of a version: the one that was in service before it
 
 
 class RegisteredVersion(BaseModel, frozen=True, from_attributes=True):
@@ -117,10 +114,8 @@ class ModelRegistry:
             self._client.set_model_version_tag(self.name, str(version), key, value)
 
     def promote(self, version: int, smoke: SmokeTestResult) -> RegisteredVersion:
-        """Put a version into service: ``champion`` names it from now on.
-
-        UserError: there is no such version, or its smoke test did not pass; nothing moves then.
-        """
+        """Put a version into service: ``champion`` names it from now on. UserError: there is no such version, or its
+        smoke test did not pass; nothing moves then."""
         if smoke.passed is not True:
             raise UserError(f"'{self.name}' version {version} has not passed its smoke test; champion stays")
         with self._errors("promoting"):
@@ -141,8 +136,7 @@ def register_model(run: str, config: str, model: str, evaluation: str, data: str
     """Make a trained and evaluated model the candidate; the arguments are those of `component.register`.
 
     Returns the URI of the manifest; its ``details`` hold ``name``, ``version``, ``alias`` and ``source``. UserError:
-    the model folder is not complete, or the registry refuses.
-    """
+    the model folder is not complete, or the registry refuses."""
     end_with_owner()
     started = time.monotonic()
     context = RunContext.load(run, "run")

@@ -97,8 +97,7 @@ class SmokeTestResult:
     why: str
     items: tuple[Comparison, ...] = ()
     skipped: tuple[str, ...] = ()
-    stable: StableResult | None = None
-    """On a cluster, where something is in service."""
+    stable: StableResult | None = None  # on a cluster, where something is in service
 
     @property
     def shares(self) -> dict[str, float]:
@@ -131,10 +130,8 @@ class SmokeTest:
     def prepare(
         cls, storage: Storage, section: DeploymentConfig, evaluated: Manifest, data: str, scratch: Path
     ) -> SmokeTest:
-        """Choose the items, always the same ones, of the prepared data (manifest URI), and fetch their media.
-
-        What failed in the evaluation, and answers that are longer than the server's may be, are left out.
-        """
+        """Choose the items, always the same ones, of the prepared data (manifest URI), and fetch their media. What
+        failed in the evaluation, and answers that are longer than the server's may be, are left out."""
         settings = EvaluationSettings.model_validate(evaluated.config)
         limit, count = min(settings.max_new_tokens, section.server.max_new_tokens), section.smoke_items
         prepared = PreparedSet.open(storage, data, scratch).split(settings.split)

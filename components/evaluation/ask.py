@@ -1,7 +1,5 @@
 """Asking a model the questions of a benchmark, video by video: together, then apart where that fails."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +12,7 @@ from .conditions import CONDITIONS, ORDERED, clip_key, other_videos, video_of
 
 logger = logging.getLogger(__name__)
 
-SYSTEMIC = 8
-"""So many failures in one batch, and nothing but failures, are a broken machine and not broken items."""
+SYSTEMIC = 8  # so many failures in one batch, and nothing but failures, are a broken machine and not broken items
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +20,8 @@ class Completion:
     """A response as a model gave it."""
 
     text: str
-    token_ids: Sequence[int]
-    """Empty where a server does not give them."""
-    finish_reason: str
-    """``stop`` or ``length``."""
+    token_ids: Sequence[int]  # empty where a server does not give them
+    finish_reason: str  # ``stop`` or ``length``
 
 
 Predict = Callable[[Sequence[Sample], Sequence[Any]], Sequence[Completion | Exception]]
@@ -44,10 +39,8 @@ class Answer:
     text: str = ""
     token_ids: tuple[int, ...] = ()
     finish_reason: str = ""
-    duration_s: float = 0.0
-    """Length of the clip that was shown."""
-    error: str | None = None
-    """Why there is no answer."""
+    duration_s: float = 0.0  # length of the clip that was shown
+    error: str | None = None  # why there is no answer
 
 
 Keep = Callable[[str, Sequence[Sample], Sequence[Answer]], None]
@@ -134,8 +127,7 @@ def ask(
                 ask_batch(batch, name)
 
 
-_Group = tuple[Sequence[Sample], Any]
-"""Questions about a clip, and the clip."""
+_Group = tuple[Sequence[Sample], Any]  # questions about a clip, and the clip
 
 
 def _batches(groups: Iterable[_Group], batch_size: int) -> Iterator[list[_Group]]:
@@ -151,10 +143,9 @@ def _batches(groups: Iterable[_Group], batch_size: int) -> Iterator[list[_Group]
 
 
 def answer_all(samples: Sequence[Sample], media: Sequence[Any], predict: Predict) -> list[Answer]:
-    """As many answers: all questions are asked at once, where that fails video by video, then one by one.
-
-    ``media`` are the clip (or file) of each; questions about the same one share the object. A question that fails by
-    itself gets an answer with its error."""
+    """As many answers: all questions are asked at once, where that fails video by video, then one by one. ``media`` are
+    the clip (or file) of each; questions about the same one share the object. A question that fails by itself gets an
+    answer with its error."""
     answers: dict[int, Answer] = {}
     same: dict[int, list[int]] = {}
     for place, medium in enumerate(media):

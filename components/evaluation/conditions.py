@@ -20,23 +20,19 @@ from ..common.rows.sample import Sample
 if TYPE_CHECKING:
     from ..common.video.clip import Clip
 
-NO_VIDEO = object()
-"""Stands for the clip (or file) of a question that is asked ``blind``."""
+NO_VIDEO = object()  # stands for the clip (or file) of a question that is asked ``blind``
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
     """What becomes of a video before a model is asked about it."""
 
-    name: str
-    """In items, results and gate rules."""
-    title: str
-    """In reports."""
+    name: str  # in items, results and gate rules
+    title: str  # in reports
     description: str
     show: Callable[[Clip, str, int], Any]
     """What the model is given: of the clip in order, a key of the clip, and the seed (both of random choices)."""
-    other_video: bool = False
-    """Whether the clip is that of another video."""
+    other_video: bool = False  # whether the clip is that of another video
 
 
 def _single_frame(clip: Clip) -> Clip:
@@ -44,8 +40,7 @@ def _single_frame(clip: Clip) -> Clip:
     return replace(clip, frames=clip.frames[middle], times_s=clip.times_s[middle])
 
 
-ORDERED = "ordered"
-"""The condition that every model is asked under, and that the others are compared with."""
+ORDERED = "ordered"  # the condition that every model is asked under, and that the others are compared with
 
 _LIST = (
     Condition(ORDERED, "in order", "the video as it is", lambda clip, key, seed: clip),
@@ -69,8 +64,7 @@ _LIST = (
 CONDITIONS: Registry[Condition] = Registry("condition", Condition, {condition.name: condition for condition in _LIST})
 """The conditions under which a model can be asked, in the order in which reports show them."""
 
-DEFAULT_CONDITIONS = ("shuffled", "other_video")
-"""Asked under by default; where they are not, reports say so."""
+DEFAULT_CONDITIONS = ("shuffled", "other_video")  # asked under by default; where they are not, reports say so
 RELIANCE = ("shuffled", "reversed", "single_frame", "blind")
 """Conditions under which a model that needs the video, in order, must do worse."""
 

@@ -1,7 +1,5 @@
 """Settings of the evaluation and of its gate."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Self
 

@@ -21,7 +21,6 @@ from ..common.errors import UserError
 from ..common.launch.process import end_with_owner, limit_threads
 from ..common.model.config import ModelConfig
 from ..common.model.prompts import get_template
-from ..common.provenance import git_commit
 from ..common.rows.sample import Sample
 from ..common.storage.manifest import Manifest
 from ..common.storage.names import fingerprint, join, stage_prefix
@@ -245,7 +244,6 @@ class _Stage:
                 details={"candidate": result.candidate, "data_fingerprint": self.data.fingerprint},
                 mlflow_run_id=tracker.run_id,
                 seconds=seconds,
-                git_commit=git_commit(),
             )
             manifest.write(storage)
             return manifest

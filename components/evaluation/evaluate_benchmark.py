@@ -1,7 +1,5 @@
 """One model on one public benchmark, into a folder: ``vthink evaluate --benchmark``."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

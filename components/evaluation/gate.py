@@ -16,7 +16,6 @@ from ... import __version__
 from ..common.context import RunContext
 from ..common.errors import UserError
 from ..common.launch.process import end_with_owner
-from ..common.provenance import git_commit
 from ..common.storage.manifest import Manifest
 from ..common.storage.names import fingerprint, join, stage_prefix
 from ..common.storage.s3 import Storage
@@ -109,7 +108,6 @@ def judge_candidate(run_json: str, config_json: str, evaluation_uri: str) -> str
                 details={"verdict": outcome, "lines": verdict.lines, "champion": version},
                 mlflow_run_id=tracker.run_id,
                 seconds=round(time.monotonic() - started, 3),
-                git_commit=git_commit(),
             )
             manifest.write(storage)
     storage.write_json(gate_uri(context, evaluation_uri), {"manifest": manifest.manifest_uri})
@@ -138,8 +136,7 @@ def _models(storage: Storage, evaluation: Manifest, champion: Champion | None) -
     return dict(models)
 
 
-Results = Mapping[str, BenchmarkResult]
-"""One model's results by benchmark; the held-out split is `HELD_OUT`."""
+Results = Mapping[str, BenchmarkResult]  # one model's results by benchmark; the held-out split is `HELD_OUT`
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
 
 class Item(BaseModel):
-    """A question, what a model answered to it under a condition, and how good that was.
-
-    Lines may come from anywhere, so nothing in them is believed before it is checked; other keys are left out."""
+    """A question, what a model answered to it under a condition, and how good that was. Lines may come from anywhere,
+    so nothing in them is believed before it is checked; other keys are left out."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False, populate_by_name=True)
 

@@ -1,7 +1,5 @@
 """A model measured on a benchmark: asked, graded, summarized. The held-out split is a benchmark like any other."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +25,6 @@ def grade_answer(
     sample: Sample, answer: Answer, model: str, condition: str, answer_format: str, benchmark: Benchmark
 ) -> Item:
     """The item of an answer, whose value is that in the headline. One that failed has every metric at its worst.
-
     ``condition`` is what the model was shown, ``answer_format`` what it was asked to write; the benchmark's own rules
     grade the questions that name one."""
     response = Response(sample, answer.text, answer_format, benchmark.grade)

@@ -3,8 +3,6 @@
 Adding a metric is one `Metric` here, or in a module of one's own that ``evaluation.metrics`` names
 (``my_module:METRIC``): items, summaries, comparisons, gate rules and reports take it from the registry."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,8 +22,7 @@ from ..common.rows.sample import Sample
 from .conditions import ORDERED, kind_of, video_of
 from .item import Item
 
-MAX_CLUES = 5
-"""CG-Bench reads no more intervals of a response than these."""
+MAX_CLUES = 5  # CG-Bench reads no more intervals of a response than these
 _MAX_CAPTION_CHARS = 2000
 
 
@@ -62,7 +59,6 @@ def baseline_items(
     samples: Iterable[Sample], durations_s: Mapping[str, float], typical: Span | None
 ) -> dict[str, list[Item]]:
     """Grounding that needs no model: always the whole clip, and always the `mean_span` of the training data.
-
     ``durations_s`` are the lengths of the questions' clips, by id."""
     baselines: dict[str, list[Item]] = {"whole_clip": [], "mean_training_span": []}
     for sample in samples:
@@ -167,8 +163,7 @@ def left_out_metrics(samples: Iterable[Sample]) -> dict[str, str]:
     return {}
 
 
-Rule = Callable[[Sample, str | None], float]
-"""A benchmark's own grade of an answer, in [0, 1]."""
+Rule = Callable[[Sample, str | None], float]  # a benchmark's own grade of an answer, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -177,10 +172,8 @@ class Response:
 
     sample: Sample
     text: str
-    answer_format: str
-    """The shape that the model was asked for."""
-    rule: Rule | None = None
-    """Grades the questions that name a rule of their benchmark (``metadata.rule``)."""
+    answer_format: str  # the shape that the model was asked for
+    rule: Rule | None = None  # grades the questions that name a rule of their benchmark (``metadata.rule``)
 
     @cached_property
     def parsed(self) -> responses.ParsedResponse:
@@ -206,17 +199,12 @@ class Response:
 class Metric:
     """A number per answer, averaged over items."""
 
-    name: str
-    """In items, results and gate rules."""
-    title: str
-    """Heading of its column in reports; empty: it has none."""
-    description: str
-    """What it is, with its source."""
-    measure: Callable[[Response], float | None]
-    """Its value for an answer; None where it does not apply to the question."""
+    name: str  # in items, results and gate rules
+    title: str  # heading of its column in reports; empty: it has none
+    description: str  # what it is, with its source
+    measure: Callable[[Response], float | None]  # its value for an answer; None where it does not apply to the question
     higher_is_better: bool = True
-    bounded: bool = True
-    """Whether it is a share in [0, 1], which reports show in percent."""
+    bounded: bool = True  # whether it is a share in [0, 1], which reports show in percent
 
     @property
     def worst(self) -> float:

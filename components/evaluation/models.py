@@ -50,10 +50,9 @@ class LocalModel:
         about: ModelIdentity,
         override: Mapping[str, Any] | None = None,
     ) -> None:
-        """Nothing is fetched yet; ``folder`` gives the folder on this machine.
-
-        ``model``: dtype, attention, and the prompt where ``about`` names one. ``override``: settings of
-        `VideoConfig` in place of those that the model was trained with."""
+        """Nothing is fetched yet; ``folder`` gives the folder on this machine. ``model``: dtype, attention, and the
+        prompt where ``about`` names one. ``override``: settings of `VideoConfig` in place of those that the model was
+        trained with."""
         self._fetch, self._model, self._config, self._about = folder, model, config, about
         self._override = override or {}
         self._predict: Predict | None = None
@@ -144,9 +143,8 @@ def predictor(model: Any, config: EvaluationConfig) -> Predict:
 
 
 def encode_together(encoder: ChatEncoder, samples: Sequence[Sample], clips: Sequence[Clip]) -> list[EncodedPrompt]:
-    """Prompts of questions about clips (or `NO_VIDEO`); those about the same clip share one tensor of pixels.
-
-    By that the generation engine knows which prompts begin alike, and takes in each beginning once."""
+    """Prompts of questions about clips (or `NO_VIDEO`); those about the same clip share one tensor of pixels. By that
+    the generation engine knows which prompts begin alike, and takes in each beginning once."""
     prompts: dict[int, EncodedPrompt] = {}
     same: dict[int, list[int]] = {}
     for place, clip in enumerate(clips):
@@ -160,15 +158,13 @@ def encode_together(encoder: ChatEncoder, samples: Sequence[Sample], clips: Sequ
     return [prompts[place] for place in range(len(samples))]
 
 
-API_KEY = "VTHINK_API_KEY"
-"""Environment variable with the key that an endpoint wants."""
+API_KEY = "VTHINK_API_KEY"  # environment variable with the key that an endpoint wants
 
 
 class EndpointModel:
-    """A model of an OpenAI-compatible server, which is sent the video file with every question.
-
-    This package's own server puts the question into the prompt that its model was trained with; any other is sent the
-    whole prompt of ``model.prompt``."""
+    """A model of an OpenAI-compatible server, which is sent the video file with every question. This package's own
+    server puts the question into the prompt that its model was trained with; any other is sent the whole prompt of
+    ``model.prompt``."""
 
     video: VideoConfig | None = None
 
@@ -267,8 +263,7 @@ class EndpointModel:
 
 
 _URL = ("http://", "https://")
-Model = LocalModel | EndpointModel
-"""A model that can be asked."""
+Model = LocalModel | EndpointModel  # a model that can be asked
 
 
 def needs_store(reference: str) -> bool:

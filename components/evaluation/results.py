@@ -24,14 +24,10 @@ if TYPE_CHECKING:
     from ..common.storage.manifest import Manifest
     from ..common.storage.s3 import Storage
 
-HELD_OUT = "held-out"
-"""Name of the held-out split as a benchmark."""
-MAX_RESULT_BYTES = 64 * 2**20
-"""Largest ``result.json`` that is read."""
-Estimates = dict[str, Estimate]
-"""By metric or score."""
-Group = tuple[str, str]
-"""``("by_kind", "direction")`` or ``("by_type", "regression")``: some of the items."""
+HELD_OUT = "held-out"  # name of the held-out split as a benchmark
+MAX_RESULT_BYTES = 64 * 2**20  # largest ``result.json`` that is read
+Estimates = dict[str, Estimate]  # by metric or score
+Group = tuple[str, str]  # ``("by_kind", "direction")`` or ``("by_type", "regression")``: some of the items
 
 
 class _Record(BaseModel):
@@ -188,12 +184,10 @@ class Result(_Record):
 class BenchmarkResult:
     """One model on one benchmark (the held-out split is one), with its items."""
 
-    model: str
-    """What the reader calls it."""
+    model: str  # what the reader calls it
     where: str
     result: Result
-    items: Mapping[str, Sequence[Item]]
-    """By condition."""
+    items: Mapping[str, Sequence[Item]]  # by condition
 
     @property
     def benchmark(self) -> str:

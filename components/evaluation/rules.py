@@ -15,8 +15,6 @@ Mistakes are found when a rule is read: unknown names, and levels that no result
 50). `check_evaluated` finds what will not be evaluated, before anything runs.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 import typing
@@ -31,8 +29,7 @@ from .benchmarks.registry import BENCHMARKS
 from .conditions import CONDITIONS, ORDERED
 from .metrics import METRICS, metric_named
 
-MODELS = ("base", "sft", "champion")
-"""What a candidate can be compared with; ``champion`` is in service."""
+MODELS = ("base", "sft", "champion")  # what a candidate can be compared with; ``champion`` is in service
 
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Comparison = Literal["at_least", "at_most", "above", "below", "not_worse_than"]
@@ -185,10 +182,9 @@ def check_evaluated(
     conditions: Collection[str] | None = None,
     benchmarks: Collection[str] | None = None,
 ) -> None:
-    """Check, before anything is asked, that all that rules name will be evaluated; None: not known yet.
-
-    The last one of ``models`` is the candidate; ``conditions`` are those of the held-out split (benchmarks are asked
-    with frames in order). Raises `ValueError`: a rule names something else; says what is evaluated."""
+    """Check, before anything is asked, that all that rules name will be evaluated; None: not known yet. The last one of
+    ``models`` is the candidate; ``conditions`` are those of the held-out split (benchmarks are asked with frames in
+    order). Raises `ValueError`: a rule names something else; says what is evaluated."""
     for rule in rules:
         of_split = conditions if rule.benchmark is None else (ORDERED,)
         checks = [("condition", rule.condition, of_split), ("condition", rule.other_condition, of_split)]

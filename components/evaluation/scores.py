@@ -1,7 +1,5 @@
 """Figures over items: plain means, and the means of means that some benchmarks report."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,22 +10,18 @@ from .item import Item
 from .metrics import metric_named
 from .statistics import Estimate, Resampling, cluster_mean, widened
 
-Part = tuple[str, str]
-"""A group, and a part of it."""
+Part = tuple[str, str]  # a group, and a part of it
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
     """A figure over items: a mean, or a mean of means."""
 
-    definition: str
-    """In words, with the source where there are several."""
-    value: Callable[[Item], float | None]
-    """What an item counts; None: it does not count here."""
+    definition: str  # in words, with the source where there are several
+    value: Callable[[Item], float | None]  # what an item counts; None: it does not count here
     part: Callable[[Item], Part] | None = None
     """Items are averaged per part, parts per group, then groups. None: all items alike."""
-    bounded: bool = True
-    """Whether values are in [0, 1]."""
+    bounded: bool = True  # whether values are in [0, 1]
 
     def estimate(self, items: Sequence[Item], resampling: Resampling) -> Estimate | None:
         """The score with its interval, by bootstrap over videos; None where no item counts."""

@@ -11,8 +11,6 @@
 
 `tests/unit/components/evaluation/test_statistics.py` measures coverage and false positives by simulation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,8 +23,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, Valida
 from pydantic.dataclasses import dataclass as checked
 
 NO_DIFFERENCE = "no significant difference"
-MAX_DRAWS = 2**25
-"""Largest number of draws (resamples × videos) that is kept for the next metric: 32 MiB."""
+MAX_DRAWS = 2**25  # largest number of draws (resamples × videos) that is kept for the next metric: 32 MiB
 
 
 def _rounded(value: float | None) -> float | None:
@@ -53,8 +50,7 @@ _High = Annotated[float, _end(math.inf), PlainSerializer(_rounded)]
 class Resampling:
     """How sure numbers are to be, and the draws that say so."""
 
-    confidence: float = 0.95
-    """Coverage of the intervals."""
+    confidence: float = 0.95  # coverage of the intervals
     resamples: int = 2000
     seed: int = 0
 
@@ -154,8 +150,7 @@ def t_quantile(probability: float, degrees: int) -> float:
     return float(stdtrit(degrees, probability))
 
 
-Draw = Callable[[np.random.Generator, int, int], np.ndarray]
-"""(generator, rows, clusters) → (rows, clusters) uint8."""
+Draw = Callable[[np.random.Generator, int, int], np.ndarray]  # (generator, rows, clusters) → (rows, clusters) uint8
 
 
 def _bootstrap_draws(rng: np.random.Generator, rows: int, num_clusters: int) -> np.ndarray:
@@ -253,9 +248,8 @@ def _detectable(sums: np.ndarray, num_clusters: int, confidence: float, power: f
 
 
 def mcnemar_mid_p(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float | None:
-    """McNemar's mid-p for paired right-or-wrong answers (Fagerland, Lydersen, Laake 2013), two-sided.
-
-    None where a score is neither 0 nor 1."""
+    """McNemar's mid-p for paired right-or-wrong answers (Fagerland, Lydersen, Laake 2013), two-sided. None where a
+    score is neither 0 nor 1."""
     one, two = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if not (np.isin(one, (0, 1)).all() and np.isin(two, (0, 1)).all()):
         return None
@@ -274,11 +268,9 @@ class Runs:
     """One metric over repeated runs: trainings with other seeds, or evaluations with a temperature."""
 
     mean: float
-    spread: float | None
-    """Standard deviation over the runs (unbiased variance); null for one run."""
+    spread: float | None  # standard deviation over the runs (unbiased variance); null for one run
     low: float | None
-    high: float | None
-    """Ends of Student's interval for the mean over runs."""
+    high: float | None  # ends of Student's interval for the mean over runs
     runs: int
 
 

@@ -1,7 +1,5 @@
 """From items to numbers: estimates per condition and group, paired comparisons, and what MLflow gets of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -52,9 +50,8 @@ def summarize(items: Sequence[Item], scores: Mapping[str, Score], resampling: Re
 def difference_of_items(
     first: Iterable[Item], second: Iterable[Item], score: Score, resampling: Resampling
 ) -> Difference | None:
-    """The paired difference first − second over the items that both have, clustered by video.
-
-    None where they share fewer than two videos."""
+    """The paired difference first − second over the items that both have, clustered by video. None where they share
+    fewer than two videos."""
     others = {item.id: score.value(item) for item in second}
     shared = [
         (item, value, other)
@@ -77,7 +74,6 @@ def compare(
     group: Group | None = None,
 ) -> Difference | None:
     """The paired difference first − second by a score or metric, under a condition of each, over the items of a group.
-
     None where they share no questions or fewer than two videos."""
     if not first.same_questions(second):
         return None
@@ -92,7 +88,6 @@ def comparisons(
     results: Sequence[BenchmarkResult], resampling: Resampling, *, held_out: bool = False
 ) -> list[Comparison]:
     """Models on one benchmark: each over those before it by the headline, and neighbours by kind of question.
-
     ``held_out``: of the held-out split: by kind for every pair, and ordered over the other conditions, too."""
     pairs = [
         ((later, ORDERED), (earlier, ORDERED))

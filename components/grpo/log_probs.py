@@ -1,7 +1,5 @@
 """Log-probabilities of completions, with the pixels of their prompts, in passes of a bounded number of tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,11 +16,9 @@ Forward = tuple[torch.Tensor, torch.Tensor | None]  # log-probabilities, and ent
 
 
 class SightedLogProbs:
-    """Log-probabilities as the configuration says how to compute them (`GRPOConfig.shared_prefix`).
-
-    TRL 1.16 accepts prompts with videos and then computes every log-probability without pixels. Here token ids and
-    pixels come from the same encoded prompt, and a prompt whose placeholders have no pixels is refused.
-    """
+    """Log-probabilities as the configuration says how to compute them (`GRPOConfig.shared_prefix`). TRL 1.16 accepts
+    prompts with videos and then computes every log-probability without pixels. Here token ids and pixels come from the
+    same encoded prompt, and a prompt whose placeholders have no pixels is refused."""
 
     def __init__(self, config: GRPOConfig, encoder: ChatEncoder, accelerator: Any, models: Sequence[Any]) -> None:
         """Args: ``models``: those it will be called with, given TRL's fused head."""
@@ -35,8 +31,7 @@ class SightedLogProbs:
 
         Raises:
             BlindInputError: a prompt without its pixels, or vision tokens in a completion, which were not suppressed.
-            UserError: a log-probability is not a finite number.
-        """
+            UserError: a log-probability is not a finite number."""
         ids, seen = batch.completion_ids, batch.completion_mask.bool()
         vision = torch.tensor(self.encoder.vision_token_ids, device=ids.device)
         if bool((torch.isin(ids, vision) & seen).any()):
@@ -80,11 +75,9 @@ class SightedLogProbs:
         return torch.cat([values for values, counts in computed if counts])
 
     def passes(self, batch: TrainingBatch) -> list[tuple[TrainingBatch, bool]]:
-        """Split a micro-batch between its groups so that no pass exceeds the token budget, if there is one.
-
-        Every rank makes as many passes as the one that needs most, for each may be a collective operation: the passes
-        that are marked False repeat the first and must not count.
-        """
+        """Split a micro-batch between its groups so that no pass exceeds the token budget, if there is one. Every rank
+        makes as many passes as the one that needs most, for each may be a collective operation: the passes that are
+        marked False repeat the first and must not count."""
         budget = self.config.max_tokens_per_pass
         if budget is None:
             return [(batch, True)]

@@ -19,10 +19,8 @@ from .config import GRPOConfig
 
 
 def group_advantages(rewards: torch.Tensor, scale_by_std: bool = True) -> torch.Tensor:
-    """Advantages (…, G) from total rewards (…, G): (r − mean) / (std + 1e-4) within each group.
-
-    The standard deviation is the unbiased one, as in Video-R1's code. Statistics never cross prompts.
-    """
+    """Advantages (…, G) from total rewards (…, G): (r − mean) / (std + 1e-4) within each group. The standard deviation
+    is the unbiased one, as in Video-R1's code. Statistics never cross prompts."""
     advantages = rewards - rewards.mean(-1, keepdim=True)
     return advantages / (rewards.std(-1, keepdim=True) + 1e-4) if scale_by_std else advantages
 
@@ -64,8 +62,7 @@ def policy_loss(
     Args: ``denominator``: `loss_denominator` of the whole batch.
 
     Returns: the loss, and sums (4,) over the tokens that it counts: their number, their KL, and how many (for gspo: in
-    the sequences) have their gradient cut off, being below the range of the ratio, and above it.
-    """
+    the sequences) have their gradient cut off, being below the range of the ratio, and above it."""
     mask = batch.loss_mask
     old = log_probs.detach() if batch.old_log_probs is None else batch.old_log_probs
     log_ratio = log_probs - old
@@ -95,8 +92,7 @@ def loss_denominator(
 ) -> torch.Tensor | float:
     """What the sum of a micro-batch's losses is divided by.
 
-    Args: ``micro_batches``: of an optimiser step; ``steps_per_generation``: those that a generation step makes.
-    """
+    Args: ``micro_batches``: of an optimiser step; ``steps_per_generation``: those that a generation step makes."""
     if config.loss == "dapo":  # all tokens of the optimiser step, over all processes (DDP takes their mean)
         tokens = batch.num_loss_tokens.clamp(min=1) / num_processes
         return tokens * micro_batches / steps_per_generation

@@ -4,8 +4,6 @@ Source: Video-R1 (arXiv 2503.21776), equations 1-3, and the settings of its repo
 torch here: the configuration is made of this.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,10 +90,8 @@ class TemporalConfig(Section):
 
 
 def temporal_bonus(group: Group, settings: TemporalConfig) -> list[float]:
-    """α for each correct ordered rollout when mean(ordered) ≥ μ · mean(shuffled) (Video-R1, equations 1 and 2).
-
-    None for an image, which has no order to lose.
-    """
+    """α for each correct ordered rollout when mean(ordered) ≥ μ · mean(shuffled) (Video-R1, equations 1 and 2). None
+    for an image, which has no order to lose."""
     shuffled = group.shuffled_accuracy
     in_order = bool(shuffled) and fmean(group.accuracy) >= settings.ratio * fmean(shuffled) - _ROUNDING
     return [settings.bonus * (correct and in_order) for correct in group.correct]

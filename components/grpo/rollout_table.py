@@ -1,7 +1,5 @@
 """A GRPO step's rollouts in MLflow: figures averaged over ranks, a page to look at and a table to search."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -82,10 +80,8 @@ def _sides(rollouts: Rollouts, index: int, names: Sequence[str]) -> list[tuple[s
 
 
 def rollout_table(rollouts: Rollouts, video: VideoConfig, names: Sequence[str]) -> Markup:
-    """The first prompts with frames, completions, rewards and advantages, ordered and shuffled side by side.
-
-    Args: ``names``: `RewardConfig.names`.
-    """
+    """The first prompts with frames, completions, rewards and advantages, ordered and shuffled side by side; ``names``:
+    `RewardConfig.names`."""
     rows = []
     for index, item in enumerate(rollouts.items[:_SHOWN_PROMPTS]):
         sides = [

@@ -81,9 +81,7 @@ class TrainingModelEngine:
     @contextmanager
     def policy(self, step: int) -> Iterator[None]:
         """The engine with the policy's weights of this step, for as long as the block lasts; all processes enter it.
-
-        Under ZeRO-3 the weights are gathered for the block, so ranks need not make the same number of passes.
-        """
+        Under ZeRO-3 the weights are gathered for the block, so ranks need not make the same number of passes."""
         with unwrap_model_for_generation(self.trainer.model_wrapped, self.trainer.accelerator) as self._model:
             yield
         self._model = None
@@ -102,8 +100,7 @@ RolloutEngine = TrainingModelEngine | VLLMEngine
 def score_group(group: Group, functions: Mapping[str, RewardFunction]) -> torch.Tensor:
     """(G, K) parts of the rewards of a prompt's completions, by the functions of `reward_functions`.
 
-    Raises: `UserError`: a function raised, or did not return one finite number per completion.
-    """
+    Raises: `UserError`: a function raised, or did not return one finite number per completion."""
     columns = []
     for name, function in functions.items():
         try:
@@ -226,10 +223,8 @@ def prompt_rows(rows: Sequence[int]) -> Dataset:
 
 
 def frame_order(seed: int, step: int, row: int, num_frames: int) -> np.ndarray:
-    """A permutation of the frames, never the identity, that depends on (seed, step, row) alone.
-
-    Temporal patches are made after it: a patch of the shuffled clip joins frames that are not neighbours.
-    """
+    """A permutation of the frames, never the identity, that depends on (seed, step, row) alone. Temporal patches are
+    made after it: a patch of the shuffled clip joins frames that are not neighbours."""
     generator = np.random.default_rng(zlib.crc32(f"shuffle/{seed}/{step}/{row}".encode()))
     while True:
         order = generator.permutation(num_frames)

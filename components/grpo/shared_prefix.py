@@ -11,8 +11,6 @@ to check, and memory grows with L². ``two_call`` computes each prompt causally,
 themselves; it never builds more of a mask than (C, P + C), and fused kernels work (idea: PrefixGrouper, 2506.05433).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -86,8 +84,7 @@ def pack(
 
     Args: ``completions``: for each prompt the token ids of its completions; lengths may differ, and may be 0.
 
-    Raises: `BlindInputError`: a prompt without its pixels.
-    """
+    Raises: `BlindInputError`: a prompt without its pixels."""
     ids, positions, targets, groups = [], [], [], []
     for prompt, group in zip(prompts, completions, strict=True):
         encoder.check_sighted(prompt)
@@ -111,8 +108,7 @@ def install(model: Any) -> None:
 
     Only where a `Layout` comes along its language model's attention acts differently, and its backbone hands on only
     those hidden states that predict a completion's token: the head then skips the prompts, with a large vocabulary a
-    large part of the work.
-    """
+    large part of the work."""
     AttentionInterface.register(ATTENTION, packed_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     base = _innermost(model)
@@ -141,8 +137,7 @@ def log_probs(model: Any, packed: Packed, form: AttentionForm = "two_call") -> t
 
     Args: ``model``: as `install` left it; it may be wrapped (DDP, DeepSpeed).
 
-    Raises: `BlindInputError`: the row holds vision placeholders and the batch no pixels.
-    """
+    Raises: `BlindInputError`: the row holds vision placeholders and the batch no pixels."""
     device = next(model.parameters()).device
     if "pixel_values_videos" not in packed.media:
         raise BlindInputError("a forward pass was asked for without the pixels of its rows")
@@ -172,10 +167,8 @@ def packed_attention(
     shared_prefix: Layout | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: heads (1, H, L, D) in, (1, L, H, D) out.
-
-    Of a packed row each prompt attends over itself, each completion over its prompt and itself (``two_call``).
-    """
+    """transformers' attention interface: heads (1, H, L, D) in, (1, L, H, D) out. Of a packed row each prompt attends
+    over itself, each completion over its prompt and itself (``two_call``)."""
     if shared_prefix is None or attention_mask is not None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         return output, None

@@ -1,7 +1,5 @@
 """GRPO's training process, as each process that torchrun starts calls it."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -37,8 +35,7 @@ def train_grpo(job: TrainingJob) -> None:
 def trl_arguments(config: GRPOConfig, rollout_url: str | None = None) -> dict[str, Any]:
     """What TRL's sampler, reference model and vLLM need to know; rewards, loss and requests are ours.
 
-    Args: ``rollout_url``: of the rollout server, where it is another than the configuration's.
-    """
+    Args: ``rollout_url``: of the rollout server, where it is another than the configuration's."""
     batch = config.prompts_per_step * config.num_generations
     arguments: dict[str, Any] = {
         "per_device_train_batch_size": batch,

@@ -102,11 +102,9 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def generate_batch(self, examples: list[dict[str, Any]]) -> TrainingBatch:
-        """From this rank's rows, each prompt's G copies side by side, to what the loss needs.
-
-        Completes each prompt G times, rewards the completions, turns rewards into advantages within each group, and
-        computes the log-probabilities that stay fixed (old policy, reference).
-        """
+        """From this rank's rows, each prompt's G copies side by side, to what the loss needs. Completes each prompt G
+        times, rewards the completions, turns rewards into advantages within each group, and computes the
+        log-probabilities that stay fixed (old policy, reference)."""
         config, group_size = self.settings, self.settings.num_generations
         rows = [example["row"] for example in examples][::group_size]
         if [example["row"] for example in examples] != [row for row in rows for _ in range(group_size)]:
@@ -189,8 +187,7 @@ class VideoGRPOTrainer(VideoTrainer, GRPOTrainer):
     ) -> torch.Tensor:
         """The loss of a micro-batch, in as many passes as the token budget asks for; their gradients add up.
 
-        Raises: `UserError`: it is not a number, or the policy has come apart from where it started.
-        """
+        Raises: `UserError`: it is not a number, or the policy has come apart from where it started."""
         self.clock.lap("other")
         micro_batches, steps = self.current_gradient_accumulation_steps, self.args.steps_per_generation
         denominator = loss_denominator(self.settings, inputs, micro_batches, steps, self.accelerator.num_processes)

@@ -1,7 +1,5 @@
 """SFT's training process: TRL's SFTTrainer with a collator that brings the video and scores the response alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

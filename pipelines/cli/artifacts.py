@@ -1,7 +1,5 @@
 """What runs left in a workspace or store: ``vthink ui``, ``report`` and ``prune``."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -49,8 +47,7 @@ def prune(
     """List the stages' output in the store, and what of it may go; --delete deletes that.
 
     A registered model version, served or not, stays, with all that it was made from; so does what is recent, and what
-    that was made from. MLflow's runs and artifacts are not touched.
-    """
+    that was made from. MLflow's runs and artifacts are not touched."""
     with session(load(preset, overrides), workspace) as opened:
         stored = retention.examine(opened.storage, opened.context.tracking, timedelta(days=older_than))
         for entry in stored:

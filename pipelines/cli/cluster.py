@@ -1,7 +1,5 @@
 """Runs on Kubeflow Pipelines: ``vthink doctor, compile, submit, status, logs, retry, cancel``."""
 
-from __future__ import annotations
-
 import sys
 import time
 from contextlib import suppress
@@ -50,8 +48,7 @@ def doctor(
     """Check what a run of this configuration needs: each line is ok, or says what to do.
 
     Looked at: Kubeflow Pipelines, the cluster and its CRDs, queues, quota and GPU nodes, S3 by writing and reading,
-    MLflow, KServe. The exit code is 1 when anything is missing.
-    """
+    MLflow, KServe. The exit code is 1 when anything is missing."""
     console, sound = Console(highlight=False, soft_wrap=True), True
     for finding in examine(load(preset, overrides), host, namespace, token):
         symbol, style = {"ok": ("✓", "green"), "unknown": ("–", "dim")}.get(finding.verdict, ("✗", "red"))
@@ -66,8 +63,7 @@ def compile_pipeline(
 ) -> None:  # fmt: skip
     """Write the pipeline as KFP's IR YAML, which the Kubeflow Pipelines page takes as an upload.
 
-    With --preset its settings fill in the page's form for a new run; without, it asks for each as JSON.
-    """
+    With --preset its settings fill in the page's form for a new run; without, it asks for each as JSON."""
     print(compile_to(output, load(preset, overrides) if preset else None, evaluation_gpus))
 
 
@@ -88,8 +84,7 @@ def submit(
     account's token in the file KF_PIPELINES_SA_TOKEN_PATH (in a pod: its own); or an OIDC client in VTHINK_OIDC_ISSUER,
     VTHINK_OIDC_CLIENT_ID and VTHINK_OIDC_CLIENT_SECRET.
 
-    Exit codes with --wait: 0 in service, 3 refused by the gate, 1 failed or stopped.
-    """
+    Exit codes with --wait: 0 in service, 3 refused by the gate, 1 failed or stopped."""
     if cron and (wait or when_data_changes):
         raise UserError("--cron starts runs later: it goes neither with --wait nor with --when-data-changes")
     if every and not when_data_changes:
@@ -128,8 +123,7 @@ def status(
 ) -> None:  # fmt: skip
     """How far a run on Kubeflow Pipelines is, stage by stage; or which runs there are, and which model is in service.
 
-    With --preset also which model is in service; without Kubeflow Pipelines just that, by default of this machine.
-    """
+    With --preset also which model is in service; without Kubeflow Pipelines just that, by default of this machine."""
     console = Console(highlight=False)
     if host is not None:
         _print_runs(console, KfpConnection(host, namespace, token), run)

@@ -1,7 +1,5 @@
 """Rows and videos: ``vthink data …``. What decodes videos or asks models is imported where it is called."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -17,15 +15,13 @@ from ...components.common.storage.s3 import Storage
 from ...components.data_prep.curation.curate import Summary, estimate
 from ...components.data_prep.curation.curate import curate as curate_rows
 from ...components.data_prep.formats.registry import FORMATS
-from ...components.data_prep.report.counts import token_counter
-from ...components.data_prep.report.page import write_report
+from ...components.data_prep.report.page import token_counter, write_report
 from ...components.data_prep.validate import validate_rows
 from ..config import load
 from ..run.session import find_data, find_manifest, prepare_data, session
 from .options import DATA_HELP, WORKSPACE, Data, Folder, Overrides, Policy, Preset
 
-UNFINISHED = 3
-"""Exit code of a curation that has something left to do: the budget is spent, or calls failed."""
+UNFINISHED = 3  # exit code of a curation that has something left to do: the budget is spent, or calls failed
 _SHOWN_FAILURES = 5
 _FILES = ".jsonl, .json, .parquet or .csv: a path, s3:// or hf:// URI."
 _ROOTS = "Where a source's media are ('*': all others). Repeatable."
@@ -53,8 +49,7 @@ def prepare(
 ) -> None:  # fmt: skip
     """Decode the videos of rows once, and store their frames as the set that training and evaluation read.
 
-    What cannot be read is quarantined with its reason. Prints the manifest's URI, for `vthink train`.
-    """
+    What cannot be read is quarantined with its reason. Prints the manifest's URI, for `vthink train`."""
     changes = [f"data.{key}={value}" for key, value in (("source", rows), ("format", row_format)) if value]
     with session(load(preset, [*(overrides or ()), *changes]), workspace) as opened:
         uri = prepare_data(opened)
@@ -71,8 +66,7 @@ def validate(
 ) -> None:
     """Check rows: fields, types, answers among the options, times, duplicates, splits, and that media files are there.
 
-    A mistake is one line with file and line. The exit code is 1 when there is any.
-    """
+    A mistake is one line with file and line. The exit code is 1 when there is any."""
     if bad := [root for root in roots or () if "=" not in root]:
         raise UserError(f"--root {bad[0]}: expected SOURCE=FOLDER")
     store = Storage(StorageConfig()) if any(name.startswith("s3://") for name in rows) else None
@@ -104,8 +98,7 @@ def difficulty(
 
     Sampling is that of the section `grpo`. Then leave out what is too hard or too easy, or order the rows:
     `vthink data prepare rated.jsonl --set data.min_pass_rate=0.1 --set data.max_pass_rate=0.9`. A run that was cut off
-    goes on.
-    """
+    goes on."""
     from ...components.common.model.generation import Sampling
     from ...components.common.model.load import load_model
     from ...components.common.model.store import ensure_base_model, fetch_model
@@ -144,8 +137,7 @@ def curate(
     curation.method=hindsight (Video-Thinker) or cot (Video-R1); any OpenAI-compatible servers, whose keys come from
     the environment variables named by curation.teacher.api_key_env and curation.judge.api_key_env. Stopped by Ctrl-C,
     by a kill or by curation.budget_usd, the same command goes on where it was. data.roots says where the rows' media
-    are. The exit code is 3 when something is left to do.
-    """
+    are. The exit code is 3 when something is left to do."""
     config = load(preset, overrides)
     storage, rows = Storage(config.storage), (row_format or config.data.format, config.data.roots)
     if dry_run:

@@ -1,10 +1,8 @@
 """What commands show on a terminal: tables, the progress of a run's stages, and what a run came to."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -47,7 +45,7 @@ class ProgressView:
         self._live = Live(console=console, refresh_per_second=4, transient=False) if console.is_terminal else None
         self._printed: dict[str, str] = {}
 
-    def __enter__(self) -> ProgressView:
+    def __enter__(self) -> Self:
         if self._live:
             self._live.start()
         return self

@@ -1,7 +1,5 @@
 """Measuring models and judging the results: ``vthink evaluate``, ``compare`` and ``gate``."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -135,8 +133,7 @@ def compare(
     """Compare models on benchmarks: intervals, paired tests, published figures; the first named is compared with.
 
     The same NAME twice on one benchmark means two runs: mean and spread are shown. Pictures of evaluation.report_items
-    items are taken from the benchmark's folder where it is still there.
-    """
+    items are taken from the benchmark's folder where it is still there."""
     config = load(preset, overrides).evaluation
     measured = [_read_result(argument) for argument in results]
     _print_comparison(measured, config)
@@ -186,8 +183,7 @@ def gate(
     """Judge rules about finished benchmarks, line by line; exit code 3 where one does not hold.
 
     DIR is what `vthink evaluate --benchmark … --output DIR` left. A rule that names no benchmark is about the one that
-    was measured.
-    """
+    was measured."""
     config = load(preset, overrides).evaluation
     parsed = [rule for text in rules or () for rule in _parse_rules(text, f"rule '{text}'")]
     if rules_file is not None:

@@ -3,8 +3,6 @@
 A command's module is imported when it is called, so that ``vthink --help`` answers at once.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,25 +15,20 @@ from ... import __version__
 from ...components.common.errors import UserError
 from ...components.common.launch.process import skip_garbage_collection_at_exit
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 @dataclass(frozen=True)
 class Command:
     """A row of the table."""
 
-    panel: str
-    """Under which word `vthink --help` lists it."""
-    name: str
-    """After `vthink`: one word; of a group's command two."""
+    panel: str  # under which word `vthink --help` lists it
+    name: str  # after `vthink`: one word; of a group's command two
     target: str
     """``module:function`` in this folder: its parameters are the command's and its docstring the help. Empty: a group,
     whose commands follow."""
-    summary: str
-    """Its line in `vthink --help`; for a group's command empty, and its docstring's first sentence shown."""
-    examples: str = ""
-    """Arguments for the examples at the end of its help, one a line."""
+    summary: str  # its line in `vthink --help`; for a group's command empty, and its docstring's first sentence shown
+    examples: str = ""  # arguments for the examples at the end of its help, one a line
 
     @property
     def epilog(self) -> str:
@@ -178,8 +171,7 @@ def main() -> None:
     """Run the command line.
 
     What a user can cause, and a file that cannot be read or written, becomes one line; everything else is a bug and
-    keeps its traceback.
-    """
+    keeps its traceback."""
     skip_garbage_collection_at_exit()
     try:
         app()

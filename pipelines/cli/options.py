@@ -1,7 +1,5 @@
 """Options that several commands take."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +9,7 @@ from ...components.common.config import STAGES, Stage
 from ...components.evaluation.rules import nearest
 
 WORKSPACE = Path(".vthink")
-REFUSED = 3
-"""Exit code of a run or gate that refuses the model: all stages worked, what is in service stays."""
+REFUSED = 3  # exit code of a run or gate that refuses the model: all stages worked, what is in service stays
 
 
 def stage_named(name: str) -> Stage:

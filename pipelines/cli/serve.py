@@ -1,7 +1,5 @@
 """A registered model in service: ``vthink serve``, ``ask``, ``deploy``, ``promote``, ``rollback``."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path
@@ -64,8 +62,7 @@ def deploy(
     """Test a registered version with held-out items, and make it the one in service if it agrees with its evaluation.
 
     With deployment.target=kserve it starts beside the model in service, is compared with it, gets a share of the
-    traffic and then all of it. A version that fails is taken away; what was in service stays.
-    """
+    traffic and then all of it. A version that fails is taken away; what was in service stays."""
     if output not in ("yaml", "json"):
         raise BadParameter("yaml or json", param_hint="--output")
     with session(load(preset, overrides), workspace, exclusive=False) as opened:
@@ -112,8 +109,7 @@ def _inference_service(config: Config) -> tuple[Cluster, Object | None]:
 def promote(preset: Preset = "laptop", overrides: Overrides = None, workspace: Folder = WORKSPACE) -> None:
     """Give the candidate that `vthink deploy --hold` left beside the model in service all of the traffic.
 
-    It is asked the held-out items once more first.
-    """
+    It is asked the held-out items once more first."""
     config = load(preset, overrides)
     if config.deployment.target == "local":
         raise UserError("deployment.target=local has no candidates beside the model in service; use `vthink deploy`")
@@ -158,8 +154,7 @@ def ask(
 ) -> None:
     """Ask a served model about a video, and show its answer with the segments it rests on.
 
-    A server that asks for a key gets the one in VTHINK_API_KEY.
-    """
+    A server that asks for a key gets the one in VTHINK_API_KEY."""
     console = Console(highlight=False)
     stream = None if json_output else lambda piece: console.print(piece, end="", markup=False, style="dim")
     file_question = FileQuestion(path=video, text=question, options=option or ())

@@ -1,7 +1,5 @@
 """Runs and training on this machine: ``vthink run``, ``train``, ``plan`` and ``config``."""
 
-from __future__ import annotations
-
 import re
 import sys
 from typing import Annotated
@@ -32,8 +30,7 @@ def run(
 ) -> None:  # fmt: skip
     """Run the whole pipeline on this machine: prepare, SFT, GRPO, evaluate, gate, register, deploy.
 
-    Finished stages are reused, a killed run resumes. The exit code is 3 when the gate refuses the model.
-    """
+    Finished stages are reused, a killed run resumes. The exit code is 3 when the gate refuses the model."""
     console = Console(highlight=False)
     with session(load(preset, overrides), workspace) as opened:
         if dry_run:
@@ -92,8 +89,7 @@ def plan(
     """Say what a run needs: visual tokens, memory per GPU by ZeRO stage, storage, GPU-hours and cost, and what fits.
 
     Nothing is loaded and no GPU is needed. Tokens and parameters are exact; hours are an estimate (pipelines/plan/
-    states what it rests on), without evaluation and validation.
-    """
+    states what it rests on), without evaluation and validation."""
     config, accelerator = load(preset, overrides), ACCELERATORS.get(gpu)
     if accelerator is None:
         raise BadParameter(f"no '{gpu}'; known: {', '.join(ACCELERATORS)}", param_hint="--gpu")

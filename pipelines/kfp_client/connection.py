@@ -4,8 +4,6 @@ A request that creates something may have arrived although its answer got lost, 
 it is sent again.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time
@@ -24,8 +22,7 @@ from ...components.common.errors import UserError
 from ...components.common.retry import Backoff, retry
 
 T = TypeVar("T")
-TIMEOUT_S = (5.0, 60.0)
-"""To connect, and to read."""
+TIMEOUT_S = (5.0, 60.0)  # to connect, and to read
 TOKEN_FILE = "/var/run/secrets/kubeflow/pipelines/token"
 """Where Kubernetes puts a pod's own token for Kubeflow Pipelines, when the pod asks for one."""
 _ATTEMPTS = 4
@@ -75,11 +72,9 @@ class ClientCredentials:
 
 
 def credentials(token: str | None) -> dict[str, Any]:
-    """How `kfp.Client` shall authenticate, as its keyword arguments: the first of these that is there.
-
-    ``token``; a file with a service account's token (``KF_PIPELINES_SA_TOKEN_PATH``, or where Kubernetes puts it),
-    read again for each request; an OIDC client (``VTHINK_OIDC_ISSUER``, ``…_CLIENT_ID``, ``…_CLIENT_SECRET``).
-    """
+    """How `kfp.Client` shall authenticate, as its keyword arguments: the first of these that is there. ``token``; a
+    file with a service account's token (``KF_PIPELINES_SA_TOKEN_PATH``, or where Kubernetes puts it), read again for
+    each request; an OIDC client (``VTHINK_OIDC_ISSUER``, ``…_CLIENT_ID``, ``…_CLIENT_SECRET``)."""
     if token:
         return {"existing_token": token}
     path = os.environ.get("KF_PIPELINES_SA_TOKEN_PATH")
@@ -105,8 +100,7 @@ class KfpConnection:
         Args:
             host: address of the API, as ``kfp.Client`` takes it; of a whole Kubeflow ``https://…/pipeline``.
             namespace: the team's; ignored by a KFP that serves only one.
-            token: bearer token; None: see `credentials`.
-        """
+            token: bearer token; None: see `credentials`."""
         self.host, self.namespace = host.rstrip("/"), namespace
         if not self.host.startswith(("http://", "https://")):
             self.host = f"https://{self.host}"

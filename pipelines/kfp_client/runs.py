@@ -4,8 +4,6 @@ How tasks are named in a run's ``task_details`` (backend/src/apiserver) and wher
 (frontend/server) was read in KFP's source; no KFP server was available to check it.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import time
@@ -216,8 +214,7 @@ def wait_for_run(
         on_silence: gets the reason, once, when KFP stops answering; it may be silent for ``patience_s``.
 
     Raises:
-        KfpError: KFP was silent for longer, or does not know us any more. The run goes on.
-    """
+        KfpError: KFP was silent for longer, or does not know us any more. The run goes on."""
     answered, silent = time.monotonic(), False
     while True:
         try:

@@ -1,7 +1,5 @@
 """Starting runs: upload a version of the pipeline where it is not known, and a run, or a recurring run, of it."""
 
-from __future__ import annotations
-
 import hashlib
 import secrets
 import tempfile
@@ -22,8 +20,7 @@ from ..pipeline import arguments, compile_to, for_cluster
 from .connection import KfpConnection
 from .runs import SubmittedRun, named, newest, redo_counts
 
-PIPELINE = "vthink"
-"""Name of the pipeline in KFP."""
+PIPELINE = "vthink"  # name of the pipeline in KFP
 
 
 def submit_run(
@@ -46,8 +43,7 @@ def submit_run(
         rows: fingerprint of the rows (`rows_fingerprint`), kept with the run.
 
     Raises:
-        UserError: ``cron`` is none, or KFP refuses something.
-    """
+        UserError: ``cron`` is none, or KFP refuses something."""
     schedule = cron_expression(cron) if cron else None
     redo = redo_counts(kfp, config.name)
     if restart:

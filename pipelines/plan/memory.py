@@ -1,7 +1,5 @@
 """What accelerators have, and the memory and operations that training takes of them."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -10,8 +8,7 @@ from .shapes import Shape
 
 Zero = Literal["none", "zero2", "zero3"]
 GIB = 2**30
-OVERHEAD_BYTES, FRAGMENTATION = 2 * GIB, 1.1
-"""The accelerator's context and libraries, and what the allocator loses."""
+OVERHEAD_BYTES, FRAGMENTATION = 2 * GIB, 1.1  # the accelerator's context and libraries, and what the allocator loses
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,7 @@ ACCELERATORS = {
     "l40s-48gb": Accelerator(362, 44.4, 864, 32),
 }
 GPUS_PER_NODE = 8
-NETWORK_GB_S = 25.0
-"""Between nodes, per accelerator (200 Gbit/s); less makes several nodes slower than said here."""
+NETWORK_GB_S = 25.0  # between nodes, per accelerator (200 Gbit/s); less makes several nodes slower than said here
 
 
 def forward_flops(shape: Shape, tokens: float, patches: float, length: float) -> float:
@@ -43,8 +39,7 @@ def forward_flops(shape: Shape, tokens: float, patches: float, length: float) ->
     Args:
         tokens: positions of the language model, all sequences together.
         patches: rows of the vision tower.
-        length: positions that a position attends to, on average half the sequence.
-    """
+        length: positions that a position attends to, on average half the sequence."""
     dense = 2 * (shape.language_parameters + shape.vocabulary * shape.hidden)
     attention = 4 * shape.layers * shape.heads * shape.head_dim * length
     return tokens * (dense + attention) + patches * 2 * shape.vision_parameters
@@ -59,8 +54,7 @@ def activation_bytes(
         shape: the model; its loss is not included.
         tokens: positions of all sequences of the batch; ``patches``: rows of the vision tower.
         element_bytes: 2 for bfloat16, 4 for float32.
-        checkpointing: keep only each layer's input.
-    """
+        checkpointing: keep only each layer's input."""
     b, h, vh = element_bytes, shape.hidden, shape.vision_hidden
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norm = 4 + 2 * b  # RMSNorm: its input in float32, what it scales, and the scaled output
@@ -82,12 +76,9 @@ def activation_bytes(
 
 
 def state_bytes(parameters: int, zero: Zero, ranks: int, trained: int | None = None, bf16: bool = True) -> int:
-    """Bytes of weights, gradients and AdamW's state on each accelerator.
-
-    Without DeepSpeed weights, gradients and both moments are float32. ZeRO computes with bfloat16 weights and
-    gradients, and keeps float32 weights and both moments, spread over the ranks (ZeRO-2: and the gradients; ZeRO-3:
-    and the weights).
-    """
+    """Bytes of weights, gradients and AdamW's state on each accelerator. Without DeepSpeed weights, gradients and both
+    moments are float32. ZeRO computes with bfloat16 weights and gradients, and keeps float32 weights and both moments,
+    spread over the ranks (ZeRO-2: and the gradients; ZeRO-3: and the weights)."""
     trained = parameters if trained is None else trained
     if zero == "none" or not bf16:
         return 4 * parameters + 12 * trained
@@ -105,14 +96,10 @@ def kv_cache_bytes(shape: Shape, sequences: int, length: int, element_bytes: int
 class Memory:
     """Bytes on each accelerator at the worst moment, by what they are for."""
 
-    states: int
-    """Weights, gradients, optimiser."""
-    reference: int
-    """Reference model (GRPO with a KL term), and a vLLM that does not sleep while training."""
-    activations: int
-    """Kept for the backward pass, with one recomputed layer."""
-    logits: int
-    """Of one piece of the loss."""
+    states: int  # weights, gradients, optimiser
+    reference: int  # reference model (GRPO with a KL term), and a vLLM that does not sleep while training
+    activations: int  # kept for the backward pass, with one recomputed layer
+    logits: int  # of one piece of the loss
     rollouts: int
     """Key-value cache and, under ZeRO-3, the gathered weights; or vLLM's share of the accelerator (colocate). Not at
     the same time as activations and logits."""

@@ -1,7 +1,5 @@
 """Sizes of models that decide what they cost, and what a video becomes for them. Both are exact."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping
@@ -30,8 +28,7 @@ class Shape:
     head_dim: int
     intermediate: int
     vocabulary: int
-    tied: bool
-    """Whether the output layer is the embedding."""
+    tied: bool  # whether the output layer is the embedding
     vision_hidden: int
     vision_layers: int
     vision_heads: int
@@ -39,10 +36,8 @@ class Shape:
     patch: int
     temporal_patch: int = 2
     merge: int = 2
-    vision_positions: int = 0
-    """Learned positions of the vision tower (Qwen3-VL)."""
-    deepstack: int = 0
-    """Further mergers, whose output goes into early layers of the language model (Qwen3-VL)."""
+    vision_positions: int = 0  # learned positions of the vision tower (Qwen3-VL)
+    deepstack: int = 0  # further mergers, whose output goes into early layers of the language model (Qwen3-VL)
 
     @property
     def language_parameters(self) -> int:
@@ -104,16 +99,14 @@ SHAPES = {
     ),
 }  # fmt: skip
 """Models that are known by name, from their published ``config.json``."""
-TINY_VOCABULARY = 896
-"""Of the tokenizer that comes with ``model.name: tiny``."""
+TINY_VOCABULARY = 896  # of the tokenizer that comes with ``model.name: tiny``
 
 
 def shape_of(config: Config) -> Shape:
     """The model's sizes: built in, from the ``tiny`` section, or from the ``config.json`` of its folder or prefix.
 
     Raises:
-        ConfigError: the model is not known here and cannot be read.
-    """
+        ConfigError: the model is not known here and cannot be read."""
     name, tiny = config.model.name, config.model.tiny
     if name == "tiny":
         width = tiny.hidden_size
@@ -140,8 +133,7 @@ def read_shape(config: Mapping[str, Any], source: str) -> Shape:
     """The sizes in a Hugging Face ``config.json``.
 
     Raises:
-        ConfigError: another architecture, or a size is missing.
-    """
+        ConfigError: another architecture, or a size is missing."""
     family = config.get("model_type")
     if family not in ("qwen2_5_vl", "qwen3_vl"):
         raise ConfigError(f"{source}: model_type {family!r} is not supported; supported: qwen2_5_vl, qwen3_vl")

@@ -5,8 +5,6 @@ transformers' Qwen2.5-VL and Qwen3-VL, and a test counts them on real models. Ho
 figures below, each with its source.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -34,10 +32,8 @@ SECONDS_PER_LAYER = 0.9e-3
 """Least time of one layer for one decoded token under transformers' `generate`: launching kernels, not arithmetic."""
 MEAN_LENGTH, LONGEST_LENGTH = 0.5, 0.8
 """Completion of a rollout as a share of ``max_new_tokens``: the mean, and the longest of a group."""
-PROMPT_TEXT_TOKENS, RESPONSE_TOKENS = 200, 400
-"""Question with its template, and an SFT target."""
-JPEG_BYTES_PER_PIXEL = 0.5
-"""A prepared frame, quality 95 without chroma subsampling."""
+PROMPT_TEXT_TOKENS, RESPONSE_TOKENS = 200, 400  # question with its template, and an SFT target
+JPEG_BYTES_PER_PIXEL = 0.5  # a prepared frame, quality 95 without chroma subsampling
 LOGIT_CHUNK_TOKENS = 1024
 """TRL computes the loss from the hidden states in pieces, so the logits of a whole sequence never exist."""
 
@@ -82,8 +78,7 @@ def plan_stage(
     Args:
         rows: training rows of the stage, where the configuration counts in epochs.
         zero: another ZeRO stage than the configuration's.
-        ranks: another number of accelerators than the configuration's.
-    """
+        ranks: another number of accelerators than the configuration's."""
     section: TrainingConfig = getattr(config, stage)
     zero = zero or section.deepspeed
     ranks = ranks or config.launch.processes * config.launch.nodes
@@ -125,18 +120,14 @@ def plan_stage(
 class _Work:
     """What one rank does and holds for one batch, whatever the layout of the optimiser."""
 
-    length: int
-    """Tokens of one sequence."""
+    length: int  # tokens of one sequence
     flops: float
     held_tokens: int
-    held_clips: int
-    """Positions and videos of the passes that go backward at the same time."""
-    decoding_s: float = 0.0
-    """Time of rollouts that no arithmetic explains."""
+    held_clips: int  # positions and videos of the passes that go backward at the same time
+    decoding_s: float = 0.0  # time of rollouts that no arithmetic explains
     rollout_bytes: int = 0
     reference_bytes: int = 0
-    vllm_fits: bool = True
-    """Whether vLLM's share has room for its copy of the weights and one completion."""
+    vllm_fits: bool = True  # whether vLLM's share has room for its copy of the weights and one completion
 
 
 def _trained_parameters(section: TrainingConfig, shape: Shape) -> int:
@@ -219,10 +210,8 @@ class Stored:
 
     data: int
     model: int
-    checkpoint: int
-    """Weights, both moments and, with DeepSpeed, its float32 weights."""
-    checkpoints: int
-    """Those that a stage keeps at a time, the best included."""
+    checkpoint: int  # weights, both moments and, with DeepSpeed, its float32 weights
+    checkpoints: int  # those that a stage keeps at a time, the best included
 
 
 def stored_bytes(config: Config, shape: Shape, sample: Tokens, rows: int) -> Stored:

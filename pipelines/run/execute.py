@@ -1,7 +1,5 @@
 """The DAG run in the workspace: by ``kfp.local`` in a second process, this module, whose progress is followed."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys
@@ -45,11 +43,9 @@ class Outcome:
     """A finished run."""
 
     run_id: str
-    parent_run_id: str
-    """MLflow run of the pipeline."""
+    parent_run_id: str  # MLflow run of the pipeline
     stages: Mapping[Stage, StageProgress]
-    manifests: Mapping[Stage, Manifest]
-    """What the stages left, as far as they ran."""
+    manifests: Mapping[Stage, Manifest]  # what the stages left, as far as they ran
 
 
 def run_pipeline(
@@ -62,8 +58,7 @@ def run_pipeline(
         on_change: called a few times a second with the progress of all stages.
 
     Raises:
-        StageFailedError: one line with the stage, its reason and its log.
-    """
+        StageFailedError: one line with the stage, its reason and its log."""
     config, workspace = opened.config, opened.workspace
     state = State.read(workspace.root, restart)
     key = fingerprint(config.to_json(), state.redo, __version__)

@@ -1,7 +1,5 @@
 """How far the stages of a run are: their states, the DAG's tasks that make them up, and what ``kfp.local`` prints."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections import deque
@@ -29,14 +27,10 @@ class StageProgress:
 
     stage: Stage
     status: Status = "waiting"
-    started: float | None = None
-    """`time.monotonic` when its first task began."""
-    seconds: float = 0.0
-    """Wall time in this run."""
-    line: str = ""
-    """What it printed last."""
-    output: str = ""
-    """What its last task returned: a manifest's URI, or the gate's verdict."""
+    started: float | None = None  # `time.monotonic` when its first task began
+    seconds: float = 0.0  # wall time in this run
+    line: str = ""  # what it printed last
+    output: str = ""  # what its last task returned: a manifest's URI, or the gate's verdict
 
 
 _EXCEPTION = re.compile(r"^\s*(?:[a-z_][\w.]*\.)?([A-Z]\w*): (.+)$")

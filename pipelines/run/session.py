@@ -1,7 +1,5 @@
 """A workspace with its object store up, and what is prepared or trained in it."""
 
-from __future__ import annotations
-
 import os
 import posixpath
 from collections.abc import Iterator
@@ -97,8 +95,7 @@ def find_manifest(opened: Session, name: str) -> str:
     """The manifest that a person means by its URI, its prefix, or the folder in the workspace's store.
 
     Raises:
-        UserError: a path outside of the store, or there is no such manifest.
-    """
+        UserError: a path outside of the store, or there is no such manifest."""
     uri = name
     if "://" not in name:
         store, path = opened.workspace.s3_dir.resolve(), Path(name).resolve()

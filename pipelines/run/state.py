@@ -1,7 +1,5 @@
 """``state.json``: what the next run must know about the earlier ones, and what it will therefore do."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self

@@ -1,7 +1,5 @@
 """``summary.json``: what a run came to, for people and programs."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -138,8 +136,7 @@ def read_summary(workspace: Path) -> RunSummary:
     """The summary of the workspace's last finished run.
 
     Raises:
-        UserError: no run has finished there, or none of this version.
-    """
+        UserError: no run has finished there, or none of this version."""
     path = workspace / _FILE
     if not path.exists():
         raise UserError(f"{path}: no run has finished in this workspace; start one with `vthink run`")

@@ -1,7 +1,5 @@
 """The shapes of response that a prompt can ask for: one entry each, for checking and writing them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +18,7 @@ class AnswerFormat:
 
     follows: Callable[[Sample, str | None], bool]
     """Whether a response to the sample has this shape (the format reward of GRPO)."""
-    write: Callable[[Sample], str]
-    """The response that a sample should get, from its reasoning, evidence and answer."""
+    write: Callable[[Sample], str]  # the response that a sample should get, from its reasoning, evidence and answer
 
 
 class ResponseError(UserError):
@@ -34,10 +31,8 @@ def follows_format(sample: Sample, text: str | None, style: str) -> bool:
 
 
 def write_response(sample: Sample, style: str = "video_thinker") -> str:
-    """The response that a sample should get: what SFT trains on. It parses back, has its format, and is graded 1.
-
-    A `ResponseError` where there is none (a video without evidence spans in video_thinker, a trace with damaged tags).
-    """
+    """The response that a sample should get: what SFT trains on. It parses back, has its format, and is graded 1. A
+    `ResponseError` where there is none (a video without evidence spans in video_thinker, a trace with damaged tags)."""
     answer_format = FORMATS.get(style)
     text = answer_format.write(sample)
     if not answer_format.follows(sample, text):
@@ -81,8 +76,7 @@ def is_video_thinker_format(text: str | None, *, min_segments: int = 1) -> bool:
 
     Each ``<time>`` holds a readable range and is followed by a ``<caption>``; there is at least one ``<think>``; tags
     are neither nested nor left open; the ``<answer>`` comes last. Text between the tags is legal. (The paper's own
-    check is not published.) ``min_segments`` is 0 for a picture, which has no time.
-    """
+    check is not published.) ``min_segments`` is 0 for a picture, which has no time."""
     if not isinstance(text, str):
         return False
     parts = list(blocks(text))

@@ -1,7 +1,5 @@
 """Letters and numbers in answers, and grades by problem type: accuracy in rewards and evaluation (Video-R1 §3.2)."""
 
-from __future__ import annotations
-
 import logging
 import math
 import re
@@ -34,8 +32,7 @@ def grade(sample: Sample, answer: str | None, mode: GradingMode = "strict") -> f
     person would (spaces, case, wrapping such as ``\boxed{3}`` and 1,000 do not matter), and gives nothing for what
     decides nothing: several answers, a range, a repeated question, more than `MAX_ANSWER_CHARS`. ``paper`` is what
     Video-R1's code does (``grpo.py``): the letter alone, numbers by Python's ``float`` and with a decimal point where
-    the truth has one.
-    """
+    the truth has one."""
     if not isinstance(answer, str):
         return 0.0
     if mode == "paper":
@@ -100,10 +97,8 @@ def _relative_error(predicted: float, truth: float) -> float:
 def mean_relative_accuracy(
     predicted: float | str | None, truth: float | str | None, *, inclusive: bool = False
 ) -> float:
-    """MRA of VSI-Bench: the share of θ in 0.5, 0.55 … 0.95 for which the relative error is below 1 − θ.
-
-    ``inclusive`` compares with ``<=`` (lmms-eval) instead of ``<`` (Video-R1). A text counts as the number in it.
-    """
+    """MRA of VSI-Bench: the share of θ in 0.5, 0.55 … 0.95 for which the relative error is below 1 − θ. ``inclusive``
+    compares with ``<=`` (lmms-eval) instead of ``<`` (Video-R1). A text counts as the number in it."""
     predicted, truth = (extract_number(x) if isinstance(x, str) else x for x in (predicted, truth))
     if predicted is None or truth is None or not (math.isfinite(predicted) and math.isfinite(truth)):
         return 0.0
@@ -123,11 +118,9 @@ def word_error_rate(predicted: str, truth: str) -> float:
 
 
 def rouge_f(predicted: str, truth: str) -> float:
-    """Mean of ROUGE-1, ROUGE-2 and ROUGE-L F (stemmed; only the first `MAX_ANSWER_CHARS` are compared).
-
-    A truth of one word has no bigrams: ROUGE-2 is left out. One without a-z and 0-9, which is all that ROUGE knows, is
-    compared as it stands.
-    """
+    """Mean of ROUGE-1, ROUGE-2 and ROUGE-L F (stemmed; only the first `MAX_ANSWER_CHARS` are compared). A truth of one
+    word has no bigrams: ROUGE-2 is left out. One without a-z and 0-9, which is all that ROUGE knows, is compared as it
+    stands."""
     words = len(re.findall(r"[a-z0-9]+", truth.lower()))
     return _mean_rouge_f(predicted, truth, bigrams=words > 1) if words else float(predicted.strip() == truth.strip())
 
@@ -218,11 +211,9 @@ def _encloses(inner: str, left: str, right: str) -> bool:
 
 
 def extract_letter(text: str | None, num_options: int = 26, options: Sequence[str] = ()) -> str | None:
-    """The option letter that an answer begins with: ``A``, ``a``, ``A.``, ``(A)``, ``B) left``, ``Answer: C``.
-
-    None when there is none, when it is not one of the first ``num_options``, or when another option's letter follows:
-    who names several has chosen none; a letter inside the text of the chosen option ("vitamin C") is no second answer.
-    """
+    """The option letter that an answer begins with: ``A``, ``a``, ``A.``, ``(A)``, ``B) left``, ``Answer: C``. None
+    when there is none, when it is not one of the first ``num_options``, or when another option's letter follows: who
+    names several has chosen none; a letter inside the text of the chosen option ("vitamin C") is no second answer."""
     if not isinstance(text, str):
         return None
     text = bare(text[:MAX_ANSWER_CHARS])
@@ -254,8 +245,7 @@ def extract_number(text: str | None) -> float | None:
 
     Units are not converted and number words not read. None when there is no number, or none that is finite; when it is
     a bound, a range or one of several ("2 or 3", "less than 5"); and when there are several and the answer does not
-    begin with one. LaTeX is read by math-verify.
-    """
+    begin with one. LaTeX is read by math-verify."""
     if not isinstance(text, str):
         return None
     text = bare(text[:MAX_ANSWER_CHARS]).replace("{,}", ",")

@@ -1,7 +1,5 @@
 """What a response says, in either paper's format or in none: segments, reasoning, answer; and spans of time."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -11,8 +9,7 @@ from itertools import chain
 from .grading import MAX_ANSWER_CHARS, extract_letter
 
 MAX_SEGMENTS = 1_000  # further segments of a response are not read
-TAGS = frozenset({"time", "caption", "think", "answer"})
-"""Every tag of either format."""
+TAGS = frozenset({"time", "caption", "think", "answer"})  # every tag of either format
 
 _TAG = re.compile(r"<(/?)(time|caption|think|answer)>", re.IGNORECASE)
 _FINAL_ANSWER = re.compile(r"final answer[\s*_]{0,4}(?:is\s{0,4})?[:：]", re.IGNORECASE)
@@ -41,10 +38,8 @@ class ParsedResponse:
 
 
 def blocks(text: str, tags: frozenset[str] = TAGS) -> Iterator[tuple[str, str]]:
-    """The text as a flat row of tags with their content; text between tags has the tag "".
-
-    A tag that opens inside another ends that one. One without its partner is the content of a "?".
-    """
+    """The text as a flat row of tags with their content; text between tags has the tag "". A tag that opens inside
+    another ends that one. One without its partner is the content of a "?"."""
     open_tag, position = "", 0
     for match in _TAG.finditer(text):
         closing, name = bool(match[1]), match[2].lower()
@@ -73,11 +68,9 @@ def without_tags(text: str) -> str:
 
 
 def parse_response(text: str | None) -> ParsedResponse:
-    """Segments, reasoning and answer of a response in either paper's format, or in neither.
-
-    The answer is the content of the last ``<answer>``; else the line behind the last "Final answer:"; else a
-    leading option letter (Video-Thinker's evaluator); else None.
-    """
+    """Segments, reasoning and answer of a response in either paper's format, or in neither. The answer is the content
+    of the last ``<answer>``; else the line behind the last "Final answer:"; else a leading option letter
+    (Video-Thinker's evaluator); else None."""
     if not isinstance(text, str):
         return ParsedResponse((), "", None, "")
     segments: list[Segment] = []
@@ -127,8 +120,7 @@ def published_answer(text: str | None) -> str | None:
 
 # --- time spans
 
-Span = tuple[float, float]
-"""Start and end in seconds."""
+Span = tuple[float, float]  # start and end in seconds
 
 _POINT = r"(?:(?:[0-9]{1,4}:)?[0-9]{1,4}:[0-9]{1,2}(?:\.[0-9]{1,6})?|[0-9]{1,6}(?:\.[0-9]{1,6})?)"
 _RANGE = re.compile(
@@ -138,10 +130,8 @@ _RANGE = re.compile(
 
 
 def parse_spans(text: str) -> list[Span]:
-    """The time ranges in ``text``, in seconds: ``00:01-00:03``, ``1:02:03 - 1:02:10``, ``0.0-5.0 seconds``.
-
-    Ranges that end before they start, and impossible times such as ``00:75``, are left out.
-    """
+    """The time ranges in ``text``, in seconds: ``00:01-00:03``, ``1:02:03 - 1:02:10``, ``0.0-5.0 seconds``. Ranges that
+    end before they start, and impossible times such as ``00:75``, are left out."""
     spans = [(_seconds(match[1]), _seconds(match[2])) for match in _RANGE.finditer(text[:1000])]
     return [(start, end) for start, end in spans if start is not None and end is not None and start <= end]
 
@@ -178,9 +168,7 @@ def span_iou(a: Span, b: Span) -> float:
 
 def grounding_scores(predicted: Sequence[Span], truth: Sequence[Span]) -> dict[str, float]:
     """How well predicted spans cover the true ones, of which there must be one: the best IoU of each true span.
-
-    ``miou`` is their mean; ``r@0.3``, ``r@0.5``, ``r@0.7`` the share of true spans whose best IoU reaches that.
-    """
+    ``miou`` is their mean; ``r@0.3``, ``r@0.5``, ``r@0.7`` the share of true spans whose best IoU reaches that."""
     if not truth:
         raise ValueError("grounding needs at least one true span")
     best = [max((span_iou(span, guess) for guess in predicted), default=0.0) for span in truth]

@@ -1,7 +1,5 @@
 """How a server of OpenAI chat completions is reached, and how patiently."""
 
-from __future__ import annotations
-
 import ipaddress
 import re
 from typing import Self

@@ -4,8 +4,6 @@ What comes back is hostile: its size, its time, its shape and the numbers in it 
 caller to check. Keys are read from the environment and appear nowhere else.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -26,7 +24,8 @@ from ..retry import Backoff
 from .config import ChatEndpointConfig, is_loopback, may_carry_key
 
 T = TypeVar("T")
-Messages = Sequence[Mapping[str, Any]]
+Fields = Mapping[str, Any]  # of a JSON object
+Messages = Sequence[Fields]
 OnDelta = Callable[[str], object]
 
 MAX_REPLY_BYTES = 4 * 2**20  # a longer body is not read to its end
@@ -133,14 +132,13 @@ class ChatEndpoint:
         await self._client.__aexit__(*error)
 
     async def complete(
-        self, messages: Messages, parameters: Mapping[str, Any] | None = None, on_delta: OnDelta | None = None
+        self, messages: Messages, parameters: Fields | None = None, on_delta: OnDelta | None = None
     ) -> ChatReply:
         """One answered call; waits its turn, and repeats what failed in a way that may pass before it gives up.
 
         ``messages`` are in OpenAI's form (`media` makes their parts), ``parameters`` further fields of the request, of
         which those that are None are left out. ``on_delta`` gets each piece of the text as it comes (without, the
-        answer comes whole); a call is not repeated once a piece came.
-        """
+        answer comes whole); a call is not repeated once a piece came."""
         body = {"model": self.config.model or None, "messages": list(messages), **(parameters or {})}
         if on_delta is not None:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -148,7 +146,7 @@ class ChatEndpoint:
         async with self._slots:
             return await self._until_answered(partial(self._chat, data, on_delta))
 
-    async def models(self) -> list[Mapping[str, Any]]:
+    async def models(self) -> list[Fields]:
         """What the server says about the models that it serves (``GET /v1/models``); an `EndpointError` for none."""
         return await self._until_answered(self._list_models)
 
@@ -175,7 +173,10 @@ class ChatEndpoint:
 
     async def _chat(self, data: bytes, on_delta: OnDelta | None) -> ChatReply:
         if on_delta is None:
-            return _parse_reply(await self._exchange("POST", "/chat/completions", data))
+            body = await self._exchange("POST", "/chat/completions", data)
+            with _chat_completion():
+                answer = json.loads(body)
+                return _reply(answer["choices"][0]["message"]["content"], answer, answer.get("usage"))
         reader = _StreamReader(on_delta)
         try:
             await self._exchange("POST", "/chat/completions", data, reader.feed)
@@ -184,7 +185,7 @@ class ChatEndpoint:
             error.final |= bool(reader.pieces)  # what was passed on cannot be taken back
             raise
 
-    async def _list_models(self) -> list[Mapping[str, Any]]:
+    async def _list_models(self) -> list[Fields]:
         body = await self._exchange("GET", "/models")
         try:
             models = json.loads(body)["data"]
@@ -263,12 +264,12 @@ class BlockingEndpoint:
         self._stack.__exit__(*error)
 
     def complete(
-        self, messages: Messages, parameters: Mapping[str, Any] | None = None, on_delta: OnDelta | None = None
+        self, messages: Messages, parameters: Fields | None = None, on_delta: OnDelta | None = None
     ) -> ChatReply:
         """See `ChatEndpoint.complete`."""
         return self._portal.call(self._endpoint.complete, messages, parameters, on_delta)
 
-    def models(self) -> list[Mapping[str, Any]]:
+    def models(self) -> list[Fields]:
         """See `ChatEndpoint.models`."""
         return self._portal.call(self._endpoint.models)
 
@@ -340,13 +341,6 @@ class _StreamReader:
             return _reply("".join(self.pieces), self._last, self._usage)
 
 
-def _parse_reply(body: bytes) -> ChatReply:
-    """Read a ``chat.completion`` object."""
-    with _chat_completion():
-        answer = json.loads(body)
-        return _reply(answer["choices"][0]["message"]["content"], answer, answer.get("usage"))
-
-
 def _reply(text: Any, answer: Any, usage: Any) -> ChatReply:
     choice = answer["choices"][0]
     tokens = choice.get("token_ids")
@@ -355,14 +349,10 @@ def _reply(text: Any, answer: Any, usage: Any) -> ChatReply:
     counts = [(usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
     known = [count if type(count) is int and 0 <= count <= _MAX_TOKENS_COUNTED else None for count in counts]
     return ChatReply(
-        text=text or "",
-        finish_reason=str(choice.get("finish_reason") or "")[:40],
-        input_tokens=known[0],
-        output_tokens=known[1],
-        token_ids=None if tokens is None else tuple(tokens),
-        model=str(answer.get("model") or "")[:200],
-        extension=answer.get("vthink"),
-    )
+        text=text or "", finish_reason=str(choice.get("finish_reason") or "")[:40], input_tokens=known[0],
+        output_tokens=known[1], token_ids=None if tokens is None else tuple(tokens),
+        model=str(answer.get("model") or "")[:200], extension=answer.get("vthink"),
+    )  # fmt: skip
 
 
 def _refusal_reason(body: bytes) -> str:

@@ -1,7 +1,5 @@
 """Media and words as parts of a chat message."""
 
-from __future__ import annotations
-
 import base64
 import mimetypes
 import threading
@@ -12,8 +10,7 @@ from typing import Any, Literal
 
 from ..errors import UserError
 
-Part = dict[str, Any]
-"""A content part of a message, in OpenAI's form."""
+Part = dict[str, Any]  # a content part of a message, in OpenAI's form
 
 _DEFAULT_MIME = {"video": "video/mp4", "image": "image/png"}
 
@@ -46,7 +43,7 @@ class DataUrls:
     """Files as data URLs, each read once for all questions about it and dropped with the last of them; thread-safe."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        """Args: ``paths``: the file of every question."""
+        """``paths``: the file of every question."""
         self._left = Counter(paths)
         self._urls: dict[Path, str] = {}
         self._lock = threading.Lock()

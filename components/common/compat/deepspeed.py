@@ -6,8 +6,6 @@ step counter, which Adam then advances once for each of them, and every paramete
 biases and norms would be decayed.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +18,8 @@ from ..training.processes import barrier, local_rank, world_size
 
 
 def repartition(trainer: Any, checkpoint: Path) -> None:
-    """Let a ZeRO checkpoint be loaded on another number of processes than wrote it: as a universal checkpoint.
-
-    Called by every process; the first of each node converts it. Where the numbers agree nothing is done.
-    """
+    """Let a ZeRO checkpoint be loaded on another number of processes than wrote it: as a universal checkpoint. Called
+    by every process; the first of each node converts it. Where the numbers agree nothing is done."""
     if not trainer.is_deepspeed_enabled:
         return
     tag = (checkpoint / "latest").read_text().strip()

@@ -11,8 +11,6 @@
 ``tests/unit/components/common/compat/test_kfp.py`` fails when one of these is mended upstream.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import warnings
@@ -22,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 REPEAT_AFTER_S = 0.3  # first pause before a reading request is repeated; each is twice the one before
-
-# --- the client ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -52,9 +48,7 @@ def connect(
     on_web_page: Callable[[], Exception],
 ) -> KfpApis:
     """``kfp.Client``, sending nothing yet; every request has a time limit, and reading ones are repeated.
-
-    ``timeout_s``: to connect, and to read. ``on_web_page``: what is raised when a web page is the answer.
-    """
+    ``timeout_s``: to connect, and to read. ``on_web_page``: what is raised when a web page is the answer."""
     import kfp
     import urllib3
 
@@ -85,8 +79,6 @@ def connect(
     )  # fmt: skip
 
 
-# --- kfp.local ----------------------------------------------------------------------------------------------------
-
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _EXECUTING = re.compile(r"Executing task '([^']+)'")
 _FINISHED = re.compile(r"Task '([^']+)' finished with status (\w+)")
@@ -110,10 +102,8 @@ class TaskFailedError(RuntimeError):
 
 
 def run_here(pipeline: Callable[..., Any], arguments: Mapping[str, Any], root: Path) -> None:
-    """Run a pipeline by ``kfp.local``, each task in a process of this environment.
-
-    Every exception but a `TaskFailedError` is a fault of KFP or of the pipeline.
-    """
+    """Run a pipeline by ``kfp.local``, each task in a process of this environment. Every exception but a
+    `TaskFailedError` is a fault of KFP or of the pipeline."""
     from kfp import local
 
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root), raise_on_error=True)

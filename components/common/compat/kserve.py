@@ -8,8 +8,6 @@
 - It logs two lines of timing per request, through handlers of its own.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 import warnings
@@ -42,19 +40,11 @@ def serve_routes(
     grace_period_s: int,
     predict_hint: str,
 ) -> None:
-    """Serve routes before KServe's own (health, metadata, metrics) until the process is told to stop.
+    """Serve routes before KServe's own (health, metadata, metrics) until the process is told to stop, and then for
+    ``grace_period_s`` those that run. Must be called in the main thread, once per process.
 
-    Must be called in the main thread, once per process.
-
-    Args:
-        model_name: the model in KServe's registry, for its health and metadata routes.
-        routes: they go before KServe's.
-        middleware: around all routes.
-        host: IP address to listen on.
-        port: TCP port.
-        grace_period_s: how long running requests may go on.
-        predict_hint: what KServe's own prediction routes answer, as the model takes none of their inputs.
-    """
+    ``model_name`` is for KServe's health and metadata routes; ``middleware`` goes around all routes; ``predict_hint``
+    is what KServe's own prediction routes answer, as the model takes none of their inputs."""
     kserve: Any = import_kserve()
 
     class RegisteredModel(kserve.Model):

@@ -1,7 +1,5 @@
 """Tables and lists of a page."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,11 +35,9 @@ def table(
     filters: Sequence[Filter] = (),
     values: Sequence[Mapping[str, Sequence[str]]] = (),
 ) -> Markup:
-    """A table that scrolls sideways where it is too wide; numbers are right-aligned and rounded for reading.
-
-    Cells are text, `Markup`, numbers or `Cell`. With ``sortable``, a click on a heading sorts by that column.
-    ``filters`` choose among the rows: ``values`` are, per row and filter's key, those under which it is shown.
-    """
+    """A table that scrolls sideways where it is too wide; numbers are right-aligned and rounded for reading. Cells are
+    text, `Markup`, numbers or `Cell`. With ``sortable``, a click on a heading sorts by that column. ``filters`` choose
+    among the rows: ``values`` are, per row and filter's key, those under which it is shown."""
     body = [[_shown(cell) for cell in row] for row in rows]
     numeric = [bool(body) and all(row[i][1] for row in body) for i in range(len(columns))]
     heads = list(zip(columns, numeric, strict=True))

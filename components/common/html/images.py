@@ -1,7 +1,5 @@
 """Pictures and timelines of a page."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Iterable, Sequence

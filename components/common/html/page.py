@@ -1,7 +1,5 @@
 """A whole HTML page."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -61,9 +59,7 @@ def page(
     style: str | None = None,
 ) -> str:
     """A whole HTML document: title and one line below it; sections, each a heading (or "") with its contents.
-
-    ``script`` and ``style`` are files, ``<stage>/<name>.js`` and ``.css``, that the page needs besides its own.
-    """
+    ``script`` and ``style`` are files, ``<stage>/<name>.js`` and ``.css``, that the page needs besides its own."""
     style = _source("common/html/page.css") + (_source(style) if style else "")
     script = _source("common/html/page.js") + (_source(script) if script else "")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -1,15 +1,12 @@
 """How training processes are started, and on which machines."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from ..config import Section, Stage
 
-POOL_LABEL = "vthink.dev/pool"
-"""Label, and taint, of a pool's nodes."""
+POOL_LABEL = "vthink.dev/pool"  # label, and taint, of a pool's nodes
 QUEUE_LABEL, PRIORITY_LABEL = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 
 DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]

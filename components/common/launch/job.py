@@ -1,7 +1,5 @@
 """A training's job file, with everything that its processes are told, and what it leaves: a manifest, or why not."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal
@@ -125,10 +123,8 @@ class TrainingJob(Section):
 class Failure:
     """Why a training failed; empty parts are not known."""
 
-    reason: str
-    """What happened."""
-    advice: str
-    """What to do about it."""
+    reason: str  # what happened
+    advice: str  # what to do about it
     machines_lost: bool = False
     """The machines were taken away; the training itself did nothing wrong, and another attempt may succeed."""
 

@@ -1,7 +1,5 @@
 """Processes of ours: commands under supervision, when this one ends, and how many threads it uses."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import gc
@@ -20,11 +18,8 @@ from ..errors import UserError
 from . import supervisor as program
 from .config import LaunchConfig
 
-TAIL_LINES = 40
-"""How many of a process's last lines an error shows."""
-
-_watching: tuple[str, str] | None = None
-"""Which process (a fork is another one) already watches which owner."""
+TAIL_LINES = 40  # how many of a process's last lines an error shows
+_watching: tuple[str, str] | None = None  # which process (a fork is another one) already watches which owner
 
 
 class LaunchError(UserError):
@@ -82,14 +77,9 @@ class Process(contextlib.AbstractContextManager["Process"]):
 
 
 def spawn(command: Sequence[str], env: Mapping[str, str] | None = None, log: Path | None = None) -> Process:
-    """Start a command that ends, with everything it started, when this process ends, even by SIGKILL.
-
-    Args:
-        command: program and arguments.
-        env: its whole environment; default: this process's. ``VTHINK_OWNER`` is set to the supervisor, so that our own
-            programs below it can watch it.
-        log: file to which its output is appended; without one the output is read from ``Process.lines``.
-    """
+    """Start a command that ends, with everything it started, when this process ends, even by SIGKILL. ``env`` is its
+    whole environment (default: this process's), with ``VTHINK_OWNER`` set to the supervisor, so that our own programs
+    below it can watch it. Output is appended to ``log``, or read from `Process.lines`."""
     if shutil.which(command[0], path=(env or os.environ).get("PATH")) is None:
         raise LaunchError(f"cannot start {command[0]}: no such program")
     if log is not None:
@@ -140,9 +130,6 @@ def tail(path: Path) -> list[str]:
     return [line for line in lines if line.strip()][-TAIL_LINES:]
 
 
-# --- this process ---
-
-
 def skip_garbage_collection_at_exit() -> None:
     """Let this process, one of ours alone, end without collecting garbage: beside torch that took it two seconds."""
     atexit.register(gc.freeze)
@@ -153,8 +140,7 @@ def end_with_owner() -> None:
 
     Called at the start of our own processes, which then also `skip_garbage_collection_at_exit`; again it does nothing.
     Only this process and its descendants are killed, not the process group: an executor of ``kfp.local`` shares its
-    group with `make` or the shell that called `vthink run`.
-    """
+    group with `make` or the shell that called `vthink run`."""
     global _watching
     owner, me = os.environ.get(program.OWNER), program.identity()
     if not owner or owner == me or _watching == (me, owner):
@@ -196,10 +182,8 @@ def on_sigterm(handler: Callable[[], None]) -> Iterator[None]:
 
 def limit_threads(launch: LaunchConfig) -> None:
     """Let torch, here and in what this process starts, use ``launch.threads`` CPU threads; 0: the library's default.
-
     torchrun's workers get the same by their environment. Without it a process takes a thread per core, and two of them
-    on one machine wait for each other: an evaluation beside other work took 32 minutes instead of one.
-    """
+    on one machine wait for each other: an evaluation beside other work took 32 minutes instead of one."""
     if launch.threads:
         os.environ["OMP_NUM_THREADS"] = str(launch.threads)  # read when torch is imported, which may be never
         if (torch := sys.modules.get("torch")) is not None:

@@ -4,8 +4,6 @@ A program of its own, started as ``python -I -S supervisor.py OWNER COMMAND…``
 nothing but the standard library is imported. How processes are named, found and registered is therefore here too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import json
@@ -17,12 +15,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-OWNER = "VTHINK_OWNER"
-"""Environment variable with the identity of the process that ours must not outlive."""
-PROCESSES = "VTHINK_PROCESSES"
-"""Environment variable with the folder in which a workspace's processes register."""
-POLL_S = 0.2
-"""Seconds between two looks at whether the owner still lives."""
+OWNER = "VTHINK_OWNER"  # environment variable with the identity of the process that ours must not outlive
+PROCESSES = "VTHINK_PROCESSES"  # environment variable with the folder in which a workspace's processes register
+POLL_S = 0.2  # seconds between two looks at whether the owner still lives
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -107,10 +102,8 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _supervise(owner: str, command: list[str]) -> int:
-    """Run a command as the adoptive parent of everything it starts; returns its exit code.
-
-    The first SIGTERM is passed on, the second kills; so does the end of the owner.
-    """
+    """Run a command as the adoptive parent of everything it starts; returns its exit code. The first SIGTERM is passed
+    on, the second kills; so does the end of the owner."""
     watched = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     # Blocked and fetched one by one below: nothing can arrive at an inconvenient moment.
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)

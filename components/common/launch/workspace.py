@@ -1,7 +1,5 @@
 """What `vthink run` needs on one machine: the folder in which it keeps everything, and the S3 server over it."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json
@@ -22,8 +20,7 @@ from ..errors import UserError
 from . import supervisor
 from .process import LaunchError, Process, free_port, spawn, wait_until_ready
 
-S3_ENDPOINT = "VTHINK_S3_ENDPOINT"
-"""Environment variable with an S3 endpoint to use instead of starting one."""
+S3_ENDPOINT = "VTHINK_S3_ENDPOINT"  # environment variable with an S3 endpoint to use instead of starting one
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,7 @@ class S3Endpoint:
     url: str
     access_key: str | None = None
     secret_key: str | None = None
-    process: Process | None = None
-    """The server, when it was started here."""
+    process: Process | None = None  # the server, when it was started here
 
     def export(self) -> None:
         """Make this the endpoint that boto3 and MLflow talk to, in this process and in those it starts."""
@@ -113,10 +109,8 @@ class Workspace:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the workspace for one run (UserError where another one does); what a killed run left is ended first.
-
         Inside, ``VTHINK_OWNER`` and ``VTHINK_PROCESSES`` are set, so that every process started here can be watched and
-        found.
-        """
+        found."""
         descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             self._acquire(descriptor)

@@ -34,8 +34,7 @@ class ChatEncoder:
             processor: of one of the `FAMILIES`.
             prompt: the prompt template, or its name.
             video: how clips are sampled.
-            tokens_per_second: M-RoPE positions per second (`load.tokens_per_second`).
-        """
+            tokens_per_second: M-RoPE positions per second (`load.tokens_per_second`)."""
         self.processor, self.tokenizer, self.family = processor, processor.tokenizer, family_of(processor)
         self.prompt, self.template = prompt, get_template(prompt)
         self.video, self.tokens_per_second = video, tokens_per_second
@@ -121,10 +120,8 @@ class ChatEncoder:
         )
 
     def encode_blind(self, question: str, options: Sequence[str], problem_type: str) -> EncodedPrompt:
-        """A question without its video, for evaluation to see what its words give away.
-
-        `check_sighted` refuses it, and with it every batch of training; only `collate` with ``blind`` takes it.
-        """
+        """A question without its video, for evaluation to see what its words give away. `check_sighted` refuses it, and
+        with it every batch of training; only `collate` with ``blind`` takes it."""
         text = self.render(question, options, problem_type, None)
         return self._prompt(text, torch.empty(0, 0), torch.zeros(3, dtype=torch.long), 0.0, "text")
 
@@ -166,8 +163,7 @@ class ChatEncoder:
         prompts of `encode_blind` are.
 
         Raises:
-            BlindInputError: a prompt lacks its pixels, or one that is asked blind has any.
-        """
+            BlindInputError: a prompt lacks its pixels, or one that is asked blind has any."""
         for prompt in prompts:
             if not blind:
                 self.check_sighted(prompt)
@@ -194,8 +190,7 @@ class ChatEncoder:
 
         The models have one vision tower and treat both alike, but would run it once for images and once for videos.
         Under ZeRO-3 every such pass is a collective operation: ranks whose batches differ in kind would wait for each
-        other for ever. So it runs once, over everything.
-        """
+        other for ever. So it runs once, over everything."""
         return prompt.input_ids.masked_fill(prompt.mm_token_type_ids == IMAGE, self.video_token_id)
 
     def media(self, prompts: Sequence[EncodedPrompt]) -> dict[str, torch.Tensor]:

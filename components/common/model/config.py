@@ -1,7 +1,5 @@
 """The base model and the prompt it is asked with."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import field_validator

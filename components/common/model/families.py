@@ -1,7 +1,5 @@
 """The model families, by transformers' ``model_type``, and what differs from one to another. Nothing needs torch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,18 +12,14 @@ from ..registry import Registry
 class ModelFamily:
     """A ``model_type`` of transformers, as this package prompts, positions and builds it."""
 
-    classes: str
-    """How its classes in transformers begin: ``…Processor``, ``…Config``, ``…ForConditionalGeneration``."""
-    size_multiple: int
-    """Pixels per vision token along height and width: patch size × merge size."""
+    classes: str  # how its classes in transformers begin: ``…Processor``, ``…Config``, ``…ForConditionalGeneration``
+    size_multiple: int  # pixels per vision token along height and width: patch size × merge size
     time_in_text: bool
     """Whether the time of a temporal patch is written in the prompt; else it is in the M-RoPE positions."""
     video_text: Callable[[int, Sequence[float]], str]
     """The text that stands for a video, from the vision tokens of a temporal patch and the time of each in seconds."""
-    video_processor: str
-    """Class of the tiny model's video processor."""
-    video_options: Mapping[str, Any] = field(default_factory=dict)
-    """What else that class is told."""
+    video_processor: str  # class of the tiny model's video processor
+    video_options: Mapping[str, Any] = field(default_factory=dict)  # what else that class is told
     complete_tiny: Callable[[dict[str, Any], dict[str, Any]], None]
     """Completes the text and the vision configuration of a tiny model, which hold what all families have in common."""
 

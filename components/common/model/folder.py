@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 
-CARD = "vthink.json"
-"""The card's file in a model folder."""
+CARD = "vthink.json"  # the card's file in a model folder
 
 
 class Lineage(Section):
@@ -113,9 +112,7 @@ def save_model(
     folder: Path, model: Any, processor: Any, card: ModelCard, state_dict: dict[str, torch.Tensor] | None = None
 ) -> None:
     """Write a flat, servable folder: safetensors (shards of at most 5 GB), processor, chat template, `vthink.json`.
-
-    ``state_dict`` has the weights, where the model itself holds only a shard of them.
-    """
+    ``state_dict`` has the weights, where the model itself holds only a shard of them."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, state_dict=state_dict, max_shard_size="5GB")
     processor.save_pretrained(folder)

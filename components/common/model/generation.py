@@ -29,14 +29,10 @@ if TYPE_CHECKING:
 class Sampling:
     """How to pick the next token."""
 
-    max_new_tokens: int = 256
-    """Longest completion, the end-of-turn token included."""
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    """Nucleus: the smallest set of tokens with at least this probability."""
-    seed: int = 0
-    """Seed of the run's sampling."""
+    max_new_tokens: int = 256  # longest completion, the end-of-turn token included
+    temperature: float = 0.0  # 0 is greedy
+    top_p: float = 1.0  # nucleus: the smallest set of tokens with at least this probability
+    seed: int = 0  # seed of the run's sampling
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -49,10 +45,8 @@ class Sampling:
 class Completion:
     """One completion."""
 
-    token_ids: list[int]
-    """Sampled tokens; the last is the end-of-turn token when ``finish_reason`` is ``stop``."""
-    text: str
-    """Decoded, without special tokens."""
+    token_ids: list[int]  # sampled tokens; the last is the end-of-turn token when ``finish_reason`` is ``stop``
+    text: str  # decoded, without special tokens
     finish_reason: Literal["stop", "length"]
 
 
@@ -106,8 +100,7 @@ def _prefill(
     """Fill ``cache`` with the prompts (a row each), reading what several questions on one clip share only once.
 
     Returns the last logits (B, V), the next position (B,), and the mask of the cache's columns (B, L): prompts of
-    different lengths are padded on the left.
-    """
+    different lengths are padded on the left."""
     device = next(model.parameters()).device
     owners = _clip_owners(prompts)
     leaders = sorted(set(owners))
@@ -210,8 +203,7 @@ def sample(
         blind: the prompts are those of `ChatEncoder.encode_blind`. Without it, a prompt without pixels is refused.
 
     Returns:
-        For each prompt, in the order given, its ``n`` completions.
-    """
+        For each prompt, in the order given, its ``n`` completions."""
     keys = list(keys) if keys is not None else list(range(len(prompts)))
     by_clip: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
@@ -240,10 +232,8 @@ def _completion(encoder: ChatEncoder, token_ids: list[int]) -> Completion:
 
 
 def stream(model: LoadedModel, prompt: EncodedPrompt, sampling: Sampling) -> Iterator[str | Completion]:
-    """Yield the text of one completion as it grows, then the whole `Completion`.
-
-    The pieces, joined, are the completion's text: a piece is held back while its last character is incomplete.
-    """
+    """Yield the text of one completion as it grows, then the whole `Completion`. The pieces, joined, are the
+    completion's text: a piece is held back while its last character is incomplete."""
     token_ids: list[int] = []
     sent = ""
     with inference(model.model):

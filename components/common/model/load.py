@@ -1,7 +1,5 @@
 """Model folders to models that answer."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +23,7 @@ class PatchEmbedding(torch.nn.Conv3d):
     Same parameters, names and values (up to the order of additions) as the ``Conv3d`` with which the vision towers of
     Qwen2.5-VL and Qwen3-VL begin, which takes 2.5 times as long for forward and backward of 1,024 patches on a CPU, a
     fifth of a whole log-probability pass. (transformers' ``fusion_config`` renames the parameter for the whole process;
-    here names stay those that vLLM, DeepSpeed and checkpoints know.)
-    """
+    here names stay those that vLLM, DeepSpeed and checkpoints know.)"""
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """``patches``: (N, channels, frames, height, width), of the kernel's size. Returns: (N, features, 1, 1, 1)."""
@@ -65,8 +62,7 @@ def load_model(folder: Path, dtype: str = "auto", attention: str = "sdpa") -> Lo
     """Load a model folder, onto the accelerator if there is one.
 
     Raises:
-        UserError: as `check_folder`, and for weights that do not fit the configuration.
-    """
+        UserError: as `check_folder`, and for weights that do not fit the configuration."""
     declare_torchvision_operators()
     from transformers import AutoModelForImageTextToText, AutoProcessor
 

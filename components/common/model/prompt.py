@@ -1,7 +1,5 @@
 """A prompt as the model takes it: its tokens, positions and patches."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-TEXT, IMAGE, VIDEO = 0, 1, 2
-"""Values of ``mm_token_type_ids``, as the Qwen-VL models use them."""
+TEXT, IMAGE, VIDEO = 0, 1, 2  # values of ``mm_token_type_ids``, as the Qwen-VL models use them
 
 
 PromptKind = Literal["video", "image", "text"]
@@ -25,20 +22,13 @@ class BlindInputError(ValueError):
 class EncodedPrompt:
     """A prompt as the model takes it."""
 
-    input_ids: torch.Tensor
-    """(P,) int64 token ids, vision placeholders included."""
-    mm_token_type_ids: torch.Tensor
-    """(P,) int64: 0 text, 1 image, 2 video."""
-    pixel_values: torch.Tensor
-    """(N, D) float32 patches of the one image or video."""
-    grid_thw: torch.Tensor
-    """(3,) int64 patches along time, height, width; N = t·h·w."""
-    position_ids: torch.Tensor
-    """(3, P) int64 M-RoPE positions: time, height, width (`rope_positions`)."""
-    second_per_grid_s: float
-    """Seconds that one temporal patch spans (0 for images)."""
-    kind: PromptKind
-    """What it is about; ``text`` is a question without its video (`ChatEncoder.encode_blind`)."""
+    input_ids: torch.Tensor  # (P,) int64 token ids, vision placeholders included
+    mm_token_type_ids: torch.Tensor  # (P,) int64: 0 text, 1 image, 2 video
+    pixel_values: torch.Tensor  # (N, D) float32 patches of the one image or video
+    grid_thw: torch.Tensor  # (3,) int64 patches along time, height, width; N = t·h·w
+    position_ids: torch.Tensor  # (3, P) int64 M-RoPE positions: time, height, width (`rope_positions`)
+    second_per_grid_s: float  # seconds that one temporal patch spans (0 for images)
+    kind: PromptKind  # what it is about; ``text`` is a question without its video (`ChatEncoder.encode_blind`)
 
     def __len__(self) -> int:
         return int(self.input_ids.numel())
@@ -68,8 +58,7 @@ def rope_positions(
         mm_token_type_ids: (P,); the vision tokens may lie in several runs (Qwen3-VL: one per temporal patch).
         grid_thw: (3,) patches along time, height, width.
         merge: patches per token along height and width.
-        time_step: positions from one temporal patch to the next; whole positions are taken after multiplying.
-    """
+        time_step: positions from one temporal patch to the next; whole positions are taken after multiplying."""
     h, w = int(grid_thw[1]) // merge, int(grid_thw[2]) // merge
     vision = mm_token_type_ids != TEXT
     positions = torch.empty(3, len(mm_token_type_ids), dtype=torch.long)
@@ -99,8 +88,7 @@ def patchify(
     Args:
         frames: (T, H, W, 3) uint8; H and W multiples of ``patch * merge``. A last odd frame is repeated.
 
-    Returns patches (N, 3 · temporal_patch · patch²) float32, and the grid (3,) of int64.
-    """
+    Returns patches (N, 3 · temporal_patch · patch²) float32, and the grid (3,) of int64."""
     frame_count, height, width, channels = frames.shape
     if height % (patch * merge) or width % (patch * merge):
         raise ValueError(f"frames of {height}×{width} pixels are not a multiple of {patch * merge}")

@@ -8,8 +8,6 @@ Sources: Video-R1 (arXiv 2503.21776) puts the instruction behind the question an
 wording here is ours; a paper's own can be given as a file (`resolve_prompt`).
 """
 
-from __future__ import annotations
-
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,8 +37,7 @@ class PromptTemplate(Section):
     it."""
 
 
-Prompt = str | PromptTemplate
-"""A template of ours by name, or all of another one."""
+Prompt = str | PromptTemplate  # a template of ours by name, or all of another one
 _TYPE_HINTS = {
     "multiple_choice": "Put only the letter of your choice inside <answer></answer>.",
     "numerical": "Put only the number inside <answer></answer>, for example <answer>3</answer>.",
@@ -71,10 +68,8 @@ TEMPLATES = Registry[PromptTemplate]("prompt template", PromptTemplate, {t.name:
 
 
 def get_template(prompt: Prompt | Mapping[str, Any]) -> PromptTemplate:
-    """The template of this name, or with these fields, as a model's card or a server gives them.
-
-    Nothing is imported or read for it: cards come from outside. A UserError names the nearest template there is.
-    """
+    """The template of this name, or with these fields, as a model's card or a server gives them. Nothing is imported or
+    read for it: cards come from outside. A UserError names the nearest template there is."""
     if isinstance(prompt, PromptTemplate):
         return prompt
     return TEMPLATES.get(prompt, outside=False) if isinstance(prompt, str) else PromptTemplate.load(prompt, "prompt")

@@ -1,7 +1,5 @@
 """Models in the object store."""
 
-from __future__ import annotations
-
 import tempfile
 import time
 from pathlib import Path
@@ -26,8 +24,7 @@ def ensure_base_model(storage: Storage, config: ModelConfig, video: VideoConfig,
             half.
 
     Raises:
-        UserError: unsupported, unsafe or unreachable model, or nobody brought it in time.
-    """
+        UserError: unsupported, unsafe or unreachable model, or nobody brought it in time."""
     tiny = config.tiny.model_dump() | {"seed": config.seed} if config.name == "tiny" else None
     key = fingerprint("base-model", config.name, config.revision, config.prompt, tiny, video.model_dump(mode="json"))
     prefix = join(storage.config.root_uri, "models", key) + "/"

@@ -1,7 +1,5 @@
 """A small model of a real architecture, and its processor, for laptops and tests."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -75,10 +73,8 @@ def _tiny_tokenizer() -> Any:
 
 
 def build_tiny(config: TinyModelConfig, video: VideoConfig, seed: int) -> tuple[Any, Any]:
-    """A randomly initialised small model of a real architecture (float32), and its processor.
-
-    The same arguments give the same weights.
-    """
+    """A randomly initialised small model of a real architecture (float32), and its processor. The same arguments give
+    the same weights."""
     declare_torchvision_operators()
     import transformers
 

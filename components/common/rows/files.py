@@ -4,10 +4,8 @@ Rows come from strangers, so reading never fails on a row: a bad one comes out a
 and reading goes on. Neither torch nor, at import, pyarrow is needed.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -39,10 +37,8 @@ class RowError:
 
 
 def read_samples(source: str | Path | IO[bytes] | IO[str]) -> Iterator[Sample | RowError]:
-    """The rows of a ``.jsonl`` or ``.parquet`` file, one at a time; an open file is read as JSONL.
-
-    A file that is missing, of another kind, or damaged Parquet is a `UserError`.
-    """
+    """The rows of a ``.jsonl`` or ``.parquet`` file, one at a time; an open file is read as JSONL. A file that is
+    missing, of another kind, or damaged Parquet is a `UserError`."""
     for number, value in numbered_objects(source):
         yield value if isinstance(value, RowError) else parse_row(value, number)
 
@@ -154,9 +150,6 @@ def raw_text(row: Any) -> str:
         return type(row).__name__
 
 
-# --- writing --------------------------------------------------------------------------------------------------------
-
-
 def write_samples(path: str | Path, samples: Iterable[Sample]) -> int:
     """Write rows as ``.jsonl`` (equal rows: equal bytes) or ``.parquet``, whole or not at all; returns their number."""
     path = Path(path)
@@ -193,13 +186,13 @@ def _write_parquet(path: Path, samples: Iterable[Sample]) -> int:
     return count
 
 
-def to_record(sample: Sample, media_id: str | None) -> dict[str, Any]:
+def to_record(sample: Sample, media_id: str | None) -> dict[str, object]:
     """A row of `rows_schema`."""
     metadata = json.dumps(sample.metadata, ensure_ascii=False, sort_keys=True)
     return {**sample.model_dump(mode="json"), "media_id": media_id, "metadata": metadata}
 
 
-def write_records(writer: Any, records: list[dict[str, Any]]) -> None:
+def write_records(writer: Any, records: Sequence[dict[str, object]]) -> None:
     """Write records of the writer's schema as one row group."""
     import pyarrow as pa
 
@@ -219,11 +212,9 @@ def rows_schema() -> Any:
 
 
 def media_schema() -> Any:
-    """Arrow schema of prepared media: frames once per video or image, whatever the number of its questions.
-
-    Where the frames would be larger than the file that they are from, ``frames`` is empty and the file itself is kept:
-    in ``original``, or, for a further part of the same video, in ``original`` of the entry ``original_id``.
-    """
+    """Arrow schema of prepared media: frames once per video or image, whatever the number of its questions. Where the
+    frames would be larger than the file that they are from, ``frames`` is empty and the file itself is kept: in
+    ``original``, or, for a further part of the same video, in ``original`` of the entry ``original_id``."""
     import pyarrow as pa
 
     text, number, whole = pa.string(), pa.float64(), pa.int32()

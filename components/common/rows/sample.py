@@ -1,7 +1,5 @@
 """The canonical row, a question about a video or image. Data sets and benchmarks are adapters into `Sample`."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

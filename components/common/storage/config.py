@@ -1,7 +1,5 @@
 """Where bytes are kept."""
 
-from __future__ import annotations
-
 from typing import Self
 
 from pydantic import Field, model_validator

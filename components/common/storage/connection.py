@@ -1,7 +1,5 @@
 """The connection to an S3 server: waiting for one that is away, and what its errors mean."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import functools
@@ -64,8 +62,7 @@ class Connection:
 
         ``action`` gets the boto3 client, perhaps twice, which no request here minds. None is returned for the error
         codes in ``ok``, and with ``missing_ok`` where the object is not there; what else boto3 raises becomes a
-        `StorageError` of one line about ``uri``.
-        """
+        `StorageError` of one line about ``uri``."""
         import boto3.exceptions
         from botocore.exceptions import BotoCoreError, ClientError
 

@@ -1,7 +1,5 @@
 """What a finished stage says about its output."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
@@ -9,6 +7,7 @@ from pydantic import AllowInfNan, Field, field_validator
 
 from .... import __version__
 from ..config import ConfigError, Section
+from ..provenance import git_commit
 from .names import MANIFEST, StorageError, as_prefix, digest, join, split_uri
 from .s3 import Storage
 
@@ -29,7 +28,7 @@ class Manifest(Section):
     seconds: float = 0.0  # how long the stage took
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))  # in UTC, ISO 8601
     version: str = __version__  # of this package
-    git_commit: str | None = None  # of this package's source, when known
+    git_commit: str | None = Field(default_factory=git_commit)  # of this package's source, when known
 
     @field_validator("uri")
     @classmethod
@@ -62,10 +61,8 @@ class Manifest(Section):
 
     @classmethod
     def find(cls, storage: Storage, prefix_uri: str) -> Self | None:
-        """The manifest below a prefix, or None when the stage did not finish there.
-
-        One that was cut off while being written counts as not there; a store that cannot be asked is an error.
-        """
+        """The manifest below a prefix, or None when the stage did not finish there. One that was cut off while being
+        written counts as not there; a store that cannot be asked is an error."""
         uri = join(as_prefix(prefix_uri), MANIFEST)
         if not storage.exists(uri):
             return None

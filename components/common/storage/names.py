@@ -1,7 +1,5 @@
 """URIs, prefixes and fingerprints of what is stored."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path
@@ -44,11 +42,8 @@ def as_prefix(uri: str) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON text that is equal for equal values, with sorted keys.
-
-    A float without a fraction is written as an integer: KFP turns the integers inside lists into floats, and a
-    fingerprint must not notice.
-    """
+    """JSON text that is equal for equal values, with sorted keys. A float without a fraction is written as an integer:
+    KFP turns the integers inside lists into floats, and a fingerprint must not notice."""
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

@@ -54,11 +54,9 @@ class TreeInfo:
 
 
 class Storage:
-    """An S3-compatible store. Thread-safe; a copy in another process connects by itself.
-
-    A folder counts as there once its marker is, which is written last and lists every file with its checksum. Every
-    method raises `StorageError`, in one line, where it fails.
-    """
+    """An S3-compatible store. Thread-safe; a copy in another process connects by itself. A folder counts as there once
+    its marker is, which is written last and lists every file with its checksum. Every method raises `StorageError`, in
+    one line, where it fails."""
 
     def __init__(self, config: StorageConfig):
         self.config = config
@@ -66,8 +64,6 @@ class Storage:
 
     def __reduce__(self) -> tuple[type[Storage], tuple[StorageConfig]]:
         return Storage, (self.config,)
-
-    # --- objects --------------------------------------------------------------------------------------------
 
     def _ask(self, uri: str, action: str, missing_ok: bool = False, **arguments: Any) -> Any:
         """What S3 answers to one request about an object; None where it is ``missing_ok``."""
@@ -172,8 +168,6 @@ class Storage:
             raise StorageError(f"{uri}: the store gave back other bytes than were written")
         self.delete(uri)
 
-    # --- folders --------------------------------------------------------------------------------------------
-
     def is_complete(self, prefix_uri: str) -> bool:
         """Whether a folder has been uploaded to the end."""
         return self._read_tree(join(as_prefix(prefix_uri), COMPLETE)) is not None
@@ -191,8 +185,7 @@ class Storage:
 
         Repeated after an interruption it sends only what had not arrived. Where the prefix holds another version of the
         folder, its marker goes first and the objects it listed that are no longer there go too. A folder that is
-        missing, empty, or changes meanwhile is an error.
-        """
+        missing, empty, or changes meanwhile is an error."""
         prefix, paths = as_prefix(prefix_uri), _files_below(Path(path))
         before = {name: _state(file) for name, file in paths.items()}
         with ThreadPoolExecutor(PARALLEL_FILES) as pool:
@@ -241,10 +234,8 @@ class Storage:
         return {item.uri.removeprefix(prefix): item.size for item in self.list(prefix)}
 
     def download_dir(self, prefix_uri: str, path: Path | str, names: Iterable[str] | None = None) -> TreeInfo:
-        """Fetch a complete folder, or those of its files that are named; what is already here and right is kept.
-
-        A folder that is not complete, a damaged file, and a name that would leave ``path`` are errors.
-        """
+        """Fetch a complete folder, or those of its files that are named; what is already here and right is kept. A
+        folder that is not complete, a damaged file, and a name that would leave ``path`` are errors."""
         tree, folder = self.tree(prefix_uri), Path(path)
         if names is not None:
             tree = TreeInfo(tree.uri, {name: tree.files[name] for name in names})

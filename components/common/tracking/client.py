@@ -1,7 +1,5 @@
 """MLflow's client, and what its errors mean."""
 
-from __future__ import annotations
-
 import contextlib
 import getpass
 import json

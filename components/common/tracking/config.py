@@ -1,7 +1,5 @@
 """Where runs are recorded."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from ..config import Section

@@ -1,7 +1,5 @@
 """The MLflow run of a whole pipeline, and its description: links to everything that it made."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -40,8 +38,7 @@ def start_parent(
     ``MLFLOW_RUN_ID`` in the environment names the run to use (or the parent of the run that it names, where KFP's
     MLflow plugin has given a task its own); otherwise it is found by its tag ``vthink.run_id`` or created.
     ``config_yaml`` is kept as ``config.yaml``; ``artifact_root``, in ``storage``, is for the artifacts of an experiment
-    that must be created.
-    """
+    that must be created."""
     client = mlflow_client.registry_client(tracking, storage)
     with mlflow_client.mlflow_errors(f"cannot start the MLflow run of {run_id}"):
         tags = {"vthink.run_id": run_id, **mlflow_client.origin_tags("vthink run")}
@@ -84,10 +81,8 @@ def finish_parent(tracking: TrackingConfig, parent_run_id: str, status: Status =
 
 def begin_pipeline(run: str, config: str) -> str:
     """Begin or continue the MLflow run of a pipeline run on a cluster; returns the context for the stages, as JSON.
-
     ``run`` is a `RunContext` as JSON; one text may start many runs (a schedule, a clone), so KFP's id is added to the
-    run's. ``config``, the whole configuration as JSON, is kept as ``config.yaml``.
-    """
+    run's. ``config``, the whole configuration as JSON, is kept as ``config.yaml``."""
     import yaml
 
     context = _of_cluster(run)
@@ -114,17 +109,13 @@ def _of_cluster(run: str) -> RunContext:
     return context.model_copy(update={"run_id": f"{context.run_id}-{kfp_id[:8]}"}) if kfp_id else context
 
 
-# --- the description ------------------------------------------------------------------------------------------------
-
-
 def describe_pipeline(client: Any, context: RunContext) -> None:
     """Write links to everything that was made into the description of the pipeline's run, as far as it is there.
 
     That is: the run of each stage with its pages, the curves of SFT and GRPO side by side, and the model version. A
     stage that was reused has its run below an earlier pipeline run, and is found through the manifests that the later
     stages began with. Called whenever a stage begins or ends; a description that cannot be written is no reason to
-    fail.
-    """
+    fail."""
     if context.parent_run_id is None:
         return
     try:
@@ -200,9 +191,6 @@ def _manifests(inputs: Mapping[str, str]) -> list[str]:
     return [uri for name, uri in inputs.items() if name != "champion" and uri.endswith(f"/{MANIFEST}")]
 
 
-# --- links into MLflow's pages --------------------------------------------------------------------------------------
-
-
 def experiment_url(base: str, experiment_id: str) -> str:
     """Link to the list of an experiment's runs (without ``/runs`` MLflow opens an overview)."""
     return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs"
@@ -215,7 +203,7 @@ def run_url(base: str, experiment_id: str, run_id: str) -> str:
 
 def curves_url(base: str, experiment_ids: Sequence[str], run_ids: Sequence[str], metric: str) -> str:
     """Link to one chart with the curves of a metric in several runs; from there MLflow leads on to their comparison."""
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "runs": list(run_ids), "metric": metric, "experiments": sorted(set(experiment_ids)),
         "plot_metric_keys": [metric], "plot_layout": {}, "line_smoothness": 1, "show_point": True,
         "deselected_curves": [], "last_linear_y_axis_range": [],

@@ -1,7 +1,5 @@
 """The MLflow run of one stage."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -23,9 +21,7 @@ _LISTED_TABLES = 100
 """Tables that a run's tag lists: MLflow cuts a tag of more than 8,000 characters, and half a list is no JSON."""
 _MAX_PARAMS = 100  # MLflow's limit for parameters in one request
 _COUNT_S = 60.0  # how often the accelerator time is recorded: a killed process loses at most so much of it
-
-_AWAY_S = 15.0
-"""How long MLflow is left alone after it did not answer, so that a training is not held up at each step."""
+_AWAY_S = 15.0  # how long MLflow is left alone after it did not answer, so that a training is not held up at each step
 _MAX_METRICS = 1000  # MLflow's limit for values in one request
 _HOPELESS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"})
 """What MLflow answers to a request that it will never take; there is no use in waiting."""
@@ -40,8 +36,8 @@ class Trace:
     """One question to a model and what it said."""
 
     name: str
-    inputs: Mapping[str, Any]
-    outputs: Mapping[str, Any]
+    inputs: Mapping[str, object]
+    outputs: Mapping[str, object]
     tags: Mapping[str, str]
 
 
@@ -53,8 +49,7 @@ class Tracker:
     exactly, with the value that the repetition would give again. The tag ``vthink.resumed`` counts the resumptions.
 
     A tracking server that fails for a while does not end a training: values and artifacts wait in memory and go out, in
-    their order, with the next ones. Only `finish` insists, as long as ``tracking.outage_s`` says.
-    """
+    their order, with the next ones. Only `finish` insists, as long as ``tracking.outage_s`` says."""
 
     def __init__(
         self,
@@ -88,8 +83,7 @@ class Tracker:
         ``context.parent_run_id`` that has this stage and fingerprint, or a new one. The stage's section, ``config``,
         becomes parameters ``a.b``; the URIs of what goes in become tags ``vthink.input.<name>``. ``accelerators`` are
         those that the stage keeps busy, for its accelerator hours; None: one per process of this training, if there are
-        any.
-        """
+        any."""
         if os.environ.get("RANK", "0") != "0":
             return cls(None, None)
         client = mlflow_client.registry_client(context.tracking, context.storage)
@@ -129,13 +123,9 @@ class Tracker:
         if self.run_id is not None:
             self._outbox.deliver(request)
 
-    # --- numbers and words ----------------------------------------------------------------------------------
-
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Record values. ``step`` is the training step; without one they are the stage's final values.
-
-        A step that was already recorded under a name is dropped; a final value replaces the earlier one.
-        """
+        """Record values. ``step`` is the training step; without one they are the stage's final values. A step that was
+        already recorded under a name is dropped; a final value replaces the earlier one."""
         if self.run_id is None:
             return
         for key, value in metrics.items():
@@ -167,8 +157,6 @@ class Tracker:
         """Set tags, replacing earlier values."""
         self._send(lambda: mlflow_client.set_tags(self._client, self.run_id or "", tags))
 
-    # --- artifacts: a name that was used before is replaced -------------------------------------------------
-
     def log_text(self, name: str, text: str, suffix: str = ".txt") -> None:
         """Keep a text; ``suffix`` is added to a name without one."""
         path = PurePosixPath(name)
@@ -181,10 +169,8 @@ class Tracker:
         self.log_text(name, html, ".html")
 
     def log_table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Keep a table that MLflow shows as one; the columns must be equally long and JSON.
-
-        It replaces a table of the same name, unlike MLflow's own ``log_table``: a resumed stage lists its rows once.
-        """
+        """Keep a table that MLflow shows as one; the columns must be equally long and JSON. It replaces a table of the
+        same name, unlike MLflow's own ``log_table``: a resumed stage lists its rows once."""
         if len({len(column) for column in columns.values()}) > 1:
             raise ValueError(f"the columns of table '{name}' differ in length")
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
@@ -201,10 +187,8 @@ class Tracker:
         self._send(list_it)
 
     def log_traces(self, traces: Sequence[Trace]) -> None:
-        """Record questions and answers as traces of this run; a warning where MLflow does not take them.
-
-        A run that has traces already (of an attempt that was cut off) gets no more.
-        """
+        """Record questions and answers as traces of this run; a warning where MLflow does not take them. A run that has
+        traces already (of an attempt that was cut off) gets no more."""
         if self.run_id is None or not traces:
             return
         import mlflow
@@ -225,13 +209,9 @@ class Tracker:
         finally:
             mlflow.set_tracking_uri(before)
 
-    # --- the end --------------------------------------------------------------------------------------------
-
     def finish(self, status: Status = "FINISHED") -> None:
-        """Send what still waits and close the run; a `TrackingError` where MLflow does not take it.
-
-        A finished stage waits for MLflow, ``tracking.outage_s`` at most; one that failed or is being stopped does not.
-        """
+        """Send what still waits and close the run; a `TrackingError` where MLflow does not take it. A finished stage
+        waits for MLflow, ``tracking.outage_s`` at most; one that failed or is being stopped does not."""
         if self.run_id is None or self._finished:
             return
         if self._accelerators:
@@ -269,10 +249,8 @@ class Tracker:
 
 class _Outbox:
     """Values and other requests of one run, sent in their order; what MLflow does not take waits for the next time.
-
     MLflow cannot take a value back, so one whose step is not beyond the last one recorded under its name, by this
-    process or the one that it continues, is dropped.
-    """
+    process or the one that it continues, is dropped."""
 
     def __init__(self, client: Any, run_id: str, resumed: bool) -> None:
         self._client, self._run_id, self._resumed = client, run_id, resumed

@@ -1,7 +1,5 @@
 """MLflow's pages, served on this machine."""
 
-from __future__ import annotations
-
 import os
 import sys
 from dataclasses import dataclass
@@ -34,10 +32,8 @@ def start_ui(
     tracking: TrackingConfig, storage: StorageConfig, artifact_root: str, log: Path, port: int | None = None
 ) -> Ui:
     """Serve MLflow's pages over the database (``tracking.uri``) and the store, on 127.0.0.1; returns when they answer.
-
     The keys of ``storage`` come from this process's environment; ``artifact_root`` is the ``s3://…`` folder of the
-    artifacts. Where the server does not start, a `LaunchError` says what it printed last to ``log``.
-    """
+    artifacts. Where the server does not start, a `LaunchError` says what it printed last to ``log``."""
     uri = tracking_uri(tracking)
     if uri.startswith(("http://", "https://")):
         raise LaunchError(f"MLflow already runs at {without_password(uri)}: open it there")

@@ -1,7 +1,5 @@
 """Checkpoints of a training: a local folder, mirrored to a prefix in the store."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -50,10 +48,8 @@ class CheckpointStore:
         temporary.rename(checkpoint / SEAL)
 
     def upload(self, checkpoint: Path) -> None:
-        """Copy a sealed checkpoint to the store in the background; `wait` waits for it.
-
-        Of several nodes each sends what its processes wrote, to a folder of its own; it counts when all have arrived.
-        """
+        """Copy a sealed checkpoint to the store in the background; `wait` waits for it. Of several nodes each sends
+        what its processes wrote, to a folder of its own; it counts when all have arrived."""
         node, nodes = node_rank()
         uri = f"{self.prefix_uri}{checkpoint.name}/" + (f"node-{node}-of-{nodes}/" if nodes > 1 else "")
         self._pending.append(self._uploads.submit(self.storage.upload_dir, checkpoint, uri))
@@ -90,11 +86,9 @@ class CheckpointStore:
             self.storage.download_dir(part, checkpoint)
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint, fetched from the store if it is only there. Torn ones are removed.
-
-        Called by every process: the first of the run chooses, the first of each node fetches. Where there are several
-        nodes, a folder on one of them is not the whole checkpoint: then only what is in the store counts.
-        """
+        """The newest whole checkpoint, fetched from the store if it is only there. Torn ones are removed. Called by
+        every process: the first of the run chooses, the first of each node fetches. Where there are several nodes, a
+        folder on one of them is not the whole checkpoint: then only what is in the store counts."""
         self.folder.mkdir(parents=True, exist_ok=True)
         newest: list[int | None] = [None]
         if rank() == 0:
@@ -147,10 +141,8 @@ class CheckpointStore:
 
 
 class CheckpointCallback(TrainerCallback):
-    """Seals each checkpoint the trainer has written and sends it to the store.
-
-    SIGTERM (a spot node about to be taken, a pod evicted): a checkpoint, safely stored, and then the end.
-    """
+    """Seals each checkpoint the trainer has written and sends it to the store. SIGTERM (a spot node about to be taken,
+    a pod evicted): a checkpoint, safely stored, and then the end."""
 
     def __init__(self, store: CheckpointStore, stop_every_steps: int | None = None) -> None:
         """Args: ``stop_every_steps``: SIGTERM ends after a multiple of so many steps; None: it is not listened to."""

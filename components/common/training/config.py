@@ -1,7 +1,5 @@
 """What SFT and GRPO have in common."""
 
-from __future__ import annotations
-
 from typing import Literal, Self
 
 from pydantic import Field, model_validator

@@ -1,7 +1,5 @@
 """Where this training process stands among the others, as torchrun says, and how they wait for each other."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time
@@ -45,10 +43,8 @@ def barrier() -> None:
 
 
 def leave_group() -> None:
-    """End this process's part in the group, after the last exchange between the processes.
-
-    At the interpreter's end its communication threads may abort it (SIGABRT), and torchrun the first process with it.
-    """
+    """End this process's part in the group, after the last exchange between the processes. At the interpreter's end its
+    communication threads may abort it (SIGABRT), and torchrun the first process with it."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

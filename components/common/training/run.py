@@ -1,7 +1,5 @@
 """One training as one of its processes sees it: from the job file to the manifest, and what it logs on the way."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 import time
@@ -17,7 +15,6 @@ from ..model.config import ModelConfig
 from ..model.folder import Lineage, save_model
 from ..model.load import load_model, pick_dtype
 from ..model.store import ensure_base_model, fetch_model
-from ..provenance import git_commit
 from ..rows.prepared import PreparedSet
 from ..storage.manifest import Manifest
 from ..storage.names import join
@@ -112,7 +109,6 @@ class TrainingRun:
             details=best if trainer.args.load_best_model_at_end else {},
             mlflow_run_id=self.tracker.run_id,
             seconds=seconds,
-            git_commit=git_commit(),
         ).write(self.storage)
 
     def _export(self, trainer: Any) -> None:
@@ -139,9 +135,7 @@ class TrainingRun:
 
 def metric_names(stage: str, logs: Mapping[str, object]) -> dict[str, float]:
     """What the trainer logged, by name in MLflow; what is not a number (TRL's None for "no value") has none.
-
-    ``validation/…`` for the validation split, ``time/…`` for seconds, ``<stage>/…`` for everything else.
-    """
+    ``validation/…`` for the validation split, ``time/…`` for seconds, ``<stage>/…`` for everything else."""
     metrics: dict[str, float] = {}
     for name, value in logs.items():
         if not isinstance(value, int | float):

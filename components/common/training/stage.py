@@ -1,7 +1,5 @@
 """A training stage as its launcher sees it: fingerprint, reuse, training processes, result. No torch here."""
 
-from __future__ import annotations
-
 from .... import __version__
 from ..config import Section, Stage
 from ..context import RunContext
@@ -24,8 +22,7 @@ def train_stage(
         data: URI of the prepared data's manifest.
         policy: URI of the manifest whose model is the start; empty: the base model is.
 
-    Returns: URI of the manifest; its ``files["model"]`` is the prefix of the trained model.
-    """
+    Returns: URI of the manifest; its ``files["model"]`` is the prefix of the trained model."""
     context = RunContext.load(run, "run")
     settings = section.load(config, stage)
     base = ModelConfig.load(model, "model")

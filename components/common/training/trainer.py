@@ -1,7 +1,5 @@
 """What both trainers are told, and what they do in another way than transformers' Trainer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +33,7 @@ def accumulation(config: TrainingConfig, planned_processes: int | None) -> int:
 
     Args: ``planned_processes``: those that ``gradient_accumulation`` was meant for; None: those there are.
 
-    Raises: `ConfigError`: the planned batch cannot be shared out between the processes there are.
-    """
+    Raises: `ConfigError`: the planned batch cannot be shared out between the processes there are."""
     processes = world_size()
     total = config.gradient_accumulation * (planned_processes or processes)
     if total % processes:
@@ -201,10 +198,8 @@ class VideoTrainer:
                 torch.distributed.broadcast(tensor, src=0)
 
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
-        """Save; on every node the folder is there first.
-
-        The trainer believes in a best checkpoint where it sees its folder. Nodes with disks of their own would come to
-        different beliefs, and those that load it would wait for the others for ever.
-        """
+        """Save; on every node the folder is there first. The trainer believes in a best checkpoint where it sees its
+        folder. Nodes with disks of their own would come to different beliefs, and those that load it would wait for the
+        others for ever."""
         Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}").mkdir(parents=True, exist_ok=True)
         super()._save_checkpoint(model, trial)  # type: ignore[misc]

@@ -1,7 +1,5 @@
 """A training process before anything large is imported: what torchrun starts, once per process."""
 
-from __future__ import annotations
-
 import argparse
 import gc
 import importlib

@@ -26,12 +26,9 @@ class DecodeLimitError(DecodeError):
 class Clip:
     """Sampled frames of one video, or an image as one frame."""
 
-    frames: np.ndarray
-    """(T, H, W, 3) uint8, RGB."""
-    times_s: np.ndarray
-    """(T,) float64, ascending: when each frame is shown, in seconds from the start of the clip."""
-    duration_s: float
-    """Length of the clip in seconds; 0 for an image."""
+    frames: np.ndarray  # (T, H, W, 3) uint8, RGB
+    times_s: np.ndarray  # (T,) float64, ascending: when each frame is shown, in seconds from the start of the clip
+    duration_s: float  # length of the clip in seconds; 0 for an image
     kind: MediaKind = "video"
 
     @property
@@ -46,11 +43,9 @@ class Clip:
         return Clip(self.frames[np.asarray(order)], self.times_s, self.duration_s, self.kind)
 
 
-Part = tuple[float | None, float | None]
-"""Start and end in seconds of a part of a video; null: its own."""
+Part = tuple[float | None, float | None]  # start and end in seconds of a part of a video; null: its own
 WHOLE: Part = (None, None)
-MAX_PARTS = 32
-"""Parts of a file that are decoded together: their frames are in memory at the same time."""
+MAX_PARTS = 32  # parts of a file that are decoded together: their frames are in memory at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +59,8 @@ class FileRequest:
 
 @dataclass(frozen=True, slots=True)
 class EncodedClip:
-    """A clip whose frames are compressed images (`encode_frames`), as a prepared data set stores it.
-
-    Between a decoding process and this one the frames may also be plain pixels (`DecodedFile.only_clip`).
-    """
+    """A clip whose frames are compressed images (`encode_frames`), as a prepared data set stores it. Between a decoding
+    process and this one the frames may also be plain pixels (`DecodedFile.only_clip`)."""
 
     frames: list[bytes]
     times_s: np.ndarray
@@ -88,17 +81,12 @@ class EncodedClip:
 class DecodedFile:
     """What a file holds, from one probe and one decode for all its parts."""
 
-    clips: list[EncodedClip | DecodeError]
-    """One for each part that was asked for."""
+    clips: list[EncodedClip | DecodeError]  # one for each part that was asked for
     width: int
-    height: int
-    """Of a frame in the file, upright, in pixels."""
-    duration_s: float
-    """Length of the whole file; 0 for an image."""
-    num_frames: int
-    """Frames of the whole file."""
-    signature: bytes
-    """`signature` of the whole file; empty where its frames are plain pixels."""
+    height: int  # of a frame in the file, upright, in pixels
+    duration_s: float  # length of the whole file; 0 for an image
+    num_frames: int  # frames of the whole file
+    signature: bytes  # `signature` of the whole file; empty where its frames are plain pixels
 
     def only_clip(self) -> Clip:
         """The clip of a file of one part whose frames are plain pixels; raises the error that stands in its place."""
@@ -139,11 +127,9 @@ SIGNATURE_BYTES = SIGNATURE_FRAMES * 8 * 8 * 3
 
 
 def signature(frames: np.ndarray, kind: MediaKind) -> bytes:
-    """What a file looks like, coarsely: `SIGNATURE_BYTES` mean colours, which survive another size or compression.
-
-    8 × 8 fields of each of the four ``frames`` (4, H, W, 3) uint8 of a video, 16 × 16 of an image's one; compared by
-    their root mean square difference (`data_prep.duplicates`).
-    """
+    """What a file looks like, coarsely: `SIGNATURE_BYTES` mean colours, which survive another size or compression. 8 ×
+    8 fields of each of the four ``frames`` (4, H, W, 3) uint8 of a video, 16 × 16 of an image's one; compared by their
+    root mean square difference (`data_prep.duplicates`)."""
     from PIL import Image
 
     side = 8 if kind == "video" else 16

@@ -1,7 +1,5 @@
 """How a video or image becomes frames."""
 
-from __future__ import annotations
-
 from typing import Literal, Self
 
 from pydantic import Field, model_validator

@@ -1,7 +1,5 @@
 """Files to frames: probe, check, decode and resize."""
 
-from __future__ import annotations
-
 import codecs
 import math
 import warnings
@@ -139,8 +137,7 @@ def read_clip(
     Times count from ``start_s``. decord decodes; PyAV takes over where decord refuses or disagrees about the frames.
 
     Raises:
-        DecodeError: when the file is missing, empty, too large, not what ``kind`` says, damaged or truncated.
-    """
+        DecodeError: when the file is missing, empty, too large, not what ``kind`` says, damaged or truncated."""
     return read_file(path, config, kind, ((start_s, end_s),), encode=False).only_clip()
 
 
@@ -150,8 +147,7 @@ def read_file(
     """`read_clip` for several parts of one file, which is probed and decoded once; raises where none can be shown.
 
     Args:
-        encode: compress the frames, and make the signature of the whole file.
-    """
+        encode: compress the frames, and make the signature of the whole file."""
     path = Path(path)
     try:
         status = path.stat()

@@ -1,7 +1,5 @@
 """The native frames of a video, which of them are sampled, and in which size."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +10,8 @@ import numpy as np
 from .clip import DecodeError
 from .config import VideoConfig
 
-MAX_FRAME_PIXELS = 2**27
-"""Larger frames and images (134 megapixels) are refused before they are decompressed."""
-MAX_ASPECT_RATIO = 200
-"""Frames more extreme than 200:1 are refused, as Qwen's processors do."""
+MAX_FRAME_PIXELS = 2**27  # larger frames and images (134 megapixels) are refused before they are decompressed
+MAX_ASPECT_RATIO = 200  # frames more extreme than 200:1 are refused, as Qwen's processors do
 # Only containers that hold their own frames: a playlist (HLS, concat) would make FFmpeg open other files and URLs.
 _VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v"
 
@@ -24,18 +20,12 @@ _VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvide
 class Probe:
     """The native frames of a video, in the order in which they are shown."""
 
-    pts: np.ndarray
-    """(N,) int64, time stamps in ``time_base`` units."""
-    times_s: np.ndarray
-    """(N,) float64, seconds from the first frame."""
-    keyframes: np.ndarray
-    """(K,) int64, time stamps at which decoding may start."""
-    duration_s: float
-    """When the last frame ends."""
-    decord_is_exact: bool
-    """Whether decord is known to find the frame that it is asked for (see `probe_file`)."""
-    counted: bool
-    """Whether frames have to be found by counting, because the file gives no time of presentation."""
+    pts: np.ndarray  # (N,) int64, time stamps in ``time_base`` units
+    times_s: np.ndarray  # (N,) float64, seconds from the first frame
+    keyframes: np.ndarray  # (K,) int64, time stamps at which decoding may start
+    duration_s: float  # when the last frame ends
+    decord_is_exact: bool  # whether decord is known to find the frame that it is asked for (see `probe_file`)
+    counted: bool  # whether frames have to be found by counting, because the file gives no time of presentation
 
 
 def open_container(path: Path) -> Any:
@@ -68,8 +58,7 @@ def probe_file(path: Path) -> Probe:
 
     Measured with frames that show their own number: decord 0.6 gives wrong frames, without a word, where pictures
     that follow a key frame in the file are shown before it (open groups of pictures: x265's default, MPEG-4 with
-    B-frames) and in MPEG transport streams. There PyAV decodes, which was right throughout.
-    """
+    B-frames) and in MPEG transport streams. There PyAV decodes, which was right throughout."""
     import av
 
     with open_container(path) as container:
@@ -162,8 +151,7 @@ def select_frames(
         start_s: start of the part; null: of the video.
         end_s: end of the part; null, or after the end of the video: its end.
 
-    Returns (T,) int64, ascending; DecodeError when nothing of the video lies between start and end.
-    """
+    Returns (T,) int64, ascending; DecodeError when nothing of the video lies between start and end."""
     start = 0.0 if start_s is None else start_s
     end = duration_s if end_s is None else min(end_s, duration_s)
     if start >= duration_s or end <= start:
@@ -191,11 +179,9 @@ def _num_frames(available: int, duration_s: float, config: VideoConfig) -> int:
 
 
 def target_size(height: int, width: int, config: VideoConfig) -> tuple[int, int]:
-    """The size a frame is resized to: multiples of ``size_multiple``, in the pixel budget, aspect kept.
-
-    The rule of Qwen2-VL's processors (``smart_resize``), except that the upper budget also holds for extreme aspects,
-    where theirs lets the short side exceed it; DecodeError beyond `MAX_ASPECT_RATIO`.
-    """
+    """The size a frame is resized to: multiples of ``size_multiple``, in the pixel budget, aspect kept. The rule of
+    Qwen2-VL's processors (``smart_resize``), except that the upper budget also holds for extreme aspects, where theirs
+    lets the short side exceed it; DecodeError beyond `MAX_ASPECT_RATIO`."""
     if min(height, width) < 1 or max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise DecodeError(f"frames of {width}×{height} pixels: the aspect must be within {MAX_ASPECT_RATIO}:1")
     multiple = config.size_multiple

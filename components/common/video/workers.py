@@ -1,7 +1,5 @@
 """Decoding in processes that can be killed at a limit of time or memory."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -33,10 +31,8 @@ _START_LIMIT_S = 120.0
 
 class Decoder(contextlib.AbstractContextManager["Decoder"]):
     """Decodes files in worker processes, each of which is killed at a limit of time or memory and then replaced.
-
     Thread-safe: as many `read` calls run at once as there are workers; more wait. Workers start when first needed and
-    end with this object, or with the process that owns it.
-    """
+    end with this object, or with the process that owns it."""
 
     def __init__(self, config: VideoConfig, workers: int = 1):
         if workers < 1:
@@ -64,10 +60,8 @@ class Decoder(contextlib.AbstractContextManager["Decoder"]):
         return self._run(FileRequest(path, kind, ((start_s, end_s),)), encode=False).only_clip()
 
     def read_file(self, request: FileRequest) -> DecodedFile:
-        """All parts of a file with their frames compressed, as a prepared set stores them, in a worker.
-
-        DecodeError as for `read`, when none of the parts can be shown.
-        """
+        """All parts of a file with their frames compressed, as a prepared set stores them, in a worker. DecodeError as
+        for `read`, when none of the parts can be shown."""
         return self._run(request, encode=True)
 
     def map_files(self, requests: Iterable[FileRequest]) -> Iterator[DecodedFile | DecodeError]:

@@ -5,8 +5,6 @@ with it. A run that was killed, or stopped by its budget, asks nothing twice tha
 is its row, its step and attempt, and the words that were sent, so a changed prompt is asked afresh.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools
@@ -19,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import Any, get_args
 
 from ...common.chat_endpoint.endpoint import CallFailedError, EndpointUnusableError
 from ...common.errors import UserError
@@ -27,12 +25,12 @@ from ...common.rows.files import RowError, to_line
 from ...common.storage.s3 import Storage
 from ...common.video.config import VideoConfig
 from ...common.video.workers import Decoder
+from ...common.whole_file import whole_file
 from ..config import CurationConfig, TeacherConfig
 from ..source import open_source
-from .calls import CallJournal, Calls, Decision
+from .calls import IMAGE_TOKENS, Account, CallJournal, Calls, CurationModel, Decision, StoppedError
 from .items import AboutMedia, DropItemError, Item, check_store, deciding_settings, read_items, read_media
 from .methods import curate_in_hindsight, sample_traces
-from .model import IMAGE_TOKENS, Account, CurationModel, StoppedError
 from .prompts import Prompts
 from .replies import as_asked
 
@@ -203,7 +201,10 @@ class _Curation:
         """Write and count what is decided, in the order of the source; the files appear when they are whole."""
         summary = self.summary
         summary.decided, summary.rows, summary.dropped, summary.replayed = 0, 0, Counter(), self._calls.replayed
-        with _replacing(output) as rows, _replacing(output.with_suffix(".dropped.jsonl")) as dropped:
+        with (
+            whole_file(output) as partial, partial.open("w", encoding="utf-8") as rows,
+            whole_file(output.with_suffix(".dropped.jsonl")) as others, others.open("w", encoding="utf-8") as dropped,
+        ):  # fmt: skip
             for item in self._items():
                 if (decision := self._decision(item)) is None:
                     continue
@@ -223,17 +224,6 @@ class _Curation:
         if kind not in ("duplicate_id", "missing_media", "bad_segments"):
             kind, detail = "unreadable_row", item.reason
         return Decision(key="", id=None, dropped=kind, detail=detail)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[str]]:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @dataclass

@@ -1,7 +1,5 @@
 """What is curated: captioned videos, or questions; their frames; and what identifies the outcome of each."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import tempfile
@@ -78,14 +76,9 @@ class Item:
 def read_items(
     source: Source, config: CurationConfig, format_name: str | None = None, roots: Mapping[str, str] | None = None
 ) -> Iterator[Item | RowError]:
-    """The videos or questions of a file. Raises UserError: it cannot be read at all.
-
-    Args:
-        source: a JSON object of captioned segments as ActivityNet Captions has them
-            (``{key: {"timestamps": [[start, end]], "sentences": [caption]}}``), or rows in any format.
-        config: where the videos of captioned segments are, and how many items are read.
-        format_name, roots: how rows are written (None: as they look), and where their media are, by source.
-    """
+    """The videos or questions of a file: a JSON object of captioned segments as ActivityNet Captions has them
+    (``{key: {"timestamps": [[start, end]], "sentences": [caption]}}``), or rows in any format (``format_name``; None:
+    as they look; ``roots``: where their media are, by source). Raises UserError: it cannot be read at all."""
     captioned = None if format_name else _captioned_videos(source.path)
     rows = read_rows(source.path, format_name, roots) if captioned is None else None
     entries = _captioned(captioned, config) if rows is None else rows

@@ -10,8 +10,6 @@ again, a few times.
 answer earns more than a threshold of the rule reward are kept.
 """
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import math

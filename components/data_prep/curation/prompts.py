@@ -1,12 +1,10 @@
 """The prompts of a curation: files beside this module, which a user can replace."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jinja2
 import jinja2.sandbox
@@ -24,7 +22,7 @@ class Prompts:
     _templates: dict[str, jinja2.Template] = field(repr=False)
 
     @classmethod
-    def read(cls, folder: str | None) -> Prompts:
+    def read(cls, folder: str | None) -> Self:
         """Ours, those replaced that ``folder`` has. Raises UserError: naming file and line of a template that cannot be
         used."""
         paths = {path.stem: path for path in sorted(PROMPTS.glob("*.jinja"))}

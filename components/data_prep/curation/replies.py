@@ -2,8 +2,6 @@
 control characters, letters among the options, times inside the video and in order, and a row from which the training
 target can be written and read back."""
 
-from __future__ import annotations
-
 import functools
 import random
 import re
@@ -53,7 +51,7 @@ def with_options(sample: Sample) -> str:
     return question_text(sample.question, sample.options, sample.problem_type, get_template("compact/1"))
 
 
-def numbered_segments(segments: Sequence[Evidence]) -> list[dict[str, Any]]:
+def numbered_segments(segments: Sequence[Evidence]) -> list[dict[str, object]]:
     """Segments as the prompts list them: number, time, caption."""
     timed = [(format_span(s.start_s, s.end_s), s.caption) for s in segments]
     return [{"number": number, "time": time, "caption": caption} for number, (time, caption) in enumerate(timed, 1)]

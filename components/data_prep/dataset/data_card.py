@@ -1,11 +1,9 @@
 """What is in a prepared data set, in numbers: ``card.json`` beside its manifest, counted while the rows are written."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import AliasChoices, ConfigDict, Field, field_serializer
 
@@ -39,7 +37,7 @@ class Histogram(_Counts):
     mean: float | None = None
 
     @classmethod
-    def empty(cls, edges: tuple[float, ...]) -> Histogram:
+    def empty(cls, edges: tuple[float, ...]) -> Self:
         """Nothing counted yet."""
         return cls(edges=edges, counts=[0] * len(edges))
 

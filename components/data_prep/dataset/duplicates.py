@@ -6,8 +6,6 @@ found without comparing all with all, by locality-sensitive hashing for the Eucl
 another length, other brightness.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -4,8 +4,6 @@ evaluation share: the same files, files that look alike, the same questions.
 A video that is in several splits stays in one of them; its rows elsewhere are quarantined.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from collections import Counter

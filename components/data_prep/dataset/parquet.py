@@ -1,7 +1,5 @@
 """The Parquet files of a prepared set, being written: frames, rows, and the index of where each medium stands."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from itertools import chain, islice

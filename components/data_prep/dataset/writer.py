@@ -1,7 +1,5 @@
 """The data set's files, from what the plan and the shards left: rows, index, quarantine, card, contamination."""
 
-from __future__ import annotations
-
 import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

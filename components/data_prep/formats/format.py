@@ -1,7 +1,5 @@
 """What a format of rows is, and what the fields of published rows mean, however they are spelt."""
 
-from __future__ import annotations
-
 import json
 import posixpath
 import re

@@ -1,7 +1,5 @@
 """Files of rows in any format as samples, one at a time; a row that cannot be right is a `RowError` with its line."""
 
-from __future__ import annotations
-
 import codecs
 import csv
 import json

@@ -1,7 +1,5 @@
 """The formats of rows by name: our own, tables with plain columns, and those of published data sets."""
 
-from __future__ import annotations
-
 import posixpath
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The generated world as files: videos, pictures, and rows about them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -17,8 +15,7 @@ from PIL import Image
 
 from ...common.rows.files import write_samples
 from ..config import SynthesizeConfig
-from .scene import COLOURS, Scene, mask, rows
-from .scenes import scenes
+from .scenes import COLOURS, Scene, mask, rows, scenes
 
 NOISE_LEVEL = 38  # brightest value of the background, of 255
 CRF = 22  # quality of the H.264 files (lower is better)

@@ -1,10 +1,9 @@
 """The `InferenceService` of a version that we trained, with vLLM's arguments, and what the object says of itself."""
 
-from __future__ import annotations
-
 import importlib.resources
 import json
 from dataclasses import dataclass
+from typing import Self
 
 from ...common.errors import UserError
 from ...common.launch.config import LaunchConfig
@@ -30,7 +29,7 @@ class TrainedModel:
     chat_template: str
 
     @classmethod
-    def read(cls, storage: Storage, source: str) -> TrainedModel:
+    def read(cls, storage: Storage, source: str) -> Self:
         """Read it from a model folder in the store. UserError: a file is missing or damaged."""
         try:
             card = ModelCard.load(storage.read_json(join(source, CARD)), join(source, CARD))
@@ -49,8 +48,7 @@ def serving_template(model: TrainedModel) -> str:
 
     Around the model's own template it sets the system message, puts the media before the words, letters the options,
     and appends what the prompt template says for the problem type. A request may give ``options`` and
-    ``problem_type`` in its ``chat_template_kwargs``.
-    """
+    ``problem_type`` in its ``chat_template_kwargs``."""
     template = get_template(model.prompt)
     texts = {"system": template.system or "", "suffix": template.suffix, "hints": template.type_hints}
     head = "".join(f"{{%- set vt_{name} = {json.dumps(value)} %}}" for name, value in texts.items())
@@ -59,11 +57,9 @@ def serving_template(model: TrainedModel) -> str:
 
 
 def vllm_arguments(model: TrainedModel, section: DeploymentConfig) -> list[str]:
-    """vLLM's arguments that make it sample, resize and ask as training did (spelling of vLLM 0.31; not run here).
-
-    vLLM takes at most so many frames at so many per second, evenly spread, as `VideoConfig` does; it knows no least
-    number, does not round to pairs, and does not recompress frames. What that changes shows in the smoke test.
-    """
+    """vLLM's arguments that make it sample, resize and ask as training did (spelling of vLLM 0.31; not run here). vLLM
+    takes at most so many frames at so many per second, evenly spread, as `VideoConfig` does; it knows no least number,
+    does not round to pairs, and does not recompress frames. What that changes shows in the smoke test."""
     video, server = model.video, section.server
     frames = video.num_frames or video.max_frames
     sampling: dict[str, float] = {"num_frames": frames}
@@ -163,10 +159,8 @@ def inference_service(
     version: RegisteredVersion, model: TrainedModel, section: DeploymentConfig, launch: LaunchConfig,
     namespace: str | None = None,
 ) -> Object:  # fmt: skip
-    """The `InferenceService` with a version in service and no canary.
-
-    ``namespace`` None: that of ``launch``, which says where the pods go, or of whoever applies it.
-    """
+    """The `InferenceService` with a version in service and no canary. ``namespace`` None: that of ``launch``, which
+    says where the pods go, or of whoever applies it."""
     labels = {"app.kubernetes.io/part-of": "vthink"}
     metadata: Object = {"name": section.kserve.name, "labels": labels, "annotations": service_annotations(section)}
     if namespace or launch.cluster.namespace:
@@ -185,7 +179,7 @@ class Readiness:
     hopeless: bool = False
 
     @classmethod
-    def read(cls, service: Object | None, canary: str | None = None) -> Readiness:
+    def read(cls, service: Object | None, canary: str | None = None) -> Self:
         """Of the service, or of the canary of this name."""
         if service is None:
             return cls(False, "the InferenceService was deleted", hopeless=True)

@@ -6,8 +6,6 @@ what is in service stays as it was. KServe renames a predictor without restartin
 ``Standard``; the controllers' side is UNVERIFIED here).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import logging
@@ -63,8 +61,7 @@ class Rollout:
         """Bring the version into service, with ``hold`` only to its share of the traffic; a call without goes on then.
 
         Returns the smoke test's result, with ``stable`` where something was in service before, and whether the version
-        has all of the traffic. RolloutError: it did not pass or did not become ready; what was in service still is.
-        """
+        has all of the traffic. RolloutError: it did not pass or did not become ready; what was in service still is."""
         service = self.cluster.get(INFERENCE_SERVICE, self.name)
         if service is None:
             return self._create(test), True
@@ -180,10 +177,8 @@ class Rollout:
 
 
 def withdraw(cluster: Cluster, name: str, before: Object | None = None) -> bool:
-    """Take the candidate of an InferenceService away; whether there was one.
-
-    ``before`` is the object as it must be again; None: what is in service stays as it is.
-    """
+    """Take the candidate of an InferenceService away; whether there was one. ``before`` is the object as it must be
+    again; None: what is in service stays as it is."""
     removed = False
 
     def changed(service: Object) -> Object:

@@ -27,10 +27,8 @@ MAX_OPTIONS = 26
 class Question:
     """A question as a published row asks it, before its video has been looked for."""
 
-    sample: Sample
-    """``media.uri`` is the first of ``videos``."""
-    videos: tuple[str, ...]
-    """Where the published layout may have the video, the likeliest place first."""
+    sample: Sample  # ``media.uri`` is the first of ``videos``
+    videos: tuple[str, ...]  # where the published layout may have the video, the likeliest place first
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +36,9 @@ class Entry:
     """One row of an annotation file, and where it stands."""
 
     file: str
-    number: int
-    """Row, from 1."""
+    number: int  # row, from 1
     data: Mapping[str, Any]
-    inside: str = ""
-    """Where in the row, for entries that are part of one."""
+    inside: str = ""  # where in the row, for entries that are part of one
 
     @property
     def place(self) -> str:
@@ -84,10 +80,8 @@ class Entry:
         return part
 
     def options(self, name: str) -> dict[str, str]:
-        """Options by their published letter; null and empty ones are left out.
-
-        Taken as an object by letter, a list with or without letters before the texts, or text that spells
-        either (as Parquet exports do)."""
+        """Options by their published letter; null and empty ones are left out. Taken as an object by letter, a list
+        with or without letters before the texts, or text that spells either (as Parquet exports do)."""
         value = self.data.get(name)
         if isinstance(value, str):
             value = _spelled(value)
@@ -111,10 +105,8 @@ class Entry:
         return distinct(texts)
 
     def letter(self, name: str, options: Mapping[str, str], by_text: bool = False) -> str:
-        """The published letter of the true one of ``options`` (by letter).
-
-        The field holds the letter, with or without text behind it, or an option's text (``by_text``: that is tried
-        first)."""
+        """The published letter of the true one of ``options`` (by letter). The field holds the letter, with or without
+        text behind it, or an option's text (``by_text``: that is tried first)."""
         value = self.text(name)
         marked = re.match(r"[(\[]?([A-Za-z])(?:[)\].:,;]|\s*$|\s+[(\-–—:])", value)
         wanted = folded(value)
@@ -164,8 +156,7 @@ class Entry:
                 of the benchmark's own rule, for its ``grade``.
 
         Raises:
-            UserError: a mistake, with file and row.
-        """
+            UserError: a mistake, with file and row."""
         if options:
             letters = list(options)
             if len(letters) < 2:
@@ -247,30 +238,23 @@ def entries(path: Path, name: str) -> Iterator[Entry]:
         raise UserError(f"{name}: not readable as {suffix[1:]} ({str(error).splitlines()[0][:200]})") from None
 
 
-Reader = Callable[[Entry], Iterator[Question]]
-"""The questions of one entry of an annotation file."""
+Reader = Callable[[Entry], Iterator[Question]]  # the questions of one entry of an annotation file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """A published set: its files, its questions, its scores."""
 
-    name: str
-    """As on the command line."""
+    name: str  # as on the command line
     title: str
-    asks: str
-    """What is asked, in one line."""
-    source: str
-    """Paper, and what its format and scores were read from."""
-    hub: str = ""
-    """Data set on the hub, for ``--data hub``."""
+    asks: str  # what is asked, in one line
+    source: str  # paper, and what its format and scores were read from
+    hub: str = ""  # data set on the hub, for ``--data hub``
     files: tuple[tuple[str, ...], ...] = ()
     """Names of annotation files: the first alternative of which something is there is read, whole."""
     read: Reader = lambda entry: iter(())
-    scores: Mapping[str, Score]
-    """What is reported, the headline first."""
-    traps: tuple[str, ...] = ()
-    """What makes two numbers of this name incomparable."""
+    scores: Mapping[str, Score]  # what is reported, the headline first
+    traps: tuple[str, ...] = ()  # what makes two numbers of this name incomparable
     grade: Rule | None = None
     """Grades an answer where the rules of `common.answers` are not the benchmark's (those with ``metadata.rule``)."""
 
@@ -285,9 +269,6 @@ class QuestionSet:
     """The questions of a benchmark that are asked."""
 
     benchmark: Benchmark
-    samples: Sequence[Sample]
-    """``media.uri`` is the video's name in its folder."""
-    missing: Mapping[str, str]
-    """Why there is no video, by question id: these count as wrong."""
-    files: Mapping[str, str]
-    """SHA-256 of the annotation files that they were read from, by name."""
+    samples: Sequence[Sample]  # ``media.uri`` is the video's name in its folder
+    missing: Mapping[str, str]  # why there is no video, by question id: these count as wrong
+    files: Mapping[str, str]  # SHA-256 of the annotation files that they were read from, by name

@@ -51,10 +51,9 @@ class DataFolder:
         raise UserError(f"{self.where}: no annotation file; expected {wanted} (as published) somewhere in it")
 
     def video(self, candidates: Sequence[str]) -> str | None:
-        """The video's (or, as it stands, an image's) name in the folder, or None.
-
-        Tried in turn: the candidates as they stand, below other folders, with another ending. A file that only
-        shares its last name with a candidate is another video, and a name that several files have is nobody's."""
+        """The video's (or, as it stands, an image's) name in the folder, or None. Tried in turn: the candidates as they
+        stand, below other folders, with another ending. A file that only shares its last name with a candidate is
+        another video, and a name that several files have is nobody's."""
         for candidate in candidates:
             if candidate in self._known:
                 return candidate

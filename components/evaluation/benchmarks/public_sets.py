@@ -1,7 +1,5 @@
 """The published sets: how rows of each are read, and how its scores are defined; the rest: ``public_sets.yaml``."""
 
-from __future__ import annotations
-
 import ast
 import re
 import string

@@ -8,8 +8,6 @@ stands in ``components/evaluation/README.md``. Nothing here needs torch.
 Adding a benchmark is an entry of ``public_sets.yaml`` with its reader, listed here, or a module of one's own:
 ``my_module:BENCHMARK`` is taken wherever a name is."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from functools import partial

@@ -1,7 +1,5 @@
 """Answers of vLLM, from its engine or its server, checked before they are trained on."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +9,7 @@ from ...common.model.chat import ChatEncoder
 from ...common.model.generation import Completion
 from .request import Request
 
-_IMPOSSIBLE = -9000.0
-"""No token was sampled with such a log-probability: a server writes -9999 where it has none."""
+_IMPOSSIBLE = -9000.0  # no token was sampled with such a log-probability: a server writes -9999 where it has none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +58,7 @@ def server_answer(body: Mapping[str, Any]) -> Answer:
     """The JSON that ``/inference/v1/generate`` returned as an answer.
 
     Raises:
-        KeyError, TypeError, ValueError: it has another form.
-    """
+        KeyError, TypeError, ValueError: it has another form."""
     choices = []
     for choice in body["choices"]:
         entries = (choice["logprobs"] or {"content": []})["content"] or []
@@ -86,8 +82,7 @@ def check_answer(request: Request, answer: Answer, encoder: ChatEncoder) -> list
 
     Raises:
         UserError: vLLM completed other token ids than it was asked to, or completions are missing, unfinished, too
-            long, hold vision tokens, or lack log-probabilities.
-    """
+            long, hold vision tokens, or lack log-probabilities."""
     theirs, ours = answer.prompt_token_ids, request.token_ids
     if theirs != ours:
         position = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)

@@ -26,8 +26,6 @@ trainer's within 1e-4, and vLLM's own types read the body for a server back unch
 weight transfer, sleep mode, a GPU, models of real size.
 """
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,8 +58,7 @@ class VLLMEngine:
             concurrency: prompts that this process sends to a server at a time.
 
         Raises:
-            UserError: a setting under which rollouts would be wrong.
-        """
+            UserError: a setting under which rollouts would be wrong."""
         self.generation, self.encoder = generation, encoder
         self._weights_of_step: int | None = None
         self._salt = uuid.uuid4().hex
@@ -88,10 +85,8 @@ class VLLMEngine:
 
     @contextmanager
     def policy(self, step: int) -> Iterator[None]:
-        """vLLM with the policy's present weights, for as long as the block lasts. All processes must take part.
-
-        The weights are moved when ``step`` is another than last time, or when vLLM slept in between and lost them.
-        """
+        """vLLM with the policy's present weights, for as long as the block lasts. All processes must take part. The
+        weights are moved when ``step`` is another than last time, or when vLLM slept in between and lost them."""
         generation = self.generation
         sleeps = generation.mode == "colocate" and generation.enable_sleep_mode
         if step != self._weights_of_step:
@@ -123,8 +118,7 @@ class VLLMEngine:
             For each prompt, in the order given, its ``n`` completions.
 
         Raises:
-            UserError: see `check_answer`; or called outside `policy`; or the server cannot be used.
-        """
+            UserError: see `check_answer`; or called outside `policy`; or the server cannot be used."""
         if self._weights_of_step is None:
             raise UserError("vLLM has no weights of the policy yet: generate within `with engine.policy(step):`")
         dtype = torch.uint8 if self._normalises else next(self.generation.model.parameters()).dtype

@@ -1,7 +1,5 @@
 """Truncated importance sampling per token."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,14 +14,11 @@ from .answer import SampledCompletion
 class ImportanceWeights:
     """What token losses are multiplied by because the sampler is not quite the policy, and how far apart they are."""
 
-    weights: torch.Tensor
-    """Like the log-probabilities; 1 where the mask is 0. Without gradient."""
-    truncated: float
-    """Share of tokens whose ratio was above the cap."""
+    weights: torch.Tensor  # like the log-probabilities; 1 where the mask is 0. Without gradient
+    truncated: float  # share of tokens whose ratio was above the cap
     mean_gap: float
     """Mean |log π_trainer − log π_sampler| over tokens; large when vLLM saw other pixels, positions or weights."""
-    max_gap: float
-    """Largest gap of a token."""
+    max_gap: float  # largest gap of a token
 
 
 def importance_weights(
@@ -44,8 +39,7 @@ def importance_weights(
 
     Raises:
         ValueError: shapes differ, or the cap is below 1.
-        UserError: a log-probability is not finite.
-    """
+        UserError: a log-probability is not finite."""
     if trainer.shape != sampler.shape or trainer.shape != mask.shape:
         raise ValueError(f"shapes differ: {tuple(trainer.shape)}, {tuple(sampler.shape)}, {tuple(mask.shape)}")
     if not cap >= 1:

@@ -1,7 +1,5 @@
 """A prompt as a request to vLLM: token ids, patches and sampling parameters, for its engine or its server."""
 
-from __future__ import annotations
-
 import hashlib
 import zlib
 from dataclasses import dataclass
@@ -23,18 +21,12 @@ class VisionItem:
     """Neighbouring vision tokens of a prompt, and what vLLM's model takes to compute them."""
 
     modality: Literal["video", "image"]
-    offset: int
-    """Position of the first of the tokens in the prompt."""
-    length: int
-    """Number of tokens."""
-    patches: torch.Tensor
-    """(N, D)"""
-    grid_thw: torch.Tensor
-    """(3,) patches along time, height, width; N = t·h·w."""
-    seconds: float | None
-    """Seconds that a temporal patch spans; None where positions do not depend on it."""
-    key: str
-    """What vLLM caches the features under."""
+    offset: int  # position of the first of the tokens in the prompt
+    length: int  # number of tokens
+    patches: torch.Tensor  # (N, D)
+    grid_thw: torch.Tensor  # (3,) patches along time, height, width; N = t·h·w
+    seconds: float | None  # seconds that a temporal patch spans; None where positions do not depend on it
+    key: str  # what vLLM caches the features under
 
     def fields(self) -> dict[str, torch.Tensor]:
         """The model's keyword arguments: patches first, the others small and used on the CPU."""
@@ -50,11 +42,9 @@ class VisionItem:
 class Request:
     """One prompt to complete ``n`` times."""
 
-    token_ids: list[int]
-    """The prompt with its placeholders expanded: one per vision token."""
+    token_ids: list[int]  # the prompt with its placeholders expanded: one per vision token
     items: list[VisionItem]
-    sampling: dict[str, Any]
-    """Arguments of vLLM's ``SamplingParams``."""
+    sampling: dict[str, Any]  # arguments of vLLM's ``SamplingParams``
     cache_salt: str
 
 
@@ -70,8 +60,7 @@ def make_request(
             were before normalisation, for a vLLM that normalises.
 
     Raises:
-        BlindInputError: placeholders and pixels do not match.
-    """
+        BlindInputError: placeholders and pixels do not match."""
     encoder.check_sighted(prompt)
     return Request(
         token_ids=prompt.input_ids.tolist(),

@@ -1,7 +1,5 @@
 """A vLLM server over HTTP: its settings, and completions of one request at a time."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import httpx
@@ -15,8 +13,7 @@ _GENERATE = "/inference/v1/generate"
 
 class VLLMServer:
     """A server started by ``VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --logprobs-mode
-    processed_logprobs --weight-transfer-config '{"backend": "nccl"}'``.
-    """
+    processed_logprobs --weight-transfer-config '{"backend": "nccl"}'``."""
 
     def __init__(self, url: str, timeout_s: float, concurrency: int) -> None:
         """Args: ``timeout_s``: longest wait for one request; ``concurrency``: requests on their way at a time."""
@@ -47,8 +44,7 @@ class VLLMServer:
         """The JSON at ``path``.
 
         Raises:
-            UserError: the server cannot be reached, refuses, or does not answer with JSON.
-        """
+            UserError: the server cannot be reached, refuses, or does not answer with JSON."""
         url = f"{str(self._http.base_url).rstrip('/')}{path}"
         try:
             response = self._http.request(method, path, **arguments)

@@ -5,8 +5,6 @@ and started again finds them. A job that runs, waits in a queue or has finished 
 made for other nodes, gets a successor (``-a2``, ``-a3``, …), which goes on from the last checkpoint in the store.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import time
@@ -24,9 +22,7 @@ from .watch import JobWatcher, diagnose
 
 def workflow_of_this_pod(cluster: Cluster) -> Object | None:
     """Reference to the Workflow of the run that this launcher's pod belongs to, as in ``metadata.ownerReferences``.
-
-    None outside of a run, or in another namespace, which a reference cannot reach.
-    """
+    None outside of a run, or in another namespace, which a reference cannot reach."""
     namespace = own_namespace() or os.environ.get("VTHINK_POD_NAMESPACE")
     name = os.environ.get("KFP_POD_NAME") or os.environ.get("HOSTNAME")
     if namespace != cluster.namespace or not name:
@@ -43,8 +39,7 @@ def _cancelled(cluster: Cluster, owner: Object) -> bool:
 
     Kubeflow Pipelines ends a run by giving its Workflow a deadline of 0 s (its `TerminateWorkflow`); Argo by
     ``spec.shutdown``. Both are written before any pod is stopped, so a launcher that is stopped without them was
-    evicted. What follows from an ownerReference on a cluster is UNVERIFIED here.
-    """
+    evicted. What follows from an ownerReference on a cluster is UNVERIFIED here."""
     workflow = cluster.get(WORKFLOW, owner["name"])
     if workflow is None or not _same(workflow, {"metadata": owner}):
         return True
@@ -54,10 +49,8 @@ def _cancelled(cluster: Cluster, owner: Object) -> bool:
 
 
 class Attempts:
-    """The TrainJobs of one stage: which of them to wait for, when to replace it, and what to leave behind.
-
-    ``say`` gets a line about what is done with them.
-    """
+    """The TrainJobs of one stage: which of them to wait for, when to replace it, and what to leave behind. ``say`` gets
+    a line about what is done with them."""
 
     def __init__(self, cluster: Cluster, job: TrainingJob, say: Callable[[str], None]) -> None:
         self.cluster, self.job, self._say = cluster, job, say
@@ -162,8 +155,7 @@ class KubernetesBackend:
     """A `TrainJob` on a cluster (``launch.backend: trainjob``)."""
 
     cluster: Cluster
-    tick_s: float = 10.0
-    """Seconds between two looks at a job that does not change."""
+    tick_s: float = 10.0  # seconds between two looks at a job that does not change
 
     def train(self, job: TrainingJob, on_log: Callable[[str], None]) -> Manifest:
         """See `Backend`. Asked to end, it deletes the job if the run was cancelled; else the job goes on."""

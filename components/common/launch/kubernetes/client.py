@@ -4,8 +4,6 @@ Objects are plain dictionaries, as in YAML. Authentication, TLS and transport ar
 imported only when a cluster is asked for.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import json
@@ -14,16 +12,13 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from ...retry import Backoff, retry
 from ..process import LaunchError
 
-Object = dict[str, Any]
-"""A Kubernetes object or list, as JSON."""
-
-Selector = Mapping[str, str] | None
-"""Labels or fields that objects must have."""
+Object = dict[str, Any]  # a Kubernetes object or list, as JSON
+Selector = Mapping[str, str] | None  # labels or fields that objects must have
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _HINTS = {
     401: "; the token is not accepted (expired?)",
@@ -104,18 +99,15 @@ def own_namespace() -> str | None:
 
 
 class Cluster:
-    """One namespace of a cluster.
-
-    A call that fails for a reason that may pass (no answer, 429, 5xx) is repeated for ``patience_s``; as names are
-    fixed beforehand, a repeated creation is at worst answered 409.
-    """
+    """One namespace of a cluster. A call that fails for a reason that may pass (no answer, 429, 5xx) is repeated for
+    ``patience_s``; as names are fixed beforehand, a repeated creation is at worst answered 409."""
 
     def __init__(self, client: Any, namespace: str, patience_s: float = 120.0) -> None:
         """Args: ``client``: an ``ApiClient`` of the official package."""
         self.api_client, self.namespace, self.patience_s = client, namespace, patience_s
 
     @classmethod
-    def connect(cls, namespace: str | None = None) -> Cluster:
+    def connect(cls, namespace: str | None = None) -> Self:
         """The cluster that ``KUBECONFIG`` names, or this pod's, or the kubeconfig's current one; else ClusterError."""
         try:
             from kubernetes import client, config
@@ -256,11 +248,9 @@ class Cluster:
     def follow(
         self, kind: Kind, name: str, tick_s: float = 10.0, say: Callable[[str], None] = lambda line: None
     ) -> Iterator[Object | None]:
-        """An object's states: at once, on every change, and unchanged after every ``tick_s``; None when it is gone.
-
-        An expired watch (410) begins anew with a list, an API that does not answer is waited for without limit (``say``
-        gets a line when it stops and when it answers again); one that refuses for good is a ClusterError.
-        """
+        """An object's states: at once, on every change, and unchanged after every ``tick_s``; None when it is gone. An
+        expired watch (410) begins anew with a list, an API that does not answer is waited for without limit (``say``
+        gets a line when it stops and when it answers again); one that refuses for good is a ClusterError."""
         version: str | None = None
         current: Object | None = None
         silent_since: float | None = None
@@ -317,10 +307,8 @@ class Cluster:
     def logs(
         self, pod: str, container: str, since: str | None = None, follow: bool = True
     ) -> Iterator[tuple[str, str]]:
-        """The lines that a container prints ``since`` that second, each with its time (RFC 3339).
-
-        With ``follow`` until it ends or the connection breaks.
-        """
+        """The lines that a container prints ``since`` that second, each with its time (RFC 3339). With ``follow`` until
+        it ends or the connection breaks."""
         query = {"container": container, "follow": "true" if follow else None, "timestamps": "true"}
         query["sinceTime"] = since[:19] + "Z" if since else None
         for line in self._lines(POD.path(self.namespace, pod, "log"), query, 3600.0):

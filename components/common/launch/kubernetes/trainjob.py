@@ -1,7 +1,5 @@
 """The `TrainJob` of a training job: its name, command, environment and place in the cluster."""
 
-from __future__ import annotations
-
 import os
 import re
 
@@ -14,8 +12,7 @@ from .client import TRAIN_JOB, Object
 JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
 JOB_LABEL, ATTEMPT_LABEL = "vthink.dev/job", "vthink.dev/attempt"
 
-SHAPE = "vthink.dev/shape"
-"""Annotation: fingerprint of what a running job must not differ in."""
+SHAPE = "vthink.dev/shape"  # annotation: fingerprint of what a running job must not differ in
 _FORWARDED = ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_EC2_METADATA_DISABLED", "NO_PROXY",
               "HTTP_PROXY", "HTTPS_PROXY", "no_proxy", "http_proxy", "https_proxy", "VTHINK_GIT_COMMIT")  # fmt: skip
 _FORWARDED_PREFIXES = ("MLFLOW_", "NCCL_", "HF_")
@@ -23,11 +20,9 @@ _SECRET = re.compile(r"PASSWORD|TOKEN|SECRET|USERNAME|_KEY$|AUTH")
 
 
 def job_name(job: TrainingJob) -> str:
-    """Name of a stage's TrainJobs, the same whenever the stage is started again: run, stage, hash of the settings.
-
-    The number of ranks is not part of it: a run that goes on with other nodes must find the job it replaces. Short
-    enough for what JobSet appends to it, also with an attempt.
-    """
+    """Name of a stage's TrainJobs, the same whenever the stage is started again: run, stage, hash of the settings. The
+    number of ranks is not part of it: a run that goes on with other nodes must find the job it replaces. Short enough
+    for what JobSet appends to it, also with an attempt."""
     run = job.run
     settings = job.model_dump(mode="json", include={"config", "model", "data", "policy"})
     key = fingerprint("trainjob", run.run_id, job.stage, settings, run.redo.get(job.stage, 0))

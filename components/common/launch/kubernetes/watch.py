@@ -1,7 +1,5 @@
 """Where a job stands, why it failed, and what a person is told of both."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import threading
@@ -16,8 +14,7 @@ from ..process import LaunchError
 from .client import EVENT, POD, WORKLOAD, Cluster, ClusterError, Object, at, condition, is_true, one_line, phase
 from .trainjob import JOBSET_LABEL, image, nodes
 
-_REMIND_S = 600.0
-"""Seconds after which a job that still waits is mentioned again."""
+_REMIND_S = 600.0  # seconds after which a job that still waits is mentioned again
 _PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 _LOST = {"Evicted", "Preempted", "Preempting", "NodeLost", "NodeShutdown", "Terminated", "Shutdown"}
 _QUOTA = re.compile(r"exceeded quota|forbidden: maximum|is forbidden", re.I)
@@ -125,12 +122,9 @@ class JobWatcher:
     name: str
     stage: str
     on_log: Callable[[str], None]
-    recent: deque[str] = field(default_factory=lambda: deque(maxlen=400))
-    """The last lines that its pods printed."""
-    pods: list[Object] = field(default_factory=list)
-    """The last pods that were seen; a failed job's may be gone."""
-    warnings: dict[str, Object] = field(default_factory=dict)
-    """The events that warn of something, by their uid."""
+    recent: deque[str] = field(default_factory=lambda: deque(maxlen=400))  # the last lines that its pods printed
+    pods: list[Object] = field(default_factory=list)  # the last pods that were seen; a failed job's may be gone
+    warnings: dict[str, Object] = field(default_factory=dict)  # the events that warn of something, by their uid
     _reported: str = ""
     _reported_at: float = 0.0
     _since: float = 0.0

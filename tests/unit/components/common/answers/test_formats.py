@@ -20,8 +20,7 @@ from vthink.components.common.answers.responses import parse_response
 from vthink.components.common.errors import UserError
 from vthink.components.common.rows.sample import Evidence, Media, Sample
 from vthink.components.data_prep.config import QuestionKind, SynthesizeConfig
-from vthink.components.data_prep.world.scene import rows
-from vthink.components.data_prep.world.scenes import scenes
+from vthink.components.data_prep.world.scenes import rows, scenes
 
 TRUTHS = {
     "multiple_choice": "B",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from vthink.components.common.context import RunContext
 from vthink.components.common.errors import UserError
-from vthink.components.common.rows import files, parquet
+from vthink.components.common.rows import files, prepared
 from vthink.components.common.rows.sample import Sample
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.s3 import Storage
@@ -23,8 +23,14 @@ from vthink.components.data_prep.merge import merge_data
 from vthink.components.data_prep.plan import plan_data
 from vthink.components.data_prep.prepare import prepare_data
 from vthink.components.data_prep.report import page as page_module
-from vthink.components.data_prep.report.counts import histogram_bars, longest_option, token_counter, visual_tokens
-from vthink.components.data_prep.report.page import ITEMS, write_report
+from vthink.components.data_prep.report.page import (
+    ITEMS,
+    histogram_bars,
+    longest_option,
+    token_counter,
+    visual_tokens,
+    write_report,
+)
 from vthink.components.data_prep.shard import prepare_shard
 
 from ..conftest import make_row, write_rows
@@ -165,7 +171,7 @@ def test_the_page_and_its_work_do_not_grow_with_the_rows(prepare, tmp_path, monk
     for count in (100, 500):
         made = prepare([make_row(n, f"videos/{n % 3}.mp4", question=f"Which way {n:05d}?") for n in range(count)])
         with monkeypatch.context() as patch:
-            patch.setattr(parquet, "parse_row", counted)
+            patch.setattr(prepared, "parse_row", counted)
             sizes.append(len(made.page(tmp_path / str(count), items=10)))
         parsed.append(0)
     assert parsed[0] >= 100

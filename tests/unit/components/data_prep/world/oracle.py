@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from vthink.components.common.rows.sample import Sample
 from vthink.components.common.video.clip import Clip
-from vthink.components.data_prep.world.scene import COLOURS, FONT, FORMS, mask, sentence
+from vthink.components.data_prep.world.scenes import COLOURS, FONT, FORMS, mask, sentence
 
 
 def oracle_answer(clip: Clip, sample: Sample) -> str:

@@ -18,8 +18,15 @@ from vthink.components.common.video.clip import Clip, stored
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.decode import read_clip
 from vthink.components.data_prep.config import QuestionKind, SynthesizeConfig
-from vthink.components.data_prep.world.scene import COLOURS, DIRECTIONS, SCENES, rows
-from vthink.components.data_prep.world.scenes import balanced_choice, scene_for, scenes
+from vthink.components.data_prep.world.scenes import (
+    COLOURS,
+    DIRECTIONS,
+    SCENES,
+    balanced_choice,
+    rows,
+    scene_for,
+    scenes,
+)
 from vthink.components.data_prep.world.synthesize import render, synthesize, write_mp4
 
 from .oracle import oracle_answer
