@@ -15,8 +15,7 @@ from vthink.components.data_prep.formats.read import read_rows
 from vthink.components.evaluation.benchmarks.folder import DataFolder, load_questions
 from vthink.components.evaluation.benchmarks.registry import find_benchmark
 from vthink.components.evaluation.config import EvaluationConfig
-from vthink.components.evaluation.measure import measure
-from vthink.components.evaluation.metrics import METRICS, Response
+from vthink.components.evaluation.metrics import METRICS, Response, measure_response
 from vthink.components.evaluation.rules import read_rule
 from vthink.pipelines.config import Config, load
 
@@ -73,12 +72,12 @@ def test_a_reward_counts_with_its_weight(config: Config, sample: Sample):
     group = Group(sample=sample, texts=("ball", "a ball, I think"), token_counts=(1, 4))
     rewards = score_group(group, reward_functions(config.grpo.reward_config))
     assert config.grpo.reward_config.names[-1] == "brevity"
-    assert rewards.components[:, -1].tolist() == pytest.approx([0.2, 0.05])
+    assert rewards[:, -1].tolist() == pytest.approx([0.2, 0.05])
 
 
 def test_a_metric_is_measured_and_can_be_ruled_by(config: Config, sample: Sample):
     assert config.evaluation.metrics == ("my_module:WORDS",)
-    assert measure(Response(sample, "a red ball", "video_r1"), failed=False)["words"] == 3.0
+    assert measure_response(Response(sample, "a red ball", "video_r1"), failed=False)["words"] == 3.0
     rule = read_rule({"metric": "words", "at_most": 50}, "here")
     assert EvaluationConfig(metrics=("my_module:WORDS",), gate=(rule,)).gate[0].metric == "words"
 

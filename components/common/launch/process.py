@@ -1,5 +1,7 @@
 """Processes of ours: commands under supervision, when this one ends, and how many threads it uses."""
 
+from __future__ import annotations
+
 import atexit
 import contextlib
 import gc
@@ -13,10 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from . import supervisor as program
-from .config import LaunchConfig
+
+if TYPE_CHECKING:
+    from .config import LaunchConfig
 
 TAIL_LINES = 40  # how many of a process's last lines an error shows
 _watching: tuple[str, str] | None = None  # which process (a fork is another one) already watches which owner
