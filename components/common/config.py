@@ -111,7 +111,8 @@ def key_path(model: type[BaseModel], location: tuple[str | int, ...]) -> tuple[s
     path: tuple[str | int, ...] = ()
     for index, part in enumerate(location):
         known = known_keys(model, path)
-        tag = isinstance(part, str) and part not in known and ("[" in part or index + 1 < len(location))
+        plain = index + 1 == len(location) and part not in ("str", "int", "float", "bool")  # a key, not a branch
+        tag = isinstance(part, str) and part not in known and ("[" in part or not plain)
         if not (known and tag):
             path = (*path, part)
     return path

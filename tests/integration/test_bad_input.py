@@ -211,8 +211,7 @@ def test_a_run_on_rows_that_are_all_bad_says_which_and_why(tmp_path: Path, vthin
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "rows.jsonl").write_text(json.dumps(row("one", "empty.mp4")) + "\n")
     line = told(vthink(tmp_path, "run", "--config", MICRO, "--set", "data.source=rows.jsonl"))
-    assert line.startswith("vthink: stage prepare: rows.jsonl: 1 of 1 rows cannot be used")
-    assert "damaged_media, such as line 1" in line
+    assert line.startswith("vthink: rows: rows.jsonl: 1 of 1 rows cannot be used, the first in line 1")
     assert "empty" in line
 
 

@@ -31,7 +31,7 @@ def commands() -> list[str]:
 
 RUN = {
     "vthink config presets",
-    "vthink config show --preset video_r1_7b",
+    "vthink config show grpo --preset video_r1_7b",
     "vthink compile --output vthink.yaml",
     "vthink plan --preset video_r1_7b --gpus 8",
     "vthink data validate rows.jsonl",
@@ -53,6 +53,10 @@ ELSEWHERE = {
     "vthink train sft --data rows.jsonl": "test_run.py",
     "vthink evaluate --benchmark vsi-bench --data DIR --model M --output OUT": "options; test_evaluate_benchmark.py",
     "vthink compare base=OUT1 ours=OUT --report report.html": "options here; test_cli_compare.py",
+    "vthink init my.yaml --rows rows.csv": "pipelines/test_init.py",
+    "vthink run --config my.yaml --dry-run": "test_first_hour.py",
+    "vthink run --config my.yaml": "test_first_hour.py",
+    "vthink serve": "test_server.py",
     "vthink doctor --preset video_r1_7b": "test_doctor.py",
     "vthink submit --host https://kubeflow.example.org/pipeline --preset video_r1_7b --wait": "test_submit.py",
     "vthink status": "test_submit.py",

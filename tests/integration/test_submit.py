@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 from vthink.components.common.compat import kfp as compat_kfp
 from vthink.components.common.context import RunContext
@@ -114,7 +115,11 @@ def test_a_run_gets_a_version_of_the_pipeline_and_all_its_parameters(
     reference = run["pipeline_version_reference"]
     package = kfp.packages[reference["pipeline_version_id"]]
     executors = package["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert executors["exec-evaluate"]["podMetadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "gpu"}
+    assert executors["exec-evaluate"]["podMetadata"]["labels"] == {
+        "kueue.x-k8s.io/queue-name": "gpu",
+        "kueue.x-k8s.io/priority-class": "vthink-normal",
+        "sidecar.istio.io/inject": "false",
+    }
 
 
 def test_a_version_is_uploaded_once(kfp: KfpServer, client: KfpConnection, config: Config):
@@ -433,12 +438,22 @@ def vthink(*arguments: str) -> tuple[int, str]:
     return done.exit_code, done.stdout
 
 
+def write_rows(path: Path, *pictures: str) -> None:
+    """A row for each split, about a picture that is there."""
+    with path.open("w") as file:
+        for split, name in zip(("train", "validation", "test"), pictures, strict=True):
+            Image.new("RGB", (8, 8)).save(path.parent / name)
+            row = {"id": name, "media": {"kind": "image", "uri": name}, "question": "Which?", "options": ["a", "b"]}
+            row |= {"problem_type": "multiple_choice", "answer": "A", "reasoning": "It is.", "split": split}
+            file.write(json.dumps(row | {"metadata": {"kind": "direction"}}) + "\n")
+
+
 @pytest.mark.usefixtures("environment")
 def test_commands_from_submission_to_the_end(
     kfp: KfpServer, s3: StorageConfig, tracking: TrackingConfig, tmp_path: Path
 ):
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("{}\n")
+    write_rows(rows, "a.png", "b.png", "c.png")
     settings = ["--preset", "laptop", "--set", f"data.source={rows}"]
     submitted, result = in_background(lambda: vthink("submit", *settings, "--wait"))
     wait_for(lambda: bool(kfp.runs), 60)
@@ -453,7 +468,7 @@ def test_commands_from_submission_to_the_end(
     code, output = vthink("submit", *settings, "--when-data-changes")
     assert (code, len(kfp.runs)) == (0, 1)
     assert "nothing to do" in output
-    rows.write_text('{"id": "new"}\n')
+    write_rows(rows, "a.png", "b.png", "d.png")
     assert vthink("submit", *settings, "--when-data-changes")[0] == 0
     assert len(kfp.runs) == 2
 

@@ -112,7 +112,7 @@ def test_every_bad_row_is_quarantined_with_its_line_and_nothing_is_lost(
         ("missing_media", "https://"),
         ("duplicate_id", "line 1"),
         ("sha256_mismatch", "SHA-256"),
-        ("damaged_media", "3 s long"),
+        ("outside_video", "3 s long"),
     ]
     assert sorted(found) == list(range(2, len(rows)))
     for line, (reason, word) in enumerate(expected, 2):
@@ -120,7 +120,7 @@ def test_every_bad_row_is_quarantined_with_its_line_and_nothing_is_lost(
         assert word in found[line]["detail"], found[line]
     by_reason = {name: n for name, n in manifest.counts.items() if name.startswith("quarantined_")}
     assert sum(by_reason.values()) == manifest.counts["quarantined"]
-    assert by_reason["quarantined_damaged_media"] == 5
+    assert by_reason["quarantined_damaged_media"] == 4
     assert found[10]["raw"] == "{not json"
 
 

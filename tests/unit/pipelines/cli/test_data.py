@@ -55,7 +55,7 @@ def test_a_published_vrbench_file_loads_with_its_videos_below_a_root(world: Path
     assert code == 1
     assert "7 rows are fine, 6 are not (format vrbench)" in output
     assert "videos and images: 2, of which 1 are missing" in output
-    assert f"{path}:2: {tmp_path}/VRBench/videos/v001/eb5vwy4GSSs.mp4 is not there" in output
+    assert f"{path}:2: {tmp_path}/VRBench/videos/v001/eb5vwy4GSSs.mp4: there is no such file" in output
     assert f"{path}: and 4 more" in output
 
 
