@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import re
 import shutil
@@ -27,6 +28,15 @@ if (FOLDER / KFP_API).is_file():  # fetched by `make crds`
 # Tests import the trainers by themselves; a training process does this in training/worker.py.
 declare_torchvision_operators()
 SMALL_VIDEO = VideoConfig(num_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)
+
+
+@pytest.fixture(autouse=True)
+def own_print() -> Iterator[None]:
+    """`kfp.local` (2.17) puts an indenting `print` in the place of Python's while a step runs; of steps that run side by
+    side the last may leave it there, for every test that follows in this process."""
+    before = builtins.print
+    yield
+    builtins.print = before
 
 
 @pytest.fixture(scope="session")
