@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 VENV_VLLM ?= .venv-vllm
-WORKERS ?= 2
+WORKERS ?= 3
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 

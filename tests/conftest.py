@@ -32,8 +32,8 @@ SMALL_VIDEO = VideoConfig(num_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)
 
 @pytest.fixture(autouse=True)
 def own_print() -> Iterator[None]:
-    """`kfp.local` (2.17) puts an indenting `print` in the place of Python's while a step runs; of steps that run side by
-    side the last may leave it there, for every test that follows in this process."""
+    """`kfp.local` (2.17) puts an indenting `print` in the place of Python's while a step runs; of steps that run side
+    by side the last may leave it there, for every test that follows in this process."""
     before = builtins.print
     yield
     builtins.print = before
