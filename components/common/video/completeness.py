@@ -165,6 +165,8 @@ def _walk_transport_stream(file: IO[bytes], pid: int) -> None:
     while True:
         file.seek(position)
         data = file.read(_TS_PACKETS * stride)
+        if (rest := len(data) % stride) >= 188:  # the last packet; what stands between packets may stand before them
+            data += bytes(stride - rest)
         packets = np.frombuffer(data, np.uint8, len(data) // stride * stride).reshape(-1, stride)
         if not len(packets):
             if data:

@@ -85,7 +85,7 @@ def make(folder):
     run(*lavfi("320x240",dur=2),*X264,folder/"big.ts"); run(*lavfi("160x120",dur=2),*X264,"-output_ts_offset","2",folder/"small.ts") 
     run(*lavfi("320x240",dur=2),*X264,folder/"big.h264"); run(*lavfi("160x120",dur=2),*X264,folder/"small.h264"); data("resize-raw","v.h264",(folder/"big.h264").read_bytes()+(folder/"small.h264").read_bytes())
     for e in ("mkv",):
-        (folder/f"resize-{e}").mkdir(exist_ok=True); run("-fflags","+genpts","-i",out["resize-raw"],"-c","copy",folder/f"resize-{e}/v.{e}")
+        (folder/f"resize-{e}").mkdir(exist_ok=True); run("-f","h264","-r","25","-i",out["resize-raw"],"-c","copy",folder/"resize.mp4"); run("-i",folder/"resize.mp4","-c","copy",folder/f"resize-{e}/v.{e}")
     # tail garbage, wrong extension
     data("tail","v.mp4",h+bytes(1000)); data("wrong-ext","v.avi",h)
     return out
