@@ -11,27 +11,8 @@ from vthink.components.common.answers.grading import (
     extract_number,
     grade,
 )
-from vthink.components.common.rows.sample import Sample
 
-TRUTHS = {
-    "multiple_choice": "B",
-    "numerical": "3",
-    "ocr": "exit to the left",
-    "free_form": "The red square moves left.",
-    "regression": "4.0",
-}
-
-
-def sample(problem_type: str = "multiple_choice", **changes: object) -> Sample:
-    row: dict[str, object] = {
-        "id": "row-1",
-        "media": {"kind": "video", "uri": "a.mp4"},
-        "question": "What happens?",
-        "options": ["left", "right", "up", "down"] if problem_type == "multiple_choice" else [],
-        "problem_type": problem_type,
-        "answer": TRUTHS[problem_type],
-    }
-    return Sample.model_validate(row | changes)
+from .examples import sample
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import av
 import numpy as np
 import pytest
 from vthink.components.common.video.clip import (
@@ -14,51 +12,7 @@ from vthink.components.common.video.clip import (
 from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.decode import read_clip
 
-SIZE = 112
-
-
-CONFIG = VideoConfig(num_frames=8, min_pixels=SIZE * SIZE, max_pixels=SIZE * SIZE)
-
-
-def numbered_frame(number: int) -> np.ndarray:
-    """A frame that shows its number in binary, as eight white or black bars."""
-    frame = np.zeros((SIZE, SIZE, 3), np.uint8)
-    for bit in range(8):
-        frame[:, bit * 14 : (bit + 1) * 14] = 255 * (number >> bit & 1)
-    return frame
-
-
-def numbers(frames: np.ndarray) -> list[int]:
-    """The numbers that frames show."""
-    return [int(sum((f[:, b * 14 + 4 : b * 14 + 10].mean() > 127) << b for b in range(8))) for f in frames]
-
-
-def write_video(
-    path: Path,
-    count: int = 60,
-    codec: str = "libx264",
-    fps: int = 10,
-    codec_options: dict[str, str] | None = None,
-    options: dict[str, str] | None = None,
-    stamps: list[int] | None = None,
-    size: tuple[int, int] | None = None,
-) -> Path:
-    with av.open(str(path), "w", options=options or {}) as container:
-        stream: Any = container.add_stream(codec, rate=fps, options=codec_options or {"g": "12", "bf": "2"})
-        stream.width, stream.height = size or (SIZE, SIZE)
-        stream.pix_fmt = "yuv420p"
-        for number in range(count):
-            frame = av.VideoFrame.from_ndarray(numbered_frame(number), format="rgb24")
-            frame.pts = number if stamps is None else stamps[number]
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six seconds, 60 frames."""
-    return write_video(tmp_path_factory.mktemp("video") / "video.mp4", options={"movflags": "faststart"})
+from .videos import CONFIG, numbers
 
 
 def test_png_gives_back_the_same_frames_and_jpeg_nearly_the_same(video: Path) -> None:

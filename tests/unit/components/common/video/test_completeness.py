@@ -14,7 +14,7 @@ from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.decode import read_clip
 from vthink.components.common.video.probe import probe_file
 
-from .test_decode import CONFIG, SIZE, numbered_frame, numbers, write_audio, write_video
+from .videos import CONFIG, SIZE, numbered_frame, numbers, write_audio, write_video
 
 CONTAINERS = {
     "v.mkv": ("libx264", {"g": "12", "bf": "2"}, {}, "elements"),

@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
-from PIL import Image
 from vthink.components.common.video.clip import (
     DecodedFile,
     DecodeError,
@@ -24,66 +23,10 @@ from vthink.components.common.video.clip import (
     encode_frames,
     stored,
 )
-from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.decode import read_clip
 from vthink.components.common.video.workers import Decoder
 
-SIZE = 112
-
-
-CONFIG = VideoConfig(num_frames=8, min_pixels=SIZE * SIZE, max_pixels=SIZE * SIZE)
-
-
-def numbered_frame(number: int) -> np.ndarray:
-    """A frame that shows its number in binary, as eight white or black bars."""
-    frame = np.zeros((SIZE, SIZE, 3), np.uint8)
-    for bit in range(8):
-        frame[:, bit * 14 : (bit + 1) * 14] = 255 * (number >> bit & 1)
-    return frame
-
-
-def numbers(frames: np.ndarray) -> list[int]:
-    """The numbers that frames show."""
-    return [int(sum((f[:, b * 14 + 4 : b * 14 + 10].mean() > 127) << b for b in range(8))) for f in frames]
-
-
-def write_video(
-    path: Path,
-    count: int = 60,
-    codec: str = "libx264",
-    fps: int = 10,
-    codec_options: dict[str, str] | None = None,
-    options: dict[str, str] | None = None,
-    stamps: list[int] | None = None,
-    size: tuple[int, int] | None = None,
-) -> Path:
-    with av.open(str(path), "w", options=options or {}) as container:
-        stream: Any = container.add_stream(codec, rate=fps, options=codec_options or {"g": "12", "bf": "2"})
-        stream.width, stream.height = size or (SIZE, SIZE)
-        stream.pix_fmt = "yuv420p"
-        for number in range(count):
-            frame = av.VideoFrame.from_ndarray(numbered_frame(number), format="rgb24")
-            frame.pts = number if stamps is None else stamps[number]
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
-def write_audio(path: Path) -> Path:
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("aac", rate=16000)
-        for index in range(10):
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = 16000, index * 1024
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six seconds, 60 frames."""
-    return write_video(tmp_path_factory.mktemp("video") / "video.mp4", options={"movflags": "faststart"})
+from .videos import CONFIG, SIZE, _png, numbers
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +45,6 @@ def slow_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def decoder() -> Iterator[Decoder]:
-    with Decoder(CONFIG, workers=2) as decoder:
-        yield decoder
-
-
 def test_parts_of_a_file_are_decoded_together_and_are_what_each_is_by_itself(video: Path, decoder: Decoder) -> None:
     parts = ((None, None), (2.0, 4.0), (99.0, None), (5.9, 6.0))
     decoded = decoder.read_file(FileRequest(video, "video", parts))
@@ -124,59 +61,6 @@ def test_parts_of_a_file_are_decoded_together_and_are_what_each_is_by_itself(vid
     assert decoded.signature == decoder.read_file(FileRequest(video, "video", ((None, None),))).signature
     with pytest.raises(DecodeError, match="6 s long"):
         decoder.read_file(FileRequest(video, "video", ((99.0, None), (7.0, 8.0))))
-
-
-def cut(share: float) -> Callable[[bytes], bytes]:
-    return lambda data: data[: int(len(data) * share)]
-
-
-def damaged_files(folder: Path) -> dict[str, tuple[Path, str]]:
-    """Bad files, and a word of what is to be said about each."""
-    index_first = write_video(folder / "a.mp4", options={"movflags": "faststart"}).read_bytes()
-    index_last = write_video(folder / "b.mp4").read_bytes()
-    matroska = write_video(folder / "c.mkv").read_bytes()
-    flipped = bytearray(index_first)
-    for position in range(len(flipped) // 4, len(flipped), 7):
-        flipped[position] ^= 0xFF
-    playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\na.mp4\n#EXT-X-ENDLIST\n"
-    contents = {
-        "empty.mp4": (b"", "empty"),
-        "text.mp4": (b"This is not a video.\n" * 20, "text"),
-        "error-page.mp4": ("<html>Seite nicht gefunden: ü</html>".encode(), "text"),
-        "playlist.mp4": (playlist, "text"),
-        "playlist-with-null.mp4": (playlist.replace(b"10,", b"10,\0"), "text"),
-        "random.mp4": (np.random.default_rng(0).bytes(5000), "not a readable video"),
-        "zeros.mp4": (bytes(5000), "not a readable video"),
-        "half.mp4": (cut(0.5)(index_last), "not a readable video"),
-        "half-index-first.mp4": (cut(0.5)(index_first), "truncated"),
-        "nearly-whole.mp4": (cut(0.98)(index_first), "truncated"),
-        "half.mkv": (cut(0.5)(matroska), "truncated"),
-        "flipped.mp4": (bytes(flipped), "damaged|no frames"),
-        "picture.mp4": (_png((64, 64)), "not a video"),
-        "sound.mp4": (write_audio(folder / "d.mp4").read_bytes(), "no video stream, only audio"),
-    }
-    files = {}
-    for name, (data, word) in contents.items():
-        (folder / name).write_bytes(data)
-        files[name] = (folder / name, word)
-    (folder / "folder.mp4").mkdir()
-    return files | {
-        "missing.mp4": (folder / "missing.mp4", "No such file"),
-        "folder.mp4": (folder / "folder.mp4", "not a regular file"),
-    }
-
-
-def _png(size: tuple[int, int], mode: str = "RGB", **options: Any) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    Image.new(mode, size).save(buffer, "PNG", **options)
-    return buffer.getvalue()
-
-
-@pytest.fixture(scope="module")
-def damaged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
-    return damaged_files(tmp_path_factory.mktemp("damaged"))
 
 
 def test_damaged_files_are_refused_with_their_reason_and_the_worker_goes_on(
