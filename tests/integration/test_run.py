@@ -15,6 +15,7 @@ from vthink.components.common.launch.process import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
+MICRO = Path(__file__).with_name("micro.yaml")
 STAGES = ("prepare", "sft", "grpo", "evaluate", "gate", "register", "deploy")
 
 
@@ -74,16 +75,16 @@ def test_a_second_run_reuses_everything_in_seconds(copied, finished, statuses, c
 
 
 def test_a_dry_run_says_what_is_reused_and_changes_nothing(copied, check):
+    def planned(*arguments: str) -> list[str]:
+        table = [line.split()[:2] for line in check(copied.run("--dry-run", *arguments)).splitlines()]
+        plan = {row[0]: row[1] for row in table if row[:1] and row[0] in STAGES}
+        assert tuple(plan) == STAGES
+        return list(plan.values())
+
     before = copied.manifests()
-    lines = check(copied.run("--dry-run")).splitlines()
-    assert [line.split()[:2] for line in lines[1:]] == [
-        ["prepare", "reuse"], ["sft", "reuse"], ["grpo", "reuse"], ["evaluate", "reuse"],
-        ["gate", "check"], ["register", "check"], ["deploy", "check"],
-    ]  # fmt: skip
-    plan = check(copied.run("--dry-run", "--set", "grpo.learning_rate=5e-6")).splitlines()[1:]
-    assert [line.split()[1] for line in plan] == ["reuse", "reuse", "run", "run", "check", "check", "check"]
-    plan = check(copied.run("--dry-run", "--from", "sft")).splitlines()[1:]
-    assert [line.split()[1] for line in plan] == ["reuse", "run", "run", "run", "check", "check", "check"]
+    assert planned() == ["reuse", "reuse", "reuse", "reuse", "check", "check", "check"]
+    assert planned("--set", "grpo.learning_rate=5e-6") == ["reuse", "reuse", "run", "run", "check", "check", "check"]
+    assert planned("--from", "sft") == ["reuse", "run", "run", "run", "check", "check", "check"]
     assert copied.manifests() == before
     assert copied.read("state.json")["redo"] == {}
 
@@ -130,13 +131,16 @@ def test_a_model_that_fails_its_gate_is_not_deployed_and_the_one_in_service_stay
     assert "gate failed" in json.loads(said.read_text())["parameterValues"]["Output"]
 
 
-def test_a_stage_that_fails_says_why_in_one_line_with_its_log(demo):
-    (demo.folder / "rows.jsonl").write_text("")
-    done = demo.run("--set", "data.source=rows.jsonl")
+def test_a_stage_that_fails_says_why_in_one_line_with_its_log(demo, check):
+    check(demo.vthink("data", "synthesize", "world", "--config", str(MICRO)))
+    for video in (demo.folder / "world").rglob("*.mp4"):
+        video.write_bytes(bytes(300))  # what nobody knows before it is decoded
+    done = demo.run("--set", "data.source=world/rows.jsonl")
     assert done.returncode == 1
     assert "Traceback" not in done.stdout
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("vthink: stage prepare: ")
+    assert last.startswith("vthink: stage prepare: world/rows.jsonl: 68 of 68 rows cannot be used")
+    assert "not a readable video" in last
     assert last.endswith("(log: .vthink/logs/prepare.log)")
     assert demo.orphans() == {}
 
@@ -152,14 +156,14 @@ def test_a_second_run_at_once_is_refused(demo):
 
 
 def test_stages_run_by_themselves_on_local_rows(demo, check):
-    small = ["--config", str(Path(__file__).with_name("micro.yaml"))]
+    small = ["--config", str(MICRO)]
     check(demo.vthink("data", "synthesize", "world", *small))
     prepared = check(demo.vthink("data", "prepare", "world/rows.jsonl", *small)).splitlines()[-1]
     trained = check(demo.vthink("train", "sft", "--data", prepared, *small)).splitlines()[-1]
     folder = ".vthink/s3/" + trained.removeprefix("s3://").removesuffix("manifest.json")
     evaluated = check(demo.vthink("evaluate", "--data", "world/rows.jsonl", "--sft", folder, *small))
-    assert "12 held-out questions" in evaluated
-    assert [line.split()[0] for line in evaluated.splitlines() if "[" in line] == ["base", "sft"]
+    table = evaluated.partition("12 held-out questions")[2]
+    assert [line.split()[0] for line in table.splitlines() if "[" in line] == ["base", "sft"]
     wrong = demo.vthink("evaluate", "--data", "world", *small)
     assert wrong.returncode == 1
     assert "neither an s3:// URI nor a folder below .vthink/s3" in wrong.stderr
@@ -181,7 +185,7 @@ def test_the_commands_that_a_run_ends_with_work(copied, check):
 
 
 def test_questions_are_rated_by_a_policy_and_prepared_by_how_hard_they_are(copied, check):
-    settings = ("--config", str(Path(__file__).with_name("micro.yaml")))
+    settings = ("--config", str(MICRO))
     policy = copied.summary["prefixes"]["sft"]
     told = check(copied.vthink("data", "difficulty", "rated.jsonl", "--policy", policy, "--rollouts", "2", *settings))
     rows = [json.loads(line) for line in (copied.folder / "rated.jsonl").read_text("utf-8").splitlines()]
