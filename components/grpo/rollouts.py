@@ -44,8 +44,9 @@ class Prefetcher:
         for row in rows:
             if row not in self._coming:
                 self._coming[row] = self._pool.submit(self.split.__getitem__, row)
+            self._coming.move_to_end(row)  # one that was announced long ago and is needed now is not old
         while len(self._coming) > 4 * len(set(rows)) + 64:
-            self._coming.popitem(last=False)
+            self._coming.popitem(last=False)[1].cancel()
 
     def announce_batch(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """`announce`, as a data collator: hands on what it gets."""

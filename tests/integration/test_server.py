@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import concurrent.futures
 import contextlib
+import io
 import json
 import os
 import signal
@@ -334,6 +335,83 @@ def test_the_program_shows_a_mistake_without_a_traceback() -> None:
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+def test_openais_own_client_has_each_feature_and_each_refusal(served: Served, world: tuple[Path, list[Sample]]) -> None:
+    """Thirty calls of the package ``openai``, which knows nothing of this server."""
+    import openai
+    from PIL import Image
+
+    folder, samples = world
+    Image.new("RGB", (64, 64), "red").save(drawn := io.BytesIO(), "PNG")
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+
+    def part(kind: str, subtype: str, data: bytes) -> Any:
+        url = f"data:{kind}/{subtype};base64,{base64.b64encode(data).decode()}"
+        return {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
+
+    clip = part("video", "mp4", (folder / samples[0].media.uri).read_bytes())
+    still = part("image", "png", drawn.getvalue())
+    asked: Any = [{"role": "user", "content": [clip, {"type": "text", "text": samples[0].question}]}]
+
+    def create(messages: Any = asked, **more: Any) -> Any:
+        settings = {"model": "vthink", "max_tokens": 8, "temperature": 0, **more}
+        return client.chat.completions.create(messages=messages, **settings)
+
+    (card,) = client.models.list().data
+    assert (card.id, client.models.retrieve("vthink").id) == ("vthink", "vthink")
+    plain = create()
+    text = plain.choices[0].message.content
+    assert text
+    assert plain.usage.completion_tokens == 8
+    assert create([{"role": "user", "content": [still, {"type": "text", "text": "What is it?"}]}]).choices
+    assert create([{"role": "user", "content": "Say something."}]).choices[0].message.content
+    assert create([{"role": "system", "content": "Be brief."}, *asked]).choices[0].message.content
+    turns = [*asked, {"role": "assistant", "content": text}, {"role": "user", "content": "And then?"}]
+    assert create(turns).usage.prompt_tokens_details.cached_tokens > 0
+    chunks = list(create(stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
+    assert chunks[-1].usage.completion_tokens == 8
+    assert create(max_completion_tokens=4, max_tokens=openai.omit).usage.completion_tokens == 4
+    assert len(create(n=3, temperature=1, seed=1, top_p=0.9).choices) == 3
+    again = [create(temperature=1, seed=7).choices[0].message.content for _ in range(2)]
+    assert again[0] == again[1]
+    cut = create(stop=text[2:4]).choices[0]
+    assert (cut.message.content, cut.finish_reason) == (text[: text.index(text[2:4])], "stop")
+    logprobs = create(logprobs=True, top_logprobs=3).choices[0].logprobs.content
+    assert [len(token.top_logprobs) for token in logprobs] == [3] * 8
+    assert logprobs[0].logprob == pytest.approx(logprobs[0].top_logprobs[0].logprob)
+    assert "answer" in json.loads(create(response_format={"type": "json_object"}).choices[0].message.content)
+    schema = {"type": "object", "properties": {"answer": {"type": ["string", "null"]}}, "required": ["answer"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    assert set(json.loads(create(response_format=wanted).choices[0].message.content)) == {"answer"}
+    assert create(extra_body={"vthink": {"options": ["left", "right"]}}).choices
+    assert create(extra_body={"chat_template_kwargs": {"options": ["left", "right"]}}).choices
+    assert create(extra_body={"vthink": {"start_s": 0.5, "end_s": 1.5}}).choices
+    assert create(user="somebody", metadata={"ticket": "1"}).choices
+    raw = client.chat.completions.with_raw_response.create(
+        model="vthink", messages=asked, max_tokens=10**6, reasoning_effort="low"
+    )
+    assert "max_tokens" in raw.headers["x-vthink-warning"]
+    assert "reasoning_effort" in raw.headers["x-vthink-warning"]
+
+    def refused(named: str | None, status: int = 400, **request: Any) -> None:
+        with pytest.raises(openai.APIStatusError) as error:
+            create(**request)
+        assert error.value.status_code == status
+        assert error.value.param == named
+
+    tool: Any = {"type": "function", "function": {"name": "look", "parameters": {}}}
+    refused("tools", tools=[tool])
+    refused("logit_bias", logit_bias={"5": 10})
+    refused("presence_penalty", presence_penalty=1.5)
+    refused("n", n=99)
+    refused("temperature", temperature=9)
+    refused("model", status=404, model="another")
+    refused("messages[0]", messages=[{"role": "user", "content": [clip, still, {"type": "text", "text": "both?"}]}])
+    refused("messages", messages=[*asked, {"role": "assistant", "content": "so"}])
+    refused("response_format", response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {
+        "type": "object", "properties": {"weather": {"type": "string"}}}}})  # fmt: skip
 
 
 def test_told_to_stop_it_finishes_the_running_answer(elsewhere: Served, world: tuple[Path, list[Sample]]) -> None:

@@ -117,11 +117,11 @@ class CheckpointStore:
             newest = [max(steps, default=None)]
         if in_group():
             torch.distributed.broadcast_object_list(newest, src=0)
+        if local_rank() == 0:
+            shutil.rmtree(self.folder / _SENDING, ignore_errors=True)  # a process before this one was killed
         if newest[0] is None:
             return None
         checkpoint = self.folder / f"checkpoint-{newest[0]}"
-        if local_rank() == 0:
-            shutil.rmtree(self.folder / _SENDING, ignore_errors=True)  # a process before this one was killed
         if local_rank() == 0 and not self._is_whole(checkpoint):
             shutil.rmtree(checkpoint, ignore_errors=True)
             self._fetch(checkpoint)

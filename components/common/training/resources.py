@@ -23,8 +23,9 @@ MARGIN = 1.15
 def trained_parameters(config: TrainingConfig, shape: Shape) -> int:
     """Parameters that the optimiser keeps state for."""
     if config.lora is not None:
-        width = shape.hidden * 2 + (shape.heads + 2 * shape.kv_heads) * shape.head_dim + 3 * shape.intermediate
-        return config.lora.rank * shape.layers * (width + 5 * shape.hidden)
+        # Each of the seven linear layers has a matrix of its inputs and one of its outputs.
+        width = 7 * shape.hidden + 2 * (shape.heads + shape.kv_heads) * shape.head_dim + 3 * shape.intermediate
+        return config.lora.rank * shape.layers * width
     frozen = config.freeze_vision and config.freeze_projector
     return shape.parameters - (shape.vision_parameters if frozen else 0)
 

@@ -52,6 +52,20 @@ def test_clips_are_decoded_ahead_and_a_stall_is_named(prepared: PreparedSet) -> 
     assert asked.count(1) == 1  # it was taken from what had been announced
 
 
+def test_a_row_that_was_announced_long_ago_is_still_there_when_it_is_needed(prepared: PreparedSet) -> None:
+    split = prepared.split("train")
+
+    class Many:
+        samples = split.samples
+
+        def __getitem__(self, row: int) -> PreparedSample:
+            return split[row % 3]
+
+    prefetcher = Prefetcher(Many(), workers=2, timeout_s=60)  # type: ignore[arg-type]
+    prefetcher.announce(range(150))
+    assert len(prefetcher.take([0, 200, 201])) == 3
+
+
 def test_a_row_that_is_needed_twice_is_decoded_once(prepared: PreparedSet) -> None:
     split = prepared.split("train")
     for workers in (0, 2):

@@ -27,10 +27,15 @@ Family = Literal["qwen2_5_vl", "qwen3_vl"]
 class World:
     """A model, prompts on two videos and an image, and their ragged completions, one of them empty."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, query_heads_per_key: int = 1) -> None:
         multiple = 28 if family == "qwen2_5_vl" else 32
         video = VideoConfig(size_multiple=multiple)
         self.model, processor = build_tiny(TinyModelConfig(family=family), video, 0)
+        if query_heads_per_key > 1:
+            config, eos = self.model.config, self.model.generation_config.eos_token_id
+            config.text_config.num_key_value_heads = config.text_config.num_attention_heads // query_heads_per_key
+            self.model = type(self.model)(config)
+            self.model.generation_config.update(eos_token_id=eos)
         with torch.no_grad():
             for parameter in self.model.parameters():
                 if parameter.ndim >= 2:
@@ -69,9 +74,11 @@ class World:
         return {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
 
 
-@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
+@pytest.fixture(
+    scope="module", params=[("qwen2_5_vl", 1), ("qwen3_vl", 1), ("qwen2_5_vl", 2)], ids=lambda p: f"{p[0]}-{p[1]}"
+)
 def world(request: pytest.FixtureRequest) -> World:
-    return World(request.param)
+    return World(*request.param)
 
 
 @pytest.fixture(scope="module")

@@ -130,6 +130,22 @@ def test_a_checkpoint_of_several_nodes_counts_when_all_of_them_have_sent_theirs(
         assert {"model.safetensors", "optimizer-shard-1"} <= {path.name for path in found.iterdir()}
 
 
+def test_a_node_that_was_killed_while_it_sent_its_first_checkpoint_sends_it_again(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    checkpoint = write(store.folder, 6)
+    store.seal(checkpoint)
+    shutil.copytree(checkpoint, store.folder / "sending" / checkpoint.name)  # what the killed process left
+    assert store.newest() is None  # of several nodes only what is in the store counts, and nothing is
+    store.seal(write(store.folder, 6))
+    store.upload(checkpoint)
+    store.wait()
+    assert store.storage.is_complete(f"{store.prefix_uri}checkpoint-6/node-0-of-2/")
+
+
 def test_the_best_checkpoint_comes_along_to_a_new_machine(store: CheckpointStore, tmp_path: Path) -> None:
     for step in (2, 4):
         checkpoint = store.folder / f"checkpoint-{step}"

@@ -1,12 +1,17 @@
 """What trainers are told: batches on the processes there are, which weights stay as they are, which rows count."""
 
+from typing import Any
+
 import pytest
 from vthink.components.common.config import ConfigError
 from vthink.components.common.model.config import TinyModelConfig
+from vthink.components.common.model.shapes import read_shape
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.rows.prepared import PreparedSet
-from vthink.components.common.training.config import TrainingConfig
-from vthink.components.common.training.trainer import accumulation, freeze, pick_rows
+from vthink.components.common.training.config import LoraConfig, TrainingConfig
+from vthink.components.common.training.resources import trained_parameters
+from vthink.components.common.training.trainer import accumulation, adapter_config, freeze, pick_rows
+from vthink.components.common.video.config import VideoConfig
 
 
 @pytest.mark.parametrize(("processes", "planned", "expected"), [("1", None, 2), ("1", 4, 8), ("4", 4, 2), ("2", 4, 4)])
@@ -34,6 +39,18 @@ def test_freezing_stops_exactly_the_named_part(prepared: PreparedSet, setting: s
     assert any(name.startswith(frozen) for name in still)
     assert all(name.startswith("model.visual.") for name in still)
     assert ("model.visual.merger.mlp.0.weight" in still) == (setting == "freeze_projector")
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_the_plan_counts_as_many_parameters_of_adapters_as_are_trained(family: Any) -> None:
+    from peft import get_peft_model
+
+    video = VideoConfig(size_multiple=28 if family == "qwen2_5_vl" else 32)
+    config = TrainingConfig(lora=LoraConfig(rank=4))
+    model, _ = build_tiny(TinyModelConfig(family=family), video, 0)
+    shape = read_shape(model.config.to_dict(), "the tiny model")
+    adapted = get_peft_model(model, adapter_config(model, config))
+    assert trained_parameters(config, shape) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
 def test_only_the_wanted_kinds_and_media_are_trained_on(prepared: PreparedSet) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -207,6 +209,68 @@ def test_answers_stay_as_a_conversation_of_five_questions_on_two_clips(
         page.locator(".answer").nth(number).wait_for()
     assert [len(question.turns) for question in server.model.questions[3:]] == [1, 1]
     assert len(set(server.model.clip_keys)) == 2
+
+
+def test_a_question_is_copied_as_a_program_and_the_conversation_saved_as_a_page(
+    page: Any, start: Callable[..., Running], film: Path, tmp_path: Path
+) -> None:
+    server = start(ScriptedModel(text=ANSWER))
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(server.url)
+    page.set_input_files("#picker", film)
+    page.locator("#timeline").wait_for()
+    page.fill("#question", 'Is it 100 % "right", or isn\'t it?\\')
+    page.get_by_text("Answer options").click()
+    page.fill("#options", "left\nright\n")
+    page.click("#ask")
+    page.locator(".answer").wait_for()
+
+    def copied(name: str) -> str:
+        page.get_by_role("button", name=name).click()
+        page.get_by_role("button", name="Copied").first.wait_for()
+        return str(page.evaluate("navigator.clipboard.readText()"))
+
+    for name, command in (("Copy as curl", ["bash", "-c"]), ("Copy as Python", [sys.executable, "-c"])):
+        done = subprocess.run([*command, copied(name)], cwd=film.parent, capture_output=True, text=True, check=True)
+        assert "crosses the picture" in done.stdout
+        assert server.model.questions[-1].text == 'Is it 100 % "right", or isn\'t it?\\'
+        assert server.model.questions[-1].options == ("left", "right")
+    assert len({key[1] for key in server.model.clip_keys}) == 1  # type: ignore[index]  # they sent the same clip
+
+    with page.expect_download() as download:
+        page.click("#save")
+    assert download.value.suggested_filename == "a moving square.html"
+    saved = tmp_path / "saved.html"
+    download.value.save_as(saved)
+    page.goto(saved.as_uri())
+    assert page.get_by_role("heading", level=2).inner_text() == 'Is it 100 % "right", or isn\'t it?\\'
+    page.get_by_text("Answer: B · right").wait_for()
+    page.get_by_role("button", name="crosses the picture").click()
+    page.wait_for_function("document.querySelector('video').currentTime >= 1.9")
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_no_barrier_that_a_checker_finds(browser: Any, server: Running, film: Path, colours: str) -> None:
+    """axe-core's rules, on the empty page and with an answer; and a picture without a text is found (the control)."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=colours)
+    tab = context.new_page()
+
+    def barriers() -> list[str]:
+        return [violation["id"] for violation in Axe().run(tab).response["violations"]]
+
+    tab.goto(server.url)
+    tab.get_by_text("vthink", exact=True).wait_for()
+    assert barriers() == []
+    tab.set_input_files("#picker", film)
+    tab.locator("#timeline").wait_for()
+    tab.click("#ask")
+    tab.locator(".answer").wait_for()
+    assert barriers() == []
+    tab.evaluate("document.querySelector('main').append(document.createElement('img'))")
+    assert barriers() == ["image-alt"]
+    context.close()
 
 
 def test_a_part_of_the_clip_is_chosen_by_dragging(page: Any, start: Callable[..., Running], film: Path) -> None:
