@@ -159,8 +159,8 @@ MUTATED = (
 
 
 def test_mutations_that_change_what_is_shown_are_refused(corpus: dict[str, Path], tmp_path: Path) -> None:
-    """What cannot be detected: bytes within one picture that are again a picture to the codec's arithmetic decoder (VP8,
-    VP9, H.264's CABAC), where the container has no checksum of its pictures (Matroska, MP4, AVI); they are printed."""
+    """What cannot be detected: bytes within one picture that are a picture again to an arithmetic decoder (VP8, VP9,
+    H.264's CABAC), where the container has no checksum of it (Matroska, MP4, AVI); the missed ones are printed."""
     rng = np.random.default_rng(18)
     caught: dict[str, list[Any]] = {}
     for name in (name for name in MUTATED if name in corpus):
