@@ -18,6 +18,7 @@ from ..common.rows.files import RowError, to_line
 from ..common.rows.sample import Sample
 from ..common.storage.names import fingerprint, join, sha256_file, stage_prefix
 from ..common.video.clip import MAX_PARTS
+from ..common.video.decode import decoder_version
 from ..common.video.workers import map_in_order
 from .config import SYNTHESIZE, DataPrepConfig
 from .dataset.data_card import pass_rate
@@ -117,7 +118,8 @@ def plan_data(run: str, config: str, video: str) -> list[str]:
         source_sha256 = sha256_file(source.path) if source is not None else ""
         settings = (task.result_settings(), task.video.model_dump(mode="json"))
         redo = task.context.redo.get(STAGE, 0)
-        fp = fingerprint(STAGE, LAYOUT, *settings, source_sha256, redo, __version__)
+        made_by = __version__, decoder_version(task.video)  # two decoders' pictures are not mixed within a set
+        fp = fingerprint(STAGE, LAYOUT, *settings, source_sha256, redo, *made_by)
         prefix = stage_prefix(task.context, STAGE, fp)
         world = world_folder(folder, prefix)
         if source is None:

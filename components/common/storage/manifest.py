@@ -55,7 +55,8 @@ class Manifest(Section):
         if recorded is None or recorded != digest(data):
             raise StorageError(f"{manifest_uri} is damaged: its checksum does not fit its content")
         try:
-            return cls.load(data, source=manifest_uri)
+            # What is not stored is unknown: the defaults would name this process's own code.
+            return cls.load({"git_commit": None, "version": "", **data}, source=manifest_uri)
         except ConfigError as error:
             raise StorageError(str(error)) from error
 

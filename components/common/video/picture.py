@@ -50,10 +50,12 @@ def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _to_standard_range(frame: Any, height: int, width: int) -> np.ndarray:
-    """HDR as FFmpeg's ``zscale=t=linear:npl=100, tonemap=hable:desat=0:peak=10, zscale=t=bt709`` shows it. ITU-R
-    BT.2100 (PQ, HLG with its system gamma of 1.2 at 1000 cd/m²), BT.2087 (colours to BT.709), J. Hable's curve on the
-    largest of the three colours, BT.1886's gamma of 2.4. (h, w, 3) uint8."""
-    signal = frame.reformat(width, height, format="rgb48le", interpolation="AREA").to_ndarray()
+    """HDR as zimg and FFmpeg show it: ``zscale=t=linear:npl=100:agamma=false, zscale=p=bt709,
+    tonemap=hable:desat=0:peak=10, zscale=t=bt709:agamma=false``. ITU-R BT.2100 (PQ, HLG with its system gamma of 1.2 at
+    1000 cd/m²), BT.2087 (colours to BT.709), J. Hable's curve on the largest of the three colours, BT.1886's gamma of
+    2.4. (h, w, 3) uint8."""
+    # Planar: to packed RGB swscale would give two neighbours one colour.
+    signal = frame.reformat(width, height, format="gbrp16le", interpolation="AREA").to_ndarray()
     levels = np.linspace(0, 1, 65536, dtype=np.float64)
     if HDR_TRANSFERS[int(frame.color_trc)] == "pq":
         power = levels ** (1 / 78.84375)

@@ -8,6 +8,7 @@ from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.storage.manifest import Manifest
 from vthink.components.common.storage.names import (
     StorageError,
+    digest,
     join,
 )
 from vthink.components.common.storage.s3 import Storage
@@ -36,6 +37,20 @@ def test_a_manifest_comes_back_equal(storage: Storage) -> None:
     assert uri == join(storage.config.root_uri, "sft/0123/manifest.json")
     assert Manifest.read(storage, uri) == written
     assert Manifest.find(storage, written.uri) == written
+
+
+def test_a_stored_manifest_without_a_commit_is_not_given_the_readers(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VTHINK_GIT_COMMIT", "the readers")
+    uri = manifest(storage).write(storage)
+    assert Manifest.read(storage, uri).git_commit == "the readers"  # its twin: what is stored is read
+    data = storage.read_json(uri)
+    for name in ("sha256", "git_commit", "version"):
+        del data[name]
+    storage.write_json(uri, {**data, "sha256": digest(data)})
+    read = Manifest.read(storage, uri)
+    assert (read.git_commit, read.version) == (None, "")
 
 
 def test_an_altered_manifest_is_refused_by_name(storage: Storage) -> None:

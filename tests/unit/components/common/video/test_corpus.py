@@ -21,7 +21,7 @@ from vthink.components.common.video.config import VideoConfig
 from vthink.components.common.video.decode import read_clip
 from vthink.components.common.video.probe import probe_file
 
-from .corpus import make
+from .corpus import filmed, make
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,8 +29,11 @@ pytestmark = [
 ]
 CONFIG = VideoConfig(num_frames=8, min_pixels=4 * 28 * 28, max_pixels=64 * 28 * 28)
 HDR = (
-    "zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable:desat=0:peak=10,zscale=t=bt709:m=bt709:r=tv,"
+    "zscale=t=linear:npl=100:agamma=false,format=gbrpf32le,zscale=p=bt709:agamma=false,tonemap=hable:desat=0:peak=10,"
+    "zscale=t=bt709:r=pc:agamma=false,format=gbrp,"
 )
+"""What `picture.pixels_of` says it does, by zimg and FFmpeg's filters. Without ``agamma=false`` zimg takes HLG's system
+gamma from each colour by itself and not from their luminance, as BT.2100 has it (7 levels of green)."""
 REFUSED = {"concat-ts": "joined", "concat-mkv": "joined", "shear": "sheared", "rot45": "quarter turns"}
 
 
@@ -52,6 +55,10 @@ def truth(path: Path, stream: int, counted: bool) -> tuple[np.ndarray, np.ndarra
     times_s = np.interp(numbers, *zip(*known, strict=True))
     times_s += np.minimum(numbers - known[0][0], 0) / rate + np.maximum(numbers - known[-1][0], 0) / rate
     start_s = float(about["format"].get("start_time", times_s[0]))
+    if (
+        start_s < 0 <= times_s[0]
+    ):  # what a decoder of sound gives before 0 is not played (RFC 7845); ffprobe 5 counts it
+        start_s = 0.0
     times_s -= times_s[0] if counted or abs(times_s[0] - start_s) < 0.1 else start_s
     matrix = next((d["displaymatrix"] for d in info.get("side_data_list", []) if "displaymatrix" in d), None)
     size = info["width"], info["height"]
@@ -84,18 +91,42 @@ def fault(path: Path) -> str:
     return ""
 
 
-@pytest.mark.xfail(strict=True, reason="HLG is 7 levels off, PQ 1.6, a late track in Matroska 2.4 at one frame")
 def test_every_kind_of_file_shows_what_ffmpeg_shows(corpus: dict[str, Path]) -> None:
     faults: dict[str, str] = {}
     for name, path in corpus.items():
         try:
-            faults[name] = fault(path)
+            faults[name] = fault(path) or ("not refused" if name in REFUSED else "")
         except DecodeError as error:
             faults[name] = "" if name in REFUSED and REFUSED[name] in str(error) else f"refused: {error}"
     wrong = {name: text for name, text in faults.items() if text}
     print(f"{len(faults) - len(wrong)} of {len(faults)} kinds right; {wrong}")
     assert len(faults) >= 106
-    assert len(wrong) <= 2, wrong
+    assert not wrong
+
+
+def test_the_comparison_notices_another_frame_and_another_clock(
+    corpus: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin of the test above: a truth that is one frame or a tenth of a second off is not agreed to."""
+    assert not fault(corpus["h264"])
+    own = truth
+
+    def next_frame(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+        times_s, pictures = own(*arguments)
+        return times_s, np.roll(pictures, -1, axis=0)
+
+    def late_clock(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+        times_s, pictures = own(*arguments)
+        return times_s + 0.1, pictures
+
+    for wrong in (next_frame, late_clock):
+        monkeypatch.setattr(f"{__name__}.truth", wrong)
+        assert fault(corpus["h264"])
+
+
+@pytest.mark.parametrize("path", filmed(), ids=lambda path: path.stem)
+def test_what_was_filmed_shows_what_ffmpeg_shows(path: Path) -> None:
+    assert not fault(path)
 
 
 Mutation = Callable[[bytes, np.random.Generator], bytes]
@@ -125,14 +156,11 @@ MUTATED = (
     *("h264-bf", "h264-faststart", "h264-frag", "h264-mkv", "h264-ts", "h264-flv", "h264-avi", "hevc", "hevc-mkv"),
     *("vp9", "vp8", "av1-mkv", "mpeg2-ts", "mpeg4-avi", "mjpeg-mov", "theora", "sound-mkv", "prores"),
 )
-UNDETECTABLE: dict[str, str] = {
-    "vp9": "an arithmetic decoder reads any bytes as a picture, and a WebM has no checksum of its frames",
-    "vp8": "likewise",
-    "prores": "damaged coefficients are coefficients",
-}
 
 
 def test_mutations_that_change_what_is_shown_are_refused(corpus: dict[str, Path], tmp_path: Path) -> None:
+    """What cannot be detected: bytes within one picture that are a picture again to an arithmetic decoder (VP8, VP9,
+    H.264's CABAC), where the container has no checksum of it (Matroska, MP4, AVI); the missed ones are printed."""
     rng = np.random.default_rng(18)
     caught: dict[str, list[Any]] = {}
     for name in (name for name in MUTATED if name in corpus):
@@ -153,6 +181,5 @@ def test_mutations_that_change_what_is_shown_are_refused(corpus: dict[str, Path]
     missed = {name: texts for name, texts in missed.items() if texts}
     total, lost = sum(map(len, caught.values())), sum(map(len, missed.values()))
     print(f"{total - lost} of {total} caught; missed: {missed}")
-    detectable = sum(len(all_) for name, all_ in caught.items() if name not in UNDETECTABLE)
-    escaped = sum(len(texts) for name, texts in missed.items() if name not in UNDETECTABLE)
-    assert escaped <= 0.05 * detectable, missed
+    assert total > 300
+    assert lost <= 0.05 * total, missed

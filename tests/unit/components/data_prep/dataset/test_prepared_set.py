@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from vthink.components.common.storage.s3 import Storage
 from vthink.components.common.tracking.config import TrackingConfig
 from vthink.components.common.video.clip import stored
 from vthink.components.common.video.config import VideoConfig
-from vthink.components.common.video.decode import read_clip
+from vthink.components.common.video.decode import decoder_version, read_clip
 
 from ..conftest import Run, make_row, rows_of, write_rows
 
@@ -81,6 +82,23 @@ def test_rows_come_back_with_exactly_the_frames_that_the_server_would_make(
         assert row.sample.media.sha256 == sha256_file(file)
     with pytest.raises(UserError, match="there are: test, train"):
         data.split("validation")
+
+
+def test_sets_of_two_decoders_are_two_sets_and_reading_with_another_is_said(
+    run: Run, manifest_of: Sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = manifest_of("smallest")
+    assert manifest.details["decoder"] == decoder_version(run.video)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="videos prepared with")
+        assert len(run.open(manifest, tmp_path / "same").split("train")[0].clip.frames) == 4
+    for module in ("data_prep.plan", "data_prep.dataset.writer", "common.rows.prepared"):
+        monkeypatch.setattr(f"vthink.components.{module}.decoder_version", lambda video: "pyav 0.1")
+    with pytest.warns(UserWarning, match=r"prepared with pyav [\d.]+ are decoded with pyav 0\.1"):
+        assert len(run.open(manifest, tmp_path / "other").split("train")[0].clip.frames) == 4
+    other = manifest_of("smallest")
+    assert (other.details["decoder"], manifest_of("smallest").uri) == ("pyav 0.1", other.uri)
+    assert other.uri != manifest.uri
 
 
 def test_datasets_loads_the_folder_as_it_is(
