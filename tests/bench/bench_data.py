@@ -27,6 +27,7 @@ os.environ.setdefault("FORCE_QWENVL_VIDEO_READER", "decord")
 
 import numpy as np
 from recording import Measurement, interleave, record
+from vthink.components.common.compat.torchvision import declare_torchvision_operators
 from vthink.components.common.context import RunContext
 from vthink.components.common.launch.workspace import start_s3
 from vthink.components.common.rows.prepared import PreparedSet
@@ -108,6 +109,7 @@ def row(number: int, path: Path, kind: str = "video") -> str:
 
 def on_the_fly(paths: list[Path]) -> None:
     """The plain way: each video is decoded when its sample is asked for."""
+    declare_torchvision_operators()
     from qwen_vl_utils.vision_process import fetch_video
 
     for path in paths:

@@ -55,10 +55,8 @@ def truth(path: Path, stream: int, counted: bool) -> tuple[np.ndarray, np.ndarra
     times_s = np.interp(numbers, *zip(*known, strict=True))
     times_s += np.minimum(numbers - known[0][0], 0) / rate + np.maximum(numbers - known[-1][0], 0) / rate
     start_s = float(about["format"].get("start_time", times_s[0]))
-    if (
-        start_s < 0 <= times_s[0]
-    ):  # what a decoder of sound gives before 0 is not played (RFC 7845); ffprobe 5 counts it
-        start_s = 0.0
+    if start_s < 0 <= times_s[0]:
+        start_s = 0.0  # what a decoder of sound gives before 0 is not played (RFC 7845); ffprobe 5 counts it
     times_s -= times_s[0] if counted or abs(times_s[0] - start_s) < 0.1 else start_s
     matrix = next((d["displaymatrix"] for d in info.get("side_data_list", []) if "displaymatrix" in d), None)
     size = info["width"], info["height"]
