@@ -46,7 +46,7 @@ def chart(board: Board) -> Markup:
         last = results[-1]
         by = "by_kind" if last.ordered.by_kind else "by_type"
         groups: list[Group | None] = [None, *(group for group in last.ordered.groups if group[0] == by)]
-        rows = []
+        rows: list[dict[str, Any]] = []
         for group in groups[: _MAX_ROWS + 1]:
             metric = last.headline if group is None else last.metric_of(group)
             dots = list(_dots(results, metric, group))
@@ -99,7 +99,8 @@ def _height(rows: Sequence[dict[str, Any]]) -> int:
 
 def losses(board: Board, config: EvaluationConfig) -> Markup | None:
     """Kinds of questions in which the last model is worse than one before it; None where there is one model."""
-    worse, shown = [], False
+    worse: list[tuple[bool, float, str]] = []  # not significant, size, in words
+    shown = False
     for key, results in board.by_benchmark.items():
         last = results[-1]
         where = f" ({board.titles[key]})" if len(board.titles) > 1 else ""
@@ -116,9 +117,9 @@ def losses(board: Board, config: EvaluationConfig) -> Markup | None:
                     continue
                 up = metric_named(metric).higher_is_better
                 if (found.value < 0) == up:
-                    sure = found.verdict == ("lower" if up else "higher")
+                    is_sure = found.verdict == ("lower" if up else "higher")
                     text = f"{group[1]}{where}: {points(found)} points of {metric_named(metric).title} against {before}"
-                    worse.append((not sure, -abs(found.value), text))
+                    worse.append((not is_sure, -abs(found.value), text))
     if not shown:
         return None
     worse.sort()
