@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..common.answers.grading import is_correct
+from ..common.answers.reading import read_answer
 from ..common.answers.responses import parse_response
-from ..common.model.generation import Sampling, sample
+from ..common.model.generation import Completion, Sampling, sample
 from ..common.model.load import LoadedModel
 from ..common.rows.files import read_samples, to_line
 from ..common.rows.prepared import PreparedSet, Split
@@ -35,8 +36,14 @@ def pass_rates(
         keys = [zlib.crc32(item.sample.id.encode()) for item in items]
         completions = sample(model.model, model.encoder, prompts, sampling, rollouts, batch_size, keys)
         for index, item, group in zip(chosen, items, completions, strict=True):
-            right = sum(is_correct(item.sample, parse_response(completion.text).answer) for completion in group)
+            right = sum(_is_right(item.sample, completion) for completion in group)
             yield index, right / rollouts
+
+
+def _is_right(row: Sample, completion: Completion) -> bool:
+    """Whether a rollout answers right, read as evaluation reads it."""
+    cut_off = completion.finish_reason == "length"
+    return is_correct(row, read_answer(row, parse_response(completion.text), cut_off=cut_off))
 
 
 def rate_rows(

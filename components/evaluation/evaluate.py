@@ -50,7 +50,16 @@ from .results import (
 )
 from .rules import check_evaluated
 from .scores import ACCURACY
-from .summary import comparisons, flat_metrics, in_one_sentence, item_traces, items_table, result_table, summarize
+from .summary import (
+    comparisons,
+    flat_metrics,
+    grounding_sentence,
+    in_one_sentence,
+    item_traces,
+    items_table,
+    result_table,
+    summarize,
+)
 
 if TYPE_CHECKING:
     from ..common.rows.prepared import PreparedSet
@@ -222,8 +231,12 @@ class _Stage:
             )
             html = evaluation_page(result, on_split, on_benchmarks, clip, config)
             files = stage_files(prefix, on_benchmarks)
-            for last in on_split[1:][-1:]:
-                print(f"evaluate: {in_one_sentence(on_split[0], last, config.resampling)}", flush=True)
+            pair = (on_split[0], on_split[-1])
+            opening = [in_one_sentence(*pair, config.resampling)] if len(on_split) > 1 else []
+            opening += filter(None, [grounding_sentence(pair[1], config.resampling)])
+            for sentence in opening:
+                print(f"evaluate: {sentence}", flush=True)
+            tracker.set_tags({"mlflow.note.content": "\n\n".join(opening)})
             if on_benchmarks:
                 page = benchmark_page(on_benchmarks, config)
                 storage.write_bytes(files["benchmarks"], page.encode())

@@ -25,7 +25,7 @@ from .conditions import ORDERED
 from .config import EvaluationConfig
 from .item import Item
 from .metrics import metric_named
-from .results import HELD_OUT, BenchmarkResult, read_stage
+from .results import HELD_OUT, BenchmarkResult, read_stage, sealed
 from .rules import GateRule, nearest
 from .scores import Score
 from .statistics import NO_DIFFERENCE, Difference, Resampling
@@ -134,6 +134,8 @@ def _models(storage: Storage, evaluation: Manifest, champion: Champion | None) -
     if champion is not None:
         theirs, name = read_stage(storage, Manifest.read(storage, champion.evaluation_uri))
         models["champion"] = theirs[name]
+    for one in (one for results in models.values() for one in results.values()):
+        sealed(one)
     return dict(models)
 
 

@@ -30,6 +30,8 @@ class Item(BaseModel):
     id: str
     video: str
     """What items are clustered by."""
+    name: str = ""
+    """What a person calls the video."""
     model: str = "model"
     condition: str = Field(validation_alias="frames", serialization_alias="frames")
     """Name of the condition that it was asked under; ``frames`` in the file."""
@@ -74,6 +76,11 @@ class Item(BaseModel):
     def format(self) -> bool:
         """Whether the response has the shape that was asked for."""
         return bool(self.metrics.get("format_rate", 0.0))
+
+    @property
+    def video_name(self) -> str:
+        """What a person calls the video; of older items what they are clustered by."""
+        return self.name or self.video
 
     @property
     def outcome(self) -> str:

@@ -48,6 +48,7 @@ def grade_answer(
     item = Item(
         id=sample.id,
         video=video_of(sample),
+        name=sample.media.uri.rsplit("/", 1)[-1],
         model=model,
         condition=condition,
         problem_type=sample.problem_type,
@@ -143,7 +144,7 @@ def settings_of(
     )
 
 
-_ABILITIES = ("answer_found", "tagged", "truncated", "format_", "miou", "recall_at_", "caption_")
+_ABILITIES = ("answer_found", "tagged", "truncated", "follows", "format_", "miou", "recall_at_", "caption_")
 """Beginnings of the metrics that stand beside the scores of a benchmark."""
 
 

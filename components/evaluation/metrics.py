@@ -23,6 +23,7 @@ from ..common.rows.sample import Sample
 from .conditions import ORDERED, kind_of, video_of
 from .item import Item
 
+RIGHT_AT = 0.5  # a benchmark's own grade from which an answer is right (of a span: IoU)
 MAX_CLUES = 5  # CG-Bench reads no more intervals of a response than these
 _MAX_CAPTION_CHARS = 2000
 
@@ -228,7 +229,7 @@ def _own_grade(response: Response) -> float | None:
 
 def _accuracy(response: Response) -> float:
     own = _own_grade(response)
-    return float(grading.is_correct(response.sample, response.answer)) if own is None else own
+    return float(grading.is_correct(response.sample, response.answer) if own is None else own >= RIGHT_AT)
 
 
 def _accuracy_paper(response: Response) -> float:
@@ -262,6 +263,23 @@ def _of_type(problem_type: str, measured: Callable[[str, str], float], response:
     return measured(response.answer_text, sample.answer) if sample.problem_type == problem_type else None
 
 
+def _follows(response: Response) -> float | None:
+    """Whether the answer is the one that the reasoning comes to; None where that comes to none."""
+    sample, parsed = response.sample, response.parsed
+    answer = response.answer
+    if not parsed.tagged or answer is None or sample.problem_type in ("ocr", "free_form"):
+        return None
+    thought = parsed.reasoning or "\n".join(filter(None, (segment.thought for segment in parsed.segments)))
+    concluded = read_answer(sample, responses.parse_response(responses.without_tags(thought)))
+    if concluded is None:
+        return None
+    if sample.problem_type == "multiple_choice":
+        letters = [grading.extract_letter(text, len(sample.options), sample.options) for text in (answer, concluded)]
+        return float(letters[0] == letters[1])
+    numbers = [grading.extract_number(text) for text in (answer, concluded)]
+    return float(numbers[0] == numbers[1])
+
+
 def _of_evidence(name: str, response: Response) -> float | None:
     return response.evidence.get(name)
 
@@ -286,6 +304,9 @@ _LIST = (
         "share of responses that reached the longest length",
         lambda r: float(r.truncated),
         False,
+    ),
+    Metric(
+        "follows", "follows", "share of answers that are what their own reasoning concludes, where it does", _follows
     ),
     Metric("score", "graded score", "grade of the answer with partial credit (Video-R1's accuracy reward)", _score),
     Metric("format_rate", "format", "share of responses in the shape that the model's prompt asks for", _format),

@@ -263,6 +263,14 @@ def parse_benchmark(result_json: bytes, items_jsonl: bytes, where: str, model: s
     return BenchmarkResult(model or result.model.label, where, result, items)
 
 
+def sealed(result: BenchmarkResult) -> BenchmarkResult:
+    """A result whose items are known to be those that were measured; a `UserError` where it says nothing of them."""
+    if not result.result.items_sha256:
+        where = f"{result.where}result.json"
+        raise UserError(f"{where}: says nothing of its items (items_sha256); evaluate, or grade, again")
+    return result
+
+
 def check_seal(sha256: str, items_jsonl: bytes, path: str) -> None:
     """See that items are those that a ``result.json`` was computed from, where it says; a `UserError` where not."""
     if sha256 and hashlib.sha256(items_jsonl).hexdigest() != sha256:

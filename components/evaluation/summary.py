@@ -140,6 +140,21 @@ def in_one_sentence(first: BenchmarkResult, last: BenchmarkResult, resampling: R
     return sentence + "."
 
 
+def grounding_sentence(result: BenchmarkResult, resampling: Resampling) -> str | None:
+    """Whether spans were found in the video: mIoU beyond that of the same model without the video, or with another
+    one's pixels. None where spans, or such conditions, were not measured."""
+    here = result.ordered.metrics.get("miou")
+    for condition in ("blind", "other_video"):
+        difference = compare(result, result, "miou", resampling, (ORDERED, condition))
+        if here is None or difference is None:
+            continue
+        beyond = f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
+        without = "without the video" if condition == "blind" else "with another video's pixels"
+        none = "" if difference.verdict == "higher" else ": nothing shows that they were found in the video"
+        return f"Spans of {result.model}: {beyond} mIoU beyond what it has {without} (mIoU {here.value:.2f}){none}."
+    return None
+
+
 # -- what is recorded ------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from ...components.evaluation.gate import judge
 from ...components.evaluation.models import needs_store
 from ...components.evaluation.report.items import folder_clips
 from ...components.evaluation.report.pages import benchmark_page
-from ...components.evaluation.results import HELD_OUT, BenchmarkResult, Result, read_benchmark
+from ...components.evaluation.results import HELD_OUT, BenchmarkResult, Result, read_benchmark, sealed
 from ...components.evaluation.rules import GateRule, read_rule
 from ...components.evaluation.stored_answers import grade_stored
 from ...components.evaluation.summary import compare as compare_results
@@ -230,7 +230,7 @@ def gate(
         raise UserError("there are no rules: give one, such as '{metric: accuracy, at_least: 0.4}', or --rules FILE")
     folders = {"candidate": candidate, "champion": champion, "base": base}
     models = {
-        name: _by_benchmark([_sealed(read_benchmark(path, name)) for path in paths])
+        name: _by_benchmark([sealed(read_benchmark(path, name)) for path in paths])
         for name, paths in folders.items()
         if paths
     }
@@ -241,15 +241,6 @@ def gate(
     print(*verdict.lines, sep="\n")
     if not verdict.passed:
         raise Exit(REFUSED)
-
-
-def _sealed(result: BenchmarkResult) -> BenchmarkResult:
-    """A result whose items are known to be those that were measured."""
-    if not result.result.items_sha256:
-        raise UserError(
-            f"{result.where}result.json: says nothing of its items (items_sha256); evaluate, or grade, again"
-        )
-    return result
 
 
 def _by_benchmark(results: list[BenchmarkResult]) -> dict[str, BenchmarkResult]:

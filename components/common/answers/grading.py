@@ -175,7 +175,7 @@ _NUMBER = re.compile(
 # In front of a number: a bound, a range or a denial, not a value. A lone dash is a sign or a bullet.
 _NOT_A_VALUE = re.compile(
     r"[<>≤≥≠]|!=|- *$|\b(?:not|no|never|nor|than|least|most|under|over|below|above|except|between|without|"
-    r"isn't|wasn't|aren't)\b",
+    r"isn't|wasn't|aren't)\b|超过|少于|不足|至少|至多|小于|大于|不是",
     re.IGNORECASE,
 )
 # Between two numbers: they are alternatives, a range, a list or a sum, so that neither is the answer.
@@ -185,7 +185,12 @@ _SEVERAL = re.compile(
     r"[^\w.:(]{0,6}(?:about |maybe |perhaps |possibly )?\Z",
     re.IGNORECASE,
 )
-_SCALE = re.compile(r"\A ?(?:hundred|thousand|million|billion|trillion|dozen|k\b)", re.IGNORECASE)
+# Behind a number: what makes it another one, a bound or (where no space parts words) a range.
+_SCALE = re.compile(
+    r"\A ?(?:hundred|thousand|million|billion|trillion|dozen|k\b|[百千万亿]|[^\W\d_]{0,4}(?:以上|以下)"
+    r"|[^\W\d_]{0,4} ?(?:[到至或和]|から) ?第?[0-9])",
+    re.IGNORECASE,
+)
 # What is handed to math-verify: nothing that could grow (one power at most, of two digits).
 _LATEX = re.compile(
     r"\A[-+]?(?:[0-9]{1,12}+(?:\.[0-9]{1,12}+)?(?![0-9])|\\[dt]?frac|\\sqrt|\\times|\\cdot|\\pi|[{}() +*/-]){1,32}+"

@@ -13,8 +13,9 @@ from ..rows.sample import Sample
 from .grading import MAX_ANSWER_CHARS, bare, extract_letter, extract_number
 from .responses import ParsedResponse, blocks
 
-GRADER_VERSION = "2"
-"""Of reading and grading together: results of two versions are not compared. 1 read outside of tags letters alone."""
+GRADER_VERSION = "3"
+"""Of reading and grading together: results of two versions are not compared. 1 read outside of tags letters alone, 2
+took "3到4" for 3."""
 
 _STATEMENT = re.compile(
     r"(?:\b(?:final |correct |right |best )?(?:answer|option|choice)(?: to (?:the|this) question| here)?"

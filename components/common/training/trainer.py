@@ -11,6 +11,7 @@ from trl.models import unwrap_model_for_generation
 
 from ..answers.formats import follows_format
 from ..answers.grading import is_correct
+from ..answers.reading import read_answer
 from ..answers.responses import parse_response
 from ..compat.deepspeed import gathered
 from ..compat.transformers import load_weights, read_weights
@@ -146,7 +147,9 @@ class Validation:
             items = [self.split[row] for row in rows[start : start + self.config.batch_size]]
             completions = sample(model, self.encoder, [self.encoder.encode_sample(item) for item in items], sampling)
             for item, (completion,) in zip(items, completions, strict=True):
-                right = is_correct(item.sample, parse_response(completion.text).answer)
+                parsed = parse_response(completion.text)  # read as evaluation reads it
+                cut_off = completion.finish_reason == "length"
+                right = is_correct(item.sample, read_answer(item.sample, parsed, cut_off=cut_off))
                 formed = follows_format(item.sample, completion.text, self.encoder.template.answer_format)
                 totals += torch.tensor([right, formed, 1.0])
         if world_size > 1:

@@ -211,7 +211,8 @@ def folded(text: str) -> str:
 
 
 def entries(path: Path, name: str) -> Iterator[Entry]:
-    """The rows of a ``.json`` (a list, or an object, which is one row), ``.jsonl`` or ``.parquet`` file.
+    """The rows of a ``.json`` (a list, or an object, which is one row), ``.jsonl`` or ``.parquet`` file; of a ``.txt``
+    file its lines, as ``line``.
 
     Raises `UserError`: it is not readable as what its name says."""
     suffix = path.suffix.lower()
@@ -223,6 +224,8 @@ def entries(path: Path, name: str) -> Iterator[Entry]:
             rows = pq.read_table(path, use_threads=False).to_pylist()
         elif suffix in (".jsonl", ".ndjson"):
             rows = (row for _, row in numbered_objects(path))
+        elif suffix == ".txt":
+            rows = [{"line": line} for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
         else:
             data = json.loads(path.read_bytes().decode("utf-8-sig"))
             rows = data if isinstance(data, list) else [data]

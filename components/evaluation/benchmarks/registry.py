@@ -22,12 +22,15 @@ from ...common.errors import UserError
 from ...common.registry import Registry
 from ...common.rows.files import RowError, parse_row
 from ..scores import ACCURACY
+from . import long_videos, temporal
 from . import public_sets as public
 from .benchmark import Benchmark, Entry, Question
 
 _LIST = (
     *(public.VIDEO_HOLMES, public.CG_BENCH, public.CG_BENCH_REASONING, public.VRBENCH, public.VRBENCH_SUMMARY),
     *(public.VIDEOMMMU, public.VSI_BENCH, public.MMVU, public.MVBENCH, public.TEMPCOMPASS, public.VIDEOMME),
+    *(long_videos.LVBENCH, long_videos.LONGVIDEOBENCH, long_videos.MLVU),
+    *(temporal.CHARADES_STA, temporal.ACTIVITYNET, temporal.TIMELENS),
 )
 
 BENCHMARKS: Registry[Benchmark] = Registry("benchmark", Benchmark, {benchmark.name: benchmark for benchmark in _LIST})

@@ -1,11 +1,15 @@
 // The item browser of the evaluation report. All data is in #items; all text goes in as text, never as markup.
 const source = document.getElementById("items");
 if (source) {
-  const data = JSON.parse(source.textContent);
+  const packed = Uint8Array.from(atob(source.textContent), (letter) => letter.charCodeAt(0));
+  new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).json().then(browse);
+}
+
+function browse(data) {
   const root = document.querySelector("[data-browser]");
   const PER_PAGE = 10;
   const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
-  const state = { set: "", outcome: "", change: "", kind: "", video: "", words: "", page: 0, at: -1, frame: 0 };
+  const state = { set: "", outcome: "", change: "", kind: "", video: "", id: "", words: "", page: 0, at: -1, frame: 0 };
   let found = [];
   let timer = null;
 
@@ -57,7 +61,7 @@ if (source) {
   controls.append(make("input", { type: "search", placeholder: "words in question, answer or id", "aria-label": "search",
     on: { input: (event) => { state.words = event.target.value.toLowerCase(); state.page = 0; select(); } } }));
   const chip = make("button", { type: "button", hidden: true, on: {
-    click: () => { state.video = ""; state.page = 0; select(); } } });
+    click: () => { state.video = ""; state.id = ""; state.page = 0; select(); } } });
   const shown = make("p", { class: "count", "aria-live": "polite" });
   const list = make("div", { class: "list" });
   const pageText = make("span");
@@ -72,11 +76,12 @@ if (source) {
     if (wanted.set && item.set !== wanted.set) return false;
     if (wanted.kind && item.kind !== wanted.kind) return false;
     if (wanted.video && item.video !== wanted.video) return false;
+    if (wanted.id && item.id !== wanted.id) return false;
     if (wanted.change && change(item) !== wanted.change) return false;
     if (wanted.outcome === "order") { if (!onlyInOrder(item)) return false; }
     else if (wanted.outcome && outcome(item, candidate) !== wanted.outcome) return false;
     if (!wanted.words) return true;
-    item.text ??= [item.id, item.question, item.truth, item.video,
+    item.text ??= [item.id, item.question, item.truth, item.name,
       ...data.models.map((model) => (answerOf(item, model) || {}).a || "")].join("\n").toLowerCase();
     return item.text.includes(wanted.words);
   }
@@ -84,8 +89,9 @@ if (source) {
   function select() {
     found = data.items.filter((item) => matches(item, state));
     state.at = found.length ? 0 : -1;
-    chip.hidden = !state.video;
-    chip.textContent = `video ${state.video} ✕`;
+    chip.hidden = !state.video && !state.id;
+    const first = found.length ? found[0].name : state.video;
+    chip.textContent = state.id ? `item ${state.id} ✕` : `video ${first} ✕`;
     draw();
     open(state.at);
   }
@@ -127,7 +133,7 @@ if (source) {
     detail.replaceChildren(make("article", { class: "card", "data-open": item.id },
       make("div", { class: "walk" }, step(-1, "‹ previous"), make("small", {}, `${at + 1} of ${found.length}`),
         step(1, "next ›")),
-      make("p", { class: "soft" }, make("span", { class: "chip" }, item.kind), " ", make("small", {}, `${item.id} · `),
+      make("p", { class: "soft" }, make("span", { class: "chip" }, item.kind), " ", make("small", {}, `${item.name} · ${item.id} · `),
         make("button", { type: "button", "data-video": item.video, on: {
           click: () => { state.video = item.video; state.page = 0; select(); } } }, "same video")),
       make("p", { class: "question" }, item.question),
@@ -222,7 +228,7 @@ if (source) {
   });
   for (const button of document.querySelectorAll("button[data-show]")) {
     button.addEventListener("click", () => {
-      Object.assign(state, { set: "", outcome: "", change: "", kind: "", video: "", words: "", page: 0 },
+      Object.assign(state, { set: "", outcome: "", change: "", kind: "", video: "", id: "", words: "", page: 0 },
         JSON.parse(button.dataset.show));
       for (const control of controls.querySelectorAll("[data-choose]")) control.value = state[control.dataset.choose];
       controls.querySelector("input").value = "";

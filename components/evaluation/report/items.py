@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 Clips = Callable[[Item], "Clip | None"]  # the clip that an item was about; None where it cannot be had
 
 _MAX_RESPONSE_CHARS = 2_000  # so much of a response is in the page at most; all of it is in ``items.jsonl``
-_MAX_RESPONSES_CHARS = 12 * 2**20  # responses of all items together: with many items less of each is shown
-_MAX_MEDIA_BYTES = 24 * 2**20  # pictures of all items together
+_MAX_RESPONSES_CHARS = 3 * 2**20  # responses of all items together: with many items less of each is shown
+_MAX_MEDIA_BYTES = 2**20  # pictures of all items together
 _FRAME_HEIGHT = 144
 
 
@@ -85,6 +85,7 @@ def _entry(question: _Question, limit: int) -> dict[str, Any]:
         "id": item.id,
         "set": question.key,
         "video": item.video,
+        "name": item.video_name,
         "kind": question.kind,
         "question": item.question[:_MAX_RESPONSE_CHARS],
         "options": [option[:500] for option in item.options][:26],

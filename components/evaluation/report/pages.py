@@ -15,7 +15,7 @@ from ...common.html import page
 from ..config import EvaluationConfig
 from ..results import BenchmarkResult, Comparison, EvaluationResult
 from ..summary import comparisons
-from . import tables
+from . import opening, tables
 from .cells import Board, differences_table, how_sure
 from .items import Clips, browser
 
@@ -34,19 +34,20 @@ def evaluation_page(
     the same models (their items have a page of their own, `benchmark_page`); ``clip`` gives the clip of an item by its
     id."""
     board = Board(results)
-    sections: list[tuple[str, Markup | None]] = [
-        ("In one sentence", tables.opening(board, config)),
-        ("Models", tables.conditions_table(board, result.left_out, config)),
-        ("What makes a difference", differences_table(result.comparisons)),
-        ("Accuracy by kind of question, frames in order", tables.kinds_chart(board)),
-        ("Does it need the video?", tables.reliance_chart(board)),
-        ("Finding the evidence", tables.grounding_chart(result) if result.baselines else None),
+    sections: list[Section] = [
+        *_opening(board, config),
+        *_folded(
+            ("Models", tables.conditions_table(board, result.left_out, config)),
+            ("What makes a difference", differences_table(result.comparisons)),
+            ("Does it need the video?", tables.reliance_chart(board)),
+            ("Finding the evidence", tables.grounding_chart(result) if result.baselines else None),
+        ),
     ]
     if benchmarks:
         public = Board(benchmarks)
         differences = _comparisons(public, config)
         table = tables.benchmarks_table(public, differences) + differences_table(differences, public.titles)
-        sections.append(("Public benchmarks", table))
+        sections += _folded(("Public benchmarks", table))
     sections += _items(board, lambda item: clip(item.id), config)
     subtitle = (
         f"{result.items:,} questions about {result.videos:,} videos and images, split “{result.split}”. "
@@ -63,14 +64,16 @@ def benchmark_page(results: Sequence[BenchmarkResult], config: EvaluationConfig,
     for them elsewhere. ``clips`` gives the clip of an item; None: no pictures."""
     board = Board(results)
     differences = _comparisons(board, config)
-    sections: list[tuple[str, Markup | None]] = [
-        ("In one sentence", tables.opening(board, config)),
-        ("Results", tables.benchmarks_table(board, differences)),
-        ("What makes a difference", differences_table(differences, board.titles)),
-        ("By kind of question", tables.kinds_table(board)),
-        ("Does it need the video?", tables.reliance_chart(board)),
-        ("Grading as published, format, grounding, captions", tables.abilities_table(board)),
-        ("How it was measured", tables.settings_table(board)),
+    sections: list[Section] = [
+        *_opening(board, config),
+        *_folded(
+            ("Results", tables.benchmarks_table(board, differences)),
+            ("What makes a difference", differences_table(differences, board.titles)),
+            ("By kind of question", tables.kinds_table(board)),
+            ("Does it need the video?", tables.reliance_chart(board)),
+            ("Grading as published, format, grounding, captions", tables.abilities_table(board)),
+            ("How it was measured", tables.settings_table(board)),
+        ),
         *_items(board, clips, config),
     ]
     subtitle = (
@@ -84,16 +87,37 @@ def _comparisons(board: Board, config: EvaluationConfig) -> list[Comparison]:
     return [c for results in board.by_benchmark.values() for c in comparisons(results, config.resampling)]
 
 
-def _items(board: Board, clips: Clips | None, config: EvaluationConfig) -> list[tuple[str, Markup | None]]:
+Section = tuple[str, Markup | None]  # a heading and its contents; None: it is left out
+
+
+def _opening(board: Board, config: EvaluationConfig) -> list[Section]:
+    """What a reader wants to know first."""
+    return [
+        ("In one sentence", opening.opening(board, config)),
+        ("By kind of question", opening.chart(board)),
+        ("What got worse", opening.losses(board, config)),
+        ("Telling examples", opening.examples(board, config)),
+    ]
+
+
+def _folded(*sections: Section) -> list[Section]:
+    """Sections that are opened by a click on their heading."""
+    fold = Markup('<details class="fold"><summary><h2>{}</h2></summary>{}</details>')
+    return [("", fold.format(heading, content)) for heading, content in sections if content is not None]
+
+
+def _items(board: Board, clips: Clips | None, config: EvaluationConfig) -> list[Section]:
     """What went wrong, and everything to browse."""
     failed = sum(len(result.result.failed) for result in board.firsts)
     return [
-        ("Worst regressions", tables.regressions_table(board)),
-        (f"Failed items ({failed}), counted as wrong", tables.failures_table(board)),
+        *_folded(
+            ("Worst regressions", tables.regressions_table(board)),
+            (f"Failed items ({failed}), counted as wrong", tables.failures_table(board)),
+        ),
         (f"{board.num_questions:,} items", browser(board, clips, config)),
     ]
 
 
-def _page(title: str, sections: Sequence[tuple[str, Markup | None]], subtitle: str) -> str:
+def _page(title: str, sections: Sequence[Section], subtitle: str) -> str:
     shown = [(heading, content) for heading, content in sections if content is not None]
     return page.page(title, shown, subtitle, "evaluation/report/items.js", "evaluation/report/items.css")

@@ -14,7 +14,7 @@ from ..config import EvaluationConfig
 from ..metrics import METRICS, metric_named
 from ..results import BenchmarkResult, Comparison, EvaluationResult
 from ..statistics import Difference, over_runs
-from ..summary import compare, in_one_sentence
+from ..summary import compare
 from .cells import Board, PublishedModel, bar, benchmark_filter, estimate_cell, legend, published, small
 
 _BASELINES = {"whole_clip": "always the whole clip", "mean_training_span": "mean training span"}
@@ -23,6 +23,7 @@ _ABILITIES = (
         "answer_found",
         "tagged",
         "truncated",
+        "follows",
         "accuracy_paper",
         "mra_paper",
         "format_rate",
@@ -35,13 +36,6 @@ _ABILITIES = (
 )
 _MAX_FAILURES = 200
 _MAX_REGRESSIONS = 20
-
-
-def opening(board: Board, config: EvaluationConfig) -> Markup | None:
-    """The last model beside the first, a sentence for each benchmark; None where there is one model."""
-    pairs = [(results[0], results[-1]) for results in board.by_benchmark.values() if len(results) > 1]
-    sentences = [in_one_sentence(first, last, config.resampling) for first, last in pairs]
-    return page.joined(map(page.paragraph, sentences)) if sentences else None
 
 
 def conditions_table(board: Board, left_out: Mapping[str, str], config: EvaluationConfig) -> Markup:
@@ -178,27 +172,6 @@ def _columns(columns: Sequence[tuple[str, int, Sequence[Bar]]]) -> Markup:
     return page.render("evaluation/report/columns.jinja", columns=shown)
 
 
-def kinds_chart(board: Board) -> Markup:
-    """Accuracy by kind of question with frames in order; of the last model with frames shuffled, too."""
-    results = board.firsts
-    candidate = results[-1]
-    by = "by_kind" if candidate.ordered.by_kind else "by_type"
-    columns = []
-    for group in (group for group in candidate.ordered.groups if group[0] == by):
-        bars = []
-        for result in results:
-            for condition in (ORDERED, "shuffled") if result is candidate else (ORDERED,):
-                cell = result.result.conditions.get(condition)
-                estimate = cell.estimate(result.metric_of(group), group) if cell else None
-                if estimate is not None:
-                    shuffled = condition != ORDERED
-                    label = f"{result.model}, {condition_title(condition)}" if shuffled else result.model
-                    bars.append(bar(label, estimate, "plain" if shuffled else "accent"))
-        accuracy = candidate.ordered.estimate("accuracy", group)
-        columns.append((group[1], accuracy.n if accuracy else 0, bars))
-    return _columns(columns)
-
-
 def reliance_chart(board: Board) -> Markup:
     """The headline under every condition."""
     columns = []
@@ -247,11 +220,13 @@ def regressions_table(board: Board) -> Markup | None:
         return None
     before, now = board.models[-2:]
     tallies: dict[tuple[str, str, str], list[int]] = {}  # (what, name, benchmark): lost, gained, items
+    names: dict[str, str] = {}  # of videos
     for key in board.titles:
         earlier, later = board.get(before, key), board.get(now, key)
         if earlier is None or later is None:
             continue
         was_right = {item.id: item.correct for item in earlier.items[ORDERED]}
+        names |= {item.video: item.video_name for item in later.items[ORDERED]}
         for item in (item for item in later.items[ORDERED] if item.id in was_right):
             for what, name in (("question", item.kind or item.problem_type), ("video", item.video)):
                 tally = tallies.setdefault((what, name, key), [0, 0, 0])
@@ -269,7 +244,8 @@ def regressions_table(board: Board) -> Markup | None:
         for _, name, key, lost, gained, n in worst[:_MAX_REGRESSIONS]:
             wanted = {"change": "lost", "kind" if what == "question" else "video": name, "set": key}
             shown = Cell(content=button.format(json.dumps(wanted, ensure_ascii=False)), sort=None)
-            rows.append([what, name, *([board.titles[key]] if several else []), lost, gained, gained - lost, n, shown])
+            title = names.get(name, name) if what == "video" else name
+            rows.append([what, title, *([board.titles[key]] if several else []), lost, gained, gained - lost, n, shown])
     filters = [Filter(key="what", label="by", choices=[("question", "kind of question"), ("video", "video")])]
     columns = ["", "name", *(["benchmark"] if several else []), "lost", "gained", "net", "items", ""]
     values = [{"what": [str(row[0])]} for row in rows]

@@ -9,7 +9,7 @@ import pytest
 from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
 from vthink.components.common.model.folder import ModelCard
-from vthink.components.common.model.generation import Sampling, sample
+from vthink.components.common.model.generation import Completion, Sampling, sample
 from vthink.components.common.model.load import LoadedModel, tokens_per_second
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.rows.files import read_samples
@@ -65,6 +65,16 @@ def test_a_pass_rate_is_the_share_of_right_rollouts_whatever_shares_the_batch(
     list(pass_rates(model, split, [5], 4, SAMPLING, batch_size=4))
     assert seen[2] == seen[3]
     assert seen[0] != seen[2]
+
+
+def test_a_rollout_is_read_as_evaluation_reads_it(
+    model: LoadedModel, prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = prepared.split("train")
+    texts = [f"<think>It is seen.</think> The answer is {split.samples[0].answer}.", "nothing to see"]
+    group = [Completion(token_ids=[1], text=text, finish_reason="stop") for text in texts]
+    monkeypatch.setattr(difficulty, "sample", lambda *_: [group])
+    assert dict(pass_rates(model, split, [0], 2, SAMPLING)) == {0: 0.5}
 
 
 def test_rows_are_written_with_their_rate_and_other_splits_as_they_are(

@@ -2,53 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import string
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-
-@dataclass
-class Published:
-    """Files of a benchmark, and for each question what an independent computation needs."""
-
-    files: dict[str, Any] = field(default_factory=dict)
-    """Contents by name: rows, or an object."""
-    truths: list[dict[str, Any]] = field(default_factory=list)
-    """In the order of the questions: ``kind``, ``answer`` as it must be said, ``says`` (all that may be said)."""
-    videos: dict[str, str] = field(default_factory=dict)
-    """Name in the published layout, by video."""
-
-    def write(self, folder: Path, sources: Sequence[Path] = ()) -> Path:
-        """Write the annotation files, and put the videos in their places (as links; the last stays missing)."""
-        for name, rows in self.files.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.suffix == ".parquet":
-                pq.write_table(pa.Table.from_pylist(rows), path)
-            elif path.suffix == ".jsonl":
-                path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            else:
-                path.write_text(json.dumps(rows))
-        for place, source in zip(list(self.videos.values())[:-1], sources, strict=False):
-            (folder / place).parent.mkdir(parents=True, exist_ok=True)
-            (folder / place).hardlink_to(source)
-        return folder
-
-    def add(self, kind: str, says: Sequence[str], answer: str, **more: Any) -> None:
-        """Write down the truth of the next question."""
-        self.truths.append({"kind": kind, "says": list(says), "answer": answer, **more})
-
+from .published_files import Published
+from .published_long import LONG_FORMATS
 
 LETTERS = string.ascii_uppercase
 
@@ -345,6 +310,7 @@ FORMATS: dict[str, Callable[[random.Random, int, int], Published]] = {
     "mvbench": mvbench,
     "tempcompass": tempcompass,
     "videomme": videomme,
+    **LONG_FORMATS,
 }
 
 
@@ -379,6 +345,10 @@ def expected_scores(
         expected = {"accuracy": statistics.mean(rules.values()), **rules, "captioning_overlap": by_kind["captioning"]}
     if name == "mmvu":
         expected = {"accuracy_choice": by_kind["multiple_choice"], "accuracy_open": by_kind["open_ended"]}
+    if name == "mlvu":
+        expected["m_avg"] = statistics.mean(by_kind.values())
+    if "span" in by_kind:  # all of a true span, or nothing of it
+        expected = dict.fromkeys(("answer_iou", *(f"answer_recall_at_{k}" for k in (30, 50, 70))), expected["accuracy"])
     if name == "mvbench":
         expected["accuracy_by_task"] = statistics.mean(by_kind.values())
     return expected, by_kind, {dim: statistics.mean(part) for dim, part in dims.items()}

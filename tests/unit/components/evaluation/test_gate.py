@@ -1,3 +1,4 @@
+import hashlib
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from .test_gate_verdict import measured, share
 NAME = "vthink"
 
 
-def write_evaluation(storage: Storage, name: str, right: int, data: str = "data-1") -> str:
-    """An evaluation of base and grpo in which grpo answers so many of 80 questions rightly; its manifest's URI."""
+def write_evaluation(storage: Storage, name: str, right: int, data: str = "data-1", *, is_sealed: bool = True) -> str:
+    """An evaluation of base and grpo in which grpo answers so many of 80 questions rightly; its manifest's URI.
+    ``is_sealed``: whether it says which items it was computed from."""
     formatted = {"format_rate": [1.0] * 80}
     models = {
         "base": measured("base", ordered={"accuracy": share(16)} | formatted),
@@ -25,7 +27,9 @@ def write_evaluation(storage: Storage, name: str, right: int, data: str = "data-
             "grpo", ordered={"accuracy": share(right)} | formatted, shuffled={"accuracy": share(24)} | formatted
         ),
     }
+    lines = b"".join(item.to_line() for one in models.values() for cell in one.items.values() for item in cell)
     result = EvaluationResult(
+        items_sha256=hashlib.sha256(lines).hexdigest() if is_sealed else "",
         models={
             model: EvaluatedModel(uri=f"s3://b/{model}/", fingerprint=model, **one.result.conditions)
             for model, one in models.items()
@@ -41,8 +45,7 @@ def write_evaluation(storage: Storage, name: str, right: int, data: str = "data-
     prefix = join(storage.config.root_uri, "evaluate", name + "/")
     files = stage_files(prefix, ())
     storage.write_bytes(files["result"], result.model_dump_json(by_alias=True).encode())
-    items = [item.to_line() for one in models.values() for cell in one.items.values() for item in cell]
-    storage.write_bytes(files["items"], b"".join(items))
+    storage.write_bytes(files["items"], lines)
     return Manifest(stage="evaluate", fingerprint=name, uri=prefix, files=files).write(storage)
 
 
@@ -70,6 +73,12 @@ def test_without_a_champion_the_floors_decide(context, storage):
     verdict, lines = judged(context, write_evaluation(storage, "poor", 16))
     assert verdict == "fail"
     assert lines[1].startswith("FAIL  accuracy above base: 0.")
+
+
+def test_an_evaluation_that_says_nothing_of_its_items_is_not_judged(context, storage):
+    """Else its seal could be taken off together with the items."""
+    with pytest.raises(UserError, match=r"says nothing of its items \(items_sha256\); evaluate"):
+        judged(context, write_evaluation(storage, "bare", 64, is_sealed=False))
 
 
 def test_a_candidate_worse_than_the_champion_fails_and_an_equal_one_passes(context, storage):

@@ -65,3 +65,24 @@ def test_every_metric_says_what_it_is_and_a_failed_item_has_its_worst_value(worl
 def test_a_metric_that_this_process_does_not_know_is_a_plain_share():
     assert metric_named("theirs").title == "theirs"
     assert metric_named("theirs").bounded
+
+
+@pytest.mark.parametrize(
+    ("place", "thought", "answer", "follows"),
+    [
+        (0, "It gets brighter, so the answer is A.", "A", 1.0),
+        (0, "It gets brighter, so the answer is A.", "B", 0.0),
+        (0, "It changes.", "A", None),
+        (1, "It is visible for 2 seconds.", "3", 0.0),
+        (1, "It is visible for 3 seconds.", "3", 1.0),
+        (1, "From 2 to 5, and then 7 to 9.", "3", None),
+    ],
+)
+def test_an_answer_follows_from_its_own_reasoning_where_that_concludes_anything(
+    world: World, place: int, thought: str, answer: str, follows: float | None
+):
+    """Whether it is right or not: in the generated world "visible for 2 seconds … 3" was counted right."""
+    item = graded(world.samples[place], f"<think>{thought}</think><answer>{answer}</answer>")
+    assert item.metrics.get("follows") == follows
+    in_segment = f"<time>00:01-00:03</time><caption>a change</caption><think>{thought}</think><answer>{answer}</answer>"
+    assert graded(world.samples[place], in_segment).metrics.get("follows") == follows

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from vthink.components.common.answers.reading import GRADER_VERSION
 from vthink.components.common.errors import UserError
 from vthink.components.evaluation.config import EvaluationConfig
 from vthink.components.evaluation.results import read_benchmark
@@ -88,7 +89,7 @@ def test_answers_are_graded_in_every_shape_in_which_they_are_stored(shape, data,
     assert cell.scores["mra_inclusive"].value == pytest.approx((5 + 0.6) / 6)  # 5 for 4: an error of a quarter
     assert (cell.metrics["answer_found"].value, cell.metrics["tagged"].value) == (1.0, pytest.approx(1 / 6))
     assert result.missing_videos == 0
-    assert read_benchmark(tmp_path / "out").result.settings.grader == "2"
+    assert read_benchmark(tmp_path / "out").result.settings.grader == GRADER_VERSION
 
 
 def test_old_results_are_graded_again_with_what_was_said_of_them(data, tmp_path):
@@ -101,7 +102,7 @@ def test_old_results_are_graded_again_with_what_was_said_of_them(data, tmp_path)
         "vsi-bench", str(data), tmp_path / "out" / "items.jsonl", tmp_path / "new", config=QUICK, work_dir=tmp_path
     )
     assert again.metrics == first.metrics
-    assert (again.settings.max_new_tokens, again.settings.grader) == (77, "2")
+    assert (again.settings.max_new_tokens, again.settings.grader) == (77, GRADER_VERSION)
 
 
 def test_each_grader_has_its_rules_and_its_name_and_they_are_not_compared(data, tmp_path):
@@ -115,7 +116,7 @@ def test_each_grader_has_its_rules_and_its_name_and_they_are_not_compared(data, 
     assert right == pytest.approx({"strict": 5, "paper": 2, "official": 1}, abs=1e-4)
     why = kept["strict"].incomparable(kept["official"])
     assert why is not None
-    assert "graded by version 2, a by version 2-official" in why
+    assert f"graded by version {GRADER_VERSION}, a by version {GRADER_VERSION}-official" in why
     with pytest.raises(UserError, match="mmvu: its published rule is not here"):
         grade_stored("mmvu", str(data), answers, tmp_path / "x", config=QUICK, work_dir=tmp_path, grader="official")
 

@@ -5,11 +5,13 @@ from collections import defaultdict
 import pytest
 from vthink.components.common.answers.grading import grade
 from vthink.components.evaluation.conditions import other_videos
+from vthink.components.evaluation.config import EvaluationConfig
 from vthink.components.evaluation.scores import ACCURACY, metric_score
 from vthink.components.evaluation.statistics import Resampling
 from vthink.components.evaluation.summary import (
     difference_of_items,
     flat_metrics,
+    grounding_sentence,
     item_traces,
     items_table,
     result_table,
@@ -130,3 +132,23 @@ def test_metrics_tables_and_traces_hold_every_number_and_item(world, config):
     assert [trace.tags["vthink.outcome"] for trace in traces].count("failed") == 0
     assert len(traces) == 3
     json.dumps([[dict(trace.inputs), dict(trace.outputs)] for trace in traces])
+
+
+def test_spans_that_are_as_good_with_another_videos_pixels_were_not_found_in_the_video():
+    """An mIoU of 1 shows as nothing where it is 1 without the video, too."""
+    world, config = make_world(videos=20, images=0), EvaluationConfig(bootstrap_resamples=200)
+    seen = [SEGMENT + "<answer>A</answer>"] * len(world)
+    unseen = ["<answer>A</answer>"] * len(world)
+    same, found = (
+        result_of(world, {name: items_of(world, texts, "grpo", name) for name, texts in cells.items()}, "grpo", config)
+        for cells in ({"ordered": seen, "other_video": seen}, {"ordered": seen, "blind": unseen})
+    )
+    assert grounding_sentence(same, RESAMPLING) == (
+        "Spans of grpo: +0.00 [+0.00, +0.00] mIoU beyond what it has with another video's pixels (mIoU 1.00): "
+        "nothing shows that they were found in the video."
+    )
+    sentence = grounding_sentence(found, RESAMPLING)
+    assert sentence.startswith("Spans of grpo: +1.00 [")
+    assert sentence.endswith("mIoU beyond what it has without the video (mIoU 1.00).")
+    alone = result_of(world, {"ordered": items_of(world, seen)}, "grpo", config)
+    assert grounding_sentence(alone, RESAMPLING) is None

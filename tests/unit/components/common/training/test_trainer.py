@@ -4,13 +4,17 @@ from typing import Any
 
 import pytest
 from vthink.components.common.config import ConfigError
+from vthink.components.common.model.chat import ChatEncoder
 from vthink.components.common.model.config import TinyModelConfig
+from vthink.components.common.model.generation import Completion
+from vthink.components.common.model.load import tokens_per_second
 from vthink.components.common.model.shapes import read_shape
 from vthink.components.common.model.tiny import build_tiny
 from vthink.components.common.rows.prepared import PreparedSet
-from vthink.components.common.training.config import LoraConfig, TrainingConfig
+from vthink.components.common.training import trainer
+from vthink.components.common.training.config import LoraConfig, TrainingConfig, ValidationConfig
 from vthink.components.common.training.resources import trained_parameters
-from vthink.components.common.training.trainer import accumulation, adapter_config, freeze, pick_rows
+from vthink.components.common.training.trainer import Validation, accumulation, adapter_config, freeze, pick_rows
 from vthink.components.common.video.config import VideoConfig
 
 
@@ -59,3 +63,22 @@ def test_only_the_wanted_kinds_and_media_are_trained_on(prepared: PreparedSet) -
     assert kinds <= {"direction", "count"}
     assert all(split.samples[i].media.kind == "video" for i in pick_rows(split, [], images=False))
     assert len(pick_rows(split, [])) == len(split)
+
+
+@pytest.mark.parametrize(("ending", "accuracy"), [("stop", 1.0), ("length", 0.0)])
+def test_validation_reads_answers_as_evaluation_does(
+    prepared: PreparedSet, ending: str, accuracy: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside of tags too; and what was cut off is no answer."""
+    model, processor = build_tiny(TinyModelConfig(), prepared.video, 0)
+    encoder = ChatEncoder(processor, "compact/1", prepared.video, tokens_per_second(model))
+    split = prepared.split("validation")
+    asked = Validation(encoder, split, ValidationConfig(num_items=2))
+    rows = iter(asked.rows)
+
+    def answer(model: object, encoder: object, prompts: list[object], sampling: object) -> list[list[Completion]]:
+        texts = [f"<think>It is seen.</think> <answer>{split.samples[next(rows)].answer}" for _ in prompts]
+        return [[Completion(token_ids=[1], text=text, finish_reason=ending)] for text in texts]
+
+    monkeypatch.setattr(trainer, "sample", answer)
+    assert asked.score(model) == {"eval_accuracy": accuracy, "eval_format_rate": 0.0}

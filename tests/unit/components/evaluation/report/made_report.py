@@ -1,5 +1,7 @@
 """Reports of models that look, guess or fail, and the data in them."""
 
+import base64
+import gzip
 import json
 import random
 import re
@@ -49,4 +51,5 @@ def report_of_one(world: World, config: EvaluationConfig, text: str) -> str:
 
 def data_of(html: str) -> dict:
     """The data that the page's script works with."""
-    return json.loads(re.search(r'<script type="application/json" id="items">(.*?)</script>', html, re.S)[1])
+    packed = re.search(r'<script type="application/octet-stream" id="items">([A-Za-z0-9+/=]*)</script>', html)[1]
+    return json.loads(gzip.decompress(base64.b64decode(packed)))

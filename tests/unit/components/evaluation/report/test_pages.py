@@ -29,7 +29,7 @@ def test_the_report_says_what_was_measured(world, config):
 
 def test_no_response_question_or_error_becomes_markup(world, config):
     html, _ = make_report(world, config, broken="v000-direction")
-    assert "owned" in html
+    assert "owned" in str(data_of(html))
     assert "<img src=x" not in html
     assert len(re.findall(r"<script[ >]", html)) == 2  # the data and the page's own
     assert html.count("</script>") == 2
@@ -142,7 +142,56 @@ def test_the_page_opens_with_which_model_is_better_and_how_sure_that_is(config):
     assert "Answers were there in 100 % (tagged: 100 %), before in 100 % (100 %)." in html
     same = benchmark_page([base, replace(base, model="again")], config)
     assert "again and base cannot be told apart on Video-Holmes: +0.0 points" in same
-    assert "In one sentence" not in benchmark_page([base], config)
+    alone = benchmark_page([base], config)
+    assert "Spans of base: " in alone  # all that can be said of one model
+    assert "better than" not in alone
+    assert "told apart" not in alone
+
+
+def test_the_chart_shows_every_kind_of_every_model_and_the_last_one_without_order_or_video(config):
+    base, ours = two_models().values()
+    html = benchmark_page([base, ours], config)
+    chart = html[html.index('<figure class="dots">') : html.index("</figure>")]
+    kinds = ["all questions", *ours.ordered.by_kind]
+    assert len(kinds) == 3
+    assert len(re.findall("<circle", chart)) == len(kinds) * 4  # base, ours, ours shuffled, ours without the video
+    whole = 100 * ours.ordered.estimate("accuracy").value
+    assert f'cx="{whole:.2f}%"' in chart
+    assert html.index("<svg") < html.index("<table")
+    assert html.index("What got worse") < html.index('<details class="fold">') < html.index("<table")
+
+
+def test_what_got_worse_is_named_and_how_sure_that_is(config):
+    base, ours = two_models().values()
+    assert "No kind of question got worse." in benchmark_page([base, ours], config)
+    html = benchmark_page([ours, base], config)
+    kinds = {
+        kind: compare(base, ours, "accuracy", config.resampling, group=("by_kind", kind))
+        for kind in ours.ordered.by_kind
+    }
+    assert {difference.verdict for difference in kinds.values()} == {"lower", "no significant difference"}
+    for kind, difference in kinds.items():
+        listed = f"{kind}: {100 * difference.value:+.1f} ["
+        assert (f"<li>{listed}" in html) == (difference.verdict == "lower")
+        assert listed in html[html.index("What got worse") : html.index("<details")]
+    assert "What got worse" not in benchmark_page([base], config)
+
+
+def test_examples_are_telling(config):
+    base, ours = two_models().values()
+    html = benchmark_page([base, ours], config)
+    shown = re.findall(r"<h3>(Fixed|Broken|Right for wrong reasons)</h3>", html)
+    assert shown[:1] == ["Fixed"]
+    assert "was wrong, is right · 0" in html  # and the video's name
+    item = next(item for item in ours.items["ordered"] if item.correct)
+    other = item.model_copy(update={"metrics": item.metrics | {"follows": 0.0}})
+    items = {
+        "ordered": [
+            other if one is item else one.model_copy(update={"metrics": one.metrics | {"follows": 1.0}})
+            for one in ours.items["ordered"]
+        ]
+    }
+    assert "its own reasoning says something else" in benchmark_page([replace(ours, items=items)], config)
 
 
 def test_no_button_of_a_regression_leaves_its_cell(config):
