@@ -22,7 +22,6 @@ from vthink.pipelines.pipeline import compile_to
 from vthink.tests.cluster.jobs import built, context_of
 from vthink.tests.cluster.test_manifests import K8S, OVERLAYS, needs_tools, one, overlay, reaches
 from vthink.tests.cluster.validation import pod_security, pod_specs, validate, walk
-from vthink.tests.fakes.admission import manifests
 
 Object = dict[str, Any]
 pytestmark = needs_tools
@@ -199,15 +198,24 @@ def test_a_kubeconfig_without_a_namespace_means_default_which_a_launcher_is_told
         unnamed.create(TRAIN_JOB, body)
 
 
-def test_dns_is_reached_wherever_a_cluster_has_it_and_the_metadata_service_never() -> None:
-    blocks = [peer["ipBlock"] for peer in dns_peers() if "ipBlock" in peer]
-    addresses = ("169.254.20.10", "10.96.0.10", "172.20.0.10", "192.168.0.10", "34.118.224.10", "fd00:10:96::a")
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_dns_is_reached_wherever_a_cluster_has_it(name: str) -> None:
+    addresses = ["169.254.20.10", "10.96.0.10", "172.20.0.10", "192.168.0.10", "fd00:10:96::a"]
+    addresses += ["34.118.224.10", "169.254.169.254"] if name == "gke" else []
     for address in addresses:  # a cache on the node, or kube-dns's own address, in IPv4 and IPv6
-        assert any(reaches(block, address) for block in blocks), address
-    for address in ("169.254.169.254", "fd00:ec2::254", "8.8.8.8"):
-        assert not any(reaches(block, address) for block in blocks), address
+        assert any(reaches(block, address) for block in dns_blocks(name)), address
+    others = ["8.8.8.8"] + ([] if name == "gke" else ["34.118.224.10"])
+    for address in others:
+        assert not any(reaches(block, address) for block in dns_blocks(name)), address
 
 
-def dns_peers() -> list[Object]:
-    policy = next(o for o in manifests("team/network-policies.yaml") if o["metadata"]["name"] == "dns")
-    return policy["spec"]["egress"][0]["to"]
+def dns_blocks(name: str) -> list[Object]:
+    """Ranges that every pod of the team reaches on port 53."""
+    rules = [
+        rule
+        for o in overlay(name)
+        if o["kind"] == "NetworkPolicy" and o["metadata"]["namespace"] == "vthink" and not o["spec"]["podSelector"]
+        for rule in o["spec"].get("egress", [])
+        if 53 in [port["port"] for port in rule.get("ports", [])]
+    ]
+    return [peer["ipBlock"] for rule in rules for peer in rule["to"] if "ipBlock" in peer]
