@@ -1,8 +1,7 @@
 """Whether everything that a run leans on is there: ``vthink doctor``. Nothing is changed but a small S3 object."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 from ..components.common.config import ConfigError
 from ..components.common.errors import UserError, first_line
@@ -18,6 +17,7 @@ from .plan.stage import TRAINING_STAGES, TrainingStage, node_of
 from .preflight.examine import examine_submission
 from .preflight.finding import Check, Finding, NotSeenError, finding
 from .preflight.machine import check_storage, check_tracking
+from .preflight.network import Get, check_dns, check_mesh, check_store
 
 KINDS: tuple[tuple[str, str, str], ...] = (
     ("trainer.kubeflow.org", "v1alpha1", "trainjobs"),
@@ -43,7 +43,9 @@ RIGHTS: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
 }
 """Group, resource and verb of what launcher and deployer do: the Role ``vthink-pipeline`` of `k8s/team`."""
-Get = Callable[[str], Any]  # a GET of a path of the Kubernetes API, as JSON
+AT_HOME = {("argoproj.io", "workflows", "get"), ("", "pods", "get")}
+"""What a launcher asks of its own run and pod; of a namespace for training alone (``launch.cluster.namespace``) it does
+not."""
 
 
 def examine(config: Config, host: str | None, namespace: str, token: str | None = None) -> Iterator[Finding]:
@@ -60,8 +62,13 @@ def examine(config: Config, host: str | None, namespace: str, token: str | None 
         yield reached
         if reached.verdict == "ok":
             yield from (_finding(subject, check) for subject, check in _cluster_checks(get, config, namespace))
+            training = Cluster.connect(config.launch.cluster.namespace or namespace)
+            training.patience_s = 0.0
             for subject, rights in RIGHTS.items():
-                yield _finding(f"rights to {subject}", partial(_check_rights, cluster, rights))
+                where = training if subject == "train" else cluster
+                if where.namespace != namespace:  # which has no Workflows: k8s/cluster/rdma grants less
+                    rights = tuple(right for right in rights if right not in AT_HOME)
+                yield _finding(f"rights to {subject}", partial(_check_rights, where, rights))
     yield finding("S3", partial(check_storage, config.storage))
     yield finding("MLflow", partial(check_tracking, config.tracking, config.storage))
     yield from examine_submission(for_cluster(config))
@@ -123,6 +130,11 @@ def _cluster_checks(get: Get, config: Config, namespace: str) -> Iterator[tuple[
     if launch.queues and launch.priority is not None:
         yield "priority", partial(_check_priority, get, launch.priority)
     yield "environment", partial(_check_environment, get, launch.namespace or namespace, launch.s3_secret)
+    for place in dict.fromkeys((namespace, launch.namespace or namespace)):
+        which = "" if place == namespace else f" of {place}"
+        yield f"DNS{which}", partial(check_dns, get, place)
+        yield f"way to S3{which}", partial(check_store, get, place, config.storage)
+    yield "mesh", partial(check_mesh, get, namespace)
     yield "serving runtime", partial(_check_serving_runtime, get, namespace, config)
     if (serving := config.launch.pool.get("deploy")) is not None and launch.queues:
         others = {name for stage, name in config.launch.pool.items() if stage != "deploy"}

@@ -121,7 +121,7 @@ def submit(
             return
         time.sleep(every)
     if wait:
-        _follow(kfp, run.run_id)
+        follow(kfp, run.run_id)
 
 
 def retry(host: Host, run: RunName, namespace: Namespace = "kubeflow", token: Token = None, wait: Wait = False) -> None:
@@ -130,7 +130,7 @@ def retry(host: Host, run: RunName, namespace: Namespace = "kubeflow", token: To
     continued = runs.retry_run(kfp, run)
     print(continued.url, flush=True)
     if wait:
-        _follow(kfp, continued.run_id)
+        follow(kfp, continued.run_id)
 
 
 def cancel(host: Host, run: RunName, namespace: Namespace = "kubeflow", token: Token = None) -> None:
@@ -138,7 +138,7 @@ def cancel(host: Host, run: RunName, namespace: Namespace = "kubeflow", token: T
     print(runs.cancel_run(KfpConnection(host, namespace, token), run))
 
 
-def _follow(kfp: KfpConnection, run_id: str) -> None:
+def follow(kfp: KfpConnection, run_id: str) -> None:
     """Show a run's stages until it is over; leaves with the exit code that says how."""
     console = Console(highlight=False)
     with ProgressView(console) as view:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
-from typer import Argument
+from typer import Argument, Option
 
 from ...components.common.config import STAGES, Stage
 from ...components.common.errors import UserError
@@ -22,18 +22,29 @@ def status(
     run: Annotated[str | None, Argument(help="A run's id or name; without one the newest are listed.")] = None,
     host: OptionalHost = None, namespace: Namespace = "kubeflow", token: Token = None,
     preset: OptionalPreset = None, overrides: Overrides = None, workspace: Folder = WORKSPACE,
+    watch: Annotated[bool, Option("--watch", help="Of a run on Kubeflow Pipelines: follow it to its end.")] = False,
 ) -> None:  # fmt: skip
     """How far a run is, stage by stage, and which model is in service: here, or with --host on Kubeflow Pipelines.
 
-    There without a name the newest runs are listed; with --preset also which model is in service."""
+    There without a name the newest runs are listed; with --preset also which model is in service. With --watch the exit
+    code says how the run ended: 0 in service, 3 refused by the gate, 1 failed or stopped."""
     console = Console(highlight=False)
+    if watch and (host is None or run is None):
+        raise UserError("--watch follows one run on Kubeflow Pipelines: vthink status RUN --host … --watch")
     if host is None and run is None and preset is None and not overrides:
         _print_here(console, workspace)
         return
     if host is not None:
         from ..kfp_client.connection import KfpConnection
+        from ..kfp_client.runs import find_run
 
-        _print_runs(console, KfpConnection(host, namespace, token), run)
+        kfp = KfpConnection(host, namespace, token)
+        if watch and run is not None:
+            from .cluster import follow
+
+            follow(kfp, find_run(kfp, run).run_id)
+        else:
+            _print_runs(console, kfp, run)
     elif run is not None:
         raise UserError("to look for a run, give --host or KF_PIPELINES_ENDPOINT")
     if preset is not None or host is None:
@@ -73,6 +84,7 @@ def _print_runs(console: Console, kfp: KfpConnection, name: str | None) -> None:
     run = runs.find_run(kfp, name)
     console.print(stage_table(runs.stage_progress(run)))
     console.print(f"run {runs.ending(run) or (run.state or 'pending').lower()}: {run.display_name}")
+    console.print(runs.page_of(kfp, run.run_id), markup=False, soft_wrap=True)
     if run.error and run.error.message:
         console.print(run.error.message, markup=False)
 

@@ -38,6 +38,11 @@ class SubmittedRun:
     name: str
 
 
+def page_of(kfp: KfpConnection, run_id: str) -> str:
+    """Address of a run's page."""
+    return f"{kfp.host}/#/runs/details/{run_id}"
+
+
 # --- how far a run is
 
 
@@ -196,7 +201,7 @@ def retry_run(kfp: KfpConnection, name: str) -> SubmittedRun:
     if ending(run) not in ("failed", "canceled"):
         raise KfpError(f"{name} is {ending(run) or 'not over'}: only a failed or stopped run is retried")
     kfp.repeat("retry the run", kfp.apis.runs.run_service_retry_run, run.run_id)
-    return SubmittedRun(run.run_id, f"{kfp.host}/#/runs/details/{run.run_id}", run.display_name)
+    return SubmittedRun(run.run_id, page_of(kfp, run.run_id), run.display_name)
 
 
 def wait_for_run(

@@ -1,10 +1,6 @@
 """A Kubernetes API for the tests: the one that ``KUBECONFIG`` names, or a small server that keeps its rules.
 
-Against a real API the same tests run unchanged. It needs the CRDs of Trainer, KServe, Kueue and Argo Workflows with
-their webhooks, the ClusterTrainingRuntimes and priorities of ``k8s/cluster``, and none of the controllers: the test
-plays those, in namespaces of its own that Kueue is not told to manage. The kubeconfig needs no namespace; its user
-may do everything. Skipped there: tests that make trouble (429, 410, broken connections, logs), and the rights of the
-Role, which are asked of the small server only.
+README.md, beside this file, says what a real one must have, how to run against it, and what differs there.
 """
 
 from __future__ import annotations

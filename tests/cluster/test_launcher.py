@@ -94,7 +94,8 @@ def test_from_the_queue_to_the_result(launcher: Callable[..., Launcher], hand: H
     }
     pods = [hand.pod(job, index, "Pending", conditions=[unscheduled]) for index in range(2)]
     running.said("2 of 2 pods wait for a machine: 0/5 nodes are available")
-    hand.event(pods[0], "FailedScheduling", "0/5 nodes are available: 5 Insufficient nvidia.com/gpu", "Pod")
+    for pod in pods:  # told once, not for each pod
+        hand.event(pod, "FailedScheduling", "0/5 nodes are available: 5 Insufficient nvidia.com/gpu", "Pod")
     running.said("FailedScheduling")
     creating = {
         "containerStatuses": [{"name": "node", "state": {"waiting": {"reason": "ContainerCreating"}}}],

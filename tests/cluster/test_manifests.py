@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -213,15 +213,69 @@ def test_every_namespace_denies_what_is_not_allowed_and_enforces_pod_security(na
         assert [o for o in found if o["kind"] == "ResourceQuota" and o["metadata"]["namespace"] == namespace]
 
 
-def test_pods_reach_no_metadata_service_and_served_models_no_private_address() -> None:
-    for name in OVERLAYS:
-        for policy in (o for o in overlay(name) if o["kind"] == "NetworkPolicy"):
-            for rule in policy["spec"].get("egress", []):
-                blocks = [peer["ipBlock"] for peer in rule.get("to", []) if "ipBlock" in peer]
-                assert not any(reaches(block, "169.254.169.254") for block in blocks), policy["metadata"]["name"]
-    public = one(overlay("gke"), "NetworkPolicy", "public-tls")["spec"]["egress"][0]["to"][0]["ipBlock"]
+METADATA = {"gke": ["169.254.169.254"], "eks": ["169.254.169.254", "fd00:ec2::254"]}
+"""Where a cloud tells a machine its keys: on port 80. GKE's address is a name server, too."""
+
+
+def metadata_errors(found: list[dict[str, Any]], addresses: list[str]) -> list[str]:
+    """Policies that let a pod reach the metadata service, on GKE on another port than that of DNS."""
+    return [
+        f"{policy['metadata']['name']} reaches {address}"
+        for policy in found
+        if policy["kind"] == "NetworkPolicy"
+        for rule in policy["spec"].get("egress", [])
+        for address in addresses
+        if any(reaches(peer["ipBlock"], address) for peer in rule.get("to", []) if "ipBlock" in peer)
+        and not (policy["metadata"]["name"] == "dns-gke" and {port["port"] for port in rule.get("ports", [])} == {53})
+    ]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_pods_reach_no_metadata_service_and_served_models_no_private_address(name: str) -> None:
+    found = overlay(name)
+    assert metadata_errors(found, METADATA.get(name, ["169.254.169.254"])) == []
+    public = one(found, "NetworkPolicy", "public-tls")["spec"]["egress"][0]["to"][0]["ipBlock"]
     assert reaches(public, "8.8.8.8")
     assert not any(reaches(public, address) for address in ("10.0.0.1", "172.31.9.9", "192.168.1.1", "100.64.0.1"))
+
+
+def test_a_policy_that_reaches_the_metadata_service_is_noticed() -> None:
+    found = overlay("eks")
+    del one(found, "NetworkPolicy", "dns")["spec"]["egress"][0]["to"][6]["ipBlock"]["except"]
+    assert metadata_errors(found, METADATA["eks"]) == ["dns reaches fd00:ec2::254"]
+    found = overlay("gke")
+    one(found, "NetworkPolicy", "dns-gke")["spec"]["egress"][0]["ports"].append({"port": 80, "protocol": "TCP"})
+    assert metadata_errors(found, METADATA["gke"]) == ["dns-gke reaches 169.254.169.254"]
+
+
+ANYWHERE = {
+    *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"),  # private, and a provider's (RFC 1918, 6598)
+    *("127.0.0.0/8", "169.254.0.0/16", "0.0.0.0/0"),
+    "169.254.20.10/32",  # Kubernetes' cache of DNS on the node
+    *("::1/128", "fc00::/7", "fe80::/10", "::/0"),  # RFC 4291, 4193
+}
+"""Address ranges that mean the same in every network."""
+
+
+def owned_ranges(found: Iterable[dict[str, Any]]) -> set[str]:
+    """Ranges of network policies that belong to one cloud or company."""
+    blocks = [v["ipBlock"] for o in found if o["kind"] == "NetworkPolicy" for _, v in walk(o["spec"]) if "ipBlock" in v]
+    return {cidr for block in blocks for cidr in (block["cidr"], *block.get("except", []))} - ANYWHERE
+
+
+def test_only_overlays_have_a_clouds_address_ranges() -> None:
+    shared = [
+        obj
+        for folder in ("cluster", "team")
+        for path in (K8S / folder).rglob("*.yaml")
+        for obj in yaml.safe_load_all(path.read_text())
+        if isinstance(obj, dict) and "kind" in obj  # not a list of patches
+    ]
+    assert owned_ranges(shared) == {"10.20.40.0/28"}  # the placeholder of private-endpoints
+    assert owned_ranges(overlay("gke")) == {"34.118.224.0/20", "169.254.169.254/32"}
+    assert owned_ranges(overlay("eks")) == {"fd00:ec2::254/128"}
+    assert owned_ranges(overlay("onprem")) == {"10.20.30.0/24"}
+    assert owned_ranges([*overlay("aks"), *overlay("kind")]) == set()
 
 
 def reaches(block: dict[str, Any], address: str) -> bool:

@@ -13,16 +13,20 @@ from typing import Any
 
 import pytest
 import yaml
+from vthink.components.common.launch.config import LaunchConfig
 from vthink.components.common.launch.kubernetes.client import TRAIN_JOB, Cluster, ClusterError
 from vthink.components.common.launch.kubernetes.trainjob import SHAPE
+from vthink.components.common.model.tiny import CHAT_TEMPLATE
 from vthink.components.common.storage.s3 import Storage
+from vthink.components.common.video.config import VideoConfig
 from vthink.components.deployment.config import DeploymentConfig
+from vthink.components.deployment.registry import RegisteredVersion
+from vthink.components.deployment.rollout.inference_service import TrainedModel, predictor
 from vthink.pipelines.config import load
 from vthink.pipelines.pipeline import compile_to
 from vthink.tests.cluster.jobs import built, context_of
-from vthink.tests.cluster.test_manifests import K8S, OVERLAYS, needs_tools, one, overlay, reaches
-from vthink.tests.cluster.validation import pod_security, pod_specs, validate, walk
-from vthink.tests.fakes.admission import manifests
+from vthink.tests.cluster.test_manifests import K8S, OVERLAYS, needs_tools, objects, one, overlay, reaches
+from vthink.tests.cluster.validation import parse_quantity, pod_security, pod_specs, validate, walk
 
 Object = dict[str, Any]
 pytestmark = needs_tools
@@ -68,6 +72,37 @@ def test_queued_work_carries_a_priority_class_that_exists(storage: Storage) -> N
     name = labels["kueue.x-k8s.io/priority-class"]
     assert one(overlay("gke"), "WorkloadPriorityClass", name)["value"] > 0
     assert SHAPE not in labels
+
+
+def test_a_served_model_has_the_priority_class_that_is_meant_for_it() -> None:
+    model = TrainedModel("compact/1", VideoConfig(num_frames=8), "qwen2_5_vl", CHAT_TEMPLATE)
+    version = RegisteredVersion(name="vthink", version=7, source="s3://b/models/7/", aliases=(), tags={})
+    made = predictor(version, model, DeploymentConfig(), LaunchConfig())
+    assert one(overlay("gke"), "PriorityClass", made["priorityClassName"])["value"] > 500
+
+
+def serving_pools(pools: dict[str, str]) -> set[str]:
+    """Pools that a served model and queued work have in common: Kueue counts what the model takes for free."""
+    return {pools["deploy"]} & {pool for stage, pool in pools.items() if stage != "deploy"}
+
+
+def test_the_readmes_own_run_does_not_serve_where_it_trains(tmp_path: Path) -> None:
+    text = re.search(r"```yaml\n(# my-run.yaml\n.*?)```", (K8S / "README.md").read_text(), re.DOTALL)
+    assert text is not None
+    (tmp_path / "my-run.yaml").write_text(text[1])
+    pools: Any = load(tmp_path / "my-run.yaml").launch.pool
+    queues = {o["metadata"]["name"] for o in overlay("gke") if o["kind"] == "LocalQueue"}
+    assert serving_pools(pools) == set()
+    assert pools["deploy"] not in queues
+    assert {pool for stage, pool in pools.items() if stage != "deploy"} <= queues
+    assert serving_pools(pools | {"deploy": "gpu"}) == {"gpu"}
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_step_that_brings_weights_is_put_where_there_is_disk(name: str) -> None:
+    """KFP's steps cannot state local disk."""
+    stated = one(overlay(name), "LimitRange", "vthink")["spec"]["limits"][0]["defaultRequest"]["ephemeral-storage"]
+    assert parse_quantity(stated) >= parse_quantity("256Mi" if name == "kind" else "10Gi")
 
 
 # --- pods that others make -----------------------------------------------------------------------------------
@@ -199,15 +234,55 @@ def test_a_kubeconfig_without_a_namespace_means_default_which_a_launcher_is_told
         unnamed.create(TRAIN_JOB, body)
 
 
-def test_dns_is_reached_wherever_a_cluster_has_it_and_the_metadata_service_never() -> None:
-    blocks = [peer["ipBlock"] for peer in dns_peers() if "ipBlock" in peer]
-    addresses = ("169.254.20.10", "10.96.0.10", "172.20.0.10", "192.168.0.10", "34.118.224.10", "fd00:10:96::a")
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_dns_is_reached_wherever_a_cluster_has_it(name: str) -> None:
+    addresses = ["169.254.20.10", "10.96.0.10", "172.20.0.10", "192.168.0.10", "fd00:10:96::a"]
+    addresses += ["34.118.224.10", "169.254.169.254"] if name == "gke" else []
     for address in addresses:  # a cache on the node, or kube-dns's own address, in IPv4 and IPv6
-        assert any(reaches(block, address) for block in blocks), address
-    for address in ("169.254.169.254", "fd00:ec2::254", "8.8.8.8"):
-        assert not any(reaches(block, address) for block in blocks), address
+        assert any(reaches(block, address) for block in dns_blocks(name)), address
+    others = ["8.8.8.8"] + ([] if name == "gke" else ["34.118.224.10"])
+    for address in others:
+        assert not any(reaches(block, address) for block in dns_blocks(name)), address
 
 
-def dns_peers() -> list[Object]:
-    policy = next(o for o in manifests("team/network-policies.yaml") if o["metadata"]["name"] == "dns")
-    return policy["spec"]["egress"][0]["to"]
+def dns_blocks(name: str) -> list[Object]:
+    """Ranges that every pod of the team reaches on port 53."""
+    rules = [
+        rule
+        for o in overlay(name)
+        if o["kind"] == "NetworkPolicy" and o["metadata"]["namespace"] == "vthink" and not o["spec"]["podSelector"]
+        for rule in o["spec"].get("egress", [])
+        if 53 in [port["port"] for port in rule.get("ports", [])]
+    ]
+    return [peer["ipBlock"] for rule in rules for peer in rule["to"] if "ipBlock" in peer]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_kfps_page_reaches_the_pods_that_show_artifacts(name: str) -> None:
+    policies = [o for o in overlay(name) if o["kind"] == "NetworkPolicy" and o["metadata"]["namespace"] == "vthink"]
+    from_kubeflow = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kubeflow"}}}
+    reached = {
+        app
+        for policy in policies
+        for wanted in policy["spec"]["podSelector"].get("matchExpressions", [])
+        if wanted["key"] == "app" and wanted["operator"] == "In"
+        if any(from_kubeflow in rule["from"] and "ports" not in rule for rule in policy["spec"].get("ingress", []))
+        for app in wanted["values"]
+    }
+    assert reached == {"ml-pipeline-ui-artifact", "ml-pipeline-visualizationserver"}
+
+
+def test_private_endpoints_are_reached_by_every_pod_once_their_policy_is_applied() -> None:
+    def reached(found: list[Object], address: str) -> bool:
+        return any(
+            reaches(peer["ipBlock"], address)
+            for o in found
+            if o["kind"] == "NetworkPolicy" and o["metadata"]["namespace"] == "vthink" and not o["spec"]["podSelector"]
+            for rule in o["spec"].get("egress", [])
+            if 443 in [port["port"] for port in rule.get("ports", [])]
+            for peer in rule["to"]
+            if "ipBlock" in peer
+        )
+
+    assert not reached(overlay("eks"), "10.20.40.1")
+    assert reached([*overlay("eks"), *objects("team/private-endpoints")], "10.20.40.1")

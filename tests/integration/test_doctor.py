@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -21,8 +22,9 @@ from vthink.components.common.storage.config import StorageConfig
 from vthink.components.common.tracking.config import TrackingConfig
 from vthink.pipelines.cli.main import app
 from vthink.pipelines.config import Config, load, to_yaml
-from vthink.pipelines.doctor import KINDS, RIGHTS, examine
+from vthink.pipelines.doctor import KINDS, RIGHTS, _finding, examine
 from vthink.pipelines.preflight.finding import Finding
+from vthink.pipelines.preflight.network import check_store
 from vthink.tests.fakes.admission import manifests
 from vthink.tests.fakes.kfp_server import API, KfpServer
 
@@ -36,6 +38,9 @@ NODES = "/api/v1/nodes?labelSelector=vthink.dev/pool=gpu"
 
 PRIORITIES = "/apis/kueue.x-k8s.io/v1beta2/workloadpriorityclasses"
 SERVING = "/apis/serving.kserve.io/v1alpha1/namespaces/team/servingruntimes"
+DNS = "/api/v1/namespaces/kube-system/services/kube-dns"
+POLICIES = "/apis/networking.k8s.io/v1/namespaces/team/networkpolicies"
+MESH = "/apis/security.istio.io/v1/namespaces/team/peerauthentications"
 REFUSED = "verbs that nobody is granted"
 
 
@@ -61,6 +66,9 @@ def healthy() -> dict[str, Any]:
         SERVING: {"items": [{"metadata": {"name": "vthink-vllm"}, "spec": {
             "protocolVersions": ["v1", "v2"], "supportedModelFormats": [{"name": "vLLM"}]}}]},
         REFUSED: [],
+        DNS: {"spec": {"clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"]}},
+        POLICIES: {"items": manifests("team/network-policies.yaml")},
+        MESH: 404,
     }  # fmt: skip
     for group, version, plural in KINDS:
         versions = answers.setdefault(f"/apis/{group}", {"versions": []})["versions"]
@@ -86,8 +94,10 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
         def do_POST(self) -> None:
             assert self.path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["spec"]["resourceAttributes"]
-            assert asked["namespace"] == "team"
-            allowed = f"{asked['verb']} {asked['resource']}" not in answers[REFUSED] and "*" not in answers[REFUSED]
+            resource = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
+            what = f"{asked['verb']} {resource}"
+            what = what if asked["namespace"] == "team" else f"{what} in {asked['namespace']}"
+            allowed = what not in answers[REFUSED] and "*" not in answers[REFUSED]
             self.answer(201, json.dumps({"status": {"allowed": allowed}}).encode())
 
         def answer(self, status: int, data: bytes) -> None:
@@ -143,12 +153,14 @@ def ill(found: dict[str, Finding]) -> dict[str, str]:
 
 def test_where_everything_is_there_every_line_is_ok(config: Config, cluster: dict[str, Any], kfp: KfpServer):
     found = findings(config, kfp)
-    of_pods = {"rows", "model"}  # which the cluster may reach, and this machine does not
+    # Which the cluster may reach, and this machine does not; and a store on this machine, which pods may not.
+    of_pods = {"rows", "model", "way to S3"}
     assert {s: f.detail for s, f in found.items() if f.verdict != "ok" and s not in of_pods} == {}
     assert {found[subject].verdict for subject in of_pods} == {"unknown"}
     assert list(found) == [
         "Kubeflow Pipelines", "cluster", *(f"CRD {plural}.{group}" for group, _, plural in KINDS), "queue gpu", "quota",
-        "nodes of pool gpu", "training runtime", "priority", "environment", "serving runtime", "KServe",
+        "nodes of pool gpu", "training runtime", "priority", "environment", "DNS",
+        "way to S3", "mesh", "serving runtime", "KServe",
         "rights to train", "rights to serve", "S3", "MLflow", "rows", "model",
     ]  # fmt: skip
     assert found["queue gpu"].detail == "1 admitted, 2 waiting"
@@ -247,7 +259,7 @@ def test_the_exit_code_says_whether_all_is_well(
     command = [sys.executable, "-m", "vthink.pipelines.cli.main", *options]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert all(line.startswith(("✓ ", "– rows", "– model")) for line in done.stdout.splitlines())
+    assert all(line.startswith(("✓ ", "– rows", "– model", "– way to S3")) for line in done.stdout.splitlines())
     cluster[RUNTIMES] = {"items": []}
     here = CliRunner(env=environment).invoke(app, options)
     assert here.exit_code == 1
@@ -277,3 +289,77 @@ def test_a_served_model_in_the_pool_of_training_is_pointed_out(config: Config, c
         launch = config.launch.model_copy(update={"pool": pools | {"deploy": pool}})
         found = findings(config.model_copy(update={"launch": launch}))
         assert found["serving pool"].verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "subject", "said"),
+    [
+        (DNS, {"spec": {"clusterIP": "34.118.224.10"}}, "DNS", 
+         "no policy of team lets every pod reach 34.118.224.10 on port 53"),
+        (DNS, 404, "DNS", "no Service kube-dns"),
+        (MESH, {"items": [{"metadata": {"name": "all"}, "spec": {"mtls": {"mode": "STRICT"}}}]}, "mesh",
+         "PeerAuthentication all of team asks for mTLS.*exempt ports 5000 and 8080"),
+    ],
+    ids=["a cloud's range", "no kube-dns", "a strict mesh"],
+)  # fmt: skip
+def test_what_policies_and_a_mesh_keep_from_pods_is_pointed_out(
+    config: Config, cluster: dict[str, Any], path: str, answer: Any, subject: str, said: str
+):
+    import re
+
+    cluster[path] = answer
+    found = findings(config)
+    assert found[subject].verdict == "unknown"
+    assert re.search(said, found[subject].detail)
+
+
+def test_a_mesh_that_exempts_our_ports_is_well(config: Config, cluster: dict[str, Any]):
+    exempt = {port: {"mode": "PERMISSIVE"} for port in ("5000", "8080")}
+    spec = {"mtls": {"mode": "STRICT"}, "portLevelMtls": exempt}
+    cluster[MESH] = {"items": [{"metadata": {"name": "all"}, "spec": spec}]}
+    cluster[MESH.replace("team", "istio-system")] = {"items": []}
+    assert findings(config)["mesh"].verdict == "ok"
+
+
+def test_s3_at_a_private_address_needs_a_policy(
+    config: Config, cluster: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    resolve = socket.getaddrinfo
+
+    def pretended(host: str, port: Any, *args: Any, **kwargs: Any) -> Any:
+        return resolve("10.20.40.5" if host == "s3.example.org" else host, port, *args, **kwargs)
+
+    monkeypatch.setattr("vthink.pipelines.preflight.network.socket.getaddrinfo", pretended)
+
+    store = StorageConfig(endpoint_url="https://s3.example.org", bucket="b")
+
+    def way() -> Finding:
+        return _finding("way", lambda: check_store(get, "team", store))
+
+    def get(path: str) -> Any:
+        return cluster[path]
+
+    assert way().verdict == "unknown"
+    assert "s3.example.org is 10.20.40.5 here" in way().detail
+    cluster[POLICIES]["items"] += manifests("team/private-endpoints/network-policy.yaml")
+    assert way().detail == "s3.example.org (10.20.40.5) on port 443"
+    cluster[POLICIES] = {"items": []}  # nothing is kept from anyone
+    assert way().verdict == "ok"
+
+
+def test_a_namespace_for_training_alone_is_looked_at_itself(config: Config, cluster: dict[str, Any]):
+    elsewhere = config.launch.cluster.model_copy(update={"namespace": "rdma"})
+    launch = config.launch.model_copy(update={"cluster": elsewhere})
+    there = {path.replace("/team/", "/rdma/"): copy.deepcopy(answer) for path, answer in cluster.items()}
+    cluster |= there
+    # The launcher's own run is not there, and the Role of k8s/cluster/rdma does not let it look.
+    cluster[REFUSED] = ["get workflows in rdma", "get pods in rdma"]
+    changed = config.model_copy(update={"launch": launch})
+    assert ill(findings(changed)) == {}
+    cluster["/api/v1/namespaces/rdma/configmaps"] = {"items": []}
+    cluster[REFUSED] = ["create trainjobs in rdma"]
+    found = ill(findings(changed))
+    assert "no ConfigMap vthink-env in rdma" in found["environment"]
+    assert "may not, in rdma: create trainjobs" in found["rights to train"]
+    assert set(found) == {"environment", "rights to train"}
+    assert "DNS of rdma" in findings(changed)

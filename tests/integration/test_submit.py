@@ -476,7 +476,12 @@ def test_commands_from_submission_to_the_end(
     assert len(listed) == 2
     assert "pending" in listed[0]
     assert "refused" in listed[1]
-    assert "✗ gate" in vthink("status", run_id)[1]
+    shown = vthink("status", run_id)[1]
+    assert "✗ gate" in shown
+    assert f"/#/runs/details/{run_id}" in shown
+    code, output = vthink("status", run_id, "--watch")  # to the end, which has come
+    assert code == 3
+    assert "✗ gate refused" in output
     stores = ["--set", f"storage.endpoint_url={s3.endpoint_url}", "--set", f"tracking.uri={tracking.uri}"]
     command = ["status", "--preset", "laptop", *stores, "--workspace", str(tmp_path / "workspace")]
     both = vthink(*command)[1].splitlines()
@@ -496,11 +501,12 @@ def test_a_mistake_is_one_line():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["status", "--watch"], "--watch follows one run"),
         (["submit", "--cron", "daily"], "expected five fields"),
         (["submit", "--cron", "0 3 * * *", "--wait"], "--cron starts runs later"),
         (["submit", "--every", "9"], "--every needs --when-data-changes"),
     ],
-    ids=["not a time", "options that exclude each other", "an option that needs another"],
+    ids=["no run to watch", "not a time", "options that exclude each other", "an option that needs another"],
 )
 def test_options_that_make_no_sense_are_the_user_s_mistake(arguments: list[str], message: str):
     with pytest.raises(UserError, match=message):
