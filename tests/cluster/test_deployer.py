@@ -476,12 +476,12 @@ def test_the_object_is_valid_to_the_letter_also_with_a_canary(crds: Path, case: 
 def test_what_training_saw_becomes_arguments(crds: Path) -> None:
     section = DeploymentConfig()
     arguments = vllm_arguments(TRAINED, section)
-    assert '--media-io-kwargs={"video":{"fps":2,"num_frames":16}}' in arguments
+    assert '--media-io-kwargs={"video":{"fps":2,"num_frames":16,"video_backend":"opencv"}}' in arguments
     assert '--mm-processor-kwargs={"max_pixels":100352,"min_pixels":3136}' in arguments
     assert arguments[-2:] == ["--allowed-media-domains", "none.invalid"]
     fixed = TrainedModel("compact/1", VIDEO, "qwen3_vl", CHAT_TEMPLATE)
     arguments = vllm_arguments(fixed, section)
-    assert '--media-io-kwargs={"video":{"num_frames":8}}' in arguments
+    assert '--media-io-kwargs={"video":{"num_frames":8,"video_backend":"opencv"}}' in arguments
     assert '--mm-processor-kwargs={"size":{"longest_edge":25088,"shortest_edge":3136}}' in arguments
     server = {"allow_http_media": True, "allowed_media_domains": ["media.example.org"]}
     arguments = vllm_arguments(TRAINED, DeploymentConfig.load({"server": server}))

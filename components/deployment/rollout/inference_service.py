@@ -60,12 +60,16 @@ def serving_template(model: TrainedModel) -> str:
 
 
 def vllm_arguments(model: TrainedModel, section: DeploymentConfig) -> list[str]:
-    """vLLM's arguments that make it sample, resize and ask as training did (spelling of vLLM 0.31; not run here). vLLM
-    takes at most so many frames at so many per second, evenly spread, as `VideoConfig` does; it knows no least number,
-    does not round to pairs, and does not recompress frames. What that changes shows in the smoke test."""
+    """vLLM's arguments that make it sample, resize and ask as training did (spelling of vLLM 0.31; not run here).
+
+    vLLM takes at most so many frames at so many per second, evenly spread; it rounds places down where `VideoConfig`
+    takes the nearest frame, knows no least number, does not round to pairs, and does not recompress frames. What that
+    changes shows in the smoke test."""
     video, server = model.video, section.server
     frames = video.num_frames or video.max_frames
-    sampling: dict[str, float] = {"num_frames": frames}
+    # Named outright: the loaders that vLLM 0.32 has for Qwen's processors go by frames per second, up to 768 of them,
+    # and do not look at num_frames.
+    sampling: dict[str, object] = {"num_frames": frames, "video_backend": "opencv"}
     if video.fps is not None:
         sampling["fps"] = video.fps
     pixels: dict[str, object] = {"min_pixels": video.min_pixels, "max_pixels": video.max_pixels}
