@@ -14,8 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 from ..common.answers.responses import Segment, parse_response
 from ..common.chat_endpoint.config import ChatEndpointConfig
-from ..common.chat_endpoint.endpoint import BlockingEndpoint, CallFailedError, ChatReply
+from ..common.chat_endpoint.endpoint import BlockingEndpoint, CallFailedError, ChatReply, EndpointUnusableError, is_vllm
 from ..common.chat_endpoint.media import data_url, media_part, text_part
+from ..common.errors import UserError
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
@@ -85,25 +86,34 @@ def served_endpoint(url: str, model: str = "") -> ChatEndpointConfig:
 
 def ask(
     endpoint: BlockingEndpoint, question: FileQuestion, sampling: Mapping[str, Any] | None = None,
-    on_delta: Callable[[str], object] | None = None, *, plain: bool = False,
+    on_delta: Callable[[str], object] | None = None, *, plain: bool | None = None,
 ) -> ServedAnswer:  # fmt: skip
     """Ask one question about one file.
 
     Args:
-        sampling: ``max_tokens``, ``temperature``, ``top_p``, ``seed``; without: the server's own.
+        sampling: ``max_tokens``, ``temperature``, ``top_p``, ``seed``; without: the server's own, but vLLM, which would
+            sample, is greedy as ours is.
         on_delta: called with each piece of the answer as it is generated.
         plain: the server lacks our extension (vLLM): options and problem type go to the chat template that
-            `rollout.inference_service.serving_template` gave it; a part of a video cannot be asked about.
+            `rollout.inference_service.serving_template` gave it; a part of a video cannot be asked about. None: the
+            server is asked what it is.
 
-    UserError: the file cannot be read. EndpointError: no server, a refusal, in its words, or an answer that broke off.
+    UserError: the file cannot be read, or a part of a video is asked about where only whole ones can be. EndpointError:
+    no server, a refusal, in its words, or an answer that broke off.
     """
     kind = question.kind or ("image" if question.path.suffix.lower() in _IMAGE_SUFFIXES else "video")
     content = [media_part(data_url(question.path, kind), kind), text_part(question.text)]
+    if plain is None:
+        plain = _serves_vllm(endpoint)
+    if plain and (question.start_s is not None or question.end_s is not None):
+        raise UserError(
+            f"{endpoint.config.url} is vLLM, which sees whole videos: ask without start and end, or cut the part"
+        )
     about: dict[str, object] = {"options": list(question.options) or None, "problem_type": question.problem_type}
     if not plain:
         about |= {"start_s": question.start_s, "end_s": question.end_s}
     extension = {key: value for key, value in about.items() if value is not None}
-    parameters = {"return_token_ids": True, **(sampling or {})}
+    parameters = {"return_token_ids": True, **({"temperature": 0} if plain else {}), **(sampling or {})}
     if extension or plain:
         parameters["chat_template_kwargs" if plain else "vthink"] = extension
     reply = endpoint.complete([{"role": "user", "content": content}], parameters, on_delta)
@@ -114,3 +124,10 @@ def ask(
     except ValidationError as error:
         words = f"{endpoint.config.url} does not answer like this package's server"
         raise CallFailedError(f"{words} (vthink: {error.errors(include_url=False)[0]['msg']})") from error
+
+
+def _serves_vllm(endpoint: BlockingEndpoint) -> bool:
+    try:
+        return is_vllm(endpoint.models()[0])
+    except EndpointUnusableError:  # it lists no models, so it is not vLLM; if it refuses us, the question says so
+        return False

@@ -136,7 +136,7 @@ def _deploy(
                     smoke = test.run(url)
                     question = test.ask_one(url) if smoke.passed else None
                     return Outcome(smoke=smoke, in_service=smoke.passed, question=question)
-            model = TrainedModel.read(storage, version.source)
+            model = TrainedModel.read(storage, version)
             cluster = Cluster.connect(context.launch.cluster.namespace)
             rollout = Rollout(cluster, section, context.launch, version, model)
             smoke, in_service = rollout.bring_into_service(test, hold)

@@ -25,6 +25,7 @@ from .smoke_test import SmokeTestResult
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
+DTYPE = "vthink.dtype"  # tag of a version: the type that evaluation computed in
 REPLACED = "vthink.replaced"  # tag of a version: the one that was in service before it
 
 
@@ -156,7 +157,7 @@ def register_model(run: str, config: str, model: str, evaluation: str, data: str
         "data_uri": data, "data_fingerprint": prepared.fingerprint, "git_commit": trained.git_commit or "",
         "run_id": context.run_id, "parent_run_id": context.parent_run_id or "",
     }  # fmt: skip
-    tags = {f"vthink.{name}": value for name, value in origin.items()}
+    tags = {f"vthink.{name}": value for name, value in origin.items()} | {DTYPE: evaluated.details.get("dtype", "")}
     # What a person compares versions by: the candidate's own measurements, those by problem type left out.
     figures = {k: v for k, v in evaluated.metrics.items() if k.startswith(f"evaluation/{trained.stage}/")}
     figures = {name: value for name, value in figures.items() if name.count("/") < 4}

@@ -166,6 +166,7 @@ class _Stage:
 
     def carry_out(self, prefix: str, identity: str, inputs: dict[str, str]) -> Manifest:
         """Measure, summarize, report and record."""
+        from ..common.model.load import best_device, pick_dtype
         from ..common.model.store import ensure_base_model, fetch_model
         from ..common.rows.prepared import PreparedSet
         from ..common.tracking.run import Tracker
@@ -263,7 +264,11 @@ class _Stage:
                 metrics=metrics,
                 files=files,
                 config=settings,
-                details={"candidate": result.candidate, "data_fingerprint": self.data.fingerprint},
+                details={
+                    "candidate": result.candidate,
+                    "data_fingerprint": self.data.fingerprint,
+                    "dtype": str(pick_dtype(self.model.dtype, best_device())).removeprefix("torch."),
+                },
                 mlflow_run_id=tracker.run_id,
                 seconds=seconds,
             )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ..common.chat_endpoint.config import ChatEndpointConfig
-from ..common.chat_endpoint.endpoint import BlockingEndpoint, EndpointError
+from ..common.chat_endpoint.endpoint import BlockingEndpoint, EndpointError, is_vllm
 from ..common.chat_endpoint.media import DataUrls, media_part, text_part
 from ..common.errors import UserError
 from ..common.model.config import ModelConfig
@@ -164,7 +164,8 @@ API_KEY = "VTHINK_API_KEY"  # environment variable with the key that an endpoint
 class EndpointModel:
     """A model of an OpenAI-compatible server, which is sent the video file with every question. This package's own
     server puts the question into the prompt that its model was trained with; any other is sent the whole prompt of
-    ``model.prompt``."""
+    ``model.prompt``. vLLM is told that it is whole: the chat template that a deployment of ours gives it leaves it as
+    it is then, and another does not look."""
 
     video: VideoConfig | None = None
 
@@ -185,7 +186,7 @@ class EndpointModel:
             served = endpoint.models()[0]
         name = str(served.get("id"))
         own = served.get("vthink") if served.get("owned_by") == "vthink" else None
-        self._is_ours = isinstance(own, Mapping)
+        self._is_ours, self._is_vllm = isinstance(own, Mapping), is_vllm(served)
         limit = own.get("max_new_tokens") if isinstance(own, Mapping) else None
         if isinstance(limit, int) and limit < config.max_new_tokens:
             raise UserError(
@@ -259,6 +260,8 @@ class EndpointModel:
             about: dict[str, Any] = {"options": list(sample.options), "problem_type": sample.problem_type}
             about |= {"start_s": media.start_s, "end_s": media.end_s}
             parameters |= {"vthink": {name: value for name, value in about.items() if value}, "return_token_ids": True}
+        if self._is_vllm:
+            parameters |= {"chat_template_kwargs": {"whole_prompt": True}, "return_token_ids": True}
         return parameters
 
 

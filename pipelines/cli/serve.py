@@ -89,7 +89,7 @@ def deploy(
         if not dry_run:
             _deploy(opened, registered, hold)
             return
-        model = TrainedModel.read(opened.storage, registered.source)
+        model = TrainedModel.read(opened.storage, registered)
         body = inference_service(registered, model, opened.config.deployment, opened.config.launch)
         if output == "json":
             echo(json.dumps(body, indent=2, ensure_ascii=False))

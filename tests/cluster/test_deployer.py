@@ -476,16 +476,35 @@ def test_the_object_is_valid_to_the_letter_also_with_a_canary(crds: Path, case: 
 def test_what_training_saw_becomes_arguments(crds: Path) -> None:
     section = DeploymentConfig()
     arguments = vllm_arguments(TRAINED, section)
-    assert '--media-io-kwargs={"video":{"fps":2,"num_frames":16}}' in arguments
+    assert '--media-io-kwargs={"video":{"fps":2,"num_frames":16,"video_backend":"opencv"}}' in arguments
     assert '--mm-processor-kwargs={"max_pixels":100352,"min_pixels":3136}' in arguments
     assert arguments[-2:] == ["--allowed-media-domains", "none.invalid"]
     fixed = TrainedModel("compact/1", VIDEO, "qwen3_vl", CHAT_TEMPLATE)
     arguments = vllm_arguments(fixed, section)
-    assert '--media-io-kwargs={"video":{"num_frames":8}}' in arguments
+    assert '--media-io-kwargs={"video":{"num_frames":8,"video_backend":"opencv"}}' in arguments
     assert '--mm-processor-kwargs={"size":{"longest_edge":25088,"shortest_edge":3136}}' in arguments
     server = {"allow_http_media": True, "allowed_media_domains": ["media.example.org"]}
     arguments = vllm_arguments(TRAINED, DeploymentConfig.load({"server": server}))
     assert arguments[-2:] == ["--allowed-media-domains", "media.example.org"]
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "settings", "dtype"),
+    [
+        ("float32", {}, "float32"),
+        ("float32", {"server": {"dtype": "bfloat16"}}, "bfloat16"),
+        ("", {}, "bfloat16"),  # of a version from before it was recorded: what a GPU's `auto` is
+        ("", {"kserve": {"gpus": 0}}, "float32"),
+    ],
+)
+def test_vllm_computes_in_the_type_of_evaluation(
+    storage: Storage, tmp_path: Path, evaluated: str, settings: dict[str, Object], dtype: str
+) -> None:
+    source = join(storage.config.root_uri, "m/")
+    write_model(storage, source, tmp_path / "m")
+    version = VERSION.model_copy(update={"source": source, "tags": {"vthink.dtype": evaluated}})
+    arguments = vllm_arguments(TrainedModel.read(storage, version), DeploymentConfig.load(settings))
+    assert [a for a in arguments if a.startswith("--dtype")] == [f"--dtype={dtype}"]
 
 
 def test_replicas_of_a_canary_are_fixed_and_scaling_is_by_requests_in_work(crds: Path) -> None:
@@ -548,12 +567,13 @@ def test_a_damaged_model_folder_is_one_line(
 ) -> None:
     source = join(storage.config.root_uri, "m/")
     write_model(storage, source, tmp_path / "m")
-    assert TrainedModel.read(storage, source).video == VIDEO
+    version = VERSION.model_copy(update={"source": source})
+    assert TrainedModel.read(storage, version).video == VIDEO
     for name, data in damage.items():
         if data is None:
             storage.delete(source + name)
         else:
             storage.write_bytes(source + name, data)
     with pytest.raises(UserError, match=words) as caught:
-        TrainedModel.read(storage, source)
+        TrainedModel.read(storage, version)
     assert "\n" not in str(caught.value)

@@ -1,7 +1,4 @@
-"""What our clients send to a vLLM that has our chat template comes to the prompt that the model was trained with.
-
-Each expected failure names the fault of the first comparison with vLLM 0.32 (2026-12-01) that it waits for.
-"""
+"""What our clients send to a vLLM that has our chat template comes to the prompt that the model was trained with."""
 
 from __future__ import annotations
 
@@ -58,19 +55,8 @@ def sent(client: Client, path: Path, prompt: str) -> dict[str, Any]:
         return next(request for request in server.requests if "messages" in request)
 
 
-def failing(client: Client, prompt: str, reason: str) -> Any:
-    return pytest.param(client, prompt, marks=pytest.mark.xfail(strict=True, reason=reason))
-
-
-@pytest.mark.parametrize(
-    ("client", "prompt"),
-    [
-        *((ask_plainly, prompt) for prompt in PROMPTS),
-        *(failing(ask_as_a_user, prompt, "V4: the options are lost") for prompt in PROMPTS),
-        (evaluate, "compact/1"),
-        *(failing(evaluate, prompt, "V5: the template adds its suffixes again") for prompt in PROMPTS[1:]),
-    ],
-)
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("client", [ask_plainly, ask_as_a_user, evaluate])
 def test_the_prompt_is_that_of_training(
     policy: tuple[Any, ChatEncoder], family: str, files: list[Path], client: Client, prompt: str
 ) -> None:

@@ -288,6 +288,11 @@ def _retry_after_s(value: str | None) -> float:
         return 0.0
 
 
+def is_vllm(model: Fields) -> bool:
+    """Whether a server's entry for a model (`ChatEndpoint.models`) is vLLM's; compared with 0.32, 2026-12-01."""
+    return model.get("owned_by") == "vllm"
+
+
 @contextlib.contextmanager
 def _chat_completion() -> Iterator[None]:
     """What reading something else raises becomes an error of the attempt."""

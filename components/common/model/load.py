@@ -51,6 +51,11 @@ class LoadedModel:
         return torch.device(next(self.model.parameters()).device)
 
 
+def best_device() -> torch.device:
+    """The accelerator if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """``auto`` is bfloat16 where the accelerator computes in it, else float32."""
     if dtype == "auto":
@@ -69,7 +74,7 @@ def load_model(folder: Path, dtype: str = "auto", attention: str = "sdpa") -> Lo
 
     check_folder(folder)
     card = ModelCard.read(folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
             folder,

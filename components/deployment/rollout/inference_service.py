@@ -16,27 +16,30 @@ from ...common.storage.s3 import Storage
 from ...common.video.config import VideoConfig
 from ..ask import API_KEY
 from ..config import DeploymentConfig
-from ..registry import RegisteredVersion
+from ..registry import DTYPE, RegisteredVersion
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """What serving must know of a model folder; ``family`` is its ``model_type``."""
+    """What serving must know of a model folder; ``family`` is its ``model_type``, ``dtype`` the type that evaluation
+    computed in (empty: unknown)."""
 
     prompt: Prompt
     video: VideoConfig
     family: str
     chat_template: str
+    dtype: str = ""
 
     @classmethod
-    def read(cls, storage: Storage, source: str) -> Self:
-        """Read it from a model folder in the store. UserError: a file is missing or damaged."""
+    def read(cls, storage: Storage, version: RegisteredVersion) -> Self:
+        """Read it from a version's folder in the store. UserError: a file is missing or damaged."""
+        source = version.source
         try:
             card = ModelCard.load(storage.read_json(join(source, CARD)), join(source, CARD))
             config = storage.read_json(join(source, "config.json"))
             template = storage.read_bytes(join(source, "chat_template.jinja")).decode()
             get_template(card.prompt)
-            return cls(card.prompt, card.video, str(config["model_type"]), template)
+            return cls(card.prompt, card.video, str(config["model_type"]), template, version.tags.get(DTYPE, ""))
         except UserError as error:
             raise UserError(f"{source} cannot be served: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
@@ -48,7 +51,7 @@ def serving_template(model: TrainedModel) -> str:
 
     Around the model's own template it sets the system message, puts the media before the words, letters the options,
     and appends what the prompt template says for the problem type. A request may give ``options`` and
-    ``problem_type`` in its ``chat_template_kwargs``."""
+    ``problem_type`` in its ``chat_template_kwargs``; with ``whole_prompt`` its messages are left as they are."""
     template = get_template(model.prompt)
     texts = {"system": template.system or "", "suffix": template.suffix, "hints": template.type_hints}
     head = "".join(f"{{%- set vt_{name} = {json.dumps(value)} %}}" for name, value in texts.items())
@@ -57,12 +60,16 @@ def serving_template(model: TrainedModel) -> str:
 
 
 def vllm_arguments(model: TrainedModel, section: DeploymentConfig) -> list[str]:
-    """vLLM's arguments that make it sample, resize and ask as training did (spelling of vLLM 0.31; not run here). vLLM
-    takes at most so many frames at so many per second, evenly spread, as `VideoConfig` does; it knows no least number,
-    does not round to pairs, and does not recompress frames. What that changes shows in the smoke test."""
+    """vLLM's arguments that make it sample, resize and ask as training did (spelling of vLLM 0.31; not run here).
+
+    vLLM takes at most so many frames at so many per second, evenly spread; it rounds places down where `VideoConfig`
+    takes the nearest frame, knows no least number, does not round to pairs, and does not recompress frames. What that
+    changes shows in the smoke test."""
     video, server = model.video, section.server
     frames = video.num_frames or video.max_frames
-    sampling: dict[str, float] = {"num_frames": frames}
+    # Named outright: the loaders that vLLM 0.32 has for Qwen's processors go by frames per second, up to 768 of them,
+    # and do not look at num_frames.
+    sampling: dict[str, object] = {"num_frames": frames, "video_backend": "opencv"}
     if video.fps is not None:
         sampling["fps"] = video.fps
     pixels: dict[str, object] = {"min_pixels": video.min_pixels, "max_pixels": video.max_pixels}
@@ -76,9 +83,9 @@ def vllm_arguments(model: TrainedModel, section: DeploymentConfig) -> list[str]:
         "generation-config": "vllm",  # the folder's own may penalise repetition, which evaluation did not
         "chat-template-content-format": "openai",
         "chat-template": serving_template(model),
+        # Without, vLLM serves a float32 model in bfloat16, whatever evaluation computed in.
+        "dtype": _dtype(model, section),
     }
-    if server.dtype != "auto":
-        arguments["dtype"] = server.dtype
     if section.kserve.gpus > 1:
         arguments["tensor-parallel-size"] = str(section.kserve.gpus)
     # KServe reads arguments as a Go template: braces of ours are quoted for it, and are themselves again in the pod.
@@ -86,6 +93,13 @@ def vllm_arguments(model: TrainedModel, section: DeploymentConfig) -> list[str]:
     domains = server.allowed_media_domains if server.allow_http_media else ()
     # Without any domain vLLM would fetch media from everywhere; this one cannot exist (RFC 2606).
     return [*line, "--allowed-media-domains", *([domain.lstrip(".") for domain in domains] or ["none.invalid"])]
+
+
+def _dtype(model: TrainedModel, section: DeploymentConfig) -> str:
+    """The configuration's, else evaluation's, else what ``auto`` means on such a machine (`ServerConfig.dtype`)."""
+    if section.server.dtype != "auto":
+        return section.server.dtype
+    return model.dtype or ("bfloat16" if section.kserve.gpus else "float32")
 
 
 def predictor(

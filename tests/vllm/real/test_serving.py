@@ -26,19 +26,19 @@ GREEDY_CALL = {"temperature": 0, "max_tokens": GREEDY.max_new_tokens}
 @pytest.fixture(scope="session")
 def trained(family: str, policy: tuple[Any, ChatEncoder]) -> TrainedModel:
     encoder = policy[1]
-    return TrainedModel("compact/1", encoder.video, family, encoder.processor.chat_template)
+    return TrainedModel("compact/1", encoder.video, family, encoder.processor.chat_template, "float32")
 
 
 @pytest.fixture(scope="session")
 def served(trained: TrainedModel, policy: Any, tmp_path_factory: Any) -> Iterator[str]:
-    """The server, with what our arguments leave out so far: the type (V2)."""
+    """The server."""
     arguments = [argument.replace("{{`{{`}}", "{{") for argument in vllm_arguments(trained, DeploymentConfig())]
     arguments = [a if not a.startswith("--max-model-len") else "--max-model-len=1024" for a in arguments]
     log = tmp_path_factory.mktemp("log") / "vllm.log"
     with pytest.MonkeyPatch.context() as environment:
         for name, value in ENGINE.items():
             environment.setenv(name, value)
-        with real_server(policy[0].name_or_path, [*arguments, "--enforce-eager", "--dtype=float32"], log) as url:
+        with real_server(policy[0].name_or_path, [*arguments, "--enforce-eager"], log) as url:
             yield url
 
 
@@ -54,11 +54,6 @@ def answers(url: str, items: list[Item], **how: Any) -> list[list[int]]:
     return [list(reply.token_ids or ()) for reply in replies]
 
 
-@pytest.mark.xfail(strict=True, reason="V2: no --dtype, so a float32 model is served in bfloat16")
-def test_the_type_is_that_of_evaluation(trained: TrainedModel) -> None:
-    assert any(argument.startswith("--dtype") for argument in vllm_arguments(trained, DeploymentConfig()))
-
-
 @pytest.mark.xfail(strict=True, reason="V3: target_size rounds otherwise than smart_resize, and PIL resizes otherwise")
 def test_original_stills_get_the_same_tokens(served: str, items: list[Item], expected: list[list[int]]) -> None:
     ours = [(item, ids) for item, ids in zip(items, expected, strict=True) if item.clip.kind == "image"]
@@ -71,7 +66,6 @@ def test_original_videos_get_the_same_tokens(served: str, items: list[Item], exp
     assert answers(served, [item for item, _ in ours], sampling=GREEDY_CALL, plain=True) == [ids for _, ids in ours]
 
 
-@pytest.mark.xfail(strict=True, reason="V4: the options are lost, and it samples")
 def test_a_question_with_options_asked_without_knowing_the_server_is_the_same_question(
     served: str, items: list[Item], expected: list[list[int]]
 ) -> None:

@@ -82,13 +82,39 @@ def test_a_server_without_our_extension_gets_options_for_its_template(
     other: ChatServer, video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VTHINK_API_KEY", "right")
-    more = {"options": ["x", "y"], "problem_type": "multiple_choice", "start_s": 1.0}
+    more = {"options": ["x", "y"], "problem_type": "multiple_choice"}
     assert ask_about(other.url, video, "Which?", plain=True, model="vthink", **more).view.answer == "7"
     body = other.requests[0]
     assert body["chat_template_kwargs"] == {"options": ["x", "y"], "problem_type": "multiple_choice"}
     assert body["model"] == "vthink"
     assert "vthink" not in body
     assert other.headers[0]["Authorization"] == "Bearer right"
+
+
+@pytest.mark.parametrize(("owner", "name"), [("vllm", "chat_template_kwargs"), ("someone", "vthink")])
+def test_a_server_is_asked_as_what_it_says_it_is(other: ChatServer, video: Path, owner: str, name: str) -> None:
+    models = {"data": [{"id": "m", "owned_by": owner}]}
+    other.reply = lambda request: Answer(body=completion("x") if "messages" in request else models)
+    ask_about(other.url, video, "Which?", plain=None, options=["x", "y"])
+    body = other.requests[-1]
+    assert body[name] == {"options": ["x", "y"]}
+    assert body.get("temperature") == (0 if owner == "vllm" else None)  # vLLM would sample
+    ask_about(other.url, video, "Which?", {"temperature": 0.7}, plain=None)
+    assert other.requests[-1]["temperature"] == 0.7
+
+
+def test_a_server_that_lists_no_models_is_not_taken_for_vllm(other: ChatServer, video: Path) -> None:
+    other.reply = lambda request: (
+        Answer(body=completion("x")) if "messages" in request else Answer(404, {"error": "no"})
+    )
+    ask_about(other.url, video, "Which?", plain=None, options=["x", "y"])
+    assert other.requests[-1]["vthink"] == {"options": ["x", "y"]}
+
+
+def test_vllm_is_not_asked_about_the_whole_where_a_part_is_meant(other: ChatServer, video: Path) -> None:
+    with pytest.raises(UserError, match="sees whole videos"):
+        ask_about(other.url, video, plain=True, start_s=1.0)
+    assert not other.requests
 
 
 @pytest.mark.parametrize(

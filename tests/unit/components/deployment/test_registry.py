@@ -83,6 +83,7 @@ def manifests(storage: Storage, folder: Path, complete: bool = True) -> dict[str
             }
             if stage == "evaluate"
             else {},
+            details={"dtype": "float32"} if stage == "evaluate" else {},
         )
         uris[stage] = manifest.write(storage)
     if complete:
@@ -106,6 +107,7 @@ def test_stage_registers_with_the_way_back_to_the_data(context: RunContext, stor
     assert version.tags["vthink.data_uri"] == uris["prepare"]
     assert version.tags["vthink.evaluation_uri"] == uris["evaluate"]
     assert version.tags["vthink.fingerprint"] == "g" * 16
+    assert version.tags["vthink.dtype"] == "float32"
     assert version.tags["metric.evaluation/grpo/ordered/accuracy"] == "0.75"
     assert not any("ocr" in tag or "base" in tag for tag in version.tags)
     assert register_model(*arguments) == uri

@@ -100,6 +100,7 @@ def test_every_model_answers_every_item_under_every_condition(stage, evaluated):
             assert sorted(asked) == sorted(expected)
             assert result["models"][model][frames]["accuracy"]["n"] == len(expected)
     assert evaluated.counts["failed"] == 0
+    assert evaluated.details["dtype"] == "float32"  # on a CPU
     assert evaluated.counts["asked"] == len(items)
     assert all(row["token_ids"] and len(row["token_ids"]) <= 12 for row in items)
     assert {"direction", "ocr"} <= set(result["models"]["sft"]["ordered"]["by_kind"])
