@@ -35,7 +35,7 @@ class RowCensus:
     no_response: list[int] = field(default_factory=list)  # lines of those from which SFT can write no response
     with_evidence: int = 0
     with_reasoning: int = 0
-    files: dict[str, str] = field(default_factory=dict)  # the split that each video or image had in the file
+    files: dict[str, str] = field(default_factory=dict)  # the split that each video or image, by its `media_name`, had in the file
     images: int = 0
 
     @property
@@ -44,13 +44,13 @@ class RowCensus:
         response = self.config.sft.response
         return get_template(self.config.model.prompt).answer_format if response == "auto" else response
 
-    def add(self, line: int, row: Sample) -> None:
-        """Count a good row."""
-        self.files[row.media.uri] = row.split
+    def add(self, line: int, row: Sample, name: str) -> None:
+        """Count a good row. ``name``: its medium's `media_name`."""
+        self.files[name] = row.split
         self.with_evidence += bool(row.evidence)
         self.with_reasoning += bool(row.reasoning)
         self.images += row.media.kind == "image"
-        if excluding_setting(sample := hold_out(row, self.config.data.holdout), self.config.data):
+        if excluding_setting(sample := hold_out(row, self.config.data.holdout, name), self.config.data):
             return
         self.rows[sample.split] += 1
         self.kinds.setdefault(sample.split, Counter())[str(sample.metadata.get("kind", ""))] += 1
@@ -86,13 +86,13 @@ def count_rows(config: Config, storage: Storage | None = None) -> tuple[FileRepo
 def holdout_shares(files: Mapping[str, str], wanted: Collection[str]) -> dict[str, float] | None:
     """The shares of `DataPrepConfig.holdout` that give each of these splits some of the training videos: at least five
     of them, or a tenth where there are fewer than fifty. None: there are too few videos to share."""
-    training = [uri for uri, split in files.items() if split == "train"]
+    training = [name for name, split in files.items() if split == "train"]
     least = max(1, min(5, len(training) // 10))
     for share in _SHARES:
         shares = dict.fromkeys(sorted(wanted), share)
         if sum(shares.values()) >= 0.7:
             return None
-        drawn = Counter(held_out(uri, shares) for uri in training)
+        drawn = Counter(held_out(name, shares) for name in training)
         if all(drawn[split] >= least for split in wanted) and drawn["train"] >= least:
             return shares
     return None
