@@ -1,5 +1,4 @@
-"""Whether the gate's rules can be judged, and public benchmarks asked: from the rows and folders, before anything is
-trained."""
+"""Whether the gate's rules can be judged, public benchmarks asked and rewards imported, before anything is trained."""
 
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from ...components.evaluation.benchmarks.registry import find_benchmark
 from ...components.evaluation.conditions import CONDITIONS, ORDERED
 from ...components.evaluation.metrics import METRICS, Response
 from ...components.evaluation.rules import GateRule
+from ...components.grpo.rewards import reward_functions
 from ..config import Config
 
 _REMEDY = "leave the rule out of evaluation.gate, or change it"
@@ -77,6 +77,11 @@ def _is_about(rule: GateRule, row: Sample) -> bool:
 
 def _applies(name: str, response: Response) -> bool:
     return name not in METRICS or METRICS.get(name).measure(response) is not None
+
+
+def check_rewards(config: Config) -> str:
+    """The rewards of one's own: that they can be imported here."""
+    return ", ".join(reward_functions(config.grpo.reward_config))
 
 
 def check_benchmarks(config: Config, storage: Storage | None) -> str:
