@@ -1,5 +1,5 @@
-"""The form of Kubeflow Pipelines' page for a new run: a field for what one usually changes, laid on the settings that the
-pipeline was compiled with."""
+"""The form of Kubeflow Pipelines' page for a new run: a field for what one usually changes, laid on the settings that
+the pipeline was compiled with."""
 
 import json
 from collections.abc import Mapping

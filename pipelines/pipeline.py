@@ -86,8 +86,8 @@ def begin(
     [("run", str), ("model", str), ("video", str), ("data", str), ("sft", str), ("grpo", str), ("evaluation", str),
      ("deployment", str)],
 ):  # fmt: skip
-    """Lay what was filled into KFP's form on the settings, and begin the pipeline's run in MLflow: the run's context with
-    it, and the sections."""
+    """Lay what was filled into KFP's form on the settings, and begin the pipeline's run in MLflow: the run's context
+    with it, and the sections."""
     from vthink.components.common.tracking.pipeline import begin_pipeline
     from vthink.pipelines.form import fill_in
 
@@ -247,8 +247,8 @@ def for_cluster(config: Config) -> Config:
 
 
 def arguments(config: Config, context: RunContext) -> dict[str, str | int | bool]:
-    """The arguments: the run's context, each stage's section and the whole configuration, as JSON, and what the fields of
-    the form show. Each is one line, because KFP's compiler writes defaults into a comment of one line."""
+    """The arguments: the run's context, each stage's section and the whole configuration, as JSON, and what the fields
+    of the form show. Each is one line, because KFP's compiler writes defaults into a comment of one line."""
     sections = {"run": context, **{name: getattr(config, name) for name in SECTIONS}, "config": config}
     return {**{name: section.to_json() for name, section in sections.items()}, **shown(config)}
 

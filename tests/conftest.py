@@ -134,8 +134,8 @@ def prepared(small_world: str, s3: StorageConfig, tmp_path: Path) -> PreparedSet
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Where nothing may be left out (``VTHINK_REQUIRE_ALL=1``, as in CI), a skipped test has failed. One that failed as expected
-    was not left out."""
+    """Where nothing may be left out (``VTHINK_REQUIRE_ALL=1``, as in CI), a skipped test has failed. One that failed as
+    expected was not left out."""
     report = yield
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("VTHINK_REQUIRE_ALL") == "1":
         report.outcome = "failed"

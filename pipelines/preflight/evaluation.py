@@ -53,12 +53,11 @@ class GateCensus:
                     f"{key}: {what} nothing can be asked of {len(self._videos)} videos in the split '{self._split}' "
                     f"({needed} or more); {_REMEDY}"
                 )
-            elif rule.other_model or rule.other_condition:
-                if len(self._media) < 2:
-                    yield (
-                        f"{key}: a comparison needs two videos or more, and the split '{self._split}' has "
-                        f"{len(self._media)}; hold more of them out (data.holdout), or {_REMEDY}"
-                    )
+            elif (rule.other_model or rule.other_condition) and len(self._media) < 2:
+                yield (
+                    f"{key}: a comparison needs two videos or more, and the split '{self._split}' has "
+                    f"{len(self._media)}; hold more of them out (data.holdout), or {_REMEDY}"
+                )
             if number in self._unmeasured and not (rule.by_kind or rule.by_type):
                 yield f"{key}: {rule.metric} applies to no row of the split '{self._split}'; {_REMEDY}"
 

@@ -34,7 +34,7 @@ def _shape(config: Config) -> Shape:
 
 
 def check_model(config: Config, storage: Storage | None) -> str:
-    """The base model: that it can be reached, is of a known family, and takes frames of the sizes that there will be."""
+    """The base model: that it can be reached, is of a known family, and takes frames of the size there will be."""
     told = _reach_model(config, storage)
     with suppress(ConfigError):
         shape = _shape(config)
@@ -94,7 +94,9 @@ def check_accelerators(config: Config, stages: Collection[Stage]) -> str:
         raise UserError(f"launch.nodes={config.launch.nodes}, and this is one machine; {settings('launch.nodes=1')}")
     vllm = config.grpo.vllm if "grpo" in training else None
     if vllm is not None and vllm.mode == "colocate" and find_spec("vllm") is None:
-        raise UserError(f"grpo.vllm needs vLLM, which is not installed here; {settings('grpo.vllm=null')}, or install it")
+        raise UserError(
+            f"grpo.vllm needs vLLM, which is not installed here; {settings('grpo.vllm=null')}, or install it"
+        )
     try:
         shape = _shape(config)
     except ConfigError as error:

@@ -36,7 +36,9 @@ class RowCensus:
     no_response: list[int] = field(default_factory=list)  # lines of those from which SFT can write no response
     with_evidence: int = 0
     with_reasoning: int = 0
-    files: dict[str, str] = field(default_factory=dict)  # the split that each video or image, by its `media_name`, had in the file
+    files: dict[str, str] = field(
+        default_factory=dict
+    )  # the split that each video or image, by its `media_name`, had in the file
     images: int = 0
     groups: Counter[str] = field(default_factory=Counter)  # training rows by group of `DataPrepConfig.weights`
     gate: GateCensus = field(init=False)  # of the rows that are evaluated

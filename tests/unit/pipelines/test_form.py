@@ -37,7 +37,12 @@ def test_a_form_that_is_left_as_it_is_changes_nothing(preset: str) -> None:
 def test_each_field_changes_its_setting_and_no_other() -> None:
     form = submitted(for_cluster(load("laptop")))
     before = filled(form)
-    changes = {"rows": "s3://b/rows.jsonl", "base_model": "Qwen/Qwen2.5-VL-3B-Instruct", "sft_steps": 7, "grpo_steps": 8}
+    changes = {
+        "rows": "s3://b/rows.jsonl",
+        "base_model": "Qwen/Qwen2.5-VL-3B-Instruct",
+        "sft_steps": 7,
+        "grpo_steps": 8,
+    }
     for name, value in changes.items():
         section, key = FIELDS[name]
         after = filled(form, **{name: value})

@@ -114,13 +114,13 @@ CASES = {
     "columns": Case("no column 'film'", "data.columns={video: film}", stage=read),
     "format": Case("no format fits", row={"a": 1}, text='{"a": 1}\n', stage=read),
     "no rows": Case("there are no rows in it", text="", rows=0),
-    "damaged list": Case("a JSON list cannot be read beyond a mistake", name="rows.json", text='[{"path": "0.mp4"', stage=read),
+    "damaged list": Case("a JSON list cannot be read beyond", name="rows.json", text='[{"path": "0.mp4"', stage=read),
     "parquet": Case("not a readable Parquet file", name="rows.parquet", text="PAR", stage=read),
     # the rows
     "bad rows": Case("rows cannot be used", row={"question": "?"}),
     "missing media": Case("40 of 40 rows cannot be used", row={**ROW, "path": "none.mp4"}),
     "weights": Case("no training row of", "data.weights={mine: 1}", stage=mixture),
-    "pass rate": Case("no row is in the split 'train'", "data.min_pass_rate=0.5", row={**ROW, "metadata": {"pass_rate": 0}}),
+    "pass rate": Case("in the split 'train'", "data.min_pass_rate=0.5", row={**ROW, "metadata": {"pass_rate": 0}}),
     "split": Case("no row is in the split 'validation'", "data.holdout={validation: 0, test: 0.2}"),
     "evaluated split": Case("no row is in the split 'quiz'", "evaluation.split=quiz"),
     "reasoning": Case("SFT can write no video_r1 response", row=PLAIN, stage=write_all),
@@ -128,8 +128,8 @@ CASES = {
     "images": Case("sft.images=false leaves no training row", "sft.images=false", suffix="png"),
     "rule's kind": Case("no row of the split 'test' is of the kind ocr",
                         "evaluation.gate=[{metric: accuracy, by_kind: ocr, above: base}]"),
-    "rule's condition": Case("nothing can be asked of 0 videos", "evaluation.conditions=[shuffled]", suffix="png",
-                             *["evaluation.gate=[{metric: accuracy, above: shuffled}]"]),
+    "rule's condition": Case("nothing can be asked of 0 videos", "evaluation.conditions=[shuffled]",
+                             "evaluation.gate=[{metric: accuracy, above: shuffled}]", suffix="png"),
     "rule's metric": Case("miou applies to no row", "evaluation.gate=[{metric: miou, at_least: 0.1}]"),
     "rule's videos": Case("a comparison needs two videos", "evaluation.gate=[{metric: accuracy, above: base}]",
                           "data.holdout={}", rows=3,
@@ -181,7 +181,9 @@ def test_preflight_tells_what_a_stage_would_have_raised(name: str, folder: Path)
 
 
 def test_rows_and_settings_without_a_mistake_are_told_nothing(folder: Path) -> None:
-    rules = "[{metric: accuracy, above: base}, {metric: accuracy, above: shuffled}, {metric: format_rate, at_least: 0.9}]"
+    rules = (
+        "[{metric: accuracy, above: base}, {metric: accuracy, above: shuffled}, {metric: format_rate, at_least: 0.9}]"
+    )
     case = Case("", f"evaluation.gate={rules}", "evaluation.conditions=[shuffled]", "data.weights={'*': 1}")
     assert case.told(folder)[1] == []
 
