@@ -83,8 +83,9 @@ def test_a_run_is_readable_at_60_80_and_150_columns(terminals: Screens, tmp_path
     failed["grpo"].status, failed["grpo"].line = "failed", "grpo: step 31: the loss is not finite, " + "and so on " * 20
     ProgressFile(tmp_path, "my-1").update(failed)  # type: ignore[arg-type]
     for width, lines in when(terminals, lambda lines: any("✗ grpo" in line for line in lines)).items():
-        assert len(lines) == len(STAGES)
+        assert [line.split()[1] for line in lines] == list(STAGES), lines
         assert max(map(len, lines)) <= width
+        assert "grpo: step 31: the loss" in lines[STAGES.index("grpo")]
 
 
 def test_a_line_that_is_folded_would_be_noticed(terminals: Screens) -> None:
