@@ -93,9 +93,10 @@ def begin(
 
     sections = {"model": model, "video": video, "data": data, "sft": sft, "grpo": grpo}
     sections |= {"evaluation": evaluation, "deployment": deployment}
-    fields = {"preset": preset, "rows": rows, "base_model": base_model, "sft_steps": sft_steps}
-    fields |= {"grpo_steps": grpo_steps, "training_pool": training_pool}
-    filled = fill_in(run, config, sections, {**fields, "train_sft": train_sft, "train_grpo": train_grpo})
+    fields: dict[str, str | int | bool] = {"preset": preset, "rows": rows, "base_model": base_model}
+    fields |= {"sft_steps": sft_steps, "grpo_steps": grpo_steps, "training_pool": training_pool}
+    fields |= {"train_sft": train_sft, "train_grpo": train_grpo}
+    filled = fill_in(run, config, sections, fields)
     return (begin_pipeline(filled["run"], filled["config"]), *(filled[name] for name in sections))
 
 
