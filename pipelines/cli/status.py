@@ -66,7 +66,7 @@ def watch(workspace: Folder = WORKSPACE) -> None:
                 break
             time.sleep(_WATCH_EVERY_S)
     if last is not None:
-        console.print(run_state(workspace, *last), markup=False)
+        console.print(run_state(workspace, *last), markup=False, soft_wrap=True)
 
 
 def _print_here(console: Console, workspace: Path) -> None:
@@ -77,7 +77,7 @@ def _print_here(console: Console, workspace: Path) -> None:
     else:
         name, stages = last
         console.print(stage_table(stages, console.width))
-        console.print(run_state(workspace, name, stages), markup=False)
+        console.print(run_state(workspace, name, stages), markup=False, soft_wrap=True)
     console.print(champion_line(workspace), markup=False, soft_wrap=True)
 
 

@@ -43,9 +43,8 @@ log = logging.getLogger(f"{__package__}.serve")  # __name__ is __main__ when run
 CHAT_PATHS = ("/v1/chat/completions", "/openai/v1/chat/completions")
 """OpenAI's and vLLM's path, and that of KServe's Hugging Face runtime."""
 
-OPEN_PATHS = re.compile(r"/|/docs|/metrics|/v2/health/(live|ready)|/v2/models/[^/]+/ready")
-"""What a server with a key shows without it: the page, which asks for the key, `/docs`, probes, and what Prometheus
-reads."""
+OPEN_PATHS = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v2/models/[^/]+/ready")
+"""What a server with a key shows without it: the page, which asks for the key, probes, and what Prometheus reads."""
 
 
 def page() -> tuple[str, str]:
