@@ -13,7 +13,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kfp import compiler, dsl, kubernetes
 
@@ -27,6 +27,7 @@ from ..components.evaluation import component as evaluation_stage
 from ..components.grpo import component as grpo_stage
 from ..components.sft import component as sft_stage
 from .config import Config
+from .form import SECTIONS, shown
 
 CONTROL_IMAGE = os.environ.get("VTHINK_IMAGE_CONTROL", "ghcr.io/vthink/vthink-control-python:0.1.0")
 ACCELERATOR = "nvidia.com/gpu"  # Kubernetes resource that evaluation asks for
@@ -76,11 +77,27 @@ def refuse(run: str, evaluation: str) -> str:
 
 
 @dsl.component(base_image=CONTROL_IMAGE, install_kfp_package=False)
-def begin(run: str, config: str) -> str:
-    """Begin the pipeline's run in MLflow; returns the run's context with it."""
+def begin(
+    run: str, config: str, model: str, video: str, data: str, sft: str, grpo: str, evaluation: str, deployment: str,
+    preset: str, rows: str, base_model: str, sft_steps: int, grpo_steps: int, training_pool: str,
+    train_sft: bool, train_grpo: bool,
+) -> NamedTuple(  # type: ignore[valid-type]
+    "Begun",
+    [("run", str), ("model", str), ("video", str), ("data", str), ("sft", str), ("grpo", str), ("evaluation", str),
+     ("deployment", str)],
+):  # fmt: skip
+    """Lay what was filled into KFP's form on the settings, and begin the pipeline's run in MLflow: the run's context
+    with it, and the sections."""
     from vthink.components.common.tracking.pipeline import begin_pipeline
+    from vthink.pipelines.form import fill_in
 
-    return begin_pipeline(run, config)
+    sections = {"model": model, "video": video, "data": data, "sft": sft, "grpo": grpo}
+    sections |= {"evaluation": evaluation, "deployment": deployment}
+    fields: dict[str, str | int | bool] = {"preset": preset, "rows": rows, "base_model": base_model}
+    fields |= {"sft_steps": sft_steps, "grpo_steps": grpo_steps, "training_pool": training_pool}
+    fields |= {"train_sft": train_sft, "train_grpo": train_grpo}
+    filled = fill_in(run, config, sections, fields)
+    return (begin_pipeline(filled["run"], filled["config"]), *(filled[name] for name in sections))
 
 
 @dsl.component(base_image=CONTROL_IMAGE, install_kfp_package=False)
@@ -114,11 +131,40 @@ def build(
     )  # fmt: skip
     def vthink(
         run: str, model: str, video: str, data: str, sft: str, grpo: str, evaluation: str, deployment: str,
-        config: str = "", train_sft: bool = True, train_grpo: bool = True,
+        config: str = "", train_sft: bool = True, train_grpo: bool = True, preset: str = "", rows: str = "",
+        base_model: str = "", sft_steps: int = 0, grpo_steps: int = 0, training_pool: str = "",
     ) -> None:  # fmt: skip
+        """Teach a multimodal LLM to reason over video, and serve it.
+
+        Args:
+            preset: A preset (vthink config presets) in place of the settings that the pipeline was compiled with; the fields below that are changed still count. Empty: those settings.
+            rows: The rows and their videos: s3://bucket/rows.jsonl, hf://datasets/owner/name/file, or 'synthesize' for a generated world. Empty: as in the settings.
+            base_model: The model to start from: a name on the hub, or an s3:// prefix. Empty: as in the settings.
+            sft_steps: Optimiser steps of SFT; -1: whole epochs (sft.num_epochs). 0: as in the settings.
+            grpo_steps: Steps of GRPO. 0: as in the settings.
+            training_pool: Pool (Kueue queue or node pool) of the training jobs. Empty: as in the settings.
+            train_sft: Whether SFT runs; off for rows without reasoning.
+            train_grpo: Whether GRPO runs.
+            run: Advanced. Name of the run, store, tracking and launcher, as JSON (RunContext).
+            model: Advanced. Section model of the configuration, as JSON (vthink config show model).
+            video: Advanced. Section video, as JSON.
+            data: Advanced. Section data, as JSON.
+            sft: Advanced. Section sft, as JSON.
+            grpo: Advanced. Section grpo, as JSON.
+            evaluation: Advanced. Section evaluation, with the gate's rules, as JSON.
+            deployment: Advanced. Section deployment, as JSON.
+            config: Advanced. The whole configuration that the pipeline was compiled with, as JSON: against it changes are seen.
+        """  # noqa: E501 (KFP's page shows each description as one text)
         if cluster is not None:
             closing: Any = dsl.ExitHandler(place(finish(run=run), "close the run"), name="pipeline")
-            run = place(begin(run=run, config=config), "begin the run").output
+            begun = begin(
+                run=run, config=config, model=model, video=video, data=data, sft=sft, grpo=grpo, evaluation=evaluation,
+                deployment=deployment, preset=preset, rows=rows, base_model=base_model, sft_steps=sft_steps,
+                grpo_steps=grpo_steps, training_pool=training_pool, train_sft=train_sft, train_grpo=train_grpo,
+            )  # fmt: skip
+            told = place(begun, "begin the run").outputs
+            run, model, video, data, sft, grpo = (told[name] for name in ("run", *SECTIONS[:5]))
+            evaluation, deployment = told["evaluation"], told["deployment"]
         else:
             closing = contextlib.nullcontext()
         with closing:
@@ -201,13 +247,11 @@ def for_cluster(config: Config) -> Config:
     return config.model_copy(update={"launch": launch, "deployment": deployment})
 
 
-def arguments(config: Config, context: RunContext) -> dict[str, str | bool]:
-    """The arguments: the run's context, each stage's section, and (for the record) the whole configuration, as JSON.
-    Each is one line, because KFP's compiler writes defaults into a comment of one line."""
-    names = ("model", "video", "data", "sft", "grpo", "evaluation", "deployment")
-    sections = {"run": context, **{name: getattr(config, name) for name in names}, "config": config}
-    enabled = {"train_sft": config.sft.enabled, "train_grpo": config.grpo.enabled}
-    return {**{name: section.to_json() for name, section in sections.items()}, **enabled}
+def arguments(config: Config, context: RunContext) -> dict[str, str | int | bool]:
+    """The arguments: the run's context, each stage's section and the whole configuration, as JSON, and what the fields
+    of the form show. Each is one line, because KFP's compiler writes defaults into a comment of one line."""
+    sections = {"run": context, **{name: getattr(config, name) for name in SECTIONS}, "config": config}
+    return {**{name: section.to_json() for name, section in sections.items()}, **shown(config)}
 
 
 def compile_to(path: str | Path, config: Config | None = None, evaluation_gpus: int = 1) -> Path:

@@ -68,7 +68,8 @@ class DataPrepConfig(Section):
     """Read only so many rows from the source; null: all."""
     holdout: dict[str, float] = Field(default={})
     """Share of the videos and images in the split ``train`` that go to another split, by its name, such as
-    ``{validation: 0.01}``: published training sets have no validation split. Decided by the name of the file."""
+    ``{validation: 0.01}``: published training sets have no validation split. Decided by the file's path from the rows
+    (or from its root), so that a set that is moved stays as it was split."""
     weights: dict[str, float] = Field(default={})
     """Mixture of the split ``train``, by ``source``, ``source/problem_type``, ``*/problem_type`` or ``*`` (the first
     that fits, in this order; rows that none fits are left out). The largest set of rows in which the groups are about

@@ -25,7 +25,7 @@ from .dataset.data_card import pass_rate
 from .dataset.ledger import kept_split
 from .formats.read import SourceRows, read_rows
 from .records import LAYOUT, Plan, Quarantined, Shard, ShardFile, media_id
-from .source import open_source, resolve_uri
+from .source import media_name, open_source, resolve_uri
 from .task import STAGE, TRANSFERS, PrepareTask, in_use, log, open_ledger, world_folder
 
 MIN_ROWS_PER_SHARD, FEW_SHARDS = 32, 4  # a shard takes seconds to start: with fewer rows there are fewer of them
@@ -56,15 +56,15 @@ def check_row(
     return row
 
 
-def hold_out(sample: Sample, holdout: Mapping[str, float]) -> Sample:
-    """The row in the split that its file goes to (`DataPrepConfig.holdout`)."""
-    split = held_out(sample.media.uri, holdout) if sample.split == "train" else sample.split
+def hold_out(sample: Sample, holdout: Mapping[str, float], name: str) -> Sample:
+    """The row in the split that its file, of this `media_name`, goes to (`DataPrepConfig.holdout`)."""
+    split = held_out(name, holdout) if sample.split == "train" else sample.split
     return sample if split == sample.split else sample.model_copy(update={"split": split})
 
 
-def held_out(uri: str, holdout: Mapping[str, float]) -> str:
-    """The split that a file of the split ``train`` goes to."""
-    drawn = _unit(f"holdout/{uri}")
+def held_out(name: str, holdout: Mapping[str, float]) -> str:
+    """The split that a file of the split ``train`` goes to, by its `media_name`."""
+    drawn = _unit(f"holdout/{name}")
     for split, share in sorted(holdout.items()):
         if drawn < share:
             return split
@@ -190,11 +190,12 @@ def _assign(
             quarantine = stack.enter_context((folder / "plan/quarantine.jsonl").open("w", encoding="utf-8"))
             for line, row in islice(rows, config.max_rows):
                 rows_in += 1
+                name = "" if isinstance(row, RowError) else media_name(row, base, rows.roots)
                 checked = check_row(line, row, base, ledger, None if rows.format.unique_ids else rows_in)
                 if isinstance(checked, Quarantined):
                     quarantine.write(checked.to_json() + "\n")
                     continue
-                sample = hold_out(checked, config.holdout)
+                sample = hold_out(checked, config.holdout, name)
                 if setting := excluding_setting(sample, config):
                     left_out[setting] += 1
                     continue

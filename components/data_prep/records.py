@@ -12,7 +12,7 @@ from ..common.storage.names import fingerprint, join
 from ..common.storage.s3 import Storage
 from ..common.video.config import MediaKind
 
-LAYOUT = 3  # version of what is written; part of the fingerprint
+LAYOUT = 4  # version of what is written; part of the fingerprint
 
 Reason = (
     Literal["unreadable_row", "duplicate_id", "missing_media", "damaged_media", "decode_limit", "short_video"]

@@ -4,10 +4,12 @@ import os
 import posixpath
 import re
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.errors import UserError
+from ..common.rows.sample import Sample
 from ..common.storage.names import split_uri
 from ..common.storage.s3 import Storage
 from .records import Reason
@@ -100,6 +102,21 @@ def local_problem(path: str) -> tuple[Reason, str] | None:
     except ValueError as error:  # a path with a null byte, for example
         return "missing_media", f"not a path: {error}"
     return None
+
+
+def media_name(row: Sample, base: str, roots: Mapping[str, str]) -> str:
+    """What the rows call a medium, wherever they lie: its path from its root or, where it has none, from the rows; its
+    full path or URI where it is elsewhere. ``row``: as it was read; ``base``: see `resolve_uri`."""
+    uri = row.media.uri.removeprefix("file://")
+    for top in (root_of(row, roots), base):
+        if top and uri.startswith(inside := top.rstrip("/") + "/"):
+            return posixpath.normpath(uri.removeprefix(inside))
+    return uri if "://" in uri else posixpath.normpath(uri)
+
+
+def root_of(row: Sample, roots: Mapping[str, str]) -> str | None:
+    """The folder or prefix that relative media paths of a row count from (`DataPrepConfig.roots`); None: the rows'."""
+    return roots.get(row.source, roots.get("*"))
 
 
 def resolve_uri(uri: str, base: str) -> str:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from ..common.rows.files import RowError
 from ..common.rows.sample import Sample
 from ..common.storage.s3 import Storage
 from .formats.columns import Columns, shown_columns
 from .formats.read import read_rows
 from .plan import IDS_TABLE, check_row
 from .records import Quarantined, Reason
-from .source import HUB, local_problem, open_source
+from .source import HUB, local_problem, media_name, open_source
 from .task import open_ledger
 
 EXAMPLES = 3  # good rows that are shown as they were understood
@@ -59,7 +60,7 @@ def validate_rows(
     format_name: str | None = None,
     roots: Mapping[str, str] | None = None,
     columns: Columns | None = None,
-    visit: Callable[[int, Sample], None] | None = None,
+    visit: Callable[[int, Sample, str], None] | None = None,
     max_rows: int | None = None,
     max_objects: int | None = None,
 ) -> FileReport:
@@ -70,7 +71,7 @@ def validate_rows(
         format_name: how the rows are written; None: as the first of them look.
         roots: where the media of each source are (`DataPrepConfig.roots`).
         columns: which column of a table is which field (`DataPrepConfig.columns`).
-        visit: called with the line and the sample of each good row.
+        visit: called with the line, the sample and the medium's `media_name` of each good row.
         max_rows: read only so many rows; None: all.
         max_objects: look for so many media in a store, which takes a request each; None: for all."""
     with contextlib.ExitStack() as stack:
@@ -84,6 +85,7 @@ def validate_rows(
                 report.whole = False
                 break
             report.rows += 1
+            media = "" if isinstance(row, RowError) else media_name(row, source.base, rows.roots)
             checked = check_row(line, row, source.base, ledger, None if rows.format.unique_ids else report.rows)
             if isinstance(checked, Quarantined):
                 report.add(checked)
@@ -108,7 +110,7 @@ def validate_rows(
             if len(report.examples) < EXAMPLES:
                 report.examples.append(checked)
             if visit is not None:
-                visit(line, checked)
+                visit(line, checked, media)
     return report
 
 

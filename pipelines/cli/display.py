@@ -30,6 +30,7 @@ _SYMBOLS = {
     "failed": ("✗", "red"),
 }
 _BAR, _BLOCKS = 10, "▁▂▃▄▅▆▇█"
+_BESIDE = 24  # columns of the stages' names and times
 _TELL_EVERY_S = 60.0  # without a terminal a running stage is told of this often
 
 
@@ -99,9 +100,11 @@ def stage_table(stages: Mapping[Stage, StageProgress], width: int = 80) -> Table
     for stage, progress in stages.items():
         symbol, style = _SYMBOLS[progress.status]
         time = clock(progress.seconds) if progress.started is not None else ""
-        lines = {"running": step_text(progress, width - 24), "failed": progress.line}
+        lines = {"running": step_text(progress, width - _BESIDE), "failed": progress.line}
         lines |= {"reused": "reused", "skipped": "skipped"}
-        made.add_row(Text(f"{symbol} {stage}", style), time, Text(lines.get(progress.status, ""), "dim"))
+        text = Text(lines.get(progress.status, ""), "dim")
+        text.truncate(max(1, width - _BESIDE), overflow="ellipsis")  # else a long line would take the names' columns
+        made.add_row(Text(f"{symbol} {stage}", style), time, text)
     return made
 
 

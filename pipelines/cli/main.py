@@ -54,6 +54,7 @@ COMMANDS = (
             "my.yaml --rows rows.csv\nmy.yaml --rows videos/ --preset laptop"),
     Command("Train", "run", "train:run", "the whole pipeline here, from rows to a served model",
             "--preset laptop --set launch.processes=2"),
+    Command("Train", "watch", "status:watch", "follow the run of this machine from another terminal"),
     Command("Train", "train", "", "one training stage by itself: sft or grpo"),
     Command("Train", "train sft", "train:sft", "", "--preset laptop --data world/rows.jsonl"),
     Command("Train", "train grpo", "train:grpo", "", "--policy s3://vthink/sft/0123456789abcdef/"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +11,14 @@ from typer import Argument, Option
 
 from ...components.common.config import STAGES, Stage
 from ...components.common.errors import UserError
-from ..run.status import champion_line, is_running, read_progress, stage_log
-from .display import stage_table
+from ..run.status import champion_line, is_running, read_progress, run_state, stage_log
+from .display import ProgressView, stage_table
 from .options import WORKSPACE, Folder, Namespace, OptionalHost, OptionalPreset, Overrides, Token, stage_named
 
 if TYPE_CHECKING:
     from ..kfp_client.connection import KfpConnection
+
+_WATCH_EVERY_S = 0.5
 
 
 def status(
@@ -57,6 +60,26 @@ def status(
                 console.print(line, markup=False, soft_wrap=True)
 
 
+def watch(workspace: Folder = WORKSPACE) -> None:
+    """Follow the last run of this machine, from any terminal, until it is over. Ctrl-C ends the watching, not the run.
+
+    Where there is no terminal, a line is printed when a stage begins or ends, and each minute."""
+    console = Console(highlight=False)
+    if read_progress(workspace) is None:
+        raise UserError(f"no run in {workspace} yet: vthink run")
+    with ProgressView(console) as view:
+        while True:
+            going_on = is_running(workspace)  # before what is read: the last look is at how it ended
+            last = read_progress(workspace)
+            if last is not None:
+                view.update(last[1])
+            if not going_on:
+                break
+            time.sleep(_WATCH_EVERY_S)
+    if last is not None:
+        console.print(run_state(workspace, *last), markup=False, soft_wrap=True)
+
+
 def _print_here(console: Console, workspace: Path) -> None:
     """The last run of this machine."""
     last = read_progress(workspace)
@@ -65,10 +88,7 @@ def _print_here(console: Console, workspace: Path) -> None:
     else:
         name, stages = last
         console.print(stage_table(stages, console.width))
-        ended = {progress.status for progress in stages.values()}
-        how = "runs" if is_running(workspace) else "failed" if "failed" in ended else "is over"
-        how = "was interrupted; vthink run goes on" if how == "is over" and ended & {"running", "waiting"} else how
-        console.print(f"run {name} {how}", markup=False)
+        console.print(run_state(workspace, name, stages), markup=False, soft_wrap=True)
     console.print(champion_line(workspace), markup=False, soft_wrap=True)
 
 

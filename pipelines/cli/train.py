@@ -20,6 +20,7 @@ from ..preflight.examine import require_run
 from ..run.execute import StageFailedError, run_pipeline
 from ..run.session import find_data, find_manifest, session
 from ..run.state import StagePreview, preview_stages
+from ..run.status import read_progress, repeated
 from ..run.summary import write_summary
 from .display import ProgressView, print_findings, show_summary, table
 from .options import REFUSED, WORKSPACE, Data, Folder, Overrides, Policy, Preset, Restart
@@ -43,6 +44,11 @@ def run(
         try:
             with ProgressView(console) as view:
                 outcome = run_pipeline(opened, from_stage, view.update)
+        except KeyboardInterrupt:
+            for progress in (read_progress(workspace) or ("", {}))[1].values():
+                if progress.status == "running":
+                    print(f"\n{repeated(workspace, progress)} (vthink run)", file=sys.stderr)
+            raise
         except StageFailedError as error:
             print(*(f"  {line}" for line in error.last_lines), sep="\n", file=sys.stderr)
             raise

@@ -9,6 +9,7 @@ from ...components.common.storage.s3 import Storage
 from ..config import Config
 from ..run.session import Session, is_rows
 from ..run.state import is_enabled
+from .evaluation import check_benchmarks, check_rewards
 from .finding import Finding, finding, require
 from .machine import check_accelerators, check_disk, check_model, check_tracking
 from .rows import examine_rows
@@ -24,6 +25,10 @@ def examine_run(opened: Session, stages: Collection[Stage] = STAGES, rows: bool 
     config = opened.config
     stages = [stage for stage in stages if is_enabled(config, stage)]
     count = (yield from examine_rows(config, stages, opened.storage)) if rows else 0
+    if "grpo" in stages and config.grpo.reward_config.extra:
+        yield finding("rewards", partial(check_rewards, config))
+    if "evaluate" in stages and config.evaluation.benchmarks:
+        yield finding("benchmarks", partial(check_benchmarks, config, opened.storage))
     yield finding("model", partial(check_model, config, opened.storage))
     yield finding("accelerators", partial(check_accelerators, config, stages))
     if config.storage.endpoint_url is None:

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 from collections.abc import Collection
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from ...components.common.config import ConfigError, Stage
@@ -32,7 +34,20 @@ def _shape(config: Config) -> Shape:
 
 
 def check_model(config: Config, storage: Storage | None) -> str:
-    """The base model: that it can be reached, and is of a known family."""
+    """The base model: that it can be reached, is of a known family, and takes frames of the size there will be."""
+    told = _reach_model(config, storage)
+    with suppress(ConfigError):
+        shape = _shape(config)
+        side, multiple = shape.patch * shape.merge, config.video.size_multiple
+        if multiple % side:
+            raise UserError(
+                f"{config.model.name} takes frames whose sides are multiples of {side}, and video.size_multiple is "
+                f"{multiple}; {settings(f'video.size_multiple={side}')}"
+            )
+    return told
+
+
+def _reach_model(config: Config, storage: Storage | None) -> str:
     name, store = config.model.name, storage or Storage(config.storage)
     if name == "tiny":
         return f"tiny, {_shape(config).parameters / 1e6:.2f} M parameters, built here"
@@ -75,6 +90,13 @@ def check_accelerators(config: Config, stages: Collection[Stage]) -> str:
         raise NotSeenError(f"{config.launch.processes * config.launch.nodes} on the cluster")
     if not training:
         return "no training"
+    if config.launch.nodes != 1:
+        raise UserError(f"launch.nodes={config.launch.nodes}, and this is one machine; {settings('launch.nodes=1')}")
+    vllm = config.grpo.vllm if "grpo" in training else None
+    if vllm is not None and vllm.mode == "colocate" and find_spec("vllm") is None:
+        raise UserError(
+            f"grpo.vllm needs vLLM, which is not installed here; {settings('grpo.vllm=null')}, or install it"
+        )
     try:
         shape = _shape(config)
     except ConfigError as error:

@@ -12,9 +12,10 @@ from ...components.common.rows.sample import Sample
 from ...components.common.storage.s3 import Storage
 from ...components.common.training.config import TrainingConfig
 from ...components.data_prep.config import SYNTHESIZE
-from ...components.data_prep.plan import excluding_setting, held_out, hold_out
+from ...components.data_prep.plan import excluding_setting, held_out, hold_out, mixture_group, mixture_shares
 from ...components.data_prep.validate import FileReport, validate_rows
 from ..config import Config
+from .evaluation import GateCensus
 from .finding import Finding, settings
 
 MAX_ROWS, MAX_OBJECTS = 20_000, 50
@@ -35,8 +36,15 @@ class RowCensus:
     no_response: list[int] = field(default_factory=list)  # lines of those from which SFT can write no response
     with_evidence: int = 0
     with_reasoning: int = 0
-    files: dict[str, str] = field(default_factory=dict)  # the split that each video or image had in the file
+    files: dict[str, str] = field(
+        default_factory=dict
+    )  # the split that each video or image, by its `media_name`, had in the file
     images: int = 0
+    groups: Counter[str] = field(default_factory=Counter)  # training rows by group of `DataPrepConfig.weights`
+    gate: GateCensus = field(init=False)  # of the rows that are evaluated
+
+    def __post_init__(self) -> None:
+        self.gate = GateCensus(self.config)
 
     @property
     def answer_format(self) -> str:
@@ -44,17 +52,21 @@ class RowCensus:
         response = self.config.sft.response
         return get_template(self.config.model.prompt).answer_format if response == "auto" else response
 
-    def add(self, line: int, row: Sample) -> None:
-        """Count a good row."""
-        self.files[row.media.uri] = row.split
+    def add(self, line: int, row: Sample, name: str) -> None:
+        """Count a good row. ``name``: its medium's `media_name`."""
+        self.files[name] = row.split
         self.with_evidence += bool(row.evidence)
         self.with_reasoning += bool(row.reasoning)
         self.images += row.media.kind == "image"
-        if excluding_setting(sample := hold_out(row, self.config.data.holdout), self.config.data):
+        if excluding_setting(sample := hold_out(row, self.config.data.holdout, name), self.config.data):
             return
         self.rows[sample.split] += 1
         self.kinds.setdefault(sample.split, Counter())[str(sample.metadata.get("kind", ""))] += 1
         self.types.setdefault(sample.split, Counter())[sample.problem_type] += 1
+        if (group := mixture_group(sample, self.config.data.weights)) is not None:
+            self.groups[group] += 1
+        if sample.split == self.config.evaluation.split:
+            self.gate.add(sample, name)
         for stage in _TRAINING:
             if sample.split == "train" and is_taken(sample, getattr(self.config, stage)):
                 self.trained[stage] += 1
@@ -86,13 +98,13 @@ def count_rows(config: Config, storage: Storage | None = None) -> tuple[FileRepo
 def holdout_shares(files: Mapping[str, str], wanted: Collection[str]) -> dict[str, float] | None:
     """The shares of `DataPrepConfig.holdout` that give each of these splits some of the training videos: at least five
     of them, or a tenth where there are fewer than fifty. None: there are too few videos to share."""
-    training = [uri for uri, split in files.items() if split == "train"]
+    training = [name for name, split in files.items() if split == "train"]
     least = max(1, min(5, len(training) // 10))
     for share in _SHARES:
         shares = dict.fromkeys(sorted(wanted), share)
         if sum(shares.values()) >= 0.7:
             return None
-        drawn = Counter(held_out(uri, shares) for uri in training)
+        drawn = Counter(held_out(name, shares) for name in training)
         if all(drawn[split] >= least for split in wanted) and drawn["train"] >= least:
             return shares
     return None
@@ -111,7 +123,10 @@ def examine_rows(
         yield Finding("rows", "unknown" if away else "bad", f"{error}; see data.source")
         return 0
     problems = [*_file_problems(report, config), *_split_problems(census, stages, report.whole)]
-    problems += [*_kind_problems(census, stages)] if report.whole else []
+    if report.whole:
+        problems += [*_mixture_problems(census), *_kind_problems(census, stages)]
+    if report.whole and "evaluate" in stages and census.rows[config.evaluation.split]:
+        problems += census.gate.problems()
     if "sft" in stages and census.no_response:
         problems.append(_no_reasoning(census))
     if not problems:
@@ -169,6 +184,14 @@ def _split_problems(census: RowCensus, stages: Collection[Stage], whole: bool) -
         else:
             how = settings(*(f"data.holdout.{name}={share:g}" for name, share in shares.items()))
             yield f"{what}; hold some of the videos out: {how}"
+
+
+def _mixture_problems(census: RowCensus) -> Iterator[str]:
+    try:
+        if census.rows["train"]:
+            mixture_shares(census.groups, census.config.data)
+    except UserError as error:
+        yield f"{error}; change data.weights"
 
 
 def _kind_problems(census: RowCensus, stages: Collection[Stage]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ...components.common.config import STAGES, Stage
 from ...components.common.errors import UserError
+from ...components.common.storage.names import SEAL
 from .progress import StageProgress
 
 _FILE = "progress.json"
@@ -61,6 +62,37 @@ def is_running(workspace: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def repeated(workspace: Path, progress: StageProgress) -> str:
+    """What the next run will do again of a stage that was cut off, from the checkpoints on this machine."""
+    stage, what = progress.stage, f"{progress.stage} begins anew"
+    if stage == "prepare":
+        return "prepare goes on; of each shard that was cut off about half a minute is repeated"
+    if stage == "evaluate":
+        return "evaluate goes on; a batch of answers is repeated"
+    if stage not in ("sft", "grpo"):
+        return what
+    seals = (workspace / "work" / stage).glob(f"*/checkpoints/checkpoint-*/{SEAL}")
+    newest = max(seals, key=lambda path: path.stat().st_mtime, default=None)
+    step = int(newest.parent.name.rpartition("-")[2]) if newest is not None else 0
+    if not step:
+        return f"{what}: no checkpoint was whole yet" + (f", {progress.done} steps are repeated" * bool(progress.done))
+    lost = max(0, progress.done - step)
+    return f"{stage} goes on from step {step}" + (f"; {lost} steps are repeated" if lost else "; nothing is repeated")
+
+
+def run_state(workspace: Path, run_id: str, stages: Mapping[Stage, StageProgress]) -> str:
+    """How the last run stands, in a line; where it was cut off, what the next one repeats."""
+    statuses = {progress.status for progress in stages.values()}
+    if is_running(workspace):
+        return f"run {run_id} runs"
+    cut_off = next((progress for progress in stages.values() if progress.status == "running"), None)
+    if cut_off is not None:
+        return f"run {run_id} was interrupted; vthink run goes on: {repeated(workspace, cut_off)}"
+    if "failed" in statuses:
+        return f"run {run_id} failed"
+    return f"run {run_id} was interrupted; vthink run goes on" if "waiting" in statuses else f"run {run_id} is over"
 
 
 def champion_line(workspace: Path) -> str:

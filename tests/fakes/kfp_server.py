@@ -362,9 +362,9 @@ class KfpServer:
         }
         if (lacking := required - set(told)) or (unknown := set(told) - set(wanted)):
             raise ApiError(400, f"parameters: {sorted(lacking or unknown)}")
-        kinds = {"STRING": str, "BOOLEAN": bool}
+        kinds = {"STRING": str, "BOOLEAN": bool, "NUMBER_INTEGER": int}
         for name, value in told.items():
-            if not isinstance(value, kinds[wanted[name]["parameterType"]]):
+            if type(value) is not kinds[wanted[name]["parameterType"]]:  # to Python True is an integer
                 raise ApiError(400, f"parameter {name} is no {wanted[name]['parameterType']}")
 
     def _createrun(self, given: dict[str, str], sent: Any) -> Any:

@@ -557,10 +557,10 @@ def test_the_server_refuses_parameters_that_the_pipeline_does_not_take(
     keys = ("display_name", "experiment_id", "pipeline_version_reference", "runtime_config")
     good = {key: run[key] for key in keys}
     assert ask(kfp, "POST", "/runs", good) == 200
-    for change in ({"runn": "x"}, {"train_sft": "yes"}):
+    for change in ({"runn": "x"}, {"train_sft": "yes"}, {"sft_steps": True}):
         parameters = {**run["runtime_config"]["parameters"], **change}
         assert ask(kfp, "POST", "/runs", {**good, "runtime_config": {"parameters": parameters}}) == 400
-    assert len(kfp.violations) == 2
+    assert len(kfp.violations) == 3
     kfp.violations.clear()
 
 

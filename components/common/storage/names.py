@@ -11,6 +11,7 @@ from ..context import RunContext
 from ..errors import UserError
 
 COMPLETE = "_COMPLETE.json"  # marker of a finished folder; written after everything it lists
+SEAL = "sealed.json"  # a checkpoint's list of files on the machine that trains, written last
 JOURNAL = "_UPLOAD.json"  # what an unfinished upload has sent so far; gone once the folder is complete
 MANIFEST = "manifest.json"  # marker of a finished stage
 

@@ -15,10 +15,10 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
+from ..storage.names import SEAL
 from ..storage.s3 import Storage
 from .processes import barrier, in_group, local_rank, node_rank, rank
 
-SEAL = "sealed.json"  # a checkpoint's list of files, written last
 _SENDING = "sending"  # below the checkpoints' folder: hard links to what is on its way to the store
 STOPPED_EXIT_CODE = 143  # expected of a process that SIGTERM ended; whoever started it starts it again, and it resumes
 

@@ -14,6 +14,7 @@ from typing import IO, Any
 from ...common.errors import UserError
 from ...common.rows.files import MAX_LINE_BYTES, RowError, numbered_objects, parse_row, raw_text, refuse_constant
 from ...common.rows.sample import Sample
+from ..source import root_of
 from .columns import Columns, by_field, check_columns, columns_of
 from .format import ROW_FAULTS, Format
 from .registry import FORMATS
@@ -205,7 +206,7 @@ class SourceRows:
 
     def _rooted(self, sample: Sample) -> Sample:
         uri = sample.media.uri
-        root = self.roots.get(sample.source, self.roots.get("*"))
+        root = root_of(sample, self.roots)
         if root is None or "://" in uri or posixpath.isabs(uri):
             return sample
         return sample.model_copy(update={"media": sample.media.model_copy(update={"uri": posixpath.join(root, uri)})})

@@ -8,6 +8,7 @@ import argparse
 import base64
 import hashlib
 import hmac
+import html
 import importlib.resources
 import logging
 import os
@@ -48,25 +49,31 @@ OPEN_PATHS = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v2/models/[^/]+/re
 
 def page() -> tuple[str, str]:
     """The page and its Content-Security-Policy, which admits its own script and style and no others."""
-    html = importlib.resources.files(__package__).joinpath("page.html").read_text("utf-8")
+    text = importlib.resources.files(__package__).joinpath("page.html").read_text("utf-8")
 
     def source(tag: str) -> str:
-        inner = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
-        digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in inner)
+        inner = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digests = (base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in inner)
         return " ".join(f"'sha256-{digest}'" for digest in digests)
 
     policy = (
         f"default-src 'none'; script-src {source('script')}; style-src {source('style')}; connect-src 'self'; "
         "media-src blob:; img-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    return html, policy
+    return text, policy
+
+
+def api_description(config: ServerConfig, host: str) -> str:
+    """The page at ``/docs``: what can be asked, with examples for this server. ``host``: as the caller named it."""
+    text = importlib.resources.files(__package__).joinpath("docs.html").read_text("utf-8")
+    return text.replace("MODEL", html.escape(config.model_name)).replace("URL/", f"http://{html.escape(host)}/")
 
 
 def build_routes(chat: ChatCompletions, config: ServerConfig, about: Json) -> list[BaseRoute]:
     """All routes. ``about`` is what `GET /v1/models` says about the model beyond its name."""
     card = {"id": config.model_name, "object": "model", "created": int(time.time()), "owned_by": "vthink", **about}
     listed = {"object": "list", "data": [card], "models": [config.model_name]}  # `models` is KServe's own answer
-    models, (html, policy) = JSONResponse(listed), page()
+    models, (text, policy) = JSONResponse(listed), page()
     model = JSONResponse({**card, "name": config.model_name, "ready": True})  # the last two are KServe's
 
     async def other_model(request: Request) -> Response:
@@ -75,13 +82,20 @@ def build_routes(chat: ChatCompletions, config: ServerConfig, about: Json) -> li
         return JSONResponse(ApiError(404, words, "model", "model_not_found").body, 404)
 
     headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
-    index = HTMLResponse(html, headers=headers | {"referrer-policy": "no-referrer", "cache-control": "no-cache"})
+
+    async def docs(request: Request) -> Response:
+        shown = api_description(config, request.headers.get("host", "127.0.0.1"))
+        plain = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
+        return HTMLResponse(shown, headers=headers | {"content-security-policy": plain})
+
+    index = HTMLResponse(text, headers=headers | {"referrer-policy": "no-referrer", "cache-control": "no-cache"})
     answers: dict[str, Response] = {"/": index}
     for base in ("/v1/models", "/openai/v1/models"):
         answers |= {base: models, f"{base}/{config.model_name}": model}
     return [
         *(Route(path, chat, methods=["POST"]) for path in CHAT_PATHS),
         *(Route(path, answer, methods=["GET"]) for path, answer in answers.items()),
+        Route("/docs", docs, methods=["GET"]),
         *(Route(f"{base}/v1/models/{{name}}", other_model, methods=["GET"]) for base in ("", "/openai")),
     ]
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from vthink.components.common.config import ConfigError
 from vthink.pipelines import config
-from vthink.pipelines.config import Config, load, presets, to_yaml
+from vthink.pipelines.config import Config, load, presets, to_commented_yaml, to_yaml
 
 PRESETS = Path(config.__file__).parent / "presets"
 
@@ -164,6 +164,32 @@ def test_a_mistake_in_a_file_is_one_line_with_file_line_and_key(written, text, m
     assert "\n" not in said
     assert "my.yaml" in said
     assert re.search(message, said), said
+
+
+def test_all_mistakes_are_told_at_once_each_with_its_place(written):
+    path = written("extends: laptop\ngrpo:\n  lr: 1\n  max_steps: many\nsfft: {}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path, ["video.num_frames=0"])
+    first, *lines = str(caught.value).splitlines()
+    assert first == "4 mistakes:"
+    wanted = (
+        "my.yaml:3: unknown key 'grpo.lr'; did you mean 'learning_rate'?",
+        "my.yaml:4: 'grpo.max_steps'",
+        "my.yaml:5: unknown key 'sfft'; did you mean 'sft'?",
+        "--set video.num_frames=0: 'video.num_frames'",
+    )
+    assert all(any(text in line for line in lines) for text in wanted), lines
+    assert len(lines) == 4
+
+
+def test_each_key_that_is_shown_has_a_comment_that_says_what_it_is(tmp_path):
+    config = load("laptop")
+    text = to_commented_yaml(config, "grpo")
+    lines = text.splitlines()
+    place = next(index for index, line in enumerate(lines) if line.strip().startswith("learning_rate:"))
+    assert lines[place - 1].strip().startswith("# ")
+    (tmp_path / "my.yaml").write_text(to_commented_yaml(config))
+    assert load(tmp_path / "my.yaml") == config
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from vthink.components.common.errors import UserError
 from vthink.components.data_prep import plan as plan_module
 from vthink.components.data_prep.records import Plan, Shard
 
-from .conftest import Run, Source, make_row
+from .conftest import Run, Source, make_row, write_rows
 
 
 def planned(run: Run, source: str, **section: Any) -> tuple[Plan, list[dict[str, Any]]]:
@@ -33,6 +35,28 @@ def test_a_share_of_the_training_videos_is_held_out_with_all_their_rows(run: Run
     assert not videos["train"] & videos["validation"]
     assert 1 <= len(videos["validation"]) <= 8
     assert len(kept) == 24
+
+
+def splits_by_name(kept: list[dict[str, Any]]) -> dict[str, str]:
+    return {posixpath.basename(row["media"]["uri"]): row["split"] for row in kept}
+
+
+def test_a_set_that_is_moved_holds_out_the_same_videos(run: Run, tmp_path: Path) -> None:
+    split = []
+    for place in ("here", "elsewhere/deeper"):
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        for absolute in (False, True):  # a row may name its file either way
+            rows = [make_row(n, f"{folder}/videos/{n}.mp4" if absolute else f"videos/{n}.mp4") for n in range(40)]
+            source = str(write_rows(folder / f"{absolute}.jsonl", rows))
+            split.append(splits_by_name(planned(run, source, holdout={"validation": 0.4})[1]))
+        rows = [make_row(n, f"{n}.mp4") for n in range(40)]
+        source = str(write_rows(folder / "rooted.jsonl", rows))
+        rooted = splits_by_name(planned(run, source, holdout={"validation": 0.4}, roots={"*": f"{folder}/v"})[1])
+        split.append(rooted)
+    assert len(set(split[0].values())) == 2
+    assert split[0] == split[1] == split[3] == split[4]
+    assert split[2] == split[5]
 
 
 def test_a_mixture_has_the_configured_proportions_and_says_what_it_leaves_out(run: Run, source: Source) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -70,3 +71,23 @@ def test_mistakes_are_told_with_file_and_line_and_the_exit_code_is_1(world: Path
     code, output = validate(world / "rows.jsonl", "--format", "video_r1")
     assert code == 1
     assert "not a row of video_r1" in output
+
+
+def test_a_page_is_written_where_most_rows_are_in_quarantine_and_says_why(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "MLFLOW_", "VTHINK_S3", "VTHINK_STORAGE")):
+            monkeypatch.delenv(name)
+    rows = (world / "rows.jsonl").read_text().splitlines()
+    lost = [json.loads(row) for row in rows]
+    for number, row in enumerate(lost):
+        row |= {"id": f"lost-{number}", "media": {**row["media"], "uri": f"videos/lost-{number}.mp4", "sha256": None}}
+    (world / "lost.jsonl").write_text("\n".join([*rows, *map(json.dumps, lost)]) + "\n")
+    page, workspace = tmp_path / "data.html", tmp_path / ".vthink"
+    command = ["data", "report", str(world / "lost.jsonl"), "-o", str(page), "--workspace", str(workspace)]
+    result = CliRunner().invoke(app, [*command, "--set", "data.workers=1"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    text = page.read_text("utf-8")
+    assert "there is no such file" in text
+    assert "lost-0.mp4" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -43,11 +44,58 @@ def test_progress_comes_back_as_it_was(workspace: Path) -> None:
 def test_status_shows_stages_and_the_model_in_service(workspace: Path) -> None:
     output = show(workspace, "status")
     assert "3/9 · 2 min left" in output
-    assert "run my-1 was interrupted; vthink run goes on" in output
+    assert (
+        "run my-1 was interrupted; vthink run goes on: sft begins anew: no checkpoint was whole yet, 3 steps" in output
+    )
     assert "champion: none yet" in output
     with Workspace(workspace).lock():
         assert is_running(workspace)
         assert "run my-1 runs" in show(workspace, "status")
+
+
+def checkpoint(workspace: Path, stage: str, step: int) -> None:
+    folder = workspace / f"work/{stage}/0123/checkpoints/checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "sealed.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("stage", "done", "steps", "expected"),
+    [
+        ("sft", 47, [20, 40], "sft goes on from step 40; 7 steps are repeated"),
+        ("grpo", 40, [40], "grpo goes on from step 40; nothing is repeated"),
+        ("grpo", 0, [], "grpo begins anew: no checkpoint was whole yet"),
+        ("evaluate", 9, [], "evaluate goes on; a batch of answers is repeated"),
+        ("prepare", 9, [], "about half a minute is repeated"),
+        ("register", 0, [], "register begins anew"),
+    ],
+)
+def test_a_run_that_was_cut_off_says_what_is_repeated(tmp_path: Path, stage, done, steps, expected) -> None:
+    for step in steps:
+        checkpoint(tmp_path, stage, step)
+    torn = tmp_path / f"work/{stage}/0123/checkpoints/checkpoint-60"  # without its seal
+    torn.mkdir(parents=True)
+    ProgressFile(tmp_path, "my-1").update({stage: StageProgress(stage, status="running", done=done, total=99)})
+    assert expected in show(tmp_path, "status").replace("\n", " ")
+
+
+def test_watching_follows_a_run_to_its_end(workspace: Path) -> None:
+    ended = {stage: StageProgress(stage, status="done", seconds=3.0) for stage in STAGES}
+    with Workspace(workspace).lock():
+        timer = threading.Timer(0.7, lambda: ProgressFile(workspace, "my-1").update(ended))
+        timer.start()
+        command = [sys.executable, "-m", "vthink.pipelines.cli.main", "watch", "--workspace", str(workspace)]
+        watching = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        timer.join()
+        time.sleep(1.5)
+    output, _ = watching.communicate(timeout=60)
+    assert output.splitlines()[-1] == "run my-1 is over"
+    assert "✓ grpo done 3 s" in output
+
+
+def test_there_is_nothing_to_watch_before_a_run(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["watch", "--workspace", str(tmp_path)])
+    assert "no run in" in str(result.exception)
 
 
 def test_status_without_a_run_says_how_to_start_one(tmp_path: Path) -> None:

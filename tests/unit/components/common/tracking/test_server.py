@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from vthink.components.common.context import RunContext
 from vthink.components.common.launch.process import LaunchError
 from vthink.components.common.tracking.config import TrackingConfig
 from vthink.components.common.tracking.run import Tracker
-from vthink.components.common.tracking.server import start_ui
+from vthink.components.common.tracking.server import is_taken, start_ui
 
 
 def start(context: RunContext, fingerprint: str = "0123", stage: str = "sft", **config: Any) -> Tracker:
@@ -46,6 +47,17 @@ def test_the_user_interface_shows_runs_and_artifacts_and_ends_with_us(
 def test_the_user_interface_of_a_tracking_server_is_its_own(context: RunContext, tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="already runs at http://team:5000: open it"):
         start_ui(TrackingConfig(uri="http://u:p@team:5000"), context.storage, "s3://b/", tmp_path / "log")
+
+
+def test_a_port_on_which_another_server_answers_is_refused_at_once(context: RunContext, tmp_path: Path) -> None:
+    with socket.socket() as other:  # it would be asked for its health in the place of ours
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(LaunchError, match=f"port {port} is taken by another program"):
+            start_ui(context.tracking, context.storage, "s3://b/", tmp_path / "ui.log", port)
+    assert not (tmp_path / "ui.log").exists()  # nothing was started
+    assert not is_taken(port)
 
 
 def test_a_user_interface_that_cannot_start_says_why(context: RunContext, artifact_root: str, tmp_path: Path) -> None:
