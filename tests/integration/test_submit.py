@@ -439,9 +439,9 @@ def vthink(*arguments: str) -> tuple[int, str]:
 
 
 def write_rows(path: Path, *pictures: str) -> None:
-    """A row for each split, about a picture that is there."""
+    """A row for each split, and one more to compare models on, about pictures that are there."""
     with path.open("w") as file:
-        for split, name in zip(("train", "validation", "test"), pictures, strict=True):
+        for split, name in zip(("train", "validation", "test", "test"), pictures, strict=True):
             Image.new("RGB", (8, 8)).save(path.parent / name)
             row = {"id": name, "media": {"kind": "image", "uri": name}, "question": "Which?", "options": ["a", "b"]}
             row |= {"problem_type": "multiple_choice", "answer": "A", "reasoning": "It is.", "split": split}
@@ -453,7 +453,7 @@ def test_commands_from_submission_to_the_end(
     kfp: KfpServer, s3: StorageConfig, tracking: TrackingConfig, tmp_path: Path
 ):
     rows = tmp_path / "rows.jsonl"
-    write_rows(rows, "a.png", "b.png", "c.png")
+    write_rows(rows, "a.png", "b.png", "c.png", "d.png")
     settings = ["--preset", "laptop", "--set", f"data.source={rows}"]
     submitted, result = in_background(lambda: vthink("submit", *settings, "--wait"))
     wait_for(lambda: bool(kfp.runs), 60)
@@ -468,7 +468,7 @@ def test_commands_from_submission_to_the_end(
     code, output = vthink("submit", *settings, "--when-data-changes")
     assert (code, len(kfp.runs)) == (0, 1)
     assert "nothing to do" in output
-    write_rows(rows, "a.png", "b.png", "d.png")
+    write_rows(rows, "a.png", "b.png", "c.png", "e.png")
     assert vthink("submit", *settings, "--when-data-changes")[0] == 0
     assert len(kfp.runs) == 2
 
