@@ -237,7 +237,8 @@ class _Stage:
             opening += filter(None, [grounding_sentence(pair[1], config.resampling)])
             for sentence in opening:
                 print(f"evaluate: {sentence}", flush=True)
-            tracker.set_tags({"mlflow.note.content": "\n\n".join(opening)})
+            if opening:  # else the run keeps the description that it has
+                tracker.set_tags({"mlflow.note.content": "\n\n".join(opening)})
             if on_benchmarks:
                 page = benchmark_page(on_benchmarks, config)
                 storage.write_bytes(files["benchmarks"], page.encode())
